@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
+.PHONY: help setup demo test test-unit lint format bench lock generate clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+UV := .uv/bin/uv
+BIN := .venv/bin
+STACK ?= embedded
+WORKERS ?= 3
+PYTEST_ARGS ?=
+
+help:  ## what can be done here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stepstream needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.13 ...")'
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-warn-script-location --root-user-action=ignore --upgrade --target .uv uv==$(UV_VERSION)
+
+.venv/.installed: requirements-dev.txt pyproject.toml | $(UV)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/.installed  ## make .venv with everything in it
+
+demo: setup  ## the whole pipeline in a minute, in the terminal
+	@$(BIN)/stepstream demo
+
+test: setup  ## unit and integration tests; STACK=docker runs them on containers
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+test-unit: setup  ## only what needs no server
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+lint: setup  ## style, types, import contracts, SQL, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/squawk migrations/*.sql
+	$(BIN)/python -m schemas.generate --check
+
+format: setup  ## write code the way lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: setup  ## write the generated files of schemas/ anew
+	$(BIN)/python -m schemas.generate
+
+bench: setup  ## how fast the consumers drain a backlog, against COPY in the same run
+	$(BIN)/python -m benchmarks.drain
+
+lock: $(UV)  ## pin the dependencies anew
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.txt
+
+clean:  ## remove what setup, tests and demo left here
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,23 @@
+"""The contract of the topic `walkthrough.progress.v1`: what an event is, and nothing else."""
+
+from schemas.events import (
+    DEAD_LETTER_SUFFIX,
+    TOPIC,
+    Event,
+    EventError,
+    Rejection,
+    StepCompleted,
+    decode,
+    encode_metadata,
+)
+
+__all__ = [
+    "DEAD_LETTER_SUFFIX",
+    "TOPIC",
+    "Event",
+    "EventError",
+    "Rejection",
+    "StepCompleted",
+    "decode",
+    "encode_metadata",
+]

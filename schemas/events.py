@@ -1,0 +1,193 @@
+"""Events of `walkthrough.progress.v1`, and how a consumer reads one from raw bytes."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, core_schema
+
+TOPIC: Final = "walkthrough.progress.v1"
+DEAD_LETTER_SUFFIX: Final = ".dlq"
+
+#: How far ahead of the consumer's clock an event may be, in milliseconds.
+MAX_AHEAD_MS: Final = 24 * 60 * 60 * 1000
+#: The last millisecond of the year 9999: past it a time has no calendar date in most languages.
+MAX_TIME_MS: Final = 253_402_300_799_999
+#: Size of `metadata` as compact JSON in UTF-8, in bytes.
+MAX_METADATA_BYTES: Final = 8 * 1024
+
+
+class Rejection(StrEnum):
+    """Why an event is refused: the error class that its dead letter carries."""
+
+    EMPTY = "empty-value"
+    NOT_JSON = "not-json"
+    UNKNOWN_TYPE = "unknown-type"
+    INVALID = "invalid-event"
+    IN_THE_FUTURE = "in-the-future"
+    UNKNOWN_USER = "unknown-user"
+    UNKNOWN_WALKTHROUGH = "unknown-walkthrough"
+    UNKNOWN_STEP = "unknown-step"
+    UNKNOWN_SERVER = "unknown-server"
+    UNKNOWN_SESSION = "unknown-session"
+    STEP_OF_ANOTHER_WALKTHROUGH = "step-of-another-walkthrough"
+    REFUSED_BY_DATABASE = "refused-by-database"
+
+
+class EventError(ValueError):
+    """A value that is no event of the contract; `rejection` is the class, the text says what to mend."""
+
+    def __init__(self, rejection: Rejection, message: str) -> None:
+        super().__init__(message)
+        self.rejection = rejection
+
+
+def encode_metadata(metadata: dict[str, Any]) -> str:
+    """Metadata as compact JSON text, the form that is measured and stored.
+
+    Raises:
+        ValueError: larger than 8 KiB, a NUL character, or a number that JSON text cannot carry.
+    """
+    if not metadata:
+        return "{}"
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if len(text) * 4 > MAX_METADATA_BYTES and len(text.encode()) > MAX_METADATA_BYTES:
+        raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes")
+    if "\\u0000" in text and _has_nul(metadata):
+        raise ValueError("metadata holds a NUL character, which PostgreSQL cannot store")
+    return text
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return any(map(_has_nul, value))
+    return False
+
+
+def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
+    encode_metadata(metadata)
+    return metadata
+
+
+Identifier = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$"),
+]
+EventId = Annotated[
+    str,
+    StringConstraints(
+        to_lower=True,
+        pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+    ),
+    Field(json_schema_extra={"format": "uuid"}),
+]
+Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
+
+
+class StepCompleted(BaseModel):
+    """Somebody completed a step of a walkthrough.
+
+    The event with the smallest `(completed_at, event_id)` is the one that counts for a user and step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["step-completed"]
+    event_id: EventId = Field(description="A UUID, the same in every copy of the event; version 7 is best.")
+    mcp_server_user_id: Identifier = Field(description="Who; also the key of the Kafka record.")
+    walkthrough_id: Identifier
+    step_id: Identifier = Field(description="The completed step; it belongs to the walkthrough.")
+    mcp_server_id: Identifier = Field(description="The MCP server that led the person here.")
+    mcp_server_session_id: Identifier
+    completed_at: int = Field(
+        strict=True,
+        ge=0,
+        le=MAX_TIME_MS,
+        description="Milliseconds since the epoch, written without fraction or exponent; at most 24 hours "
+        "ahead of the consumer's clock.",
+    )
+    metadata: Metadata | None = Field(
+        default=None, description="Free JSON, at most 8 KiB as compact UTF-8, without NUL characters."
+    )
+
+
+class _UnionOnType:
+    """Makes a union that is told apart by `type`, also while it has a single member."""
+
+    def __init__(self, *members: type[BaseModel]) -> None:
+        self.members = members
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {m.model_fields["type"].annotation.__args__[0]: m for m in self.members}  # type: ignore[union-attr]
+        return core_schema.tagged_union_schema(
+            {tag: handler.generate_schema(member) for tag, member in choices.items()}, discriminator="type"
+        )
+
+
+Event: TypeAlias = Annotated[StepCompleted, _UnionOnType(StepCompleted)]
+EVENT: Final[TypeAdapter[StepCompleted]] = TypeAdapter(Event)
+
+
+def decode(value: bytes | None, now_ms: int) -> StepCompleted:
+    """Reads the value of a Kafka record.
+
+    Args:
+        value: the record's value, UTF-8 JSON; None for a tombstone.
+        now_ms: the consumer's clock, milliseconds since the epoch.
+
+    Raises:
+        EventError: what is wrong, with its class.
+    """
+    if not value:
+        raise EventError(Rejection.EMPTY, "the record has no value; an event is a JSON object")
+    try:
+        event = EVENT.validate_json(value)
+    except ValidationError as error:
+        raise _explain(error) from None
+    if event.completed_at > now_ms + MAX_AHEAD_MS:
+        raise EventError(
+            Rejection.IN_THE_FUTURE,
+            f"completed_at: {event.completed_at} is more than 24 hours ahead; it is in milliseconds",
+        )
+    return event
+
+
+_CLASS_OF_ERROR: Final = {
+    "json_invalid": Rejection.NOT_JSON,
+    "union_tag_invalid": Rejection.UNKNOWN_TYPE,
+}
+
+
+def _explain(error: ValidationError) -> EventError:
+    """The first problems, by field, without the values: a dead letter's header is no place for content."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
+    told = [
+        f"{'.'.join(str(part) for part in p['loc'][1:]) or 'event'}: {_without_content(p['type'], p['msg'])}"
+        for p in problems[:3]
+    ]
+    if len(problems) > 3:
+        told.append(f"and {len(problems) - 3} more")
+    return EventError(rejection, "; ".join(told))
+
+
+def _without_content(kind: str, message: str) -> str:
+    if kind == "union_tag_invalid":
+        return "its `type` is not one that this contract knows"
+    if kind == "union_tag_not_found":
+        return "it has no `type`"
+    return message

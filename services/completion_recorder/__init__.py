@@ -1,0 +1,1 @@
+"""The one judge: events in, completions out."""

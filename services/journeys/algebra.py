@@ -1,0 +1,170 @@
+"""Journeys, what they contribute to the Sankey, and the difference that a change makes.
+
+A journey is one user in one walkthrough: its completions in `(completed_at, id)` order. It contributes
+one transition per step and one ending, all filed under its cohort: its walkthrough, and the server and
+the UTC day where it began. Hence, at every node `(position, step)` of every cohort,
+
+    journeys in = journeys out + journeys ended there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+_EPOCH: Final = date(1970, 1, 1)
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """What one user did in one walkthrough, in order.
+
+    `step_ids[i]` was completed at `completed_at[i]` (milliseconds since the epoch, never falling);
+    `mcp_server_id` is the server of the first completion. Without steps there is no journey.
+    """
+
+    walkthrough_id: str
+    mcp_server_id: str | None
+    step_ids: Sequence[str]
+    completed_at: Sequence[int]
+
+
+class TransitionKey(NamedTuple):
+    """A link of the Sankey within a cohort; at position 0 it comes from the start, `from_step_id` None."""
+
+    walkthrough_id: str
+    mcp_server_id: str
+    began_on: date
+    position: int
+    from_step_id: str | None
+    to_step_id: str
+
+
+class EndingKey(NamedTuple):
+    """Where journeys of a cohort stand: steps done, the step they are at, the day they were last active."""
+
+    walkthrough_id: str
+    mcp_server_id: str
+    began_on: date
+    steps_done: int
+    step_id: str | None
+    last_active_on: date
+
+
+class Flow(NamedTuple):
+    """How many journeys took a transition, and the sum of the milliseconds they took for it."""
+
+    journeys: int
+    elapsed_ms: int
+
+
+@dataclass(slots=True)
+class Contributions:
+    """Amounts by key; amounts that are zero are left out, so that equal contributions compare equal."""
+
+    transitions: dict[TransitionKey, Flow] = field(default_factory=dict)
+    endings: dict[EndingKey, int] = field(default_factory=dict)
+
+
+#: What has to be added to counts to follow a change: contributions whose amounts may be negative.
+Delta = Contributions
+
+
+@lru_cache(maxsize=4096)
+def _day(number: int) -> date:
+    return _EPOCH + timedelta(days=number)
+
+
+def utc_day(ms: int) -> date:
+    """The UTC day of a time in milliseconds since the epoch."""
+    return _day(ms // _DAY_MS)
+
+
+def contributions(journey: Journey) -> Contributions:
+    """What a journey adds to the Sankey: nothing where it has no steps."""
+    delta = Contributions()
+    _contribute(delta, journey, 0, 1)
+    return delta
+
+
+def difference(old: Journey, new: Journey) -> Delta:
+    """`contributions(new) - contributions(old)`, without the parts that both share."""
+    delta = Contributions()
+    accumulate(delta, old, new)
+    return delta
+
+
+def accumulate(total: Delta, old: Journey, new: Journey) -> None:
+    """Adds `difference(old, new)` to `total` in place.
+
+    Steps that both journeys begin with are skipped when the cohort is the same too: their transitions
+    cancel. A journey that goes on by one step costs one transition and two endings, however long it is.
+    """
+    shared = _shared_prefix(old, new)
+    _contribute(total, old, shared, -1)
+    _contribute(total, new, shared, 1)
+
+
+def add(total: Delta, delta: Delta) -> None:
+    """Adds `delta` to `total` in place."""
+    for transition, flow in delta.transitions.items():
+        _add_flow(total.transitions, transition, flow.journeys, flow.elapsed_ms)
+    for ending, journeys in delta.endings.items():
+        _add_ending(total.endings, ending, journeys)
+
+
+def _shared_prefix(old: Journey, new: Journey) -> int:
+    if not old.step_ids or not new.step_ids or old.walkthrough_id != new.walkthrough_id:
+        return 0
+    if old.mcp_server_id != new.mcp_server_id:
+        return 0
+    if old.completed_at[0] // _DAY_MS != new.completed_at[0] // _DAY_MS:
+        return 0
+    shared = 0
+    for a, b, at, bt in zip(old.step_ids, new.step_ids, old.completed_at, new.completed_at, strict=False):
+        if a != b or at != bt:
+            break
+        shared += 1
+    return shared
+
+
+def _contribute(total: Delta, journey: Journey, first: int, sign: int) -> None:
+    """Adds, or takes away, the transitions from position `first` on, and the ending."""
+    steps, times = journey.step_ids, journey.completed_at
+    if not steps:
+        return
+    server = journey.mcp_server_id
+    if server is None:
+        raise ValueError("a journey with steps has the server where it began")
+    walkthrough = journey.walkthrough_id
+    began_on = utc_day(times[0])
+    for position in range(first, len(steps)):
+        before = position - 1
+        elapsed = times[position] - times[before] if position else 0
+        key = TransitionKey(
+            walkthrough, server, began_on, position, steps[before] if position else None, steps[position]
+        )
+        _add_flow(total.transitions, key, sign, sign * elapsed)
+    ending = EndingKey(walkthrough, server, began_on, len(steps), steps[-1], utc_day(times[-1]))
+    _add_ending(total.endings, ending, sign)
+
+
+def _add_flow(flows: dict[TransitionKey, Flow], key: TransitionKey, journeys: int, elapsed_ms: int) -> None:
+    before = flows.get(key)
+    if before is not None:
+        journeys += before.journeys
+        elapsed_ms += before.elapsed_ms
+    if journeys or elapsed_ms:
+        flows[key] = Flow(journeys, elapsed_ms)
+    elif before is not None:
+        del flows[key]
+
+
+def _add_ending(endings: dict[EndingKey, int], key: EndingKey, journeys: int) -> None:
+    after = endings.get(key, 0) + journeys
+    if after:
+        endings[key] = after
+    else:
+        endings.pop(key, None)

@@ -1,0 +1,1 @@
+"""`stepstream`, the operator's command line."""

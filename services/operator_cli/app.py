@@ -1,0 +1,238 @@
+"""The commands of `stepstream`. Each imports what it needs when it runs, so that help is quick."""
+
+import asyncio
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from services.runtime.errors import StepstreamError, UsageError
+
+app = typer.Typer(
+    name="stepstream",
+    help="Exact Sankey flows of walkthroughs, from Kafka into PostgreSQL.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+stack = typer.Typer(help="A real Kafka and PostgreSQL on this machine, without Docker.", no_args_is_help=True)
+app.add_typer(stack, name="stack")
+
+console = Console(stderr=True, highlight=False)
+
+
+class Output(StrEnum):
+    """How a command prints its result on stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Service(StrEnum):
+    """A service that `run` starts."""
+
+    COMPLETION_RECORDER = "completion-recorder"
+    SANKEY_AGGREGATOR = "sankey-aggregator"
+
+
+#: The ports of health and metrics where --port is not given.
+DEFAULT_PORTS = {Service.COMPLETION_RECORDER: 8081, Service.SANKEY_AGGREGATOR: 8082}
+
+StackDir = Annotated[
+    Path, typer.Option("--dir", help="Where the stack keeps its data; two folders are two stacks.")
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+
+
+def main() -> None:
+    """Runs a command; an error that a person is meant to read ends with its own exit code."""
+    try:
+        app()
+    except StepstreamError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@stack.command("up")
+def stack_up(folder: StackDir = Path(".stepstream")) -> None:
+    """Start what does not run yet and wait until it answers; the data of last time are kept."""
+    from services.devstack import up
+
+    with _stack_errors():
+        addresses = up(folder, lambda text: console.print(f"[dim]{text}[/]"))
+    console.print(f"Kafka at {addresses.kafka_bootstrap_servers}, PostgreSQL at {addresses.database_url}")
+    console.print(f'[dim]next: eval "$(stepstream stack env --dir {folder})" && stepstream migrate[/]')
+
+
+@stack.command("env")
+def stack_env(folder: StackDir = Path(".stepstream")) -> None:
+    """Print the settings that lead to the running stack, as export lines for a shell."""
+    import shlex
+
+    from services.devstack import status
+
+    with _stack_errors():
+        addresses = status(folder)
+    for name, value in addresses.environment().items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@stack.command("down")
+def stack_down(
+    folder: StackDir = Path(".stepstream"),
+    purge: Annotated[bool, typer.Option(help="Remove its data too.")] = False,
+) -> None:
+    """Stop the stack; its data stay."""
+    from services.devstack import down
+
+    with _stack_errors():
+        ran = down(folder, purge=purge)
+    console.print("stopped" if ran else "nothing was running")
+
+
+@app.command()
+def migrate(
+    database_only: Annotated[
+        bool, typer.Option(help="Leave Kafka alone: somebody else creates the topics.")
+    ] = False,
+) -> None:
+    """Bring the database's schema up to date and create the topics that are missing. Safe to repeat."""
+    from services.runtime.database import connected
+    from services.runtime.kafka import ensure_topics
+    from services.runtime.migrate import migrate as apply
+
+    settings = _settings()
+
+    async def work() -> tuple[list[str], list[str]]:
+        async with connected(settings) as connection:
+            applied = await apply(connection)
+        return applied, [] if database_only else await ensure_topics(settings)
+
+    applied, topics = asyncio.run(work())
+    for name in applied:
+        console.print(f"applied {name}")
+    for name in topics:
+        console.print(f"created topic {name}")
+    if not applied and not topics:
+        console.print("nothing to do: the schema and the topics are up to date")
+
+
+@app.command()
+def run(
+    service: Service,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of health, metrics and routes.")
+    ] = None,
+) -> None:
+    """Run a service in the foreground. SIGTERM finishes the batch in hand and exits 0."""
+    import uvloop
+
+    from services.runtime.telemetry import configure_logging
+
+    settings = _settings()
+    configure_logging(settings.log_level)
+
+    async def work() -> int:
+        if service is Service.COMPLETION_RECORDER:
+            from services.completion_recorder.app import build
+        else:
+            from services.sankey_aggregator.app import build
+        return await build(settings).run(DEFAULT_PORTS[service] if port is None else port)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(work()))
+
+
+@app.command()
+def produce(
+    file: Annotated[str, typer.Argument(help="Events as NDJSON, one a line; `-` is standard input.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Send contract events, keyed by user and acknowledged by all replicas.
+
+    A line that is no event is named with its number and reason, and everything else is sent.
+    """
+    from services.operator_cli.produce import produce as send
+    from services.operator_cli.produce import report
+
+    report(asyncio.run(send(_settings(), file)), as_json=output is Output.JSON)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A walkthrough in the platform's export format 1.0.")],
+    server: Annotated[str, typer.Option(help="Slug of the MCP server that will offer it.")],
+) -> None:
+    """Import a walkthrough and offer it on a server. A second import of the same file updates it."""
+    from services.operator_cli.importing import import_walkthrough, read_export
+    from services.runtime.database import connected
+
+    export = read_export(file)
+    settings = _settings()
+
+    async def work() -> str:
+        async with connected(settings) as connection:
+            return await import_walkthrough(connection, export, server)
+
+    typer.echo(asyncio.run(work()))
+
+
+@app.command()
+def verify(output: OutputOption = Output.TABLE) -> None:
+    """Compare the Sankey tables with plain SQL over the completions. Exit 3 when a cell differs.
+
+    Exact once the lag is zero; while traffic flows, what is in flight shows as a difference.
+    """
+    from services.operator_cli.verify import report
+    from services.operator_cli.verify import verify as compare
+    from services.runtime.database import connected
+
+    settings = _settings()
+
+    async def work() -> Any:
+        async with connected(settings) as connection:
+            return await compare(connection)
+
+    report(asyncio.run(work()), as_json=output is Output.JSON)
+
+
+@app.command()
+def demo(
+    people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 4_000,
+    folder: StackDir = Path(".stepstream-demo"),
+    keep: Annotated[bool, typer.Option(help="Leave the stack and its data for a look around.")] = False,
+) -> None:
+    """See the whole pipeline in a minute: real Kafka, PostgreSQL and consumers, simulated people."""
+    from services.operator_cli.demo import run_demo
+
+    with _stack_errors():
+        run_demo(folder, people, keep=keep)
+
+
+def _settings() -> Any:
+    from services.runtime.settings import load_settings
+
+    return load_settings()
+
+
+class _stack_errors:  # noqa: N801 - reads as a block
+    """Turns the stack's errors into ours."""
+
+    def __enter__(self) -> None:
+        try:
+            import services.devstack  # noqa: F401
+        except ImportError as error:
+            raise UsageError(
+                f"the embedded stack is not installed ({error.name} is missing): pip install 'stepstream[devstack]'"
+            ) from None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        from services.devstack import StackError
+
+        if isinstance(error, StackError):
+            raise StepstreamError(str(error)) from error

@@ -1,0 +1,1 @@
+"""What the services share: settings, database, Kafka, telemetry, and the shell of a process."""

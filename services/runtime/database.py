@@ -1,0 +1,114 @@
+"""PostgreSQL: pool, named queries, and which errors mean that another try may succeed."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import aiosql
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    wait_random_exponential,
+)
+
+from services.runtime.errors import StepstreamError
+from services.runtime.settings import Settings
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Setup: TypeAlias = Callable[[Connection], Awaitable[None]]
+
+
+def load_queries(beside: str) -> Mapping[str, str]:
+    """The named statements of `queries.sql` beside a module, given by its `__file__`."""
+    queries = aiosql.from_path(Path(beside).with_name("queries.sql"), "asyncpg")
+    names = [name for name in queries.available_queries if not name.endswith("_cursor")]
+    return {name: getattr(queries, name).sql for name in names}
+
+
+async def open_pool(
+    settings: Settings, setup: Setup | None = None, server_settings: Mapping[str, str] | None = None
+) -> Pool:
+    """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
+
+    Raises:
+        StepstreamError: the database cannot be reached, or refuses the credentials.
+    """
+    try:
+        pool: Pool = await asyncpg.create_pool(
+            settings.database_url,
+            min_size=1,
+            max_size=settings.database_pool_size,
+            init=setup,
+            command_timeout=120,
+            server_settings={"application_name": "stepstream", **(server_settings or {})},
+        )
+    except (OSError, asyncpg.PostgresError) as error:
+        raise StepstreamError(f"PostgreSQL at {_without_password(settings.database_url)}: {error}") from error
+    return pool
+
+
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Connection]:
+    """One connection, for commands.
+
+    Raises:
+        StepstreamError: as `open_pool`.
+    """
+    pool = await open_pool(settings.model_copy(update={"database_pool_size": 2}))
+    try:
+        async with pool.acquire() as connection:
+            yield connection
+    finally:
+        await pool.close()
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+
+
+#: Errors that pass by themselves: the server is away, busy or failing over, or somebody else was first.
+_PASSING = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    # A parent row was deleted between the check and the insert: the next try judges anew.
+    asyncpg.ForeignKeyViolationError,
+)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again can succeed without anybody mending anything."""
+    return isinstance(error, _PASSING)
+
+
+def retrying(
+    on_retry: Callable[[RetryCallState], Any], pause: Callable[[float], Awaitable[None]]
+) -> AsyncRetrying:
+    """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
+
+    `pause` sleeps, and raises what ends the waiting.
+    """
+    return AsyncRetrying(
+        retry=retry_if_exception(may_pass),
+        wait=wait_random_exponential(multiplier=0.05, max=5),
+        before_sleep=on_retry,
+        sleep=pause,
+        reraise=True,
+    )

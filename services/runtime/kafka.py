@@ -1,0 +1,165 @@
+"""Kafka: topics, the batch subscriber's raw parser, offsets, and the producer."""
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    TopicAlreadyExistsError,
+    for_code,
+)
+from faststream.kafka import KafkaMessage
+
+from services.runtime.errors import StepstreamError
+from services.runtime.settings import Settings
+
+Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+Offsets: TypeAlias = Mapping[TopicPartition, int]
+
+#: A dead letter is its event and some headers more: the largest event has to fit.
+DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+
+
+async def ensure_topics(settings: Settings) -> list[str]:
+    """Creates the topic of events and that of dead letters where they are missing; returns what it made."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    await admin.start()
+    try:
+        partitions, replicas = settings.topic_partitions, settings.topic_replication_factor
+        wanted = [
+            NewTopic(settings.topic, partitions, replicas),
+            NewTopic(
+                settings.dead_letter_topic,
+                partitions,
+                replicas,
+                topic_configs={"max.message.bytes": str(DEAD_LETTER_MAX_BYTES)},
+            ),
+        ]
+        reply = await admin.create_topics(wanted)
+        made = []
+        for name, code, *message in reply.topic_errors:
+            error = for_code(code)
+            if code == 0:
+                made.append(name)
+            elif error is not TopicAlreadyExistsError:
+                raise StepstreamError(
+                    f"topic {name} cannot be created: {error.__name__} {' '.join(filter(None, message))}"
+                )
+        return made
+    finally:
+        await admin.close()
+
+
+async def parse_batch(records: tuple[Record, ...]) -> KafkaMessage:
+    """Wraps a batch for FastStream without touching keys, values or headers.
+
+    FastStream's own parser decodes every header as UTF-8, and one that is not fails the whole batch.
+    """
+    return KafkaMessage(
+        raw_message=records,
+        body=b"",
+        message_id=f"{records[0].partition}:{records[0].offset}",
+        consumer=_NeverCommits(),
+    )
+
+
+async def decode_batch(message: KafkaMessage) -> object:
+    """The raw records: the handler reads the bytes itself."""
+    return message.raw_message
+
+
+class _NeverCommits:
+    """Stands where FastStream keeps the consumer for acknowledging: `commit_offsets` is the only way."""
+
+    async def commit(self) -> None:
+        raise RuntimeError("offsets are committed by commit_offsets alone")
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        raise RuntimeError("the position is never moved by an acknowledgement")
+
+
+def subscriber_options(settings: Settings) -> dict[str, Any]:
+    """How both consumers read: from the start, by hand, in large batches under backlog."""
+    return {
+        "batch": True,
+        "auto_offset_reset": "earliest",
+        "max_records": settings.batch_max_records,
+        # Not a linger: FastStream waits this long once more after an empty poll.
+        "batch_timeout_ms": 10,
+        "fetch_max_wait_ms": 250,
+        "fetch_max_bytes": 64 * 1024 * 1024,
+        "max_partition_fetch_bytes": 16 * 1024 * 1024,
+        "session_timeout_ms": 20_000,
+        "heartbeat_interval_ms": 3_000,
+        # A slow batch, or a wait for the recorder, is no reason to leave the group; health looks at progress.
+        "max_poll_interval_ms": 24 * 60 * 60 * 1000,
+    }
+
+
+def next_offsets(records: Iterable[Record]) -> dict[TopicPartition, int]:
+    """Where each partition goes on after these records."""
+    following: dict[TopicPartition, int] = {}
+    for record in records:
+        partition = TopicPartition(record.topic, record.partition)
+        following[partition] = max(following.get(partition, 0), record.offset + 1)
+    return following
+
+
+async def commit_offsets(consumer: AIOKafkaConsumer, offsets: Offsets, timeout: float) -> Offsets:  # noqa: ASYNC109
+    """Commits exactly these offsets, for the partitions still owned, and returns those.
+
+    A partition that has moved to another member is left out: its new owner reads the records again,
+    which changes nothing.
+
+    Raises:
+        TimeoutError: no answer in `timeout` seconds (aiokafka itself would retry for ever).
+    """
+    owned = {p: o for p, o in offsets.items() if p in consumer.assignment()}
+    if not owned:
+        return {}
+    try:
+        async with asyncio.timeout(timeout):
+            await consumer.commit(owned)
+    except (CommitFailedError, IllegalStateError, RebalanceInProgressError):
+        return {}
+    return owned
+
+
+def make_producer(settings: Settings, **options: Any) -> AIOKafkaProducer:
+    """An idempotent producer that waits for all replicas; Kafka's default murmur2 partitioner."""
+    return AIOKafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap_servers,
+        enable_idempotence=True,
+        acks="all",
+        **options,
+    )
+
+
+#: Headers that a dead letter carries after those of its event.
+DEAD_LETTER_HEADERS = (
+    "stepstream-topic",
+    "stepstream-partition",
+    "stepstream-offset",
+    "stepstream-timestamp",
+    "stepstream-error-class",
+    "stepstream-error",
+)
+
+
+def dead_letter_headers(record: Record, error_class: str, message: str) -> list[tuple[str, bytes]]:
+    """The record's own headers, then where it came from and why it was refused."""
+    told = (record.topic, record.partition, record.offset, record.timestamp, error_class, message)
+    return [
+        *record.headers,
+        *((name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)),
+    ]
+
+
+async def send_all(producer: AIOKafkaProducer, topic: str, letters: Sequence[dict[str, Any]]) -> None:
+    """Sends key, value and headers of each, and returns when the brokers have acknowledged all of them."""
+    await asyncio.gather(*[await producer.send(topic, **letter) for letter in letters])

@@ -1,0 +1,133 @@
+"""Forward-only migrations in plain SQL: one transaction each, under a lock, with checksums.
+
+Why not a tool: docs/decisions/0001-migrations.md.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+from services.runtime.database import Connection
+from services.runtime.errors import MigrationError
+
+FOLDER = Path(__file__).resolve().parents[2] / "migrations"
+#: Any constant: every migrator of Stepstream takes the same advisory lock.
+_LOCK = 7_226_377_001
+_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file: its number, name, text, and the checksum of the text."""
+
+    number: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text, whatever its line ends."""
+        return hashlib.sha256("\n".join(self.text.splitlines()).encode()).hexdigest()
+
+
+def read_migrations(folder: Path = FOLDER) -> list[Migration]:
+    """The migrations of a folder in order.
+
+    Raises:
+        MigrationError: a file's name is not `NNNN_name.sql`, or numbers are missing or doubled.
+    """
+    migrations = []
+    for file in sorted(folder.glob("*.sql")):
+        match = _NAME.fullmatch(file.name)
+        if match is None:
+            raise MigrationError(f"{file.name}: a migration is named NNNN_what_it_does.sql, in lower case")
+        migrations.append(Migration(int(match[1]), file.stem, file.read_text("utf-8")))
+    for expected, migration in enumerate(migrations, start=1):
+        if migration.number != expected:
+            raise MigrationError(
+                f"{migration.name}: number {expected:04} is next; numbers run from 0001 without gap"
+            )
+    if not migrations:
+        raise MigrationError(f"no migrations found in {folder}")
+    return migrations
+
+
+async def migrate(connection: Connection, folder: Path = FOLDER) -> list[str]:
+    """Applies what is pending, one transaction per file, and returns the names that it applied.
+
+    Several may run at once: each takes the lock, looks again, and applies only what is still missing.
+
+    Raises:
+        MigrationError: an applied file was edited, or one fails; the database stays as it was before it.
+    """
+    migrations = read_migrations(folder)
+    done = []
+    while (name := await _apply_next(connection, migrations)) is not None:
+        done.append(name)
+    return done
+
+
+async def pending(connection: Connection, folder: Path = FOLDER) -> list[str]:
+    """Names of the migrations that the database still lacks, without changing anything.
+
+    Raises:
+        MigrationError: an applied file was edited.
+    """
+    if await connection.fetchval("select to_regclass('stepstream_migrations')") is None:
+        return [m.name for m in read_migrations(folder)]
+    return [m.name for m in _missing(read_migrations(folder), await _applied(connection))]
+
+
+async def _apply_next(connection: Connection, migrations: list[Migration]) -> str | None:
+    async with connection.transaction():
+        await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
+        await connection.execute(
+            "create table if not exists stepstream_migrations ("
+            " number integer primary key, name text not null, checksum text not null,"
+            " applied_at timestamptz not null default now())"
+        )
+        missing = _missing(migrations, await _applied(connection))
+        if not missing:
+            return None
+        migration = missing[0]
+        try:
+            await connection.execute(migration.text)
+        except asyncpg.PostgresError as error:
+            raise MigrationError(_describe(migration, error)) from error
+        await connection.execute(
+            "insert into stepstream_migrations (number, name, checksum) values ($1, $2, $3)",
+            migration.number,
+            migration.name,
+            migration.checksum,
+        )
+        return migration.name
+
+
+async def _applied(connection: Connection) -> dict[int, asyncpg.Record]:
+    rows = await connection.fetch("select number, name, checksum from stepstream_migrations")
+    return {row["number"]: row for row in rows}
+
+
+def _missing(migrations: list[Migration], applied: dict[int, asyncpg.Record]) -> list[Migration]:
+    for migration in migrations:
+        row = applied.get(migration.number)
+        if row is not None and row["checksum"] != migration.checksum:
+            raise MigrationError(
+                f"{migration.name}.sql was edited after it was applied (as {row['name']}). Applied migrations "
+                "stay as they are: restore the file, and put the change into a new one"
+            )
+    return [m for m in migrations if m.number not in applied]
+
+
+def _describe(migration: Migration, error: asyncpg.PostgresError) -> str:
+    position = getattr(error, "position", None)
+    where = ""
+    if position:
+        where = f", line {migration.text[: int(position)].count(chr(10)) + 1}"
+    detail = getattr(error, "detail", None)
+    hint = getattr(error, "hint", None)
+    more = "".join(f"\n  {part}" for part in (detail, hint) if part)
+    return f"{migration.name}.sql{where}: {error}{more}\n  Nothing of this migration was applied."

@@ -1,0 +1,94 @@
+"""Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from schemas import DEAD_LETTER_SUFFIX, TOPIC
+from services.runtime.errors import ConfigurationError
+
+PREFIX = "STEPSTREAM_"
+
+
+def _addresses(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _host_and_port(addresses: list[str]) -> list[str]:
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"`{address}` is not host:port; several are separated by commas")
+    return addresses
+
+
+def _postgres_url(url: str) -> str:
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
+    return url
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; `.env.example` shows each with its default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    kafka_bootstrap_servers: Annotated[
+        list[str], NoDecode, BeforeValidator(_addresses), AfterValidator(_host_and_port)
+    ] = Field(min_length=1, description="Kafka brokers to start from, comma-separated host:port.")
+    database_url: Annotated[str, AfterValidator(_postgres_url)] = Field(
+        description="PostgreSQL, as in postgresql://user:password@host:5432/name."
+    )
+    topic: str = Field(default=TOPIC, description="The topic of events; dead letters go beside it.")
+    topic_partitions: int = Field(default=6, ge=1, description="Partitions of topics that `migrate` creates.")
+    topic_replication_factor: int = Field(
+        default=-1, ge=-1, description="Replicas of topics that `migrate` creates; -1 is the broker's default."
+    )
+    group_prefix: str = Field(default="", description="Put before the names of the consumer groups.")
+    batch_max_records: int = Field(
+        default=20_000, ge=1, le=200_000, description="The most events that a consumer handles at once."
+    )
+    database_pool_size: int = Field(
+        default=4, ge=2, le=100, description="The most connections a service opens."
+    )
+    commit_timeout_seconds: float = Field(
+        default=30, gt=0, description="How long a commit of offsets may take before the service stops."
+    )
+    drain_timeout_seconds: float = Field(
+        default=30, gt=0, description="How long SIGTERM waits for the batch in hand."
+    )
+    dead_letters_tolerated: int = Field(
+        default=100, ge=1, description="Refused events in a row on a partition before the recorder stops."
+    )
+    http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic of refused events."""
+        return self.topic + DEAD_LETTER_SUFFIX
+
+    def group(self, service: str) -> str:
+        """The consumer group of a service."""
+        return self.group_prefix + service
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the environment.
+
+    Raises:
+        ConfigurationError: names each variable that is missing or wrong, and how it should look.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            name = PREFIX + str(problem["loc"][0]).upper()
+            if problem["type"] == "missing":
+                text = f"is not set. {Settings.model_fields[str(problem['loc'][0])].description}"
+            else:
+                text = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {text}")
+        raise ConfigurationError("\n".join(lines)) from None

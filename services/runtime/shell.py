@@ -1,0 +1,320 @@
+"""The process around a consumer: FastStream, health and metrics over HTTP, signals, and how it ends.
+
+A batch is either applied and committed, or the process ends with nothing of it committed. FastStream
+logs a handler's error and goes on to the next batch, whose commit would pass over the failed one; so
+no error leaves the handler here: the first one stops the service.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import uvicorn
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from faststream import AckPolicy
+from faststream.asgi import AsgiFastStream, AsgiResponse, get
+from faststream.kafka import KafkaBroker
+from prometheus_client import make_asgi_app
+
+from services.runtime.database import Pool
+from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.kafka import (
+    Record,
+    commit_offsets,
+    decode_batch,
+    next_offsets,
+    parse_batch,
+    subscriber_options,
+)
+from services.runtime.migrate import pending
+from services.runtime.settings import Settings
+from services.runtime.telemetry import BATCH_EVENTS, BATCH_SECONDS
+
+log = logging.getLogger("stepstream.shell")
+
+#: How long a revoke waits for the batch in hand before its partitions go on without it.
+REVOKE_WAIT_SECONDS = 15.0
+#: A batch that neither ends nor waits for longer than this is stuck, and the service no longer alive.
+STUCK_SECONDS = 300.0
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
+    """The batch in hand is given up, uncommitted, because the service stops or loses its partitions."""
+
+
+class ConsumerShell:
+    """Runs one batch handler on the topic under one group.
+
+    The handler gets a batch's records, all of partitions still owned, and returns when everything that
+    must outlive a crash is committed in the database; the shell then commits exactly their offsets.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: Settings,
+        handle: Callable[[Sequence[Record]], Awaitable[None]],
+        resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
+    ) -> None:
+        self.service = service
+        self.settings = settings
+        self.failure: BaseException | None = None
+        self.stopping = asyncio.Event()
+        self.interrupt = asyncio.Event()
+        self._handle = handle
+        self._resources = resources
+        self._pool: Pool | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._in_hand = False
+        self._progress = time.monotonic()
+        self._server: uvicorn.Server | None = None
+        broker = KafkaBroker(
+            settings.kafka_bootstrap_servers,
+            client_id=f"stepstream-{service}",
+            apply_types=False,
+            graceful_timeout=settings.drain_timeout_seconds,
+            allow_auto_create_topics=False,
+            logger=None,
+        )
+        self.subscriber = broker.subscriber(
+            settings.topic,
+            group_id=settings.group(service),
+            ack_policy=AckPolicy.MANUAL,
+            parser=parse_batch,
+            decoder=decode_batch,
+            listener=_Listener(self),
+            **subscriber_options(settings),
+        )
+        self.subscriber(self._on_batch)
+        self.app = AsgiFastStream(
+            broker,
+            lifespan=self._lifespan,
+            logger=None,
+            asgi_routes=[
+                ("/health/live", get(self._live)),
+                ("/health/ready", get(self._ready)),
+                ("/metrics", make_asgi_app()),
+                ("/metrics/", make_asgi_app()),
+            ],
+        )
+
+    @property
+    def consumer(self) -> AIOKafkaConsumer:
+        """The consumer underneath, while the service runs."""
+        if self.subscriber.consumer is None:
+            raise Interrupted
+        return self.subscriber.consumer
+
+    def fail(self, error: BaseException) -> None:
+        """Stops the service with this error; only the first one counts."""
+        if self.failure is None:
+            self.failure = error
+            log.critical(
+                "%s stops: %s",
+                self.service,
+                error,
+                exc_info=None if isinstance(error, StepstreamError) else error,
+            )
+        self.stop()
+
+    def stop(self) -> None:
+        """Ends the service after the batch in hand."""
+        self.stopping.set()
+        self.interrupt.set()
+        if self._server is not None:
+            self._server.should_exit = True
+
+    async def pause(self, seconds: float) -> None:
+        """Sleeps inside a handler.
+
+        Raises:
+            Interrupted: the service stops, or its partitions are being taken away.
+        """
+        self._progress = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.interrupt.wait(), seconds)
+        if self.interrupt.is_set():
+            raise Interrupted
+
+    @contextlib.asynccontextmanager
+    async def background(self, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Runs `work` again and again beside the batches; it ends with the service, and stops it when it fails."""
+
+        async def again() -> None:
+            try:
+                while not self.stopping.is_set():
+                    with contextlib.suppress(Interrupted):
+                        await work()
+                    # Interrupted by a rebalance: let it finish before the next round.
+                    while self.interrupt.is_set() and not self.stopping.is_set():
+                        await asyncio.sleep(0.05)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the service is not whole without it
+                self.fail(error)
+
+        task = asyncio.create_task(again())
+        try:
+            yield
+        finally:
+            self.stopping.set()
+            await task
+
+    async def _on_batch(self, records: Sequence[Record]) -> None:
+        if self.failure is not None or self.stopping.is_set():
+            return
+        began = self._progress = time.monotonic()
+        self._in_hand = True
+        self._idle.clear()
+        try:
+            owned = self.consumer.assignment()
+            mine = [r for r in records if TopicPartition(r.topic, r.partition) in owned]
+            if mine:
+                await self._handle(mine)
+                await self._commit(mine)
+                BATCH_EVENTS.labels(self.service).observe(len(mine))
+                BATCH_SECONDS.labels(self.service).observe(time.monotonic() - began)
+        except Interrupted:
+            log.info("%s leaves a batch of %d events uncommitted", self.service, len(records))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service must not go past this batch
+            self.fail(error)
+        finally:
+            self._in_hand = False
+            self._idle.set()
+
+    async def _commit(self, records: Sequence[Record]) -> None:
+        try:
+            await commit_offsets(self.consumer, next_offsets(records), self.settings.commit_timeout_seconds)
+        except TimeoutError:
+            raise StepstreamError(
+                f"Kafka did not take a commit of offsets within {self.settings.commit_timeout_seconds:g} s. "
+                "What it covers is in the database; after a restart it is read again and changes nothing"
+            ) from None
+
+    async def revoked(self) -> None:
+        """Waits for the batch in hand, a bounded time; a handler that only waits gives up at once."""
+        self.interrupt.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), REVOKE_WAIT_SECONDS)
+
+    def assigned(self) -> None:
+        """New partitions: handlers may wait again."""
+        if not self.stopping.is_set():
+            self.interrupt.clear()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        try:
+            async with self._resources() as pool:
+                await check_ready_to_start(self.settings, pool)
+                self._pool = pool
+                log.info("%s starts", self.service)
+                yield
+        except BaseException as error:
+            self.fail(_first(error))
+            raise
+        log.info("%s ended", self.service)
+
+    async def _live(self, scope: Any) -> AsgiResponse:
+        stuck = self._in_hand and time.monotonic() - self._progress > STUCK_SECONDS
+        dead = all(task.done() for task in self.subscriber.tasks)
+        if self.failure is not None or dead or stuck:
+            return AsgiResponse(b"not alive\n", 503)
+        return AsgiResponse(b"alive\n", 200)
+
+    async def _ready(self, scope: Any) -> AsgiResponse:
+        try:
+            if self._pool is None or not self.consumer.assignment():
+                return AsgiResponse(b"no partitions are assigned yet\n", 503)
+            async with asyncio.timeout(5), self._pool.acquire() as connection:
+                if missing := await pending(connection):
+                    return AsgiResponse(f"migrations are pending: {', '.join(missing)}\n".encode(), 503)
+        except Interrupted:
+            return AsgiResponse(b"stopping\n", 503)
+        except Exception as error:  # noqa: BLE001 - any failure of the check means: not ready
+            return AsgiResponse(f"database: {type(error).__name__}\n".encode(), 503)
+        return AsgiResponse(b"ready\n", 200)
+
+    async def run(self, port: int) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        sock = _listen(self.settings.http_host, port)
+        self._server = _Server(
+            uvicorn.Config(
+                self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self.stop)
+        if not self.stopping.is_set():
+            await self._server.serve(sockets=[sock])
+        if self.failure is None and not self._server.started and not self.stopping.is_set():
+            return 1  # the start failed, and uvicorn has logged why
+        if self.failure is None:
+            return 0
+        return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group: FastStream starts its brokers in a task group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the shell: uvicorn would raise SIGTERM again after the drain, and exit by it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    def __init__(self, shell: ConsumerShell) -> None:
+        self.shell = shell
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        if revoked:
+            await self.shell.revoked()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self.shell.assigned()
+        log.info("%s has partitions %s", self.shell.service, sorted(p.partition for p in assigned))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from None
+
+
+async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
+    """Looks for what a service cannot do without.
+
+    Raises:
+        ConfigurationError: migrations are pending, or the topics do not exist.
+    """
+    async with pool.acquire() as connection:
+        missing = await pending(connection)
+    if missing:
+        raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        await admin.start()
+        there = await admin.list_topics()
+    finally:
+        await admin.close()
+    absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
+    if absent:
+        raise ConfigurationError(
+            f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
+        )

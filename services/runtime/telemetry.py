@@ -1,0 +1,66 @@
+"""Every metric, by name, and how logs look."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+EVENTS = Counter(
+    "stepstream_events", "Events read, by what became of them.", ["service", "outcome"], registry=REGISTRY
+)
+BATCH_EVENTS = Histogram(
+    "stepstream_batch_events",
+    "Events in a batch.",
+    ["service"],
+    buckets=(1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000),
+    registry=REGISTRY,
+)
+BATCH_SECONDS = Histogram(
+    "stepstream_batch_seconds",
+    "Seconds from a batch's arrival to the commit of its offsets.",
+    ["service"],
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    registry=REGISTRY,
+)
+DEAD_LETTERS = Counter(
+    "stepstream_dead_letters", "Events sent to the dead letters, by error class.", ["error_class"]
+)
+RETRIES = Counter(
+    "stepstream_database_retries", "Transactions tried again, by the error's name.", ["service", "error"]
+)
+WAITING = Gauge(
+    "stepstream_aggregator_waiting", "1 while the aggregator waits for the recorder to judge its events."
+)
+JOURNEYS = Counter(
+    "stepstream_journeys", "Journeys looked at, by whether their counts changed.", ["changed"]
+)
+MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the fields given as `extra={"fields": …}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(level: str) -> None:
+    """Logs go to stderr, one JSON object a line; libraries speak from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("stepstream").setLevel(level.upper())
+    # The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)

@@ -1,0 +1,1 @@
+"""Keeps the Sankey's counts equal to what the completions say."""

@@ -1,0 +1,40 @@
+"""Wiring of the sankey-aggregator."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from services.runtime.database import Pool, open_pool
+from services.runtime.kafka import Record
+from services.runtime.settings import Settings
+from services.runtime.shell import ConsumerShell
+from services.sankey_aggregator import store
+from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
+
+
+def build(settings: Settings) -> ConsumerShell:
+    """The service, ready to run."""
+    aggregator: Aggregator | None = None
+
+    @contextlib.asynccontextmanager
+    async def resources() -> AsyncIterator[Pool]:
+        nonlocal aggregator
+        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
+        try:
+            aggregator = Aggregator(settings, pool, shell.pause)
+            async with shell.background(drain_marks):
+                yield pool
+        finally:
+            await pool.close()
+
+    async def handle(records: Sequence[Record]) -> None:
+        assert aggregator is not None  # noqa: S101 - the lifespan made it before the first batch
+        await aggregator.handle(records)
+
+    async def drain_marks() -> None:
+        assert aggregator is not None  # noqa: S101 - the lifespan made it before the first mark
+        if not await aggregator.drain_marks():
+            await asyncio.sleep(MARKS_INTERVAL)
+
+    shell = ConsumerShell(SERVICE, settings, handle, resources)
+    return shell

@@ -1,0 +1,102 @@
+"""What becomes of a batch: wait until the recorder has judged it, then follow its journeys; and the marks."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from tenacity import RetryCallState
+
+from schemas import EventError, decode
+from services.runtime.database import Pool, retrying
+from services.runtime.kafka import Record
+from services.runtime.settings import Settings
+from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, RETRIES, WAITING
+from services.sankey_aggregator import store
+from services.sankey_aggregator.store import JourneyKey
+
+log = logging.getLogger("stepstream.aggregator")
+SERVICE = "sankey-aggregator"
+
+#: Whether an event is too far ahead is the recorder's clock to say, not this one's.
+_ANY_TIME = 2**63
+#: Between two looks at how far the recorder is, in seconds: short at first, then patient.
+_LOOK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
+#: Between two looks for marks when there were none, in seconds.
+MARKS_INTERVAL = 0.25
+#: Seconds of waiting for the recorder after which a line is logged.
+_WAIT_IS_LONG = 10.0
+
+
+class Aggregator:
+    """Follows the completions: told by events, and by the marks of changes that no event tells of."""
+
+    def __init__(self, settings: Settings, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._pause = pause
+
+    async def handle(self, records: Sequence[Record]) -> None:
+        """Counts what the recorder has judged, as it gets there, until the whole batch is passed."""
+        rest = list(records)
+        looks = 0
+        began = time.monotonic()
+        while rest:
+            horizon = await self._recorded({r.partition for r in rest})
+            passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
+            if passed:
+                rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
+                await self._follow(passed)
+                looks = 0
+                began = time.monotonic()
+            else:
+                WAITING.set(1)
+                if looks and time.monotonic() - began > _WAIT_IS_LONG:
+                    log.warning("waiting for the completion-recorder to judge %d events", len(rest))
+                    began = time.monotonic()
+                await self._pause(_LOOK_AGAIN[min(looks, len(_LOOK_AGAIN) - 1)])
+                looks += 1
+        WAITING.set(0)
+
+    async def drain_marks(self) -> int:
+        """Follows the journeys of one load of marks; returns the number of marks."""
+        async for attempt in retrying(_on_retry, self._pause):
+            with attempt:
+                marks, changed = await store.drain_marks(self._pool, self._settings.batch_max_records)
+        MARKS.inc(marks)
+        JOURNEYS.labels("yes").inc(changed)
+        return marks
+
+    async def _follow(self, records: Sequence[Record]) -> None:
+        journeys = self._journeys(records)
+        async for attempt in retrying(_on_retry, self._pause):
+            with attempt:
+                changed = await store.follow(self._pool, journeys)
+        JOURNEYS.labels("yes").inc(changed)
+        JOURNEYS.labels("no").inc(len(journeys) - changed)
+
+    async def _recorded(self, partitions: set[int]) -> dict[int, int]:
+        async for attempt in retrying(_on_retry, self._pause):
+            with attempt:
+                horizon = await store.recorded(self._pool, self._settings.topic, partitions)
+        return dict(horizon)
+
+    def _journeys(self, records: Sequence[Record]) -> set[JourneyKey]:
+        """The journeys that events name; what cannot be read the recorder refuses too."""
+        journeys: set[JourneyKey] = set()
+        unreadable = 0
+        for record in records:
+            try:
+                event = decode(record.value, _ANY_TIME)
+            except EventError:
+                unreadable += 1
+            else:
+                journeys.add((event.mcp_server_user_id, event.walkthrough_id))
+        EVENTS.labels(SERVICE, "followed").inc(len(records) - unreadable)
+        EVENTS.labels(SERVICE, "passed-over").inc(unreadable)
+        return journeys
+
+
+def _on_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    RETRIES.labels(SERVICE, type(error).__name__).inc()
+    log.warning("try %d failed, trying again: %s: %s", state.attempt_number, type(error).__name__, error)
