@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from schemas import EventError, decode
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.kafka import make_producer
+from services.runtime.kafka import make_producer, unreachable
 from services.runtime.settings import Settings
 
 console = Console(stderr=True, highlight=False)
@@ -52,7 +52,7 @@ async def produce(settings: Settings, file: str) -> Outcome:
         try:
             await producer.start()
         except KafkaError as error:
-            raise StepstreamError(f"Kafka at {', '.join(settings.kafka_bootstrap_servers)}: {error}") from error
+            raise unreachable(settings, error) from error
         try:
             await _check_topic(producer, settings.topic)
             await _send_lines(producer, settings.topic, lines, outcome, progress)

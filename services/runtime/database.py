@@ -26,7 +26,7 @@ Setup: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 def load_queries(beside: str) -> Mapping[str, str]:
     """The named statements of `queries.sql` beside a module, given by its `__file__`."""
-    queries = aiosql.from_path(Path(beside).with_name("queries.sql"), "asyncpg")
+    queries = aiosql.from_path(Path(beside).with_name("queries.sql"), "asyncpg", mandatory_parameters=False)
     names = [name for name in queries.available_queries if not name.endswith("_cursor")]
     return {name: getattr(queries, name).sql for name in names}
 

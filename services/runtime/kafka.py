@@ -1,7 +1,8 @@
 """Kafka: topics, the batch subscriber's raw parser, offsets, and the producer."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -9,6 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
+    KafkaConnectionError,
     RebalanceInProgressError,
     TopicAlreadyExistsError,
     for_code,
@@ -27,19 +29,15 @@ DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 
 async def ensure_topics(settings: Settings) -> list[str]:
     """Creates the topic of events and that of dead letters where they are missing; returns what it made."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    await admin.start()
-    try:
-        partitions, replicas = settings.topic_partitions, settings.topic_replication_factor
-        wanted = [
-            NewTopic(settings.topic, partitions, replicas),
-            NewTopic(
-                settings.dead_letter_topic,
-                partitions,
-                replicas,
-                topic_configs={"max.message.bytes": str(DEAD_LETTER_MAX_BYTES)},
-            ),
-        ]
+    dead_letter_options = {"max.message.bytes": str(DEAD_LETTER_MAX_BYTES)}
+    wanted = [
+        NewTopic(settings.topic, settings.topic_partitions, 1),
+        NewTopic(settings.dead_letter_topic, settings.topic_partitions, 1, topic_configs=dead_letter_options),
+    ]
+    for topic in wanted:
+        # The constructor refuses -1, the broker's own default, which Kafka has taken since 2.4.
+        topic.replication_factor = settings.topic_replication_factor
+    async with admin_client(settings) as admin:
         reply = await admin.create_topics(wanted)
         made = []
         for name, code, *message in reply.topic_errors:
@@ -51,8 +49,30 @@ async def ensure_topics(settings: Settings) -> list[str]:
                     f"topic {name} cannot be created: {error.__name__} {' '.join(filter(None, message))}"
                 )
         return made
+
+
+@contextlib.asynccontextmanager
+async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client for topics and groups.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        await admin.start()
+    except KafkaConnectionError as error:
+        await admin.close()
+        raise unreachable(settings, error) from error
+    try:
+        yield admin
     finally:
         await admin.close()
+
+
+def unreachable(settings: Settings, error: Exception) -> StepstreamError:
+    """What to say when no broker answers."""
+    return StepstreamError(f"Kafka at {', '.join(settings.kafka_bootstrap_servers)}: {error}")
 
 
 async def parse_batch(records: tuple[Record, ...]) -> KafkaMessage:

@@ -16,7 +16,6 @@ from typing import Any
 
 import uvicorn
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.kafka import KafkaBroker
@@ -26,6 +25,7 @@ from services.runtime.database import Pool
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.kafka import (
     Record,
+    admin_client,
     commit_offsets,
     decode_batch,
     next_offsets,
@@ -307,12 +307,8 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
         missing = await pending(connection)
     if missing:
         raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    try:
-        await admin.start()
+    async with admin_client(settings) as admin:
         there = await admin.list_topics()
-    finally:
-        await admin.close()
     absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
     if absent:
         raise ConfigurationError(
