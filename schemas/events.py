@@ -1,20 +1,22 @@
 """Events of `walkthrough.progress.v1`, and how a consumer reads one from raw bytes."""
 
-import json
+import math
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    PlainValidator,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, core_schema, to_json
 
 TOPIC: Final = "walkthrough.progress.v1"
 DEAD_LETTER_SUFFIX: Final = ".dlq"
@@ -52,35 +54,41 @@ class EventError(ValueError):
         self.rejection = rejection
 
 
-def encode_metadata(metadata: dict[str, Any]) -> str:
+def encode_metadata(metadata: object) -> str:
     """Metadata as compact JSON text, the form that is measured and stored.
 
     Raises:
-        ValueError: larger than 8 KiB, a NUL character, or a number that JSON text cannot carry.
+        ValueError: no object, larger than 8 KiB, a NUL character, or a number that JSON text cannot carry.
     """
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is a JSON object")  # noqa: TRY004 - pydantic turns ValueErrors into its own
     if not metadata:
         return "{}"
-    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    if len(text) * 4 > MAX_METADATA_BYTES and len(text.encode()) > MAX_METADATA_BYTES:
+    encoded = to_json(metadata, inf_nan_mode="constants")
+    if len(encoded) > MAX_METADATA_BYTES:
         raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes")
-    if "\\u0000" in text and _has_nul(metadata):
+    if b"\\u0000" in encoded and _holds(metadata, _is_nul):
         raise ValueError("metadata holds a NUL character, which PostgreSQL cannot store")
-    return text
+    if (b"Infinity" in encoded or b"NaN" in encoded) and _holds(metadata, _is_not_finite):
+        raise ValueError("metadata holds a number that is not finite, or too large for a double")
+    return encoded.decode()
 
 
-def _has_nul(value: object) -> bool:
-    if isinstance(value, str):
-        return "\0" in value
+def _holds(value: object, problem: Callable[[object], bool]) -> bool:
+    """Whether a key or value at any depth has the problem."""
     if isinstance(value, dict):
-        return any(_has_nul(part) for pair in value.items() for part in pair)
+        return any(_holds(part, problem) for pair in value.items() for part in pair)
     if isinstance(value, list):
-        return any(map(_has_nul, value))
-    return False
+        return any(_holds(part, problem) for part in value)
+    return problem(value)
 
 
-def _storable(metadata: dict[str, Any]) -> dict[str, Any]:
-    encode_metadata(metadata)
-    return metadata
+def _is_nul(value: object) -> bool:
+    return isinstance(value, str) and "\0" in value
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 Identifier = Annotated[
@@ -95,7 +103,12 @@ EventId = Annotated[
     ),
     Field(json_schema_extra={"format": "uuid"}),
 ]
-Metadata = Annotated[dict[str, Any], AfterValidator(_storable)]
+#: Held as compact JSON text: nobody here looks inside, and it is stored as it is.
+MetadataText = Annotated[
+    str,
+    PlainValidator(encode_metadata),
+    WithJsonSchema({"type": "object", "additionalProperties": True}),
+]
 
 
 class StepCompleted(BaseModel):
@@ -120,7 +133,7 @@ class StepCompleted(BaseModel):
         description="Milliseconds since the epoch, written without fraction or exponent; at most 24 hours "
         "ahead of the consumer's clock.",
     )
-    metadata: Metadata | None = Field(
+    metadata: MetadataText | None = Field(
         default=None, description="Free JSON, at most 8 KiB as compact UTF-8, without NUL characters."
     )
 

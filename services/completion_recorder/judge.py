@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from schemas import EventError, Rejection, StepCompleted, decode, encode_metadata
+from schemas import EventError, Rejection, StepCompleted, decode
 from services.runtime.kafka import Record
 
 
@@ -119,7 +119,7 @@ def row(item: Accepted, next_offsets_before: dict[int, int]) -> tuple[object, ..
         event.mcp_server_id,
         event.mcp_server_session_id,
         event.completed_at,
-        None if event.metadata is None else encode_metadata(event.metadata),
+        event.metadata,
         record.offset < next_offsets_before[record.partition],
     )
 

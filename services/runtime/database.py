@@ -1,6 +1,7 @@
 """PostgreSQL: pool, named queries, and which errors mean that another try may succeed."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ Setup: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 def load_queries(beside: str) -> Mapping[str, str]:
     """The named statements of `queries.sql` beside a module, given by its `__file__`."""
+    logging.getLogger("aiosql").setLevel(logging.ERROR)  # it guesses from names what a statement does
     queries = aiosql.from_path(Path(beside).with_name("queries.sql"), "asyncpg", mandatory_parameters=False)
     names = [name for name in queries.available_queries if not name.endswith("_cursor")]
     return {name: getattr(queries, name).sql for name in names}

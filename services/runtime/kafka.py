@@ -108,7 +108,7 @@ def subscriber_options(settings: Settings) -> dict[str, Any]:
     return {
         "batch": True,
         "auto_offset_reset": "earliest",
-        "max_records": settings.batch_max_records,
+        "max_records": settings.poll_max_records,
         # Not a linger: FastStream waits this long once more after an empty poll.
         "batch_timeout_ms": 10,
         "fetch_max_wait_ms": 250,

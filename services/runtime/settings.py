@@ -46,8 +46,11 @@ class Settings(BaseSettings):
         default=-1, ge=-1, description="Replicas of topics that `migrate` creates; -1 is the broker's default."
     )
     group_prefix: str = Field(default="", description="Put before the names of the consumer groups.")
+    poll_max_records: int = Field(
+        default=60_000, ge=1, le=400_000, description="The most events between two commits of offsets."
+    )
     batch_max_records: int = Field(
-        default=20_000, ge=1, le=200_000, description="The most events that a consumer handles at once."
+        default=20_000, ge=1, le=200_000, description="The most events in one transaction of the recorder."
     )
     database_pool_size: int = Field(
         default=4, ge=2, le=100, description="The most connections a service opens."

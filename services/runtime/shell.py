@@ -7,6 +7,7 @@ no error leaves the handler here: the first one stops the service.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -242,6 +243,7 @@ class ConsumerShell:
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        _calm_the_garbage_collector()
         sock = _listen(self.settings.http_host, port)
         self._server = _Server(
             uvicorn.Config(
@@ -258,6 +260,12 @@ class ConsumerShell:
         if self.failure is None:
             return 0
         return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1
+
+
+def _calm_the_garbage_collector() -> None:
+    """Events are many, small and without cycles: collections over them find nothing and take a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
 
 
 def _first(error: BaseException) -> BaseException:
