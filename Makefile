@@ -26,7 +26,7 @@ $(UV):
 setup: .venv/.installed  ## make .venv with everything in it
 
 demo: setup  ## the whole pipeline in a minute, in the terminal
-	@$(BIN)/stepstream demo
+	@$(BIN)/stepstream demo $(ARGS)
 
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
 	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)

@@ -49,7 +49,9 @@ class Recorder:
             ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged))
             judged = ahead
 
-    async def _write(self, records: Sequence[Record], accepted: list[Accepted], refused: list[Refused]) -> None:
+    async def _write(
+        self, records: Sequence[Record], accepted: list[Accepted], refused: list[Refused]
+    ) -> None:
         """Commits a load, then buries its dead.
 
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
@@ -57,9 +59,7 @@ class Recorder:
         offsets = next_offsets(records)
         async for attempt in retrying(_on_retry, self._pause):
             with attempt:
-                refused_by_database = await store.record(
-                    self._pool, self._settings.topic, offsets, accepted
-                )
+                refused_by_database = await store.record(self._pool, self._settings.topic, offsets, accepted)
         refused = refused + refused_by_database
         await self._bury(refused)
         EVENTS.labels(SERVICE, "accepted").inc(len(records) - len(refused))

@@ -58,9 +58,7 @@ def read(records: Iterable[Record], now_ms: int) -> tuple[list[Accepted], list[R
     return accepted, refused
 
 
-def check_references(
-    accepted: Iterable[Accepted], known: References
-) -> tuple[list[Accepted], list[Refused]]:
+def check_references(accepted: Iterable[Accepted], known: References) -> tuple[list[Accepted], list[Refused]]:
     """Refuses the events that refer to rows which do not exist, or to a step of another walkthrough."""
     step_ids = {step for step, _ in known.steps}
     good, refused = [], []

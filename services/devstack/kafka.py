@@ -104,7 +104,15 @@ async def _ask_for_a_group(port: int) -> None:
 def _format(java: list[str | Path], properties: Path) -> None:
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
     done = subprocess.run(
-        [*java, "kafka.tools.StorageTool", "format", "--cluster-id", f"s{cluster[1:]}", "--config", properties],
+        [
+            *java,
+            "kafka.tools.StorageTool",
+            "format",
+            "--cluster-id",
+            f"s{cluster[1:]}",
+            "--config",
+            properties,
+        ],
         capture_output=True,
         text=True,
         check=False,

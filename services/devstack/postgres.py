@@ -58,7 +58,9 @@ def start_postgres(folder: Path, port: int) -> Process:
             os.chown(data, pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
         _initialise(data, step_down)
     settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-    return start([*step_down, BIN / "postgres", "-D", data, "-p", str(port), *settings], folder / "postgres.log")
+    return start(
+        [*step_down, BIN / "postgres", "-D", data, "-p", str(port), *settings], folder / "postgres.log"
+    )
 
 
 def _initialise(data: Path, step_down: list[str]) -> None:
@@ -72,7 +74,19 @@ def _initialise(data: Path, step_down: list[str]) -> None:
 
 def create_database(port: int) -> None:
     """Makes the database where it is missing."""
-    base: list[str | Path] = [BIN / "psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-d", "postgres", "-qAt", "-c"]
+    base: list[str | Path] = [
+        BIN / "psql",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-U",
+        "postgres",
+        "-d",
+        "postgres",
+        "-qAt",
+        "-c",
+    ]
     there = subprocess.run(
         [*base, f"select 1 from pg_database where datname = '{DATABASE}'"],
         capture_output=True,

@@ -111,9 +111,7 @@ def status(folder: Path) -> Addresses:
     folder = folder.resolve()
     state = _State.read(folder) if folder.exists() else _State()
     servers = {"Kafka": state.kafka, "PostgreSQL": state.postgres}
-    lost = [
-        name for name, s in servers.items() if s is None or not s.runs() or not answers(s.port)
-    ]
+    lost = [name for name, s in servers.items() if s is None or not s.runs() or not answers(s.port)]
     if len(lost) == 2:
         raise StackError(f"no stack runs in {folder}; `stepstream stack up --dir {folder}` starts one")
     if lost:

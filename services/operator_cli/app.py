@@ -65,8 +65,13 @@ def stack_up(folder: StackDir = Path(".stepstream")) -> None:
 
     with _stack_errors():
         addresses = up(folder, lambda text: console.print(f"[dim]{text}[/]"))
-    console.print(f"Kafka at {addresses.kafka_bootstrap_servers}, PostgreSQL at {addresses.database_url}", soft_wrap=True)
-    console.print(f'[dim]next: eval "$(stepstream stack env --dir {folder})" && stepstream migrate[/]', soft_wrap=True)
+    console.print(
+        f"Kafka at {addresses.kafka_bootstrap_servers}, PostgreSQL at {addresses.database_url}",
+        soft_wrap=True,
+    )
+    console.print(
+        f'[dim]next: eval "$(stepstream stack env --dir {folder})" && stepstream migrate[/]', soft_wrap=True
+    )
 
 
 @stack.command("env")

@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     topic: str = Field(default=TOPIC, description="The topic of events; dead letters go beside it.")
     topic_partitions: int = Field(default=6, ge=1, description="Partitions of topics that `migrate` creates.")
     topic_replication_factor: int = Field(
-        default=-1, ge=-1, description="Replicas of topics that `migrate` creates; -1 is the broker's default."
+        default=-1,
+        ge=-1,
+        description="Replicas of topics that `migrate` creates; -1 is the broker's default.",
     )
     group_prefix: str = Field(default="", description="Put before the names of the consumer groups.")
     poll_max_records: int = Field(

@@ -34,9 +34,7 @@ RETRIES = Counter(
 WAITING = Gauge(
     "stepstream_aggregator_waiting", "1 while the aggregator waits for the recorder to judge its events."
 )
-JOURNEYS = Counter(
-    "stepstream_journeys", "Journeys looked at, by whether their counts changed.", ["changed"]
-)
+JOURNEYS = Counter("stepstream_journeys", "Journeys looked at, by whether their counts changed.", ["changed"])
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
 
 

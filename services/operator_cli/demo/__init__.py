@@ -1,0 +1,5 @@
+"""`stepstream demo`: the whole pipeline with simulated people, shown in the terminal."""
+
+from services.operator_cli.demo.run import run_demo
+
+__all__ = ["run_demo"]
