@@ -77,9 +77,8 @@ def _check_invalid(
             yield f"{name}: expected {reason}, but it is {error.rejection}: {error}"
     else:
         yield f"{name} is among the invalid examples, but is read without complaint"
-    if reason["seen_by_schema"]:
-        if validator.is_valid(json.loads(value)):
-            yield f"{name}: the published schema accepts it"
+    if reason["seen_by_schema"] and validator.is_valid(json.loads(value)):
+        yield f"{name}: the published schema accepts it"
 
 
 if __name__ == "__main__":

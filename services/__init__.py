@@ -1,0 +1,1 @@
+"""The services of Stepstream, the algebra they share, and the command line."""

@@ -72,19 +72,29 @@ def check_references(accepted: Iterable[Accepted], known: References) -> tuple[l
 
 
 def _problem(event: StepCompleted, known: References, step_ids: set[str]) -> tuple[Rejection, str] | None:
-    if event.mcp_server_user_id not in known.users:
-        return Rejection.UNKNOWN_USER, "mcp_server_user_id: there is no such user"
-    if event.walkthrough_id not in known.walkthroughs:
-        return Rejection.UNKNOWN_WALKTHROUGH, "walkthrough_id: there is no such walkthrough"
-    if event.step_id not in step_ids:
-        return Rejection.UNKNOWN_STEP, "step_id: there is no such step"
-    if (event.step_id, event.walkthrough_id) not in known.steps:
-        return Rejection.STEP_OF_ANOTHER_WALKTHROUGH, "step_id: the step belongs to another walkthrough"
-    if event.mcp_server_id not in known.servers:
-        return Rejection.UNKNOWN_SERVER, "mcp_server_id: there is no such server"
-    if event.mcp_server_session_id not in known.sessions:
-        return Rejection.UNKNOWN_SESSION, "mcp_server_session_id: there is no such session"
+    """The first thing that is wrong, from the outside in."""
+    checks = (
+        (event.mcp_server_user_id in known.users, Rejection.UNKNOWN_USER),
+        (event.walkthrough_id in known.walkthroughs, Rejection.UNKNOWN_WALKTHROUGH),
+        (event.step_id in step_ids, Rejection.UNKNOWN_STEP),
+        ((event.step_id, event.walkthrough_id) in known.steps, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
+        (event.mcp_server_id in known.servers, Rejection.UNKNOWN_SERVER),
+        (event.mcp_server_session_id in known.sessions, Rejection.UNKNOWN_SESSION),
+    )
+    for holds, rejection in checks:
+        if not holds:
+            return rejection, _MESSAGES[rejection]
     return None
+
+
+_MESSAGES = {
+    Rejection.UNKNOWN_USER: "mcp_server_user_id: there is no such user",
+    Rejection.UNKNOWN_WALKTHROUGH: "walkthrough_id: there is no such walkthrough",
+    Rejection.UNKNOWN_STEP: "step_id: there is no such step",
+    Rejection.STEP_OF_ANOTHER_WALKTHROUGH: "step_id: the step belongs to another walkthrough",
+    Rejection.UNKNOWN_SERVER: "mcp_server_id: there is no such server",
+    Rejection.UNKNOWN_SESSION: "mcp_server_session_id: there is no such session",
+}
 
 
 def merge(accepted: Iterable[Accepted]) -> list[Accepted]:

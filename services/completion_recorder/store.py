@@ -106,7 +106,7 @@ async def _check(
     counts = await connection.fetchrow(SQL["count_references"], *arguments, [w for _, w in steps])
     assert counts is not None  # noqa: S101 - one row, always
     expected = (wanted.users, wanted.sessions, wanted.servers, wanted.walkthroughs, wanted.steps)
-    if tuple(counts.values()) == tuple(map(len, expected)):
+    if tuple(counts.values()) == tuple(len(part) for part in expected):
         return list(accepted), []
     found = await connection.fetchrow(SQL["find_references"], *arguments)
     assert found is not None  # noqa: S101 - one row, always

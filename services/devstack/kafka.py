@@ -65,7 +65,7 @@ def start_kafka(folder: Path, port: int, controller_port: int) -> Process:
     properties.write_text(_PROPERTIES.format(port=port, controller_port=controller_port, data=data))
     log_settings = folder / "log4j2.yaml"
     log_settings.write_text(_LOG4J)
-    java = [
+    java: list[str | Path] = [
         JAVA,
         "-Xmx640m",
         "-Xms256m",

@@ -47,7 +47,7 @@ def _as_unprivileged() -> list[str]:
 
 
 def start_postgres(folder: Path, port: int) -> Process:
-    """Starts a server on the folder's data, initialising it the first time. Superuser `postgres`, no password."""
+    """Starts a server on the folder's data, initialising it the first time; user `postgres`, no password."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
     step_down = _as_unprivileged()
@@ -64,7 +64,18 @@ def start_postgres(folder: Path, port: int) -> Process:
 
 
 def _initialise(data: Path, step_down: list[str]) -> None:
-    command = [*step_down, BIN / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    command: list[str | Path] = [
+        *step_down,
+        BIN / "initdb",
+        "-D",
+        data,
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+    ]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-sync"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -88,7 +99,7 @@ def create_database(port: int) -> None:
         "-c",
     ]
     there = subprocess.run(
-        [*base, f"select 1 from pg_database where datname = '{DATABASE}'"],
+        [*base, f"select 1 from pg_database where datname = '{DATABASE}'"],  # noqa: S608
         capture_output=True,
         text=True,
         check=True,

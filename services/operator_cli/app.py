@@ -233,7 +233,8 @@ class _stack_errors:  # noqa: N801 - reads as a block
             import services.devstack  # noqa: F401
         except ImportError as error:
             raise UsageError(
-                f"the embedded stack is not installed ({error.name} is missing): pip install 'stepstream[devstack]'"
+                f"the embedded stack is not installed ({error.name} is missing): "
+                "pip install 'stepstream[devstack]'"
             ) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

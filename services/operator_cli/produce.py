@@ -77,8 +77,8 @@ def report(outcome: Outcome, *, as_json: bool) -> None:
     if len(lost) > _TOLD:
         console.print(f"  and {len(lost) - _TOLD:,} more; -o json lists them all")
     raise StepstreamError(
-        f"{len(lost):,} of {outcome.sent + len(lost):,} lines were not sent. Mend them and send the file again: "
-        "what is there already counts once"
+        f"{len(lost):,} of {outcome.sent + len(lost):,} lines were not sent. Mend them and send the "
+        "file again: what is there already counts once"
     )
 
 

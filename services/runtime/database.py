@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ from services.runtime.settings import Settings
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-Setup: TypeAlias = Callable[[Connection], Awaitable[None]]
+Setup: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 def load_queries(beside: str) -> Mapping[str, str]:

@@ -38,7 +38,7 @@ async def ensure_topics(settings: Settings) -> list[str]:
         # The constructor refuses -1, the broker's own default, which Kafka has taken since 2.4.
         topic.replication_factor = settings.topic_replication_factor
     async with admin_client(settings) as admin:
-        reply = await admin.create_topics(wanted)
+        reply: Any = await admin.create_topics(wanted)
         made = []
         for name, code, *message in reply.topic_errors:
             error = for_code(code)

@@ -116,8 +116,8 @@ def _missing(migrations: list[Migration], applied: dict[int, asyncpg.Record]) ->
         row = applied.get(migration.number)
         if row is not None and row["checksum"] != migration.checksum:
             raise MigrationError(
-                f"{migration.name}.sql was edited after it was applied (as {row['name']}). Applied migrations "
-                "stay as they are: restore the file, and put the change into a new one"
+                f"{migration.name}.sql was edited after it was applied (as {row['name']}). Applied "
+                "migrations stay as they are: restore the file, and put the change into a new one"
             )
     return [m for m in migrations if m.number not in applied]
 

@@ -109,9 +109,10 @@ class ConsumerShell:
     @property
     def consumer(self) -> AIOKafkaConsumer:
         """The consumer underneath, while the service runs."""
-        if self.subscriber.consumer is None:
+        consumer: AIOKafkaConsumer | None = self.subscriber.consumer
+        if consumer is None:
             raise Interrupted
-        return self.subscriber.consumer
+        return consumer
 
     def fail(self, error: BaseException) -> None:
         """Stops the service with this error; only the first one counts."""
@@ -146,7 +147,7 @@ class ConsumerShell:
 
     @contextlib.asynccontextmanager
     async def background(self, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Runs `work` again and again beside the batches; it ends with the service, and stops it when it fails."""
+        """Runs `work` again and again beside the batches; when it fails, the service stops."""
 
         async def again() -> None:
             try:
@@ -154,7 +155,7 @@ class ConsumerShell:
                     with contextlib.suppress(Interrupted):
                         await work()
                     # Interrupted by a rebalance: let it finish before the next round.
-                    while self.interrupt.is_set() and not self.stopping.is_set():
+                    while self.interrupt.is_set() and not self.stopping.is_set():  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
             except Exception as error:  # noqa: BLE001 - whatever it is, the service is not whole without it
                 self.fail(error)
@@ -263,7 +264,7 @@ class ConsumerShell:
 
 
 def _calm_the_garbage_collector() -> None:
-    """Events are many, small and without cycles: collections over them find nothing and take a fifth of the time."""
+    """Events are many and without cycles: collecting finds nothing, and took a fifth of the time."""
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
 
@@ -283,7 +284,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+class _Listener(ConsumerRebalanceListener):
     def __init__(self, shell: ConsumerShell) -> None:
         self.shell = shell
 

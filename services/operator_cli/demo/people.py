@@ -50,17 +50,19 @@ def simulate(offers: Sequence[Offer], people: int, now_ms: int, seed: int = 7) -
     crowd, arrivals, distinct = [], [], 0
     for _ in range(people):
         person = Person(
-            f"mcpu_{_name(chance, 12)}", f"mss_{_name(chance, 16)}", chance.choices(offers, _WEIGHTS[: len(offers)])[0]
+            f"mcpu_{_name(chance, 12)}",
+            f"mss_{_name(chance, 16)}",
+            chance.choices(offers, _WEIGHTS[: len(offers)])[0],
         )
         crowd.append(person)
         began = now_ms - chance.randrange(_HOUR_MS, 14 * _DAY_MS)
-        for event in _events(person, began, now_ms, chance):
+        for completed_at, event in _events(person, began, now_ms, chance):
             distinct += 1
             record = person.user_id.encode(), json.dumps(event, separators=(",", ":")).encode()
             late = chance.randrange(2 * _DAY_MS) if chance.random() < 0.1 else 0
-            arrivals.append((event["completed_at"] + late, record))
+            arrivals.append((completed_at + late, record))
             if chance.random() < 0.125:
-                arrivals.append((event["completed_at"] + chance.randrange(_DAY_MS), record))
+                arrivals.append((completed_at + chance.randrange(_DAY_MS), record))
     arrivals.sort(key=lambda arrival: arrival[0])
     return Traffic(crowd, [record for _, record in arrivals], distinct)
 
@@ -83,29 +85,31 @@ def _order(steps: Sequence[str], chance: random.Random) -> list[str]:
     return order
 
 
-def _events(person: Person, began: int, now_ms: int, chance: random.Random) -> list[dict[str, object]]:
+def _events(
+    person: Person, began: int, now_ms: int, chance: random.Random
+) -> list[tuple[int, dict[str, object]]]:
     steps = person.offer.step_ids
     # Some step is hard for everybody; where it is depends on the walkthrough.
     hard = len(steps) // 2
-    at, events = began, []
+    at = began
+    events: list[tuple[int, dict[str, object]]] = []
     for step in _order(steps, chance):
         at += int(chance.lognormvariate(12.3, 1.1))
         if at > now_ms:
             break
         place = steps.index(step)
-        events.append(
-            {
-                "type": "step-completed",
-                "event_id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
-                "mcp_server_user_id": person.user_id,
-                "walkthrough_id": person.offer.walkthrough_id,
-                "step_id": step,
-                "mcp_server_id": person.offer.server_id,
-                "mcp_server_session_id": person.session_id,
-                "completed_at": at,
-                "metadata": {"stepOrder": place + 1, "isLastStep": place == len(steps) - 1},
-            }
-        )
+        event = {
+            "type": "step-completed",
+            "event_id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
+            "mcp_server_user_id": person.user_id,
+            "walkthrough_id": person.offer.walkthrough_id,
+            "step_id": step,
+            "mcp_server_id": person.offer.server_id,
+            "mcp_server_session_id": person.session_id,
+            "completed_at": at,
+            "metadata": {"stepOrder": place + 1, "isLastStep": place == len(steps) - 1},
+        }
+        events.append((at, event))
         if chance.random() < (0.22 if place == hard else 0.08):
             break
     return events

@@ -10,7 +10,7 @@ from rich.table import Table
 from services.runtime.database import Connection, load_queries
 
 SQL = load_queries(__file__)
-_WIDTH = 24
+_WIDTH = 16
 _TRANSITIONS = 12
 
 

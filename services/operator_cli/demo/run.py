@@ -55,7 +55,9 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
         console.print("  docs/operating.md       how to run it: settings, health, what to do when")
         console.print("  docker compose up       the same services as containers")
         if keep:
-            console.print(f'  eval "$(.venv/bin/stepstream stack env --dir {folder})"   this stack still runs')
+            console.print(
+                f'  eval "$(.venv/bin/stepstream stack env --dir {folder})"   this stack still runs'
+            )
         else:
             console.print("  make demo ARGS=--keep   leaves the stack running for a look with psql")
     finally:
@@ -135,7 +137,8 @@ async def _import(db: Connection) -> list[Offer]:
         for slug, server in _SERVERS.items():
             walkthrough = await import_walkthrough(db, export, slug)
             rows = await db.fetch(
-                "select id from walkthrough_steps where walkthrough_id = $1 order by display_order", walkthrough
+                "select id from walkthrough_steps where walkthrough_id = $1 order by display_order",
+                walkthrough,
             )
             offers.append(Offer(server, walkthrough, [row["id"] for row in rows]))
         console.print(f"· imported [bold]{export.walkthrough.title}[/], {len(export.steps)} steps")
