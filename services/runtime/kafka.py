@@ -114,10 +114,10 @@ def subscriber_options(settings: Settings) -> dict[str, Any]:
         "fetch_max_wait_ms": 250,
         "fetch_max_bytes": 64 * 1024 * 1024,
         "max_partition_fetch_bytes": 16 * 1024 * 1024,
-        "session_timeout_ms": 10_000,
+        "session_timeout_ms": int(settings.session_timeout_seconds * 1000),
         # aiokafka would take the session's timeout, which is shorter than a revoke may wait for a batch.
         "rebalance_timeout_ms": 30_000,
-        "heartbeat_interval_ms": 3_000,
+        "heartbeat_interval_ms": int(settings.session_timeout_seconds * 1000 / 4),
         # A slow batch, or a wait for the recorder, is no reason to leave the group; health looks at progress.
         "max_poll_interval_ms": 24 * 60 * 60 * 1000,
     }

@@ -57,6 +57,12 @@ class Settings(BaseSettings):
     database_pool_size: int = Field(
         default=4, ge=2, le=100, description="The most connections a service opens."
     )
+    session_timeout_seconds: float = Field(
+        default=10,
+        ge=6,
+        le=300,
+        description="Silence after which Kafka gives a dead consumer's partitions to others.",
+    )
     commit_timeout_seconds: float = Field(
         default=30, gt=0, description="How long a commit of offsets may take before the service stops."
     )

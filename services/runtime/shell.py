@@ -75,6 +75,7 @@ class ConsumerShell:
         self._idle.set()
         self._in_hand = False
         self._progress = time.monotonic()
+        self._address = ""
         self._server: uvicorn.Server | None = None
         broker = KafkaBroker(
             settings.kafka_bootstrap_servers,
@@ -215,7 +216,7 @@ class ConsumerShell:
             async with self._resources() as pool:
                 await check_ready_to_start(self.settings, pool)
                 self._pool = pool
-                log.info("%s starts", self.service)
+                log.info("%s starts; health and metrics at %s", self.service, self._address)
                 yield
         except BaseException as error:
             self.fail(_first(error))
@@ -246,6 +247,7 @@ class ConsumerShell:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         _calm_the_garbage_collector()
         sock = _listen(self.settings.http_host, port)
+        self._address = "http://{}:{}".format(*sock.getsockname()[:2])
         self._server = _Server(
             uvicorn.Config(
                 self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5

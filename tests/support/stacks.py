@@ -1,0 +1,87 @@
+"""Kafka and PostgreSQL for a test run: embedded, in containers, or somebody else's."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Stack:
+    """Where the servers answer, and how they end."""
+
+    kafka: str
+    database: str
+    stop: Callable[[], None]
+
+
+def start_stack(kind: str) -> Stack:
+    makers = {"embedded": _embedded, "docker": _docker, "external": _external}
+    if kind not in makers:
+        raise SystemExit(f"STEPSTREAM_TEST_STACK is {kind!r}; it can be {', '.join(makers)}")
+    return makers[kind]()
+
+
+def _embedded() -> Stack:
+    from services.devstack import down, up
+
+    folder = Path(tempfile.mkdtemp(prefix="stepstream-test-"))
+    addresses = up(folder)
+
+    def stop() -> None:
+        down(folder, purge=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return Stack(addresses.kafka_bootstrap_servers, addresses.database_url, stop)
+
+
+def _docker() -> Stack:
+    from testcontainers.community.postgres import PostgresContainer
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
+
+    from services.devstack.processes import free_port
+
+    # The broker tells clients where it is, so the port is chosen before it starts.
+    port = free_port()
+    settings = {
+        "KAFKA_NODE_ID": "1",
+        "KAFKA_PROCESS_ROLES": "broker,controller",
+        "KAFKA_LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
+        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
+        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
+        "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
+        "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "5",
+        "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
+        "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
+    }
+    kafka = DockerContainer("apache/kafka:4.3.1").with_bind_ports(9092, port)
+    for name, value in settings.items():
+        kafka = kafka.with_env(name, value)
+    kafka = kafka.waiting_for(LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(120))
+    postgres = PostgresContainer("postgres:18", driver=None).with_command("postgres -c max_connections=200")
+    kafka.start()
+    try:
+        postgres.start()
+    except BaseException:
+        kafka.stop()
+        raise
+
+    def stop() -> None:
+        postgres.stop()
+        kafka.stop()
+
+    url = postgres.get_connection_url().replace("localhost", "127.0.0.1")
+    return Stack(f"127.0.0.1:{port}", url, stop)
+
+
+def _external() -> Stack:
+    return Stack(
+        os.environ["STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"], os.environ["STEPSTREAM_DATABASE_URL"], lambda: None
+    )

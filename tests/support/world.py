@@ -1,0 +1,339 @@
+"""What integration tests share: reference rows, events, real processes, and waiting on conditions."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+
+from services.completion_recorder import store as recorder_store
+from services.runtime.database import Pool, open_pool
+from services.runtime.kafka import Record, ensure_topics, make_producer
+from services.runtime.lag import GROUPS, lags
+from services.runtime.migrate import migrate
+from services.runtime.settings import Settings
+from services.sankey_aggregator import store as aggregator_store
+
+RECORDER, AGGREGATOR = GROUPS
+PATIENCE = 90.0
+
+
+async def eventually(
+    condition: Callable[[], Awaitable[Any]], what: str, seconds: float = PATIENCE, every: float = 0.05
+) -> Any:
+    """Waits until the condition is true, and returns its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = await condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"after {seconds:g} s still not: {what}"
+        await asyncio.sleep(every)
+
+
+def _url(base: str, database: str) -> str:
+    return base.rsplit("/", 1)[0] + "/" + database
+
+
+def make_template(base: str) -> str:
+    """Makes a migrated database to copy."""
+    name = f"template_{uuid.uuid4().hex[:8]}"
+
+    async def make() -> None:
+        await create_database(base, name)
+        connection = await asyncpg.connect(_url(base, name))
+        await migrate(connection)
+        await connection.close()
+
+    asyncio.run(make())
+    return name
+
+
+async def create_database(base: str, name: str, template: str = "template0") -> str:
+    admin = await asyncpg.connect(base)
+    await admin.execute(f"create database {name} template {template}")
+    await admin.close()
+    return _url(base, name)
+
+
+async def drop_database(base: str, name: str) -> None:
+    admin = await asyncpg.connect(base)
+    await admin.execute(f"drop database if exists {name} with (force)")
+    await admin.close()
+
+
+@dataclass
+class Service:
+    """A consumer running as a real process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def kill(self) -> None:
+        """SIGKILL, now."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@dataclass
+class World:
+    """A database and topics of a test's own."""
+
+    base: str
+    settings: Settings
+    db: "asyncpg.Connection[asyncpg.Record]"
+    folder: Path
+    services: list[Service] = field(default_factory=list)
+    pools: list[Pool] = field(default_factory=list)
+
+    @classmethod
+    async def make(cls, kafka: str, base: str, template: str) -> "World":
+        name = f"t_{uuid.uuid4().hex[:12]}"
+        url = await create_database(base, name, template)
+        settings = Settings(
+            kafka_bootstrap_servers=kafka,
+            database_url=url,
+            topic=name,
+            topic_partitions=3,
+            group_prefix=f"{name}.",
+            session_timeout_seconds=6,
+        )
+        await ensure_topics(settings)
+        return cls(base, settings, await asyncpg.connect(url), Path(tempfile.mkdtemp(prefix="world-")))
+
+    async def close(self) -> None:
+        for service in self.services:
+            if service.process.poll() is None:
+                service.kill()
+        for pool in self.pools:
+            pool.terminate()
+        await self.db.close()
+        await drop_database(self.base, self.settings.database_url.rsplit("/", 1)[1])
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_bootstrap_servers)
+        await admin.start()
+        await admin.delete_topics([self.settings.topic, self.settings.dead_letter_topic])
+        await admin.close()
+
+    # --- reference rows -------------------------------------------------------------------------------
+
+    async def offer(self, walkthrough: str = "wt_a", steps: Sequence[str] = "abcde", server: str = "srv_1") -> None:
+        """A server that offers a walkthrough with these steps; repeated calls add what is missing."""
+        await self.db.execute(
+            "insert into organization (id, name, created_at) values ('org', 'org', now()) on conflict do nothing"
+        )
+        await self.db.execute(
+            "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
+            " values ($1, 'org', $1, $1, $1) on conflict do nothing",
+            server,
+        )
+        await self.db.execute(
+            "insert into walkthroughs (id, organization_id, title, status)"
+            " values ($1, 'org', $1, 'published') on conflict do nothing",
+            walkthrough,
+        )
+        await self.db.executemany(
+            "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
+            " values ($1, $2, $1, '{}', $3) on conflict do nothing",
+            [(step, walkthrough, i) for i, step in enumerate(steps)],
+        )
+
+    async def people(self, names: Iterable[str], server: str = "srv_1") -> None:
+        """Users, each with the session `s_` and their name on the server."""
+        names = list(names)
+        await self.db.executemany(
+            "insert into mcp_server_user (id) values ($1) on conflict do nothing", [(n,) for n in names]
+        )
+        await self.db.executemany(
+            "insert into mcp_server_session (mcp_server_session_id, mcp_server_slug, connection_date,"
+            " mcp_server_user_id) values ('s_' || $1, $2, current_date, $1) on conflict do nothing",
+            [(n, server) for n in names],
+        )
+
+    # --- traffic --------------------------------------------------------------------------------------
+
+    async def produce(self, messages: Iterable["Message | dict[str, Any]"]) -> None:
+        """Sends events, or raw messages, and waits for their acknowledgement."""
+        producer = make_producer(self.settings, linger_ms=5)
+        await producer.start()
+        futures = [
+            await producer.send(self.settings.topic, m.value, key=m.key, headers=m.headers)
+            for m in (x if isinstance(x, Message) else Message.of(x) for x in messages)
+        ]
+        await asyncio.gather(*futures)
+        await producer.stop()
+
+    async def dead_letters(self) -> list[Record]:
+        """All records of the dead-letter topic."""
+        consumer = AIOKafkaConsumer(
+            self.settings.dead_letter_topic,
+            bootstrap_servers=self.settings.kafka_bootstrap_servers,
+            auto_offset_reset="earliest",
+        )
+        await consumer.start()
+        ends = await consumer.end_offsets(list(consumer.assignment()))
+        records: list[Record] = []
+        while len(records) < sum(ends.values()):
+            for part in (await consumer.getmany(timeout_ms=200)).values():
+                records += part
+        await consumer.stop()
+        return records
+
+    # --- the services ---------------------------------------------------------------------------------
+
+    async def recorder_pool(self) -> Pool:
+        return await self._pool(recorder_store.prepare, recorder_store.SERVER_SETTINGS)
+
+    async def aggregator_pool(self) -> Pool:
+        return await self._pool(aggregator_store.prepare, aggregator_store.SERVER_SETTINGS)
+
+    async def _pool(self, prepare: Any, server_settings: Any) -> Pool:
+        pool = await open_pool(self.settings, prepare, server_settings)
+        self.pools.append(pool)
+        return pool
+
+    def environment(self, **more: Any) -> dict[str, str]:
+        """The environment that leads a process to this world."""
+        settings = {
+            "KAFKA_BOOTSTRAP_SERVERS": ",".join(self.settings.kafka_bootstrap_servers),
+            "DATABASE_URL": self.settings.database_url,
+            "TOPIC": self.settings.topic,
+            "GROUP_PREFIX": self.settings.group_prefix,
+            "TOPIC_PARTITIONS": self.settings.topic_partitions,
+            "SESSION_TIMEOUT_SECONDS": 6,
+        } | {name.upper(): value for name, value in more.items()}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")}
+        return clean | {f"STEPSTREAM_{name}": str(value) for name, value in settings.items()}
+
+    def command(self, *args: str, stdin: bytes | None = None, **more: Any) -> "subprocess.CompletedProcess[str]":
+        """Runs `stepstream` to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "services.operator_cli", *args],
+            env=self.environment(**more),
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    def start(self, name: str, **more: Any) -> Service:
+        """Starts a consumer as a process."""
+        from services.devstack.processes import free_port
+
+        port = free_port()
+        log = self.folder / f"{name}-{len(self.services)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", str(port)],
+                env=self.environment(**more),
+                stdout=out,
+                stderr=out,
+            )
+        service = Service(name, process, port, log)
+        self.services.append(service)
+        return service
+
+    def start_both(self, **more: Any) -> list[Service]:
+        return [self.start(RECORDER, **more), self.start(AGGREGATOR, **more)]
+
+    async def drained(self, seconds: float = PATIENCE) -> None:
+        """Waits until both groups have committed everything and no mark is left."""
+
+        async def done() -> bool:
+            for service in self.services:
+                code = service.process.poll()
+                assert code in {None, 0, -signal.SIGKILL}, f"{service.name}: {code}\n{service.log.read_text()}"
+            return (
+                all(lag.events == 0 for lag in await lags(self.settings))
+                and await self.db.fetchval("select count(*) from sankey_dirty") == 0
+            )
+
+        await eventually(done, "drained", seconds, every=0.1)
+
+    async def recorded(self) -> int:
+        """How many events the recorder has passed."""
+        return int(await self.db.fetchval("select coalesce(sum(next_offset), 0) from recorded_offsets"))
+
+    # --- what the tables say --------------------------------------------------------------------------
+
+    async def completions(self) -> dict[tuple[str, str], tuple[int, str]]:
+        """(user, step) to (time, event id)."""
+        rows = await self.db.fetch("select * from walkthrough_step_completions")
+        return {
+            (r["mcp_server_user_id"], r["step_id"]): (r["completed_at"], r["id"].removeprefix("wtsc_"))
+            for r in rows
+        }
+
+    async def transitions(self) -> Counter[tuple[int, str | None, str]]:
+        """(position, from, to) to journeys, over all cohorts."""
+        rows = await self.db.fetch("select * from sankey_transitions")
+        counts: Counter[tuple[int, str | None, str]] = Counter()
+        for r in rows:
+            counts[r["position"], r["from_step_id"], r["to_step_id"]] += r["journeys"]
+        return Counter({k: n for k, n in counts.items() if n})
+
+    async def endings(self) -> Counter[tuple[int, str | None]]:
+        """(steps done, step) to journeys, over all cohorts."""
+        counts: Counter[tuple[int, str | None]] = Counter()
+        for r in await self.db.fetch("select * from sankey_endings"):
+            counts[r["steps_done"], r["step_id"]] += r["journeys"]
+        return Counter({k: n for k, n in counts.items() if n})
+
+    def assert_verified(self) -> None:
+        """`stepstream verify` finds every cell equal."""
+        verdict = self.command("verify")
+        assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+
+
+@dataclass(frozen=True)
+class Message:
+    """A record as a producer hands it over."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, event: dict[str, Any]) -> "Message":
+        return cls(event["mcp_server_user_id"].encode(), json.dumps(event).encode())
+
+
+_numbers: Iterator[int] = iter(range(1, 10**9))
+
+
+def completed(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
+    """An event; each call has its own event id unless one is given."""
+    return {
+        "type": "step-completed",
+        "event_id": str(uuid.UUID(int=next(_numbers), version=4)),
+        "mcp_server_user_id": user,
+        "walkthrough_id": "wt_a",
+        "step_id": step,
+        "mcp_server_id": "srv_1",
+        "mcp_server_session_id": f"s_{user}",
+        "completed_at": at,
+    } | other
+
+

@@ -1,0 +1,141 @@
+"""The contract: examples, evolution, what is tolerated, and the documents made from it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from schemas import EventError, Rejection, decode
+from schemas.documents import asyncapi, json_schema
+from schemas.events import MAX_AHEAD_MS, MAX_TIME_MS
+from schemas.generate import FOLDER, check_examples
+from tests.support.world import completed
+
+NOW = 1_764_000_000_000
+EXAMPLES = sorted((FOLDER / "examples" / "valid").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
+def test_a_valid_example_is_read(file: Path) -> None:
+    event = decode(file.read_bytes(), MAX_TIME_MS)
+    assert event.step_id == json.loads(file.read_bytes())["step_id"]
+
+
+def test_every_example_is_what_its_folder_says() -> None:
+    assert list(check_examples()) == []
+
+
+def test_every_example_ever_checked_in_stays_readable() -> None:
+    """Operators replay old topics: the rule is backward transitive."""
+    root = FOLDER.parent
+    listed = subprocess.run(
+        ["git", "log", "--format=", "--raw", "--no-abbrev", "--diff-filter=AM", "--", "schemas/examples/valid"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    blobs = {line.split()[3] for line in listed.stdout.splitlines() if line.startswith(":")}
+    values = [
+        subprocess.run(["git", "cat-file", "blob", b], cwd=root, capture_output=True, check=True).stdout
+        for b in sorted(blobs)
+    ]
+    values += [file.read_bytes() for file in EXAMPLES]  # without a history these are all there is
+    for value in values:
+        assert decode(value, MAX_TIME_MS).event_id
+
+
+def test_unknown_fields_are_ignored_by_consumers_and_refused_by_the_published_schema() -> None:
+    event = completed("u", "a", 1) | {"added_in_a_later_version": {"x": 1}}
+    assert decode(json.dumps(event).encode(), NOW).step_id == "a"
+    assert not Draft202012Validator(json_schema()).is_valid(event)
+
+
+def test_a_null_metadata_is_as_good_as_none() -> None:
+    assert decode(json.dumps(completed("u", "a", 1, metadata=None)).encode(), NOW).metadata is None
+
+
+def test_metadata_is_kept_as_compact_json() -> None:
+    event = completed("u", "a", 1, metadata={"z": [1, 2.5, None], "a": {"é": True}})
+    assert decode(json.dumps(event).encode(), NOW).metadata == '{"z":[1,2.5,null],"a":{"é":true}}'
+
+
+def test_metadata_of_exactly_the_largest_size_is_taken() -> None:
+    largest = {"x": "é" * ((8192 - 8) // 2)}
+    assert len(json.dumps(largest, ensure_ascii=False, separators=(",", ":")).encode()) == 8192
+    assert decode(json.dumps(completed("u", "a", 1, metadata=largest)).encode(), NOW).metadata
+    with pytest.raises(EventError, match="larger than 8192"):
+        decode(json.dumps(completed("u", "a", 1, metadata={"xy": largest["x"]})).encode(), NOW)
+
+
+def test_event_ids_compare_in_lower_case() -> None:
+    event = completed("u", "a", 1, event_id="6F1F5C3E-6D0E-4C0E-9A55-2F6F0F5A7A11")
+    assert decode(json.dumps(event).encode(), NOW).event_id == "6f1f5c3e-6d0e-4c0e-9a55-2f6f0f5a7a11"
+
+
+def test_the_clock_allows_24_hours_and_no_millisecond_more() -> None:
+    assert decode(json.dumps(completed("u", "a", NOW + MAX_AHEAD_MS)).encode(), NOW)
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(completed("u", "a", NOW + MAX_AHEAD_MS + 1)).encode(), NOW)
+    assert caught.value.rejection is Rejection.IN_THE_FUTURE
+
+
+def test_an_error_names_the_field_and_never_the_content() -> None:
+    event = completed("u", "secret\n", 1, metadata={"password": "x" * 9000})
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(event).encode(), NOW)
+    assert "step_id" in str(caught.value)
+    assert "metadata" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.one_of(st.none(), st.binary(max_size=200), st.text(max_size=100).map(str.encode)))
+def test_no_bytes_raise_anything_but_an_event_error(value: bytes | None) -> None:
+    with pytest.raises(EventError):
+        decode(value, NOW)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*completed("u", "a", 1), "metadata"]), json_values, max_size=3))
+def test_what_the_published_schema_accepts_is_read(changes: dict[str, object]) -> None:
+    """Near-valid events: the models may refuse more than the schema can say, only for stated reasons."""
+    event = completed("u", "a", 1) | changes
+    value = json.dumps(event).encode()
+    try:
+        decode(value, MAX_TIME_MS)
+    except EventError as error:
+        told = str(error)
+        beyond_json_schema = ("NUL", "not finite", "larger than", "valid integer", "unexpected end", "surrogate")
+        if not any(reason in told for reason in beyond_json_schema):
+            assert not Draft202012Validator(json_schema()).is_valid(json.loads(value)), told
+    else:
+        assert Draft202012Validator(json_schema()).is_valid(json.loads(value))
+
+
+def test_the_schema_is_valid_2020_12() -> None:
+    Draft202012Validator.check_schema(json_schema())
+    assert json_schema()["$defs"]["StepCompleted"]["additionalProperties"] is False
+
+
+def test_the_asyncapi_document_is_one_of_version_3() -> None:
+    document = asyncapi()
+    assert ApplicationSchema.model_validate(document).asyncapi == "3.0.0"
+    for operation in document["operations"].values():
+        assert operation["channel"]["$ref"].removeprefix("#/channels/") in document["channels"]
+    references = [
+        m["$ref"].removeprefix("#/components/messages/")
+        for channel in document["channels"].values()
+        for m in channel["messages"].values()
+    ]
+    assert set(references) == set(document["components"]["messages"])

@@ -1,0 +1,169 @@
+"""The algebra of journeys: literal cases, and properties over any change in any order."""
+
+from collections import Counter
+from datetime import date
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.journeys import (
+    Contributions,
+    EndingKey,
+    Flow,
+    Journey,
+    TransitionKey,
+    accumulate,
+    add,
+    contributions,
+    difference,
+    utc_day,
+)
+
+DAY = 86_400_000
+
+
+def journey(*steps: tuple[str, int], server: str | None = "srv", walkthrough: str = "wt") -> Journey:
+    return Journey(walkthrough, server if steps else None, [s for s, _ in steps], [t for _, t in steps])
+
+
+def test_a_journey_contributes_one_transition_per_step_and_one_ending() -> None:
+    got = contributions(journey(("a", 5), ("b", 15), ("c", DAY + 1)))
+    first = date(1970, 1, 1)
+    assert got.transitions == {
+        TransitionKey("wt", "srv", first, 0, None, "a"): Flow(1, 0),
+        TransitionKey("wt", "srv", first, 1, "a", "b"): Flow(1, 10),
+        TransitionKey("wt", "srv", first, 2, "b", "c"): Flow(1, DAY - 14),
+    }
+    assert got.endings == {EndingKey("wt", "srv", first, 3, "c", date(1970, 1, 2)): 1}
+
+
+def test_without_steps_there_is_nothing_to_count() -> None:
+    assert contributions(journey()) == Contributions()
+
+
+def test_a_late_step_between_two_takes_their_transition_away_and_adds_two() -> None:
+    delta = difference(journey(("a", 1), ("c", 9)), journey(("a", 1), ("b", 4), ("c", 9)))
+    day = date(1970, 1, 1)
+    assert delta.transitions == {
+        TransitionKey("wt", "srv", day, 1, "a", "c"): Flow(-1, -8),
+        TransitionKey("wt", "srv", day, 1, "a", "b"): Flow(1, 3),
+        TransitionKey("wt", "srv", day, 2, "b", "c"): Flow(1, 5),
+    }
+    assert delta.endings == {
+        EndingKey("wt", "srv", day, 2, "c", day): -1,
+        EndingKey("wt", "srv", day, 3, "c", day): 1,
+    }
+
+
+def test_a_first_step_on_another_day_moves_the_whole_journey_to_that_cohort() -> None:
+    old = journey(("a", DAY + 5), ("b", DAY + 6))
+    new = journey(("z", 3), ("a", DAY + 5), ("b", DAY + 6))
+    delta = difference(old, new)
+    assert sum(f.journeys for k, f in delta.transitions.items() if k.began_on == date(1970, 1, 2)) == -2
+    assert sum(f.journeys for k, f in delta.transitions.items() if k.began_on == date(1970, 1, 1)) == 3
+
+
+def test_a_first_step_on_another_server_moves_the_whole_journey_there() -> None:
+    steps = (("a", 1), ("b", 2))
+    delta = difference(journey(*steps, server="one"), journey(*steps, server="two"))
+    assert Counter(k.mcp_server_id for k in delta.transitions) == {"one": 2, "two": 2}
+
+
+def test_the_same_journey_makes_no_difference() -> None:
+    one = journey(("a", 1), ("b", 2))
+    assert difference(one, one) == Contributions()
+
+
+def test_only_the_time_of_a_step_changed() -> None:
+    delta = difference(journey(("a", 1), ("b", 5)), journey(("a", 1), ("b", 7)))
+    assert list(delta.transitions.values()) == [Flow(0, 2)]
+    assert delta.endings == {}
+
+
+def test_days_are_utc() -> None:
+    assert utc_day(DAY - 1) == date(1970, 1, 1)
+    assert utc_day(DAY) == date(1970, 1, 2)
+    assert utc_day(1_764_028_799_999) == date(2025, 11, 24)
+
+
+# --- properties ------------------------------------------------------------------------------------------
+
+journeys = st.builds(
+    lambda times, steps, server: journey(*zip(steps, sorted(times), strict=False), server=server),
+    st.lists(st.integers(0, 5 * DAY), max_size=6),
+    st.lists(st.sampled_from("abcdef"), unique=True, max_size=6),
+    st.sampled_from(["one", "two"]),
+)
+
+
+def as_counter(c: Contributions) -> Counter[object]:
+    counter: Counter[object] = Counter(c.endings)  # type: ignore[arg-type]
+    for key, flow in c.transitions.items():
+        counter[key, "journeys"] += flow.journeys
+        counter[key, "elapsed"] += flow.elapsed_ms
+    return Counter({k: n for k, n in counter.items() if n})
+
+
+@given(journeys, journeys)
+def test_the_difference_is_what_separates_their_contributions(old: Journey, new: Journey) -> None:
+    before = as_counter(contributions(old))
+    before.update(as_counter(difference(old, new)))
+    assert {k: n for k, n in before.items() if n} == dict(as_counter(contributions(new)))
+
+
+@given(st.lists(journeys, max_size=8))
+def test_deltas_along_any_history_sum_to_the_contributions_of_the_final_state(states: list[Journey]) -> None:
+    total = Contributions()
+    last = journey()
+    for state in states:
+        accumulate(total, last, state)
+        last = state
+    assert total == contributions(last)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), journeys), max_size=12), st.randoms(use_true_random=False))
+def test_any_order_batching_and_duplication_of_changes_gives_the_same_tables(
+    history: list[tuple[int, Journey]], chance: object
+) -> None:
+    """Changes only say which journey to look at; each look counts its rows as they are then."""
+    final = dict(history)
+
+    def play(looks: list[list[int]]) -> Contributions:
+        table, counted = Contributions(), {}
+        for batch in looks:
+            delta = Contributions()
+            for who in set(batch):
+                accumulate(delta, counted.get(who, journey()), final[who])
+                counted[who] = final[who]
+            add(table, delta)
+        return table
+
+    looks = [who for who, _ in history]
+    doubled = looks + looks
+    chance.shuffle(doubled)  # type: ignore[attr-defined]
+    cut = chance.randint(0, len(doubled))  # type: ignore[attr-defined]
+    assert play([[who] for who in looks]) == play([doubled[:cut], doubled[cut:]]) == play([looks])
+
+
+@given(st.lists(journeys, max_size=30))
+def test_at_every_node_of_every_cohort_in_equals_out_plus_ended(everybody: list[Journey]) -> None:
+    total = Contributions()
+    for one in everybody:
+        add(total, contributions(one))
+    balance: Counter[object] = Counter()
+    for t, flow in total.transitions.items():
+        balance[t[:3], t.position, t.to_step_id] += flow.journeys
+        if t.position:
+            balance[t[:3], t.position - 1, t.from_step_id] -= flow.journeys
+    for e, count in total.endings.items():
+        balance[e[:3], e.steps_done - 1, e.step_id] -= count
+    assert not any(balance.values())
+    started = sum(f.journeys for t, f in total.transitions.items() if t.position == 0)
+    assert started == sum(total.endings.values()) == sum(1 for j in everybody if j.step_ids)
+
+
+@given(journeys, journeys)
+def test_amounts_that_come_to_nothing_are_left_out(old: Journey, new: Journey) -> None:
+    total = difference(old, new)
+    accumulate(total, new, old)
+    assert total == Contributions()
