@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from schemas import EventError, decode
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.kafka import make_producer, unreachable
+from services.runtime.kafka import admin_client, make_producer, unreachable
 from services.runtime.settings import Settings
 
 console = Console(stderr=True, highlight=False)
@@ -48,13 +48,13 @@ async def produce(settings: Settings, file: str) -> Outcome:
     outcome = Outcome()
     began = time.monotonic()
     with _open(file) as (lines, size), _progress(size) as progress:
+        await _check_topic(settings)
         producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
         try:
             await producer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
         try:
-            await _check_topic(producer, settings.topic)
             await _send_lines(producer, settings.topic, lines, outcome, progress)
         finally:
             await producer.stop()
@@ -82,12 +82,10 @@ def report(outcome: Outcome, *, as_json: bool) -> None:
     )
 
 
-async def _check_topic(producer: AIOKafkaProducer, topic: str) -> None:
-    try:
-        async with asyncio.timeout(15):
-            await producer.partitions_for(topic)
-    except (KafkaError, TimeoutError):
-        raise StepstreamError(f"Kafka has no topic {topic}: run `stepstream migrate` first") from None
+async def _check_topic(settings: Settings) -> None:
+    async with admin_client(settings) as admin:
+        if settings.topic not in await admin.list_topics():
+            raise StepstreamError(f"Kafka has no topic {settings.topic}: run `stepstream migrate` first")
 
 
 async def _send_lines(

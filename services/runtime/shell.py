@@ -82,6 +82,8 @@ class ConsumerShell:
             client_id=f"stepstream-{service}",
             apply_types=False,
             graceful_timeout=settings.drain_timeout_seconds,
+            # Joining a group may take as long as its rebalance or its session.
+            request_timeout_ms=int(max(40, settings.session_timeout_seconds + 10) * 1000),
             allow_auto_create_topics=False,
             logger=None,
         )
@@ -257,9 +259,8 @@ class ConsumerShell:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
         if not self.stopping.is_set():
-            await self._server.serve(sockets=[sock])
-        if self.failure is None and not self._server.started and not self.stopping.is_set():
-            return 1  # the start failed, and uvicorn has logged why
+            with contextlib.suppress(SystemExit):  # uvicorn's way to say that the start failed
+                await self._server.serve(sockets=[sock])
         if self.failure is None:
             return 0
         return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1

@@ -136,7 +136,9 @@ class World:
 
     # --- reference rows -------------------------------------------------------------------------------
 
-    async def offer(self, walkthrough: str = "wt_a", steps: Sequence[str] = "abcde", server: str = "srv_1") -> None:
+    async def offer(
+        self, walkthrough: str = "wt_a", steps: Sequence[str] = "abcde", server: str = "srv_1"
+    ) -> None:
         """A server that offers a walkthrough with these steps; repeated calls add what is missing."""
         await self.db.execute(
             "insert into organization (id, name, created_at) values ('org', 'org', now()) on conflict do nothing"
@@ -224,7 +226,9 @@ class World:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")}
         return clean | {f"STEPSTREAM_{name}": str(value) for name, value in settings.items()}
 
-    def command(self, *args: str, stdin: bytes | None = None, **more: Any) -> "subprocess.CompletedProcess[str]":
+    def command(
+        self, *args: str, stdin: bytes | None = None, **more: Any
+    ) -> "subprocess.CompletedProcess[str]":
         """Runs `stepstream` to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "services.operator_cli", *args],
@@ -264,7 +268,9 @@ class World:
         async def done() -> bool:
             for service in self.services:
                 code = service.process.poll()
-                assert code in {None, 0, -signal.SIGKILL}, f"{service.name}: {code}\n{service.log.read_text()}"
+                assert code in {None, 0, -signal.SIGKILL}, (
+                    f"{service.name}: {code}\n{service.log.read_text()}"
+                )
             return (
                 all(lag.events == 0 for lag in await lags(self.settings))
                 and await self.db.fetchval("select count(*) from sankey_dirty") == 0
@@ -335,5 +341,3 @@ def completed(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
         "mcp_server_session_id": f"s_{user}",
         "completed_at": at,
     } | other
-
-

@@ -34,7 +34,16 @@ def test_every_example_ever_checked_in_stays_readable() -> None:
     """Operators replay old topics: the rule is backward transitive."""
     root = FOLDER.parent
     listed = subprocess.run(
-        ["git", "log", "--format=", "--raw", "--no-abbrev", "--diff-filter=AM", "--", "schemas/examples/valid"],
+        [
+            "git",
+            "log",
+            "--format=",
+            "--raw",
+            "--no-abbrev",
+            "--diff-filter=AM",
+            "--",
+            "schemas/examples/valid",
+        ],
         cwd=root,
         capture_output=True,
         text=True,
@@ -116,7 +125,14 @@ def test_what_the_published_schema_accepts_is_read(changes: dict[str, object]) -
         decode(value, MAX_TIME_MS)
     except EventError as error:
         told = str(error)
-        beyond_json_schema = ("NUL", "not finite", "larger than", "valid integer", "unexpected end", "surrogate")
+        beyond_json_schema = (
+            "NUL",
+            "not finite",
+            "larger than",
+            "valid integer",
+            "unexpected end",
+            "surrogate",
+        )
         if not any(reason in told for reason in beyond_json_schema):
             assert not Draft202012Validator(json_schema()).is_valid(json.loads(value)), told
     else:

@@ -1,0 +1,339 @@
+"""The aggregator's transaction against a real PostgreSQL: exact, locked, and constant in round trips."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.runtime.database import Pool, connected
+from services.sankey_aggregator import store
+from tests.support.world import World, completed
+
+pytestmark = pytest.mark.integration
+
+DAY = 86_400_000
+
+
+async def insert(db: Any, *events: dict[str, Any]) -> None:
+    """Writes completions past the recorder."""
+    await db.executemany(
+        "insert into walkthrough_step_completions values ($1, $2, $3, $4, $5, $6, $7, null)",
+        [
+            (
+                "wtsc_" + e["event_id"],
+                e["mcp_server_user_id"],
+                e["walkthrough_id"],
+                e["step_id"],
+                e["mcp_server_id"],
+                e["mcp_server_session_id"],
+                e["completed_at"],
+            )
+            for e in events
+        ],
+    )
+
+
+async def drain(pool: Pool) -> None:
+    while (await store.drain_marks(pool, 1000))[0]:
+        pass
+
+
+async def test_a_journey_is_counted_under_the_server_and_day_where_it_began(world: World) -> None:
+    await world.offer()
+    await world.offer(server="srv_2")
+    await world.people(["ann"])
+    await insert(
+        world.db,
+        completed("ann", "b", DAY + 7, mcp_server_id="srv_2"),
+        completed("ann", "a", 5),
+        completed("ann", "c", 3 * DAY),
+    )
+    pool = await world.aggregator_pool()
+    assert await store.follow(pool, [("ann", "wt_a")]) == 1
+    rows = await world.db.fetch("select * from sankey_transitions order by position")
+    assert [
+        (
+            r["mcp_server_id"],
+            str(r["began_on"]),
+            r["position"],
+            r["from_step_id"],
+            r["to_step_id"],
+            r["elapsed_ms"],
+        )
+        for r in rows
+    ] == [
+        ("srv_1", "1970-01-01", 0, None, "a", 0),
+        ("srv_1", "1970-01-01", 1, "a", "b", DAY + 2),
+        ("srv_1", "1970-01-01", 2, "b", "c", 2 * DAY - 7),
+    ]
+    (ending,) = await world.db.fetch("select * from sankey_endings")
+    assert (ending["steps_done"], ending["step_id"], str(ending["last_active_on"])) == (3, "c", "1970-01-04")
+
+
+async def test_a_second_look_changes_and_writes_nothing(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    await insert(world.db, completed("ann", "a", 1), completed("ann", "b", 2))
+    pool = await world.aggregator_pool()
+    assert await store.follow(pool, [("ann", "wt_a")]) == 1
+    everything = (
+        "select (select array_agg(t.*::text || t.xmin) from sankey_transitions t),"
+        " (select array_agg(e.*::text || e.xmin) from sankey_endings e)"
+    )
+    before = await world.db.fetchrow(everything)
+    assert await store.follow(pool, [("ann", "wt_a")]) == 0
+    assert await world.db.fetchrow(everything) == before
+
+
+async def test_a_journey_without_completions_leaves_no_row(world: World) -> None:
+    pool = await world.aggregator_pool()
+    assert await store.follow(pool, [("nobody", "nothing"), ("who", "wt_a")]) == 0
+    assert await world.db.fetchval("select count(*) from sankey_journeys") == 0
+
+
+async def test_cells_that_come_to_zero_are_gone(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.aggregator_pool()
+    for i, step in enumerate("abcde"):
+        await insert(world.db, completed("ann", step, i * DAY))
+        await drain(pool)
+    assert await world.db.fetchval("select count(*) from sankey_endings") == 1
+    assert await world.db.fetchval("select count(*) from sankey_transitions") == 5
+    await world.db.execute("delete from walkthrough_step_completions")
+    await drain(pool)
+    for table in ("sankey_endings", "sankey_transitions", "sankey_journeys"):
+        assert await world.db.fetchval(f"select count(*) from {table}") == 0
+
+
+class Counting:
+    """Counts the statements that pass over a pool's connections."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+
+    def __call__(self, query: Any) -> None:
+        self.statements += 1
+
+
+@pytest.mark.parametrize("changed", [True, False])
+async def test_round_trips_do_not_grow_with_the_batch(world: World, changed: bool) -> None:
+    await world.offer()
+    people = [f"p{i:04}" for i in range(900)]
+    await world.people(people)
+    chance = random.Random(5)
+    await insert(
+        world.db,
+        *(completed(p, s, chance.randrange(5 * DAY)) for p in people for s in chance.sample("abcde", 3)),
+    )
+    pool = await world.aggregator_pool()
+    journeys = [(p, "wt_a") for p in people]
+    if not changed:
+        await store.follow(pool, journeys)
+    counts = []
+    for size in (2, 20, 800):
+        batch, journeys = journeys[:size], journeys[size:]
+        if not changed:
+            journeys += batch
+        async with pool.acquire() as connection:
+            counting = Counting()
+            connection.add_query_logger(counting)
+            async with connection.transaction():
+                await store._follow(connection, batch)
+            connection.remove_query_logger(counting)
+        counts.append(counting.statements)
+    assert max(counts) <= (12 if changed else 4)
+    assert counts[1] == counts[2]
+
+
+async def expected(world: World) -> Counter[Any]:
+    """The counts by a plain walk over the rows."""
+    rows = await world.db.fetch(
+        'select * from walkthrough_step_completions order by completed_at, id collate "C"'
+    )
+    paths: dict[tuple[str, str], list[str]] = {}
+    for r in rows:
+        paths.setdefault((r["mcp_server_user_id"], r["walkthrough_id"]), []).append(r["step_id"])
+    counts: Counter[Any] = Counter()
+    for path in paths.values():
+        for i, step in enumerate(path):
+            counts[i, path[i - 1] if i else None, step] += 1
+    return counts
+
+
+async def test_many_instances_on_the_same_journeys_neither_deadlock_nor_count_twice(world: World) -> None:
+    """Badly keyed events and marks lead several instances to the same journeys at once."""
+    await world.offer()
+    people = [f"p{i:02}" for i in range(60)]
+    await world.people(people)
+    pools = [await world.aggregator_pool() for _ in range(4)]
+    chance = random.Random(8)
+    stop = asyncio.Event()
+
+    async def change() -> None:
+        async with connected(world.settings) as db:
+            for _ in range(120):
+                person, step = chance.choice(people), chance.choice("abcde")
+                kind = chance.random()
+                if kind < 0.2:
+                    await db.execute(
+                        "delete from walkthrough_step_completions where mcp_server_user_id = $1 and step_id = $2",
+                        person,
+                        step,
+                    )
+                else:
+                    await db.execute(
+                        "insert into walkthrough_step_completions values ($1, $2, 'wt_a', $3, 'srv_1', $4, $5, null)"
+                        " on conflict (mcp_server_user_id, step_id) do update set completed_at = excluded.completed_at",
+                        completed(person, step, 0)["event_id"],
+                        person,
+                        step,
+                        f"s_{person}",
+                        chance.randrange(3 * DAY),
+                    )
+                await asyncio.sleep(0)
+        stop.set()
+
+    async def instance(pool: Pool) -> None:
+        while not stop.is_set():
+            batch = chance.sample(people, 40)
+            await store.follow(pool, [(p, "wt_a") for p in batch])
+            await store.drain_marks(pool, 25)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(change(), *(instance(pool) for pool in pools))
+    await drain(pools[0])
+    assert await world.transitions() == await expected(world)
+    deadlocks = await world.db.fetchval(
+        "select deadlocks from pg_stat_database where datname = current_database()"
+    )
+    assert deadlocks == 0
+    world.assert_verified()
+
+
+async def test_the_wait_for_a_lock_sees_what_its_holder_committed(world: World) -> None:
+    """The read is a statement of its own, after the lock: its snapshot includes the other's result."""
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.aggregator_pool()
+    await insert(world.db, completed("ann", "a", 1))
+    async with pool.acquire() as first, pool.acquire() as second:
+        transaction = first.transaction()
+        await transaction.start()
+        assert await store._follow(first, [("ann", "wt_a")]) == 1
+
+        async def other() -> int:
+            async with second.transaction():
+                return await store._follow(second, [("ann", "wt_a")])
+
+        waiting = asyncio.create_task(other())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        await transaction.commit()
+        assert await waiting == 0
+    assert await world.transitions() == {(0, None, "a"): 1}
+
+
+# --- changes that no event tells of ----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def counted(world: World) -> tuple[World, Pool]:
+    """Three people over two servers and walkthroughs, counted."""
+    await world.offer()
+    await world.offer("wt_b", "vwxyz", "srv_2")
+    await world.people(["ann", "bob", "cy"])
+    await world.people(["dee"], "srv_2")
+    on_b = {"walkthrough_id": "wt_b", "mcp_server_id": "srv_2"}
+    await insert(
+        world.db,
+        *(completed(p, s, i) for p in ("ann", "bob", "cy") for i, s in enumerate("abcd")),
+        *(completed(p, s, i, **on_b) for p in ("ann", "dee") for i, s in enumerate("vwx")),
+    )
+    pool = await world.aggregator_pool()
+    await drain(pool)
+    assert sum((await world.transitions()).values()) == 18
+    return world, pool
+
+
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        ("delete from walkthrough_steps where id = 'b'", 15),
+        ("delete from mcp_server_user where id = 'ann'", 11),
+        ("delete from mcp_server_session where mcp_server_session_id = 's_ann'", 11),
+        ("delete from mcp_servers where id = 'srv_2'", 12),
+        ("delete from walkthroughs where id = 'wt_b'", 12),
+        ("delete from organization", 0),
+        ("delete from walkthrough_step_completions where completed_at = 2", 13),
+        ("truncate walkthrough_step_completions", 0),
+        ("update walkthrough_step_completions set completed_at = 99 where step_id = 'a'", 18),
+        ("update walkthrough_step_completions set mcp_server_id = 'srv_2' where step_id = 'a'", 18),
+        ("update walkthrough_step_completions set mcp_server_user_id = 'dee' where id in"
+         " (select id from walkthrough_step_completions where mcp_server_user_id = 'cy')", 18),
+    ],
+)  # fmt: skip
+async def test_a_change_past_the_recorder_is_followed(
+    counted: tuple[World, Pool], change: str, left: int
+) -> None:
+    world, pool = counted
+    await world.db.execute(change)
+    await drain(pool)
+    assert await world.transitions() == await expected(world)
+    assert sum((await world.transitions()).values()) == left
+    world.assert_verified()
+
+
+async def test_a_mark_is_left_by_whoever_may_change_completions(counted: tuple[World, Pool]) -> None:
+    """Also by a role that knows nothing of our tables, and with another search path."""
+    world, pool = counted
+    await world.db.execute(
+        "do $$ begin if not exists (select from pg_roles where rolname = 'platform_role') then"
+        " create role platform_role; end if; exception when duplicate_object then null; end $$;"
+        "grant delete, select on walkthrough_step_completions to platform_role"
+    )
+    async with connected(world.settings) as db:
+        await db.execute("set search_path = pg_catalog; set role platform_role")
+        await db.execute("delete from public.walkthrough_step_completions where step_id = 'a'")
+        await db.execute("reset role; drop owned by platform_role")
+    await drain(pool)
+    assert sum((await world.transitions()).values()) == 15
+    world.assert_verified()
+
+
+async def test_marks_whose_transaction_fails_stay(counted: tuple[World, Pool]) -> None:
+    world, pool = counted
+    await world.db.execute("delete from walkthrough_steps where id = 'b'")
+    marks = await world.db.fetchval("select count(*) from sankey_dirty")
+    assert marks
+    await world.db.execute("alter table sankey_endings rename to elsewhere")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await store.drain_marks(pool, 100)
+    assert await world.db.fetchval("select count(*) from sankey_dirty") == marks
+    await world.db.execute("alter table elsewhere rename to sankey_endings")
+    await drain(pool)
+    world.assert_verified()
+
+
+async def test_verify_names_each_differing_cell_and_exits_3(counted: tuple[World, Pool]) -> None:
+    world, _ = counted
+    world.assert_verified()
+    await world.db.execute("update sankey_transitions set journeys = journeys + 1 where to_step_id = 'c'")
+    await world.db.execute("delete from sankey_endings where step_id = 'x'")
+    await world.db.execute("update sankey_journeys set step_ids = '{q}' where mcp_server_user_id = 'dee'")
+    verdict = world.command("verify")
+    assert verdict.returncode == 3
+    assert "cells differ" in verdict.stderr
+    as_json = world.command("verify", "-o", "json")
+    assert as_json.returncode == 3
+    found = __import__("json").loads(as_json.stdout)
+    assert [
+        (t["position"], t["to_step_id"], t["expected_journeys"], t["counted_journeys"])
+        for t in found["transitions"]
+    ] == [(2, "c", 3, 4)]
+    assert [(e["steps_done"], e["step_id"], e["counted_journeys"]) for e in found["endings"]] == [(3, "x", 0)]
+    assert [j["mcp_server_user_id"] for j in found["journeys"]] == ["dee"]
+    assert found["differing"] == 3

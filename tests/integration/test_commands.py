@@ -1,0 +1,142 @@
+"""Commands as their users run them: produce, import, migrate, and what they say when something is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from services.operator_cli.demo import run as demo
+from tests.support.world import RECORDER, World, completed
+
+pytestmark = pytest.mark.integration
+
+EXPORT = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
+
+
+async def read_topic(world: World) -> list[tuple[bytes | None, bytes | None]]:
+    consumer = AIOKafkaConsumer(
+        world.settings.topic,
+        bootstrap_servers=world.settings.kafka_bootstrap_servers,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    ends = await consumer.end_offsets(list(consumer.assignment()))
+    records: list[tuple[bytes | None, bytes | None]] = []
+    while len(records) < sum(ends.values()):
+        for part in (await consumer.getmany(timeout_ms=200)).values():
+            records += [(m.key, m.value) for m in part]
+    await consumer.stop()
+    return records
+
+
+async def test_produce_sends_each_line_keyed_by_its_user(world: World, tmp_path: Path) -> None:
+    events = [completed(f"user-{i % 7}-é", "a", i) for i in range(3_000)]
+    file = tmp_path / "events.ndjson"
+    file.write_text("\n".join(json.dumps(e) for e in events))
+    done = world.command("produce", str(file), "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"sent": 3_000, "not_sent": []}
+    got = await read_topic(world)
+    assert sorted(v for _, v in got if v) == sorted(json.dumps(e).encode() for e in events)
+    assert all(key == json.loads(value)["mcp_server_user_id"].encode() for key, value in got if key and value)
+
+
+async def test_produce_names_each_bad_line_and_sends_the_rest(world: World) -> None:
+    lines = [
+        json.dumps(completed("ann", "a", 1)),
+        "not json",
+        "",
+        json.dumps(completed("ann", "b", -1)),
+        json.dumps(completed("ann", "c", 3)),
+        json.dumps(completed("ann", "d", 4) | {"type": "step-skipped"}),
+    ]
+    done = world.command("produce", "-", stdin="\n".join(lines).encode() + b"\n\xff\xfe\n")
+    assert done.returncode == 1
+    assert "line 2: not-json" in done.stderr
+    assert "line 4: invalid-event: completed_at: Input should be greater than or equal to 0" in done.stderr
+    assert "line 6: unknown-type" in done.stderr
+    assert "line 7: not-json" in done.stderr
+    assert "4 of 6 lines were not sent" in done.stderr
+    assert {json.loads(v)["step_id"] for _, v in await read_topic(world) if v} == {"a", "c"}
+
+
+async def test_a_line_too_large_for_kafka_is_named_and_the_rest_is_sent(world: World) -> None:
+    large = json.dumps(completed("ann", "a", 1) | {"ignored": "x" * 1_100_000})
+    lines = [json.dumps(completed("ann", "b", 1)), large, json.dumps(completed("ann", "c", 1))]
+    done = world.command("produce", "-", stdin="\n".join(lines).encode())
+    assert done.returncode == 1
+    assert "line 2: Kafka refused it" in done.stderr
+    assert len(await read_topic(world)) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "more", "code", "told"),
+    [
+        (("produce", "nowhere.ndjson"), {}, 2, "nowhere.ndjson: No such file"),
+        (("produce", "-"), {"topic": "no-such-topic"}, 1, "no-such-topic: run `stepstream migrate`"),
+        (("produce", "-"), {"kafka_bootstrap_servers": "127.0.0.1:1"}, 1, "Kafka at 127.0.0.1:1"),
+        (("migrate",), {"kafka_bootstrap_servers": "127.0.0.1:1"}, 1, "Kafka at 127.0.0.1:1"),
+        (("verify",), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),
+        (("verify",), {"database_url": "nonsense"}, 2, "STEPSTREAM_DATABASE_URL"),
+        (("run", RECORDER), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),
+        (("import", str(EXPORT), "--server", "none"), {}, 1, "no MCP server with the slug `none`"),
+        (("import", "nowhere.json", "--server", "none"), {}, 2, "nowhere.json"),
+    ],
+)  # fmt: skip
+async def test_an_error_says_what_where_and_what_to_do(
+    world: World, args: tuple[str, ...], more: dict[str, str], code: int, told: str
+) -> None:
+    done = world.command(*args, **more)
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert "hidden" not in done.stderr
+
+
+async def test_import_offers_a_walkthrough_and_a_second_import_updates_it(
+    world: World, tmp_path: Path
+) -> None:
+    await world.offer(server="docs")
+    export = json.loads(EXPORT.read_text())
+    first = world.command("import", str(EXPORT), "--server", "docs")
+    assert first.returncode == 0, first.stderr
+    export["steps"][0]["contentFields"]["contentForUser"] = "changed"
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(export))
+    second = world.command("import", str(edited), "--server", "docs")
+    assert second.stdout == first.stdout
+    steps = await world.db.fetch(
+        "select title, display_order, content_fields from walkthrough_steps where walkthrough_id = $1"
+        " order by display_order",
+        first.stdout.strip(),
+    )
+    assert [s["title"] for s in steps] == [s["title"] for s in export["steps"]]
+    assert json.loads(steps[0]["content_fields"])["contentForUser"] == "changed"
+    assert (
+        await world.db.fetchval(
+            "select count(*) from mcp_server_walkthroughs where mcp_server_id = 'docs' and walkthrough_id = $1",
+            first.stdout.strip(),
+        )
+        == 1
+    )
+
+
+async def test_an_export_with_a_wrong_field_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
+    export = json.loads(EXPORT.read_text())
+    export["steps"][2]["contentFields"]["version"] = "v9"
+    del export["walkthrough"]["title"]
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(export))
+    done = world.command("import", str(wrong), "--server", "docs")
+    assert done.returncode == 2
+    assert "walkthrough.title: Field required" in done.stderr
+    assert "steps.2.contentFields.version" in done.stderr
+
+
+async def test_migrate_is_idempotent_and_creates_topics(world: World) -> None:
+    done = world.command("migrate", topic=world.settings.topic + ".more")
+    assert done.returncode == 0
+    assert "created topic" in done.stderr
+    again = world.command("migrate", topic=world.settings.topic + ".more")
+    assert "nothing to do" in again.stderr

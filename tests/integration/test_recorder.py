@@ -1,0 +1,305 @@
+"""The recorder's transaction against a real PostgreSQL."""
+
+import asyncio
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+
+from schemas import Rejection
+from services.completion_recorder import store
+from services.completion_recorder.judge import Refused, read
+from services.runtime.database import Pool
+from services.runtime.kafka import next_offsets
+from tests.integration.test_migrations import PLATFORM
+from tests.support.world import World, completed, eventually
+
+pytestmark = pytest.mark.integration
+
+NOW = 10**13
+
+
+async def record(world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0) -> list[Refused]:
+    """Hands events to the recorder as the records of partition 0 from offset `first` on."""
+    records = [
+        ConsumerRecord(world.settings.topic, 0, first + i, 0, 0, None, json.dumps(e).encode(), None, 0, 0, ())
+        for i, e in enumerate(events)
+    ]
+    accepted, refused = read(records, NOW)
+    assert refused == []
+    return await store.record(pool, world.settings.topic, next_offsets(records), accepted)
+
+
+async def rows(world: World) -> list[tuple[Any, ...]]:
+    found = await world.db.fetch("select * from walkthrough_step_completions order by id")
+    return [tuple(row) for row in found]
+
+
+async def test_the_row_is_the_winning_event(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    event = completed("ann", "a", 42, metadata={"stepOrder": 1, "isLastStep": False})
+    await record(world, pool, [event])
+    (row,) = await world.db.fetch("select * from walkthrough_step_completions")
+    assert dict(row) | {"metadata": json.loads(row["metadata"])} == {
+        "id": "wtsc_" + event["event_id"],
+        "mcp_server_user_id": "ann",
+        "walkthrough_id": "wt_a",
+        "step_id": "a",
+        "mcp_server_id": "srv_1",
+        "mcp_server_session_id": "s_ann",
+        "completed_at": 42,
+        "metadata": {"stepOrder": 1, "isLastStep": False},
+    }
+
+
+async def test_any_order_batching_and_duplication_gives_the_same_table_byte_for_byte(world: World) -> None:
+    await world.offer()
+    people = [f"p{i}" for i in range(8)]
+    await world.people(people)
+    await world.people(["other"])
+    pool = await world.recorder_pool()
+    chance = random.Random(3)
+    events = [
+        completed(chance.choice(people), chance.choice("abcde"), chance.randrange(20), metadata={"n": i})
+        for i in range(150)
+    ]
+    # One event id under different contents: which one stays must not depend on the order either.
+    events += [e | {"mcp_server_session_id": "s_other", "metadata": {"n": -1}} for e in events[:40]]
+    seen = set()
+    for _ in range(6):
+        sent = chance.sample(events, len(events)) + chance.choices(events, k=60)
+        await world.db.execute("delete from walkthrough_step_completions")
+        first = 0
+        while first < len(sent):
+            size = chance.randint(1, 90)
+            await record(world, pool, sent[first : first + size], first)
+            first += size
+        seen.add(tuple(await rows(world)))
+    assert len(seen) == 1
+    best: dict[tuple[str, str], tuple[int, str]] = {}
+    for e in events:
+        key = e["mcp_server_user_id"], e["step_id"]
+        best[key] = min(best.get(key, (10**9, "")), (e["completed_at"], e["event_id"]))
+    assert await world.completions() == best
+
+
+async def test_an_upsert_that_changes_nothing_writes_nothing(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    events = [completed("ann", step, i) for i, step in enumerate("abc")]
+    await record(world, pool, events)
+    before = await world.db.fetch("select ctid, xmin, * from walkthrough_step_completions order by id")
+    await record(world, pool, events[::-1])
+    after = await world.db.fetch("select ctid, xmin, * from walkthrough_step_completions order by id")
+    assert before == after
+    assert await world.db.fetchval("select count(*) from sankey_dirty") == 0
+
+
+async def test_unknown_references_are_refused_and_the_rest_is_kept(world: World) -> None:
+    await world.offer()
+    await world.offer("wt_b", "z", "srv_1")
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    refused = await record(
+        world,
+        pool,
+        [
+            # The refused event is the earlier one: the later, valid one must count.
+            completed("ann", "a", 1, mcp_server_session_id="s_nobody"),
+            completed("ann", "a", 2),
+            completed("nobody", "a", 1),
+            completed("ann", "nothing", 1),
+            completed("ann", "z", 1),
+            completed("ann", "b", 1, mcp_server_id="none"),
+            completed("ann", "b", 1, walkthrough_id="none"),
+        ],
+    )
+    assert sorted(r.rejection for r in refused) == sorted(
+        [
+            Rejection.UNKNOWN_SESSION,
+            Rejection.UNKNOWN_USER,
+            Rejection.UNKNOWN_STEP,
+            Rejection.STEP_OF_ANOTHER_WALKTHROUGH,
+            Rejection.UNKNOWN_SERVER,
+            Rejection.UNKNOWN_WALKTHROUGH,
+        ]
+    )
+    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): 2}
+
+
+async def test_an_event_id_used_for_two_steps_is_refused_alone(world: World) -> None:
+    await world.offer()
+    people = [f"p{i}" for i in range(20)]
+    await world.people(people)
+    pool = await world.recorder_pool()
+    events = [completed(p, s, 5) for p in people for s in "ab"]
+    thief = completed("p3", "c", 1, event_id=events[10]["event_id"])
+    refused = await record(world, pool, [*events[:25], thief, *events[25:]])
+    assert [r.rejection for r in refused] == [Rejection.REFUSED_BY_DATABASE]
+    assert "wtsc" in refused[0].message or "pkey" in refused[0].message
+    assert len(await world.completions()) == len(events)
+
+
+async def test_offsets_never_go_backwards(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    await record(world, pool, [completed("ann", "a", 1)], first=99)
+    await record(world, pool, [completed("ann", "b", 2)], first=10)
+    assert await world.recorded() == 100
+
+
+async def test_a_batch_of_bad_events_alone_still_moves_the_recorder_on(world: World) -> None:
+    pool = await world.recorder_pool()
+    await store.record(pool, world.settings.topic, {TopicPartition(world.settings.topic, 2): 7}, [])
+    assert await world.recorded() == 7
+
+
+async def test_only_a_change_on_old_ground_leaves_a_mark(world: World) -> None:
+    await world.offer()
+    await world.people(["ann", "bob"])
+    pool = await world.recorder_pool()
+    await record(world, pool, [completed("ann", "a", 5), completed("bob", "a", 5)], first=0)
+    marks = "select mcp_server_user_id, walkthrough_id from sankey_dirty"
+    assert await world.db.fetch(marks) == []
+    await record(world, pool, [completed("ann", "a", 3), completed("bob", "a", 9)], first=0)
+    assert [tuple(m) for m in await world.db.fetch(marks)] == [("ann", "wt_a")]
+    await record(world, pool, [completed("bob", "a", 2)], first=2)
+    assert len(await world.db.fetch(marks)) == 1
+
+
+async def test_a_reference_being_deleted_makes_the_recorder_step_back_not_wait(world: World) -> None:
+    """Waiting with parents locked could deadlock with the deletion, and PostgreSQL might cancel that one."""
+    await world.offer()
+    people = [f"p{i}" for i in range(50)]
+    await world.people(people)
+    pool = await world.recorder_pool()
+    other = await asyncpg.connect(world.settings.database_url)
+    deleting = other.transaction()
+    await deleting.start()
+    await other.execute("delete from mcp_server_user where id = 'p7'")
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await record(world, pool, [completed(p, "a", 1) for p in people])
+    assert await world.recorded() == 0
+    await deleting.commit()
+    await other.close()
+    refused = await record(world, pool, [completed(p, "a", 1) for p in people])
+    assert [r.rejection for r in refused] == [Rejection.UNKNOWN_USER]
+    assert len(await world.completions()) == 49
+
+
+async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: World) -> None:
+    """Badly keyed events: the same users in several partitions."""
+    await world.offer()
+    people = [f"p{i:02}" for i in range(40)]
+    await world.people(people)
+    pool = await world.recorder_pool()
+    chance = random.Random(1)
+    events = [completed(p, s, chance.randrange(100)) for p in people for s in "abcde" for _ in range(3)]
+
+    async def recorder(number: int) -> None:
+        mine = chance.sample(events, len(events))
+        for i in range(0, len(mine), 60):
+            part = mine[i : i + 60]
+            while True:
+                try:
+                    await store.record(
+                        pool,
+                        world.settings.topic,
+                        {TopicPartition(world.settings.topic, number): i + 60},
+                        read(
+                            [
+                                ConsumerRecord(
+                                    world.settings.topic,
+                                    number,
+                                    i + j,
+                                    0,
+                                    0,
+                                    None,
+                                    json.dumps(e).encode(),
+                                    None,
+                                    0,
+                                    0,
+                                    (),
+                                )
+                                for j, e in enumerate(part)
+                            ],
+                            NOW,
+                        )[0],
+                    )
+                except asyncpg.LockNotAvailableError:
+                    continue
+                break
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(recorder(n) for n in range(3)))
+    best: dict[tuple[str, str], tuple[int, str]] = {}
+    for e in events:
+        key = e["mcp_server_user_id"], e["step_id"]
+        best[key] = min(best.get(key, (10**9, "")), (e["completed_at"], e["event_id"]))
+    assert await world.completions() == best
+
+
+async def test_it_runs_on_the_platforms_own_constraint_over_three_columns(world: World) -> None:
+    await world.db.execute(
+        "alter table walkthrough_step_completions drop constraint wtsc_user_step_unique,"
+        " add constraint wtsc_user_step_unique unique (mcp_server_user_id, walkthrough_id, step_id)"
+    )
+    assert "wtsc_user_step_unique" in PLATFORM
+    await world.offer()
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    await record(world, pool, [completed("ann", "a", 5)])
+    await record(world, pool, [completed("ann", "a", 3), completed("ann", "a", 9)], first=1)
+    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): 3}
+
+
+async def test_bad_events_go_to_the_dead_letters_byte_for_byte(world: World) -> None:
+    from tests.support.world import RECORDER, Message
+
+    await world.offer()
+    await world.people(["ann"])
+    bad = [
+        Message(b"k", b"\xff\xfe", [("h", b"\xff\xff"), ("ok", b"1")]),
+        Message(None, b"[]"),
+        Message(b"k", None, [("h", b"")]),
+        Message(b"", b""),
+        Message.of(completed("nobody", "a", 1)),
+        Message(b"big", b"x" * 1_000_000),
+    ]
+    good = [completed("ann", s, i) for i, s in enumerate("abc")]
+    await world.produce([bad[0], good[0], *bad[1:4], good[1], *bad[4:], good[2]])
+    service = world.start(RECORDER)
+
+    async def passed() -> bool:
+        return await world.recorded() == 9
+
+    await eventually(passed, "all events judged")
+    assert service.terminate() == 0
+    letters = await world.dead_letters()
+    own = {h for letter in letters for h, _ in letter.headers if h.startswith("stepstream-")}
+    assert own == {
+        "stepstream-topic",
+        "stepstream-partition",
+        "stepstream-offset",
+        "stepstream-timestamp",
+        "stepstream-error-class",
+        "stepstream-error",
+    }
+    got = sorted(
+        (str(m.key), str(m.value), [h for h in m.headers if not h[0].startswith("stepstream-")])
+        for m in letters
+    )
+    assert got == sorted((str(m.key), str(m.value), m.headers) for m in bad)
+    classes = sorted(dict(m.headers)["stepstream-error-class"].decode() for m in letters)
+    assert classes == sorted(
+        ["not-json", "invalid-event", "empty-value", "empty-value", "unknown-user", "not-json"]
+    )
+    assert set(await world.completions()) == {("ann", s) for s in "abc"}

@@ -1,0 +1,81 @@
+"""The recorder's judgement without a database: reading, references, and the merge rule in a batch."""
+
+import itertools
+import json
+import random
+from typing import Any
+
+from aiokafka import ConsumerRecord
+
+from schemas import Rejection
+from services.completion_recorder.judge import Accepted, References, check_references, merge, read
+from services.runtime.kafka import Record, next_offsets
+from tests.support.world import completed
+
+NOW = 1_764_000_000_000
+_offsets = itertools.count()
+
+
+def record(value: bytes | None, partition: int = 0, offset: int | None = None) -> Record:
+    at = next(_offsets) if offset is None else offset
+    return ConsumerRecord("t", partition, at, 0, 0, None, value, None, 0, 0, ())
+
+
+def accepted(*events: dict[str, Any]) -> list[Accepted]:
+    good, bad = read([record(json.dumps(e).encode()) for e in events], NOW)
+    assert bad == []
+    return good
+
+
+def test_one_bad_record_harms_no_other() -> None:
+    good = json.dumps(completed("u", "a", 1)).encode()
+    kept, refused = read([record(good), record(b"\xff"), record(None), record(good)], NOW)
+    assert len(kept) == 2
+    assert [r.rejection for r in refused] == [Rejection.NOT_JSON, Rejection.EMPTY]
+
+
+def test_the_smallest_time_then_the_smallest_event_id_wins_in_any_order() -> None:
+    low, high = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-0000000000ff"
+    events = [
+        completed("u", "a", 7),
+        completed("u", "a", 5, event_id=high),
+        completed("u", "a", 5, event_id=low),
+        completed("u", "b", 9),
+    ]
+    for order in itertools.permutations(events):
+        won = {item.event.step_id: item.event.event_id for item in merge(accepted(*order))}
+        assert won == {"a": low, "b": events[3]["event_id"]}
+
+
+def test_copies_of_one_event_are_one() -> None:
+    event = completed("u", "a", 1)
+    assert len(merge(accepted(event, event, event))) == 1
+
+
+def test_different_contents_under_one_event_id_are_left_to_sql() -> None:
+    event = completed("u", "a", 1)
+    other = event | {"mcp_server_session_id": "s_other"}
+    for order in ((event, other), (other, event)):
+        assert {i.event.mcp_server_session_id for i in merge(accepted(*order))} == {"s_u", "s_other"}
+
+
+def test_every_reference_is_judged() -> None:
+    known = References({"u"}, {"s_u"}, {"srv_1"}, {"wt_a", "wt_b"}, {("a", "wt_a"), ("z", "wt_b")})
+    events = {
+        "good": completed("u", "a", 1),
+        Rejection.UNKNOWN_USER: completed("nobody", "a", 1),
+        Rejection.UNKNOWN_SESSION: completed("u", "a", 1, mcp_server_session_id="none"),
+        Rejection.UNKNOWN_SERVER: completed("u", "a", 1, mcp_server_id="none"),
+        Rejection.UNKNOWN_WALKTHROUGH: completed("u", "a", 1, walkthrough_id="none"),
+        Rejection.UNKNOWN_STEP: completed("u", "none", 1),
+        Rejection.STEP_OF_ANOTHER_WALKTHROUGH: completed("u", "z", 1),
+    }
+    good, refused = check_references(accepted(*events.values()), known)
+    assert [item.event.event_id for item in good] == [events["good"]["event_id"]]
+    assert [r.rejection for r in refused] == [name for name in events if name != "good"]
+
+
+def test_offsets_go_on_after_the_last_record_of_each_partition() -> None:
+    records = [record(b"", p, o) for p, o in ((0, 4), (1, 9), (0, 7), (0, 5))]
+    random.shuffle(records)
+    assert {p.partition: o for p, o in next_offsets(records).items()} == {0: 8, 1: 10}
