@@ -32,6 +32,17 @@ _SLICE = 2_000
 _PATIENCE_SECONDS = 120
 
 
+def run_on_running_services(people: int) -> None:
+    """Sends the demo's traffic to services that run already, at the addresses of the environment.
+
+    Raises:
+        StepstreamError: Kafka or PostgreSQL cannot be reached, or the consumers do not get through.
+        MismatchError: the Sankey is not exact.
+    """
+    console.print("[bold]Stepstream demo[/] on running services, with simulated people\n")
+    asyncio.run(_demo(load_settings(), people, {}, None, seed=int(time.time())))
+
+
 def run_demo(folder: Path, people: int, *, keep: bool) -> None:
     """Shows the whole pipeline, and clears away what it started.
 
@@ -49,7 +60,7 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
         os.environ |= addresses.environment()
         settings = load_settings()
         with _consumers(folder) as processes:
-            asyncio.run(_demo(settings, people, processes, folder))
+            asyncio.run(_demo(settings, people, processes, folder, seed=7))
         console.print(f"\nDone in {time.monotonic() - began:.0f} s. Where to go next:")
         console.print("  README.md               what Stepstream is, and its commands")
         console.print("  docs/operating.md       how to run it: settings, health, what to do when")
@@ -95,7 +106,11 @@ def _start(folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
 
 
 async def _demo(
-    settings: Settings, people: int, processes: dict[str, subprocess.Popen[bytes]], folder: Path
+    settings: Settings,
+    people: int,
+    processes: dict[str, subprocess.Popen[bytes]],
+    folder: Path | None,
+    seed: int,
 ) -> None:
     async with connected(settings) as db:
         console.print("· migrating")
@@ -103,16 +118,17 @@ async def _demo(
         await ensure_topics(settings)
         await _insert_servers(db)
         offers = await _import(db)
-        console.print("· starting completion-recorder and sankey-aggregator")
-        _start(folder, processes)
+        if folder is not None:
+            console.print("· starting completion-recorder and sankey-aggregator")
+            _start(folder, processes)
         now_ms = int(time.time() * 1000)
-        traffic = simulate(offers, people, now_ms)
+        traffic = simulate(offers, people, now_ms, seed)
         await _insert_people(db, traffic)
         console.print(
             f"· {people:,} people complete {traffic.distinct_events:,} steps; "
             f"{len(traffic.records):,} events reach Kafka, some twice, some late, some out of order\n"
         )
-        await _send_and_watch(settings, db, traffic, processes, folder)
+        await _send_and_watch(settings, db, traffic, processes)
         for walkthrough in dict.fromkeys(offer.walkthrough_id for offer in offers):
             await draw(db, console, walkthrough, now_ms)
         await _verdict(db)
@@ -121,10 +137,11 @@ async def _demo(
 async def _insert_servers(db: Connection) -> None:
     await db.execute(
         "insert into organization (id, name, slug, created_at) values ('org_demo', 'Demo', 'demo', now())"
+        " on conflict do nothing"
     )
     await db.executemany(
         "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
-        " values ($1, 'org_demo', $2, $2, $2)",
+        " values ($1, 'org_demo', $2, $2, $2) on conflict do nothing",
         [(server, slug) for slug, server in _SERVERS.items()],
     )
 
@@ -163,7 +180,6 @@ async def _send_and_watch(
     db: Connection,
     traffic: Traffic,
     processes: dict[str, subprocess.Popen[bytes]],
-    folder: Path,
 ) -> None:
     total = len(traffic.records)
     columns = (
@@ -197,7 +213,7 @@ async def _send_and_watch(
 
         sending = asyncio.create_task(send())
         while True:
-            _check(processes, folder)
+            _check(processes)
             recorder, aggregator = await lags(settings)
             show("recorded", recorder.committed)
             show("counted", aggregator.committed)
@@ -205,7 +221,9 @@ async def _send_and_watch(
             if sending.done() and not (recorder.events or aggregator.events or marks):
                 break
             if time.monotonic() - began > _PATIENCE_SECONDS:
-                raise StepstreamError(f"the consumers are not through; their logs are in {folder}")
+                raise StepstreamError(
+                    f"the consumers are not through after {_PATIENCE_SECONDS} s: do both of them run?"
+                )
             await asyncio.sleep(0.1)
         await sending
 
@@ -214,11 +232,12 @@ async def _send(producer: AIOKafkaProducer, topic: str, records: list[tuple[byte
     await asyncio.gather(*[await producer.send(topic, value, key=key) for key, value in records])
 
 
-def _check(processes: dict[str, subprocess.Popen[bytes]], folder: Path) -> None:
+def _check(processes: dict[str, subprocess.Popen[bytes]]) -> None:
     for name, process in processes.items():
         if process.poll() is not None:
-            log = (folder / f"{name}.log").read_text(errors="replace")[-2000:]
-            raise StepstreamError(f"{name} ended by itself with {process.returncode}:\n{log}")
+            raise StepstreamError(
+                f"{name} ended by itself with {process.returncode}; `stepstream demo --keep` keeps its log"
+            )
 
 
 async def _verdict(db: Connection) -> None:

@@ -1,0 +1,22 @@
+# One image for every service: docker run IMAGE run completion-recorder
+FROM python:3.13-slim AS build
+RUN pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
+WORKDIR /src
+COPY requirements.txt .
+RUN uv venv --python /usr/local/bin/python3 /opt/stepstream \
+ && uv pip install --python /opt/stepstream/bin/python --require-hashes -r requirements.txt
+COPY pyproject.toml README.md ./
+COPY migrations migrations
+COPY schemas schemas
+COPY services services
+RUN uv pip install --python /opt/stepstream/bin/python --no-deps .
+
+FROM python:3.13-slim
+COPY --from=build /opt/stepstream /opt/stepstream
+ENV PATH=/opt/stepstream/bin:$PATH PYTHONUNBUFFERED=1 STEPSTREAM_HTTP_HOST=0.0.0.0
+USER 10001:10001
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["stepstream"]
+CMD ["--help"]
