@@ -48,7 +48,12 @@ async def open_pool(
             max_size=settings.database_pool_size,
             init=setup,
             command_timeout=120,
-            server_settings={"application_name": "stepstream", **(server_settings or {})},
+            server_settings={
+                "application_name": "stepstream",
+                # Each statement after a lock must see what the lock's last holder committed.
+                "default_transaction_isolation": "read committed",
+                **(server_settings or {}),
+            },
         )
     except (OSError, asyncpg.PostgresError) as error:
         raise StepstreamError(f"PostgreSQL at {_without_password(settings.database_url)}: {error}") from error

@@ -108,6 +108,8 @@ def subscriber_options(settings: Settings) -> dict[str, Any]:
     return {
         "batch": True,
         "auto_offset_reset": "earliest",
+        # Events of a producer's aborted transaction never happened.
+        "isolation_level": "read_committed",
         "max_records": settings.poll_max_records,
         # Not a linger: FastStream waits this long once more after an empty poll.
         "batch_timeout_ms": 10,

@@ -1,4 +1,4 @@
-"""The consumers as processes: they drain on SIGTERM, survive SIGKILL, rebalance, and follow deletions in flight."""
+"""The consumers as processes: SIGTERM, SIGKILL, rebalances, and changes of rows with events in flight."""
 
 import asyncio
 import random
@@ -64,7 +64,7 @@ async def test_sigterm_drains_the_batch_in_hand_and_exits_0(world: World) -> Non
     recorder, aggregator = world.start_both(poll_max_records=500)
 
     async def begun() -> bool:
-        return 0 < await world.recorded()
+        return await world.recorded() > 0
 
     await eventually(begun, "the first batch is recorded", every=0.01)
     assert recorder.terminate() == 0
@@ -188,6 +188,71 @@ async def test_deletions_with_events_in_flight_are_exact(world: World) -> None:
         and e["mcp_server_session_id"] not in gone_sessions
     ]
     assert await world.transitions() == paths(left)
+    world.assert_verified()
+
+
+CHANGES = {
+    "a step is deleted": ["delete from walkthrough_steps where id = 'b'"],
+    "users are deleted": ["delete from mcp_server_user where id between 'p100' and 'p150'"],
+    "sessions are deleted": ["delete from mcp_server_session where mcp_server_session_id > 's_p200'"],
+    "a server is deleted": ["delete from mcp_servers where id = 'srv_2'"],
+    "a walkthrough is deleted": ["delete from walkthroughs where id = 'wt_b'"],
+    "rows are mended by hand": [
+        "update walkthrough_step_completions set completed_at = completed_at / 2 where step_id = 'a'",
+        "update walkthrough_step_completions set mcp_server_id = 'srv_2' where mcp_server_user_id < 'p050'",
+        "delete from walkthrough_step_completions where step_id = 'd' and mcp_server_user_id > 'p250'",
+    ],
+    "rows are inserted past the recorder": [
+        "insert into walkthrough_step_completions select 'by_hand_' || id, id, 'wt_a', 'e', 'srv_1', 's_' || id,"
+        " 5, null from mcp_server_user where id > 'p100' on conflict do nothing",
+        "insert into walkthrough_step_completions select 'later_' || id, id, 'wt_b', 'z', 'srv_2', 's_' || id,"
+        " 10 ^ 10, null from mcp_server_user where id < 'p100' on conflict do nothing",
+    ],
+}
+
+
+async def paths_of_rows(world: World) -> Counter[Any]:
+    """Transitions by position, by a plain walk over the completions as they are."""
+    rows = await world.db.fetch(
+        'select * from walkthrough_step_completions order by completed_at, id collate "C"'
+    )
+    journeys: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        journeys.setdefault((row["mcp_server_user_id"], row["walkthrough_id"]), []).append(row["step_id"])
+    counts: Counter[Any] = Counter()
+    for steps in journeys.values():
+        for i, step in enumerate(steps):
+            counts[i, steps[i - 1] if i else None, step] += 1
+    return counts
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_that_no_event_tells_of_is_followed_in_flight(world: World, change: str) -> None:
+    await prepare(world)
+    await world.offer("wt_b", "xyz", "srv_2")
+    chance = random.Random(change)
+    events = traffic(chance, 3_000) + [
+        completed(chance.choice(PEOPLE), chance.choice("xyz"), chance.randrange(10**9), walkthrough_id="wt_b",
+                  mcp_server_id="srv_2")
+        for _ in range(2_000)
+    ]  # fmt: skip
+    chance.shuffle(events)
+    world.start_both(poll_max_records=300)
+    await world.produce(events[:1_500])
+    sending = asyncio.create_task(world.produce(events[1_500:]))
+    other = await asyncpg.connect(world.settings.database_url)
+    for number, statement in enumerate(CHANGES[change]):
+
+        async def reached(goal: int = 1_000 * (number + 1)) -> bool:
+            return await world.recorded() > goal
+
+        await eventually(reached, "some events recorded", every=0.01)
+        await other.execute(statement)
+    await other.close()
+    await sending
+    await world.drained()
+    assert await world.transitions() == await paths_of_rows(world)
+    assert len(await world.completions()) > 400
     world.assert_verified()
 
 

@@ -151,7 +151,7 @@ async def test_a_misnamed_migration_is_refused(db: Db, tmp_path: Path, name: str
 
 
 async def test_table_conventions(db: Db) -> None:
-    """Every foreign key of the completions cascades and has an index; the Sankey tables have none."""
+    """Foreign keys of the completions cascade and have an index; the Sankey tables have none."""
     await migrate(db)
     keys = await db.fetch(
         "select conname, confdeltype::text as rule, conrelid::regclass::text as table_name,"
