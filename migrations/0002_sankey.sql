@@ -84,10 +84,19 @@ $$;
 create or replace function sankey_mark_updated() returns trigger
 language plpgsql security definer set search_path from current as $$
 begin
-  insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
-  select mcp_server_user_id, walkthrough_id from old_rows
-  union
-  select mcp_server_user_id, walkthrough_id from new_rows;
+  if current_setting('stepstream.recorder', true) = 'on' then
+    -- The events name the journeys that the rows are in now. When a step has moved to another walkthrough,
+    -- its row leaves a journey that no event names.
+    insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+    select mcp_server_user_id, walkthrough_id from old_rows
+    except
+    select mcp_server_user_id, walkthrough_id from new_rows;
+  else
+    insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+    select mcp_server_user_id, walkthrough_id from old_rows
+    union
+    select mcp_server_user_id, walkthrough_id from new_rows;
+  end if;
   return null;
 end
 $$;
@@ -120,8 +129,7 @@ execute function sankey_mark_inserted();
 drop trigger if exists sankey_updated on walkthrough_step_completions;
 create trigger sankey_updated after update on walkthrough_step_completions
 referencing old table as old_rows new table as new_rows
-for each statement when (current_setting('stepstream.recorder', true) is distinct from 'on')
-execute function sankey_mark_updated();
+for each statement execute function sankey_mark_updated();
 
 -- Completions from before Stepstream are counted too.
 insert into sankey_dirty (mcp_server_user_id, walkthrough_id)

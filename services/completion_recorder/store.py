@@ -33,9 +33,10 @@ SERVER_SETTINGS = {
     "work_mem": "64MB",
 }
 
-#: Errors by which PostgreSQL refuses a row for what it holds; a foreign key is not among them, because
-#: the references were checked, and one that vanished since is judged anew.
+#: Errors by which PostgreSQL refuses a row for what it holds. A foreign key can only be one that the
+#: platform added: those that we know were checked, and what they refer to is locked.
 _REFUSED_BY_DATABASE = (
+    asyncpg.ForeignKeyViolationError,
     asyncpg.UniqueViolationError,
     asyncpg.CheckViolationError,
     asyncpg.NotNullViolationError,

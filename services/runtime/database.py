@@ -95,14 +95,13 @@ _PASSING = (
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    # A parent row was deleted between the check and the insert: the next try judges anew.
-    asyncpg.ForeignKeyViolationError,
 )
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether trying again can succeed without anybody mending anything."""
-    return isinstance(error, _PASSING)
+    # asyncpg's own complaint about a value is an InterfaceError too, and does not pass.
+    return isinstance(error, _PASSING) and not isinstance(error, ValueError)
 
 
 def retrying(

@@ -175,6 +175,33 @@ async def test_only_a_change_on_old_ground_leaves_a_mark(world: World) -> None:
     assert len(await world.db.fetch(marks)) == 1
 
 
+async def test_a_row_that_leaves_a_journey_no_event_names_leaves_a_mark(world: World) -> None:
+    """A step moved to another walkthrough, and an earlier event under the new one takes the row along."""
+    await world.offer()
+    await world.offer("wt_b", "z")
+    await world.people(["ann"])
+    pool = await world.recorder_pool()
+    await record(world, pool, [completed("ann", "a", 5), completed("ann", "b", 6)])
+    await world.db.execute("update walkthrough_steps set walkthrough_id = 'wt_b' where id = 'a'")
+    assert await record(world, pool, [completed("ann", "a", 3, walkthrough_id="wt_b")], first=2) == []
+    marks = await world.db.fetch("select mcp_server_user_id, walkthrough_id from sankey_dirty")
+    assert [tuple(m) for m in marks] == [("ann", "wt_a")]
+
+
+async def test_a_row_that_a_constraint_of_the_platform_refuses_harms_no_other(world: World) -> None:
+    await world.offer()
+    people = [f"p{i}" for i in range(30)]
+    await world.people(people)
+    await world.db.execute(
+        "alter table walkthrough_step_completions add constraint platforms_own check (completed_at <> 13)"
+    )
+    pool = await world.recorder_pool()
+    refused = await record(world, pool, [completed(p, "a", i) for i, p in enumerate(people)])
+    assert [r.rejection for r in refused] == [Rejection.REFUSED_BY_DATABASE]
+    assert "platforms_own" in refused[0].message
+    assert len(await world.completions()) == 29
+
+
 async def test_a_reference_being_deleted_makes_the_recorder_step_back_not_wait(world: World) -> None:
     """Waiting with parents locked could deadlock with the deletion, and PostgreSQL might cancel that one."""
     await world.offer()
