@@ -170,7 +170,7 @@ def _bring_up_postgres(folder: Path, state: _State, tell: Callable[[str], None])
 def _bring_up_kafka(folder: Path, state: _State, tell: Callable[[str], None]) -> None:
     there = state.kafka
     if there is None or not there.runs():
-        tell("starting Kafka")
+        tell("starting Kafka (the first time its 43 MB are fetched)")
         port = free_port(there.port if there else None)
         state.controller_port = free_port(state.controller_port)
         process = start_kafka(folder / "kafka", port, state.controller_port)

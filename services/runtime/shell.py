@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import time
@@ -259,8 +260,10 @@ class ConsumerShell:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
         if not self.stopping.is_set():
-            with contextlib.suppress(SystemExit):  # uvicorn's way to say that the start failed
+            try:
                 await self._server.serve(sockets=[sock])
+            except SystemExit as error:  # uvicorn's way to say that the start failed
+                self.failure = self.failure or error
         if self.failure is None:
             return 0
         return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1
@@ -305,7 +308,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
         ) from None
 
 

@@ -62,3 +62,5 @@ def configure_logging(level: str) -> None:
     logging.getLogger("stepstream").setLevel(level.upper())
     # The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    # While the database is away our own retries say so, a line each; the pool would add its tracebacks.
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.runtime.lag import lags
 from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually
 
 pytestmark = pytest.mark.integration
@@ -188,6 +189,65 @@ async def test_deletions_with_events_in_flight_are_exact(world: World) -> None:
         and e["mcp_server_session_id"] not in gone_sessions
     ]
     assert await world.transitions() == paths(left)
+    world.assert_verified()
+
+
+@pytest.mark.parametrize(
+    ("service", "table"), [(RECORDER, "walkthrough_step_completions"), (AGGREGATOR, "sankey_journeys")]
+)
+async def test_an_error_nobody_expected_stops_the_service_before_the_offset_moves(
+    world: World, service: str, table: str
+) -> None:
+    """FastStream by itself would log it and go on to the next batch, whose commit passes over this one."""
+    await prepare(world)
+    events = traffic(random.Random(6), 4_000)
+    await world.produce(events)
+    other = world.start(RECORDER if service == AGGREGATOR else AGGREGATOR)
+    victim = world.start(service, poll_max_records=200)
+
+    async def begun() -> bool:
+        return await world.recorded() > 200
+
+    await eventually(begun, "some events recorded", every=0.01)
+    await world.db.execute(f"alter table {table} rename to elsewhere")
+
+    async def ended() -> bool:
+        return victim.process.poll() is not None
+
+    await eventually(ended, f"{service} ends")
+    assert victim.process.returncode == 1
+    assert table in victim.log.read_text()
+    committed = {lag.group: lag.committed for lag in await lags(world.settings)}
+    assert committed[service] <= await world.recorded()
+    await world.db.execute(f"alter table elsewhere rename to {table}")
+    world.services = [other]
+    if other.process.poll() is not None:
+        world.services = [world.start(other.name)]
+    world.start(service)
+    await world.drained()
+    assert await world.transitions() == paths(events)
+    world.assert_verified()
+
+
+async def test_the_database_restarts_under_load(world: World) -> None:
+    """Every connection is lost at once; both go on by themselves, and nothing goes to the dead letters."""
+    await prepare(world)
+    events = traffic(random.Random(7), 6_000)
+    world.start_both(poll_max_records=300)
+    await world.produce(events)
+    for goal in (500, 2_000, 3_500):
+
+        async def reached(goal: int = goal) -> bool:
+            return await world.recorded() > goal
+
+        await eventually(reached, f"{goal} recorded", every=0.01)
+        await world.db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+    await world.drained()
+    assert await world.transitions() == paths(events)
+    assert await world.dead_letters() == []
     world.assert_verified()
 
 

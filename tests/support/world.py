@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,7 @@ class World:
         await admin.start()
         await admin.delete_topics([self.settings.topic, self.settings.dead_letter_topic])
         await admin.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- reference rows -------------------------------------------------------------------------------
 
