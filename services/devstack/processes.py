@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import time
@@ -59,8 +60,12 @@ def start(command: Sequence[str | Path], log: Path, env: Mapping[str, str] | Non
 
 
 def free_port(wanted: int | None = None) -> int:
-    """The wanted port of 127.0.0.1 if it is free, else any that is."""
-    for port in (wanted, 0):
+    """The wanted port of 127.0.0.1 if it is free, else any that is.
+
+    Below the range from which systems give outgoing connections their ports: one of those could otherwise
+    take the port before the server does.
+    """
+    for port in (wanted, *random.sample(range(20_000, 32_000), 100)):
         if port is None:
             continue
         with socket.socket() as sock:

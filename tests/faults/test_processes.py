@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from services.runtime.lag import lags
-from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually
+from tests.support.world import AGGREGATOR, RECORDER, Service, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -81,8 +81,8 @@ async def test_sigterm_drains_the_batch_in_hand_and_exits_0(world: World) -> Non
 async def test_health_says_alive_and_ready_and_metrics_are_served(world: World) -> None:
     for service in world.start_both():
 
-        async def ready(port: int = service.port) -> bool:
-            return await asyncio.to_thread(get, port, "/health/ready") == 200
+        async def ready(service: Service = service) -> bool:
+            return await asyncio.to_thread(get, service.port, "/health/ready") == 200
 
         await eventually(ready, f"{service.name} is ready")
         assert get(service.port, "/health/live") == 200

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -82,8 +83,13 @@ class Service:
 
     name: str
     process: subprocess.Popen[bytes]
-    port: int
     log: Path
+
+    @property
+    def port(self) -> int:
+        """Where its health and metrics are; it says so when it starts. 0 before."""
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text())
+        return int(found[1]) if found else 0
 
     def kill(self) -> None:
         """SIGKILL, now."""
@@ -246,18 +252,15 @@ class World:
 
     def start(self, name: str, **more: Any) -> Service:
         """Starts a consumer as a process."""
-        from services.devstack.processes import free_port
-
-        port = free_port()
         log = self.folder / f"{name}-{len(self.services)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", str(port)],
+                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", "0"],
                 env=self.environment(**more),
                 stdout=out,
                 stderr=out,
             )
-        service = Service(name, process, port, log)
+        service = Service(name, process, log)
         self.services.append(service)
         return service
 
