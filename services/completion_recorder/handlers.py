@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiokafka import AIOKafkaProducer
-from tenacity import RetryCallState
 
 from services.completion_recorder import store
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.runtime.database import Pool, retrying
 from services.runtime.kafka import Record, dead_letter_headers, next_offsets, send_all
 from services.runtime.settings import Settings
-from services.runtime.telemetry import DEAD_LETTERS, EVENTS, RETRIES
+from services.runtime.telemetry import DEAD_LETTERS, EVENTS
 
 log = logging.getLogger("stepstream.recorder")
 SERVICE = "completion-recorder"
@@ -57,7 +56,7 @@ class Recorder:
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
         offsets = next_offsets(records)
-        async for attempt in retrying(_on_retry, self._pause):
+        async for attempt in retrying(SERVICE, self._pause):
             with attempt:
                 refused_by_database = await store.record(self._pool, self._settings.topic, offsets, accepted)
         refused = refused + refused_by_database
@@ -99,9 +98,3 @@ async def _read(records: Sequence[Record]) -> tuple[list[Accepted], list[Refused
         refused += bad
         await asyncio.sleep(0)
     return accepted, refused
-
-
-def _on_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    RETRIES.labels(SERVICE, type(error).__name__).inc()
-    log.warning("try %d failed, trying again: %s: %s", state.attempt_number, type(error).__name__, error)

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from services.runtime.database import Connection
+from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
+
+SQL = load_queries(__file__)
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -91,17 +94,17 @@ async def import_walkthrough(connection: Connection, export: Export, slug: str) 
     given = export.walkthrough
     walkthrough = given.id or _identifier("wt_", server["organization_id"], given.title)
     now = int(time.time() * 1000)
+    titles: Counter[str] = Counter()
+    steps = []
+    for step in export.steps:
+        titles[step.title] += 1  # two steps may share a title
+        identifier = step.id or _identifier("wts_", walkthrough, step.title, str(titles[step.title]))
+        content = step.content_fields.model_dump_json()
+        metadata = _json(step.metadata)
+        steps.append((identifier, walkthrough, step.title, content, step.display_order, now, metadata))
     async with connection.transaction():
         await connection.execute(
-            """
-            insert into walkthroughs (id, organization_id, title, description, type, status, created_at,
-              updated_at, estimated_duration_minutes, tags, metadata)
-            values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10)
-            on conflict (id) do update set title = excluded.title, description = excluded.description,
-              type = excluded.type, status = excluded.status, updated_at = excluded.updated_at,
-              estimated_duration_minutes = excluded.estimated_duration_minutes, tags = excluded.tags,
-              metadata = excluded.metadata
-            """,
+            SQL["import_walkthrough"],
             walkthrough,
             server["organization_id"],
             given.title,
@@ -111,38 +114,13 @@ async def import_walkthrough(connection: Connection, export: Export, slug: str) 
             now,
             given.estimated_duration_minutes,
             json.dumps(given.tags),
-            None if given.metadata is None else json.dumps(given.metadata),
+            _json(given.metadata),
         )
-        await connection.executemany(
-            """
-            insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order,
-              created_at, updated_at, metadata)
-            values ($1, $2, $3, $4, $5, $6, $6, $7)
-            on conflict (id) do update set title = excluded.title, content_fields = excluded.content_fields,
-              display_order = excluded.display_order, updated_at = excluded.updated_at,
-              metadata = excluded.metadata
-            """,
-            [
-                (
-                    step.id or _identifier("wts_", walkthrough, step.title),
-                    walkthrough,
-                    step.title,
-                    step.content_fields.model_dump_json(),
-                    step.display_order,
-                    now,
-                    None if step.metadata is None else json.dumps(step.metadata),
-                )
-                for step in export.steps
-            ],
-        )
-        await connection.execute(
-            """
-            insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id, created_at)
-            values ($1, $2, $3, $4) on conflict (mcp_server_id, walkthrough_id) do nothing
-            """,
-            _identifier("msw_", server["id"], walkthrough),
-            server["id"],
-            walkthrough,
-            now,
-        )
+        await connection.executemany(SQL["import_step"], steps)
+        offer = _identifier("msw_", server["id"], walkthrough)
+        await connection.execute(SQL["offer_walkthrough"], offer, server["id"], walkthrough, now)
     return walkthrough
+
+
+def _json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value)

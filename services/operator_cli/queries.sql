@@ -150,3 +150,39 @@ select
   (select count(*) from sankey_transitions) as transition_cells,
   (select count(*) from sankey_endings) as ending_cells,
   (select count(*) from sankey_dirty) as marks;
+
+-- name: import_walkthrough
+-- A second import updates.
+insert into walkthroughs (
+  id, organization_id, title, description, type, status, created_at, updated_at,
+  estimated_duration_minutes, tags, metadata
+)
+values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10)
+on conflict (id) do update
+set
+  title = excluded.title,
+  description = excluded.description,
+  type = excluded.type,
+  status = excluded.status,
+  updated_at = excluded.updated_at,
+  estimated_duration_minutes = excluded.estimated_duration_minutes,
+  tags = excluded.tags,
+  metadata = excluded.metadata;
+
+-- name: import_step
+insert into walkthrough_steps (
+  id, walkthrough_id, title, content_fields, display_order, created_at, updated_at, metadata
+)
+values ($1, $2, $3, $4, $5, $6, $6, $7)
+on conflict (id) do update
+set
+  title = excluded.title,
+  content_fields = excluded.content_fields,
+  display_order = excluded.display_order,
+  updated_at = excluded.updated_at,
+  metadata = excluded.metadata;
+
+-- name: offer_walkthrough
+insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id, created_at)
+values ($1, $2, $3, $4)
+on conflict (mcp_server_id, walkthrough_id) do nothing;

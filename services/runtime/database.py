@@ -19,6 +19,9 @@ from tenacity import (
 
 from services.runtime.errors import StepstreamError
 from services.runtime.settings import Settings
+from services.runtime.telemetry import RETRIES
+
+log = logging.getLogger("stepstream.database")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -106,17 +109,22 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
 
 
-def retrying(
-    on_retry: Callable[[RetryCallState], Any], pause: Callable[[float], Awaitable[None]]
-) -> AsyncRetrying:
+def retrying(service: str, pause: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
     """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
 
     `pause` sleeps, and raises what ends the waiting.
     """
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        name = type(error).__name__
+        RETRIES.labels(service, name).inc()
+        log.warning("%s: try %d failed, trying again: %s: %s", service, state.attempt_number, name, error)
+
     return AsyncRetrying(
         retry=retry_if_exception(may_pass),
         wait=wait_random_exponential(multiplier=0.05, max=5),
-        before_sleep=on_retry,
+        before_sleep=tell,
         sleep=pause,
         reraise=True,
     )

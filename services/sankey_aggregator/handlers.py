@@ -4,13 +4,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from tenacity import RetryCallState
-
 from schemas import EventError, decode
 from services.runtime.database import Pool, retrying
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, RETRIES, WAITING
+from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, WAITING
 from services.sankey_aggregator import store
 from services.sankey_aggregator.store import JourneyKey
 
@@ -59,7 +57,7 @@ class Aggregator:
 
     async def drain_marks(self) -> int:
         """Follows the journeys of one load of marks; returns the number of marks."""
-        async for attempt in retrying(_on_retry, self._pause):
+        async for attempt in retrying(SERVICE, self._pause):
             with attempt:
                 marks, changed = await store.drain_marks(self._pool, self._settings.batch_max_records)
         MARKS.inc(marks)
@@ -68,14 +66,14 @@ class Aggregator:
 
     async def _follow(self, records: Sequence[Record]) -> None:
         journeys = self._journeys(records)
-        async for attempt in retrying(_on_retry, self._pause):
+        async for attempt in retrying(SERVICE, self._pause):
             with attempt:
                 changed = await store.follow(self._pool, journeys)
         JOURNEYS.labels("yes").inc(changed)
         JOURNEYS.labels("no").inc(len(journeys) - changed)
 
     async def _recorded(self, partitions: set[int]) -> dict[int, int]:
-        async for attempt in retrying(_on_retry, self._pause):
+        async for attempt in retrying(SERVICE, self._pause):
             with attempt:
                 horizon = await store.recorded(self._pool, self._settings.topic, partitions)
         return dict(horizon)
@@ -94,9 +92,3 @@ class Aggregator:
         EVENTS.labels(SERVICE, "followed").inc(len(records) - unreadable)
         EVENTS.labels(SERVICE, "passed-over").inc(unreadable)
         return journeys
-
-
-def _on_retry(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    RETRIES.labels(SERVICE, type(error).__name__).inc()
-    log.warning("try %d failed, trying again: %s: %s", state.attempt_number, type(error).__name__, error)

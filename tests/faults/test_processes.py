@@ -271,21 +271,6 @@ CHANGES = {
 }
 
 
-async def paths_of_rows(world: World) -> Counter[Any]:
-    """Transitions by position, by a plain walk over the completions as they are."""
-    rows = await world.db.fetch(
-        'select * from walkthrough_step_completions order by completed_at, id collate "C"'
-    )
-    journeys: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        journeys.setdefault((row["mcp_server_user_id"], row["walkthrough_id"]), []).append(row["step_id"])
-    counts: Counter[Any] = Counter()
-    for steps in journeys.values():
-        for i, step in enumerate(steps):
-            counts[i, steps[i - 1] if i else None, step] += 1
-    return counts
-
-
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_change_that_no_event_tells_of_is_followed_in_flight(world: World, change: str) -> None:
     await prepare(world)
@@ -311,7 +296,7 @@ async def test_a_change_that_no_event_tells_of_is_followed_in_flight(world: Worl
     await other.close()
     await sending
     await world.drained()
-    assert await world.transitions() == await paths_of_rows(world)
+    assert await world.transitions() == await world.walked()
     assert len(await world.completions()) > 400
     world.assert_verified()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections import Counter
 from typing import Any
 
 import asyncpg
@@ -149,21 +148,6 @@ async def test_round_trips_do_not_grow_with_the_batch(world: World, changed: boo
     assert counts[1] == counts[2]
 
 
-async def expected(world: World) -> Counter[Any]:
-    """The counts by a plain walk over the rows."""
-    rows = await world.db.fetch(
-        'select * from walkthrough_step_completions order by completed_at, id collate "C"'
-    )
-    paths: dict[tuple[str, str], list[str]] = {}
-    for r in rows:
-        paths.setdefault((r["mcp_server_user_id"], r["walkthrough_id"]), []).append(r["step_id"])
-    counts: Counter[Any] = Counter()
-    for path in paths.values():
-        for i, step in enumerate(path):
-            counts[i, path[i - 1] if i else None, step] += 1
-    return counts
-
-
 async def test_many_instances_on_the_same_journeys_neither_deadlock_nor_count_twice(world: World) -> None:
     """Badly keyed events and marks lead several instances to the same journeys at once."""
     await world.offer()
@@ -206,7 +190,7 @@ async def test_many_instances_on_the_same_journeys_neither_deadlock_nor_count_tw
     async with asyncio.timeout(60):
         await asyncio.gather(change(), *(instance(pool) for pool in pools))
     await drain(pools[0])
-    assert await world.transitions() == await expected(world)
+    assert await world.transitions() == await world.walked()
     deadlocks = await world.db.fetchval(
         "select deadlocks from pg_stat_database where datname = current_database()"
     )
@@ -282,7 +266,7 @@ async def test_a_change_past_the_recorder_is_followed(
     world, pool = counted
     await world.db.execute(change)
     await drain(pool)
-    assert await world.transitions() == await expected(world)
+    assert await world.transitions() == await world.walked()
     assert sum((await world.transitions()).values()) == left
     world.assert_verified()
 

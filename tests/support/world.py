@@ -312,6 +312,20 @@ class World:
             counts[r["steps_done"], r["step_id"]] += r["journeys"]
         return Counter({k: n for k, n in counts.items() if n})
 
+    async def walked(self) -> Counter[tuple[int, str | None, str]]:
+        """What the transitions must be, by a plain walk over the completions as they are."""
+        rows = await self.db.fetch(
+            'select * from walkthrough_step_completions order by completed_at, id collate "C"'
+        )
+        journeys: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            journeys.setdefault((row["mcp_server_user_id"], row["walkthrough_id"]), []).append(row["step_id"])
+        counts: Counter[tuple[int, str | None, str]] = Counter()
+        for steps in journeys.values():
+            for i, step in enumerate(steps):
+                counts[i, steps[i - 1] if i else None, step] += 1
+        return counts
+
     def assert_verified(self) -> None:
         """`stepstream verify` finds every cell equal."""
         verdict = self.command("verify")
