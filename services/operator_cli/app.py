@@ -1,6 +1,7 @@
 """The commands of `stepstream`. Each imports what it needs when it runs, so that help is quick."""
 
 import asyncio
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -135,6 +136,8 @@ def run(
     ] = None,
 ) -> None:
     """Run a service in the foreground. SIGTERM finishes the batch in hand and exits 0."""
+    # Until the service has its own way to end: nothing is in hand yet.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import uvloop
 
     from services.runtime.telemetry import configure_logging

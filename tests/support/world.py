@@ -96,8 +96,19 @@ class Service:
         self.process.kill()
         self.process.wait()
 
+    def wait_until_it_hears_sigterm(self) -> None:
+        """Before that, the interpreter is still starting, and the signal's default ends it."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None and status.exists() and time.monotonic() < deadline:
+            caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+            if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+                return
+            time.sleep(0.005)
+
     def terminate(self) -> int:
         """SIGTERM; returns the exit code."""
+        self.wait_until_it_hears_sigterm()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
