@@ -25,21 +25,5 @@ class MismatchError(StepstreamError):
     exit_code = 3
 
 
-class RefusedError(StepstreamError):
-    """Not done, because it would do harm now."""
-
-    exit_code = 4
-
-
 class MigrationError(StepstreamError):
     """The database's schema cannot be brought to what this version needs."""
-
-
-class BrokenProducerError(StepstreamError):
-    """So many events are refused that the producer, or this database, must be wrong."""
-
-    exit_code = 5
-
-
-class BatchFailedError(StepstreamError):
-    """A batch could not be applied; nothing of it was committed."""

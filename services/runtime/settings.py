@@ -69,9 +69,6 @@ class Settings(BaseSettings):
     drain_timeout_seconds: float = Field(
         default=30, gt=0, description="How long SIGTERM waits for the batch in hand."
     )
-    dead_letters_tolerated: int = Field(
-        default=100, ge=1, description="Refused events in a row on a partition before the recorder stops."
-    )
     http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
