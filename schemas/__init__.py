@@ -7,6 +7,7 @@ from schemas.events import (
     EventError,
     Rejection,
     StepCompleted,
+    WalkthroughStarted,
     decode,
     encode_metadata,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "EventError",
     "Rejection",
     "StepCompleted",
+    "WalkthroughStarted",
     "decode",
     "encode_metadata",
 ]

@@ -76,8 +76,8 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "Stepstream",
             "version": "1.0.0",
-            "description": "Step completions of walkthroughs. A record is partitioned by murmur2 of its key, "
-            "as Kafka's Java client does by default; librdkafka needs `partitioner=murmur2_random`.",
+            "description": "What people do in walkthroughs: starts and step completions. A record is "
+            "partitioned by murmur2 of its key, as Kafka's Java client does by default; librdkafka needs `partitioner=murmur2_random`.",
         },
         "defaultContentType": "application/json",
         "channels": {

@@ -9,14 +9,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     PlainValidator,
     StringConstraints,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
 )
-from pydantic_core import CoreSchema, core_schema, to_json
+from pydantic_core import to_json
 
 TOPIC: Final = "walkthrough.progress.v1"
 DEAD_LETTER_SUFFIX: Final = ".dlq"
@@ -111,6 +110,22 @@ MetadataText = Annotated[
 ]
 
 
+Milliseconds = Annotated[
+    int,
+    Field(
+        strict=True,
+        ge=0,
+        le=MAX_TIME_MS,
+        description="Milliseconds since the epoch, written without fraction or exponent; at most 24 hours "
+        "ahead of the consumer's clock.",
+    ),
+]
+_EVENT_ID: Final = "A UUID, the same in every copy of the event; version 7 is best."
+_USER: Final = "Who; also the key of the Kafka record."
+_SERVER: Final = "The MCP server that led the person here."
+_METADATA: Final = "Free JSON, at most 8 KiB as compact UTF-8, without NUL characters."
+
+
 class StepCompleted(BaseModel):
     """Somebody completed a step of a walkthrough.
 
@@ -120,42 +135,49 @@ class StepCompleted(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["step-completed"]
-    event_id: EventId = Field(description="A UUID, the same in every copy of the event; version 7 is best.")
-    mcp_server_user_id: Identifier = Field(description="Who; also the key of the Kafka record.")
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
     walkthrough_id: Identifier
     step_id: Identifier = Field(description="The completed step; it belongs to the walkthrough.")
-    mcp_server_id: Identifier = Field(description="The MCP server that led the person here.")
+    mcp_server_id: Identifier = Field(description=_SERVER)
     mcp_server_session_id: Identifier
-    completed_at: int = Field(
-        strict=True,
-        ge=0,
-        le=MAX_TIME_MS,
-        description="Milliseconds since the epoch, written without fraction or exponent; at most 24 hours "
-        "ahead of the consumer's clock.",
-    )
-    metadata: MetadataText | None = Field(
-        default=None, description="Free JSON, at most 8 KiB as compact UTF-8, without NUL characters."
-    )
+    completed_at: Milliseconds
+    metadata: MetadataText | None = Field(default=None, description=_METADATA)
+
+    @property
+    def happened_at(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.completed_at
 
 
-class _UnionOnType:
-    """Makes a union that is told apart by `type`, also while it has a single member."""
+class WalkthroughStarted(BaseModel):
+    """Somebody opened a walkthrough for the first time.
 
-    def __init__(self, *members: type[BaseModel]) -> None:
-        self.members = members
+    The event with the smallest `(started_at, event_id)` is the one that counts for a user and walkthrough.
+    """
 
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {m.model_fields["type"].annotation.__args__[0]: m for m in self.members}  # type: ignore[union-attr]
-        return core_schema.tagged_union_schema(
-            {tag: handler.generate_schema(member) for tag, member in choices.items()}, discriminator="type"
-        )
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["walkthrough-started"]
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
+    walkthrough_id: Identifier
+    mcp_server_id: Identifier = Field(description=_SERVER)
+    mcp_server_session_id: Identifier
+    started_at: Milliseconds
+    metadata: MetadataText | None = Field(default=None, description=_METADATA)
+
+    @property
+    def happened_at(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.started_at
 
 
-Event: TypeAlias = Annotated[StepCompleted, _UnionOnType(StepCompleted)]
-EVENT: Final[TypeAdapter[StepCompleted]] = TypeAdapter(Event)
+Event: TypeAlias = Annotated[StepCompleted | WalkthroughStarted, Field(discriminator="type")]
+EVENT: Final[TypeAdapter[StepCompleted | WalkthroughStarted]] = TypeAdapter(Event)
 
 
-def decode(value: bytes | None, now_ms: int) -> StepCompleted:
+def decode(value: bytes | None, now_ms: int) -> StepCompleted | WalkthroughStarted:
     """Reads the value of a Kafka record.
 
     Args:
@@ -171,10 +193,11 @@ def decode(value: bytes | None, now_ms: int) -> StepCompleted:
         event = EVENT.validate_json(value)
     except ValidationError as error:
         raise _explain(error) from None
-    if event.completed_at > now_ms + MAX_AHEAD_MS:
+    if event.happened_at > now_ms + MAX_AHEAD_MS:
+        field = "completed_at" if event.type == "step-completed" else "started_at"
         raise EventError(
             Rejection.IN_THE_FUTURE,
-            f"completed_at: {event.completed_at} is more than 24 hours ahead; it is in milliseconds",
+            f"{field}: {event.happened_at} is more than 24 hours ahead; it is in milliseconds",
         )
     return event
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from schemas import EventError, Rejection, StepCompleted, decode
+from schemas import EventError, Rejection, StepCompleted, WalkthroughStarted, decode
 from services.runtime.kafka import Record
 
 
 class Accepted(NamedTuple):
     """A readable event and the record that it came in."""
 
-    event: StepCompleted
+    event: StepCompleted | WalkthroughStarted
     record: Record
 
 
@@ -43,7 +43,8 @@ class References:
             found.sessions.add(event.mcp_server_session_id)
             found.servers.add(event.mcp_server_id)
             found.walkthroughs.add(event.walkthrough_id)
-            found.steps.add((event.step_id, event.walkthrough_id))
+            if isinstance(event, StepCompleted):
+                found.steps.add((event.step_id, event.walkthrough_id))
         return found
 
 
@@ -71,13 +72,16 @@ def check_references(accepted: Iterable[Accepted], known: References) -> tuple[l
     return good, refused
 
 
-def _problem(event: StepCompleted, known: References, step_ids: set[str]) -> tuple[Rejection, str] | None:
+def _problem(
+    event: StepCompleted | WalkthroughStarted, known: References, step_ids: set[str]
+) -> tuple[Rejection, str] | None:
     """The first thing that is wrong, from the outside in."""
+    step = (event.step_id, event.walkthrough_id) if isinstance(event, StepCompleted) else None
     checks = (
         (event.mcp_server_user_id in known.users, Rejection.UNKNOWN_USER),
         (event.walkthrough_id in known.walkthroughs, Rejection.UNKNOWN_WALKTHROUGH),
-        (event.step_id in step_ids, Rejection.UNKNOWN_STEP),
-        ((event.step_id, event.walkthrough_id) in known.steps, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
+        (step is None or step[0] in step_ids, Rejection.UNKNOWN_STEP),
+        (step is None or step in known.steps, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
         (event.mcp_server_id in known.servers, Rejection.UNKNOWN_SERVER),
         (event.mcp_server_session_id in known.sessions, Rejection.UNKNOWN_SESSION),
     )
@@ -98,16 +102,20 @@ _MESSAGES = {
 
 
 def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
-    """Keeps, for each user and step, the event with the smallest `(completed_at, event_id)`.
+    """Keeps, for each user and step, and for each user and opened walkthrough, the event that happened first.
 
-    Different contents under one event id stay side by side: the upsert decides between them in an order
-    that SQL alone defines.
+    First is the smallest `(time, event_id)`. Different contents under one event id stay side by side: the
+    upsert decides between them in an order that SQL alone defines.
     """
-    best: dict[tuple[str, str], tuple[tuple[int, str], list[Accepted]]] = {}
+    best: dict[tuple[str, str, str], tuple[tuple[int, str], list[Accepted]]] = {}
     for item in accepted:
         event = item.event
-        key = (event.mcp_server_user_id, event.step_id)
-        rank = (event.completed_at, event.event_id)
+        if isinstance(event, StepCompleted):
+            key = (event.mcp_server_user_id, "step", event.step_id)
+            rank = (event.completed_at, event.event_id)
+        else:
+            key = (event.mcp_server_user_id, "start", event.walkthrough_id)
+            rank = (event.started_at, event.event_id)
         kept = best.get(key)
         if kept is None or rank < kept[0]:
             best[key] = (rank, [item])
@@ -116,20 +124,46 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
     return [item for _, items in best.values() for item in items]
 
 
-def row(item: Accepted, next_offsets_before: dict[int, int]) -> tuple[object, ...]:
-    """The event as a row of `incoming`; old ground is what the recorder had passed before."""
-    event, record = item
-    return (
-        "wtsc_" + event.event_id,
-        event.mcp_server_user_id,
-        event.walkthrough_id,
-        event.step_id,
-        event.mcp_server_id,
-        event.mcp_server_session_id,
-        event.completed_at,
-        event.metadata,
-        record.offset < next_offsets_before[record.partition],
-    )
+Rows: TypeAlias = list[tuple[object, ...]]
+
+
+def rows(merged: Iterable[Accepted], next_offsets_before: dict[int, int]) -> tuple[Rows, Rows]:
+    """The events as rows of `incoming` and of `incoming_starts`.
+
+    The last column says old ground: an offset that the recorder had passed before.
+    """
+    completions: Rows = []
+    starts: Rows = []
+    for event, record in merged:
+        old_ground = record.offset < next_offsets_before[record.partition]
+        if isinstance(event, StepCompleted):
+            completions.append(
+                (
+                    "wtsc_" + event.event_id,
+                    event.mcp_server_user_id,
+                    event.walkthrough_id,
+                    event.step_id,
+                    event.mcp_server_id,
+                    event.mcp_server_session_id,
+                    event.completed_at,
+                    event.metadata,
+                    old_ground,
+                )
+            )
+        else:
+            starts.append(
+                (
+                    "wtst_" + event.event_id,
+                    event.mcp_server_user_id,
+                    event.walkthrough_id,
+                    event.mcp_server_id,
+                    event.mcp_server_session_id,
+                    event.started_at,
+                    event.metadata,
+                    old_ground,
+                )
+            )
+    return completions, starts
 
 
 INCOMING_COLUMNS: Sequence[str] = (
@@ -140,6 +174,16 @@ INCOMING_COLUMNS: Sequence[str] = (
     "mcp_server_id",
     "mcp_server_session_id",
     "completed_at",
+    "metadata",
+    "old_ground",
+)
+INCOMING_STARTS_COLUMNS: Sequence[str] = (
+    "id",
+    "mcp_server_user_id",
+    "walkthrough_id",
+    "mcp_server_id",
+    "mcp_server_session_id",
+    "started_at",
     "metadata",
     "old_ground",
 )

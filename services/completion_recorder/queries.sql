@@ -1,5 +1,5 @@
 -- name: create_incoming
--- Where a batch lands before the upsert; one per connection, empty between transactions.
+-- Where a batch lands before the upsert; one set per connection, empty between transactions.
 create temporary table if not exists incoming (
   id text not null,
   mcp_server_user_id text not null,
@@ -8,6 +8,16 @@ create temporary table if not exists incoming (
   mcp_server_id text not null,
   mcp_server_session_id text not null,
   completed_at bigint not null,
+  metadata jsonb,
+  old_ground boolean not null
+) on commit delete rows;
+create temporary table if not exists incoming_starts (
+  id text not null,
+  mcp_server_user_id text not null,
+  walkthrough_id text not null,
+  mcp_server_id text not null,
+  mcp_server_session_id text not null,
+  started_at bigint not null,
   metadata jsonb,
   old_ground boolean not null
 ) on commit delete rows;
@@ -129,5 +139,62 @@ inner join incoming on changed.mcp_server_user_id = incoming.mcp_server_user_id
   and changed.step_id = incoming.step_id
 where incoming.old_ground;
 
+-- name: upsert_starts
+-- The same rule for starts: the smallest (started_at, event id) of a user and walkthrough wins.
+insert into walkthrough_starts as kept (
+  id, mcp_server_user_id, walkthrough_id, mcp_server_id, mcp_server_session_id, started_at, metadata
+)
+select distinct on (mcp_server_user_id collate "C", walkthrough_id collate "C")
+  id,
+  mcp_server_user_id,
+  walkthrough_id,
+  mcp_server_id,
+  mcp_server_session_id,
+  started_at,
+  metadata
+from incoming_starts
+order by
+  mcp_server_user_id collate "C",
+  walkthrough_id collate "C",
+  started_at,
+  id collate "C",
+  mcp_server_id collate "C",
+  mcp_server_session_id collate "C",
+  coalesce(metadata::text, '') collate "C"
+on conflict on constraint walkthrough_starts_user_unique do update
+set
+  id = excluded.id,
+  mcp_server_id = excluded.mcp_server_id,
+  mcp_server_session_id = excluded.mcp_server_session_id,
+  started_at = excluded.started_at,
+  metadata = excluded.metadata
+where (
+  excluded.started_at,
+  excluded.id collate "C",
+  excluded.mcp_server_id collate "C",
+  excluded.mcp_server_session_id collate "C",
+  coalesce(excluded.metadata::text, '') collate "C"
+) < (
+  kept.started_at,
+  kept.id collate "C",
+  kept.mcp_server_id collate "C",
+  kept.mcp_server_session_id collate "C",
+  coalesce(kept.metadata::text, '') collate "C"
+);
+
+-- name: mark_changed_starts
+-- As `mark_changed`, for starts.
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select distinct
+  changed.mcp_server_user_id,
+  changed.walkthrough_id
+from changed
+inner join incoming_starts on changed.mcp_server_user_id = incoming_starts.mcp_server_user_id
+  and changed.walkthrough_id = incoming_starts.walkthrough_id
+where incoming_starts.old_ground;
+
 -- name: clear_incoming
 delete from incoming;
+
+-- name: clear_incoming_starts
+delete from incoming_starts;

@@ -7,21 +7,30 @@ import asyncpg
 from schemas import Rejection
 from services.completion_recorder.judge import (
     INCOMING_COLUMNS,
+    INCOMING_STARTS_COLUMNS,
     Accepted,
     References,
     Refused,
     check_references,
     merge,
-    row,
+    rows,
 )
 from services.runtime.database import Connection, Pool, load_queries
 from services.runtime.kafka import Offsets
 
 SQL = load_queries(__file__)
-_UPSERT_AND_MARK = (
-    f"with changed as ({SQL['upsert'].rstrip().removesuffix(';')}"
-    f" returning mcp_server_user_id, walkthrough_id, step_id) {SQL['mark_changed']}"
-)
+
+
+def _and_mark(upsert: str, mark: str, key: str) -> str:
+    """An upsert that leaves marks where it changes journeys on old ground."""
+    return (
+        f"with changed as ({SQL[upsert].rstrip().removesuffix(';')}"
+        f" returning mcp_server_user_id, walkthrough_id, {key}) {SQL[mark]}"
+    )
+
+
+_UPSERT_AND_MARK = _and_mark("upsert", "mark_changed", "step_id")
+_UPSERT_STARTS_AND_MARK = _and_mark("upsert_starts", "mark_changed_starts", "id")
 
 #: Settings of the recorder's connections. It says who it is, so that its own changes leave no marks; it
 #: gives up a lock before PostgreSQL looks for deadlocks, so that it is never somebody else who is
@@ -46,7 +55,7 @@ _REFUSED_BY_DATABASE = (
 
 
 async def prepare(connection: Connection) -> None:
-    """Makes the temporary table of a new connection."""
+    """Makes the temporary tables of a new connection."""
     await connection.execute(SQL["create_incoming"])
 
 
@@ -124,10 +133,17 @@ async def _check(
 async def _copy_and_upsert(
     connection: Connection, merged: Sequence[Accepted], before: dict[int, int]
 ) -> list[Refused]:
-    rows = [row(item, before) for item in merged]
-    await connection.copy_records_to_table("incoming", records=rows, columns=INCOMING_COLUMNS)
-    on_old_ground = any(r[-1] for r in rows)
-    await connection.execute(_UPSERT_AND_MARK if on_old_ground else SQL["upsert"])
+    completions, starts = rows(merged, before)
+    if completions:
+        await connection.copy_records_to_table("incoming", records=completions, columns=INCOMING_COLUMNS)
+        on_old_ground = any(row[-1] for row in completions)
+        await connection.execute(_UPSERT_AND_MARK if on_old_ground else SQL["upsert"])
+    if starts:
+        await connection.copy_records_to_table(
+            "incoming_starts", records=starts, columns=INCOMING_STARTS_COLUMNS
+        )
+        on_old_ground = any(row[-1] for row in starts)
+        await connection.execute(_UPSERT_STARTS_AND_MARK if on_old_ground else SQL["upsert_starts"])
     return []
 
 
@@ -138,6 +154,7 @@ async def _upsert_by_halves(
     try:
         async with connection.transaction():
             await connection.execute(SQL["clear_incoming"])
+            await connection.execute(SQL["clear_incoming_starts"])
             return await _copy_and_upsert(connection, merged, before)
     except _REFUSED_BY_DATABASE as error:
         if len(merged) == 1:

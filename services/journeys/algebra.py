@@ -1,10 +1,13 @@
 """Journeys, what they contribute to the Sankey, and the difference that a change makes.
 
-A journey is one user in one walkthrough: its completions in `(completed_at, id)` order. It contributes
-one transition per step and one ending, all filed under its cohort: its walkthrough, and the server and
-the UTC day where it began. Hence, at every node `(position, step)` of every cohort,
+A journey is one user in one walkthrough: its completions in `(completed_at, id)` order, and the start
+before them where one is known. It contributes one transition per step and one ending, all filed under its
+cohort: its walkthrough, and the server and the UTC day where it began. Hence, at every node
+`(position, step)` of every cohort,
 
-    journeys in = journeys out + journeys ended there.
+    journeys in = journeys out + journeys ended there,
+
+and the journeys of a cohort are those that took a first step and those that ended with none.
 """
 
 from collections.abc import Sequence
@@ -21,14 +24,24 @@ _DAY_MS: Final = 86_400_000
 class Journey:
     """What one user did in one walkthrough, in order.
 
-    `step_ids[i]` was completed at `completed_at[i]` (milliseconds since the epoch, never falling);
-    `mcp_server_id` is the server of the first completion. Without steps there is no journey.
+    `step_ids[i]` was completed at `completed_at[i]` (milliseconds since the epoch, never falling).
+    `started_at` is when it was opened, never after the first completion; None where that is not known.
+    `mcp_server_id` is the server of the start, else of the first completion. Without steps and without a
+    start there is no journey.
     """
 
     walkthrough_id: str
     mcp_server_id: str | None
     step_ids: Sequence[str]
     completed_at: Sequence[int]
+    started_at: int | None = None
+
+    @property
+    def began_at(self) -> int | None:
+        """Milliseconds since the epoch; None where there is no journey."""
+        if self.started_at is not None:
+            return self.started_at
+        return self.completed_at[0] if self.completed_at else None
 
 
 class TransitionKey(NamedTuple):
@@ -54,10 +67,15 @@ class EndingKey(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """How many journeys took a transition, and the sum of the milliseconds they took for it."""
+    """How many journeys took a transition, and the sum of the milliseconds they took for it.
+
+    `timed_journeys` is how many of them that sum is over: the first step of a journey whose start is not
+    known took a time that nobody knows.
+    """
 
     journeys: int
     elapsed_ms: int
+    timed_journeys: int
 
 
 @dataclass(slots=True)
@@ -83,7 +101,7 @@ def utc_day(ms: int) -> date:
 
 
 def contributions(journey: Journey) -> Contributions:
-    """What a journey adds to the Sankey: nothing where it has no steps."""
+    """What a journey adds to the Sankey: nothing where there is none."""
     delta = Contributions()
     _contribute(delta, journey, 0, 1)
     return delta
@@ -110,7 +128,7 @@ def accumulate(total: Delta, old: Journey, new: Journey) -> None:
 def add(total: Delta, delta: Delta) -> None:
     """Adds `delta` to `total` in place."""
     for transition, flow in delta.transitions.items():
-        _add_flow(total.transitions, transition, flow.journeys, flow.elapsed_ms)
+        _add_flow(total.transitions, transition, *flow)
     for ending, journeys in delta.endings.items():
         _add_ending(total.endings, ending, journeys)
 
@@ -118,9 +136,9 @@ def add(total: Delta, delta: Delta) -> None:
 def _shared_prefix(old: Journey, new: Journey) -> int:
     if not old.step_ids or not new.step_ids or old.walkthrough_id != new.walkthrough_id:
         return 0
-    if old.mcp_server_id != new.mcp_server_id:
+    if old.mcp_server_id != new.mcp_server_id or old.started_at != new.started_at:
         return 0
-    if old.completed_at[0] // _DAY_MS != new.completed_at[0] // _DAY_MS:
+    if old.began_at // _DAY_MS != new.began_at // _DAY_MS:  # type: ignore[operator]
         return 0
     shared = 0
     for a, b, at, bt in zip(old.step_ids, new.step_ids, old.completed_at, new.completed_at, strict=False):
@@ -133,31 +151,36 @@ def _shared_prefix(old: Journey, new: Journey) -> int:
 def _contribute(total: Delta, journey: Journey, first: int, sign: int) -> None:
     """Adds, or takes away, the transitions from position `first` on, and the ending."""
     steps, times = journey.step_ids, journey.completed_at
-    if not steps:
+    began_at = journey.began_at
+    if began_at is None:
         return
     server = journey.mcp_server_id
     if server is None:
-        raise ValueError("a journey with steps has the server where it began")
+        raise ValueError("a journey has the server where it began")
     walkthrough = journey.walkthrough_id
-    began_on = utc_day(times[0])
+    began_on = utc_day(began_at)
+    before_id = steps[first - 1] if first else None
+    before_at = times[first - 1] if first else journey.started_at
     for position in range(first, len(steps)):
-        before = position - 1
-        elapsed = times[position] - times[before] if position else 0
-        key = TransitionKey(
-            walkthrough, server, began_on, position, steps[before] if position else None, steps[position]
-        )
-        _add_flow(total.transitions, key, sign, sign * elapsed)
-    ending = EndingKey(walkthrough, server, began_on, len(steps), steps[-1], utc_day(times[-1]))
+        key = TransitionKey(walkthrough, server, began_on, position, before_id, steps[position])
+        elapsed = 0 if before_at is None else times[position] - before_at
+        _add_flow(total.transitions, key, sign, sign * elapsed, 0 if before_at is None else sign)
+        before_id, before_at = steps[position], times[position]
+    last_active_on = utc_day(times[-1]) if steps else began_on
+    ending = EndingKey(walkthrough, server, began_on, len(steps), before_id, last_active_on)
     _add_ending(total.endings, ending, sign)
 
 
-def _add_flow(flows: dict[TransitionKey, Flow], key: TransitionKey, journeys: int, elapsed_ms: int) -> None:
+def _add_flow(
+    flows: dict[TransitionKey, Flow], key: TransitionKey, journeys: int, elapsed_ms: int, timed: int
+) -> None:
     before = flows.get(key)
     if before is not None:
         journeys += before.journeys
         elapsed_ms += before.elapsed_ms
-    if journeys or elapsed_ms:
-        flows[key] = Flow(journeys, elapsed_ms)
+        timed += before.timed_journeys
+    if journeys or elapsed_ms or timed:
+        flows[key] = Flow(journeys, elapsed_ms, timed)
     elif before is not None:
         del flows[key]
 

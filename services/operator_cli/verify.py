@@ -56,7 +56,8 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
             _print_table(console, name, getattr(verdict, name))
         totals = verdict.totals
         console.print(
-            f"{totals['completions']:,} completions, {totals['journeys']:,} journeys, "
+            f"{totals['completions']:,} completions, {totals['starts']:,} starts, "
+            f"{totals['journeys']:,} journeys, "
             f"{totals['transition_cells']:,} transition cells, {totals['ending_cells']:,} ending cells"
         )
     if verdict.differing:

@@ -5,7 +5,8 @@ create temporary table if not exists counted (
   walkthrough_id text not null,
   mcp_server_id text,
   step_ids text [] not null,
-  completed_at bigint [] not null
+  completed_at bigint [] not null,
+  started_at bigint
 ) on commit delete rows;
 create temporary table if not exists transition_deltas (
   walkthrough_id text not null,
@@ -15,7 +16,8 @@ create temporary table if not exists transition_deltas (
   from_step_id text,
   to_step_id text not null,
   journeys bigint not null,
-  elapsed_ms bigint not null
+  elapsed_ms bigint not null,
+  timed_journeys bigint not null
 ) on commit delete rows;
 create temporary table if not exists ending_deltas (
   walkthrough_id text not null,
@@ -58,17 +60,20 @@ where false
 returning mcp_server_user_id, walkthrough_id;
 
 -- name: read_changed
--- Of the locked journeys, those whose completions differ from what was counted. A statement of its own:
--- its snapshot is taken after the locks, so it sees what the previous holder of a lock has committed.
+-- Of the locked journeys, those whose rows differ from what was counted. A start counts where it is not later
+-- than the first completion; the journey then has its server. A statement of its own: its snapshot is taken
+-- after the locks, so it sees what the previous holder of a lock has committed.
 select
   counted.mcp_server_user_id,
   counted.walkthrough_id,
   counted.mcp_server_id as old_server_id,
   counted.step_ids as old_step_ids,
   counted.completed_at as old_completed_at,
-  done.mcp_server_id as new_server_id,
+  counted.started_at as old_started_at,
+  coalesce(start.mcp_server_id, done.mcp_server_id) as new_server_id,
   coalesce(done.step_ids, '{}') as new_step_ids,
-  coalesce(done.completed_at, '{}') as new_completed_at
+  coalesce(done.completed_at, '{}') as new_completed_at,
+  start.started_at as new_started_at
 from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
 inner join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
   and given.walkthrough_id = counted.walkthrough_id
@@ -80,22 +85,27 @@ cross join lateral (
   from walkthrough_step_completions as row_
   where row_.mcp_server_user_id = given.mcp_server_user_id and row_.walkthrough_id = given.walkthrough_id
 ) as done
+left join walkthrough_starts as start on given.mcp_server_user_id = start.mcp_server_user_id
+  and given.walkthrough_id = start.walkthrough_id
+  and start.started_at <= coalesce(done.completed_at[1], start.started_at)
 where
   counted.step_ids is distinct from coalesce(done.step_ids, '{}')
   or counted.completed_at is distinct from coalesce(done.completed_at, '{}')
-  or counted.mcp_server_id is distinct from done.mcp_server_id;
+  or counted.started_at is distinct from start.started_at
+  or counted.mcp_server_id is distinct from coalesce(start.mcp_server_id, done.mcp_server_id);
 
 -- name: write_journeys
 update sankey_journeys as kept
 set
   mcp_server_id = counted.mcp_server_id,
   step_ids = counted.step_ids,
-  completed_at = counted.completed_at
+  completed_at = counted.completed_at,
+  started_at = counted.started_at
 from counted
 where kept.mcp_server_user_id = counted.mcp_server_user_id and kept.walkthrough_id = counted.walkthrough_id;
 
 -- name: delete_journeys
--- Journeys without completions.
+-- Journeys without completions and without a start.
 delete from sankey_journeys as kept
 using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
 where kept.mcp_server_user_id = given.mcp_server_user_id and kept.walkthrough_id = given.walkthrough_id;
@@ -104,7 +114,15 @@ where kept.mcp_server_user_id = given.mcp_server_user_id and kept.walkthrough_id
 -- Adds the deltas in key order, and returns the keys of those that came to nothing.
 with written as (
   insert into sankey_transitions as kept (
-    walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id, journeys, elapsed_ms
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    position,
+    from_step_id,
+    to_step_id,
+    journeys,
+    elapsed_ms,
+    timed_journeys
   )
   select
     walkthrough_id,
@@ -114,13 +132,15 @@ with written as (
     from_step_id,
     to_step_id,
     journeys,
-    elapsed_ms
+    elapsed_ms,
+    timed_journeys
   from transition_deltas
   order by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id
   on conflict on constraint sankey_transitions_unique do update
   set
     journeys = kept.journeys + excluded.journeys,
-    elapsed_ms = kept.elapsed_ms + excluded.elapsed_ms
+    elapsed_ms = kept.elapsed_ms + excluded.elapsed_ms,
+    timed_journeys = kept.timed_journeys + excluded.timed_journeys
   returning *
 )
 select count(*) from written where journeys = 0;

@@ -1,4 +1,4 @@
-"""The aggregator's transaction: lock journeys, read their completions, write what changed."""
+"""The aggregator's transaction: lock journeys, read their rows, write what changed."""
 
 from collections.abc import Collection, Mapping
 from typing import TypeAlias
@@ -14,7 +14,14 @@ SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem
 #: A user and a walkthrough.
 JourneyKey: TypeAlias = tuple[str, str]
 
-_JOURNEY_COLUMNS = ("mcp_server_user_id", "walkthrough_id", "mcp_server_id", "step_ids", "completed_at")
+_JOURNEY_COLUMNS = (
+    "mcp_server_user_id",
+    "walkthrough_id",
+    "mcp_server_id",
+    "step_ids",
+    "completed_at",
+    "started_at",
+)
 _TRANSITION_COLUMNS = (
     "walkthrough_id",
     "mcp_server_id",
@@ -24,6 +31,7 @@ _TRANSITION_COLUMNS = (
     "to_step_id",
     "journeys",
     "elapsed_ms",
+    "timed_journeys",
 )
 _ENDING_COLUMNS = (
     "walkthrough_id",
@@ -48,7 +56,7 @@ async def recorded(pool: Pool, topic: str, partitions: Collection[int]) -> Mappi
 
 
 async def follow(pool: Pool, journeys: Collection[JourneyKey]) -> int:
-    """Brings the counts of these journeys up to their completions; returns how many had changed."""
+    """Brings the counts of these journeys up to their rows; returns how many had changed."""
     if not journeys:
         return 0
     async with pool.acquire() as connection, connection.transaction():
@@ -86,14 +94,10 @@ def _compare(
     counted: list[tuple[object, ...]] = []
     gone: set[JourneyKey] = set()
     for user, walkthrough, *values in changed:
-        old_server, old_steps, old_times, new_server, new_steps, new_times = values
-        accumulate(
-            delta,
-            Journey(walkthrough, old_server, old_steps, old_times),
-            Journey(walkthrough, new_server, new_steps, new_times),
-        )
-        if new_steps:
-            counted.append((user, walkthrough, new_server, new_steps, new_times))
+        old, new = Journey(walkthrough, *values[:4]), Journey(walkthrough, *values[4:])
+        accumulate(delta, old, new)
+        if new.began_at is not None:
+            counted.append((user, walkthrough, *values[4:]))
         else:
             gone.add((user, walkthrough))
     return delta, counted, gone

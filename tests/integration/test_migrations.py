@@ -111,7 +111,7 @@ def copy_with(folder: Path, **files: str) -> Path:
 async def test_an_edited_migration_is_refused_and_named(db: Db, tmp_path: Path) -> None:
     await migrate(db)
     edited = (FOLDER / "0001_platform.sql").read_text() + "\ncreate table sneaked_in ();\n"
-    folder = copy_with(tmp_path, **{"0001_platform": edited, "0003_more": "create table more ();"})
+    folder = copy_with(tmp_path, **{"0001_platform": edited, "0005_more": "create table more ();"})
     with pytest.raises(MigrationError, match=r"0001_platform\.sql was edited after it was applied"):
         await migrate(db, folder)
     assert await db.fetchval("select to_regclass('more')") is None
@@ -126,20 +126,20 @@ async def test_line_ends_are_no_edit(db: Db, tmp_path: Path) -> None:
 
 async def test_a_failing_migration_says_where_and_leaves_nothing_half_done(db: Db, tmp_path: Path) -> None:
     broken = "create table half ();\n\nselect * from there_is_no_such_table;\n"
-    folder = copy_with(tmp_path, **{"0003_broken": broken})
-    with pytest.raises(MigrationError, match=r"0003_broken\.sql, line 3: .*there_is_no_such_table") as caught:
+    folder = copy_with(tmp_path, **{"0005_broken": broken})
+    with pytest.raises(MigrationError, match=r"0005_broken\.sql, line 3: .*there_is_no_such_table") as caught:
         await migrate(db, folder)
     assert "Nothing of this migration was applied" in str(caught.value)
     assert await db.fetchval("select to_regclass('half')") is None
-    assert await pending(db, folder) == ["0003_broken"]
-    (folder / "0003_broken.sql").write_text("create table half ();")
-    assert await migrate(db, folder) == ["0003_broken"]
+    assert await pending(db, folder) == ["0005_broken"]
+    (folder / "0005_broken.sql").write_text("create table half ();")
+    assert await migrate(db, folder) == ["0005_broken"]
 
 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("0004_gap", "number 0003 is next"),
+        ("0006_gap", "number 0005 is next"),
         ("3_short", "NNNN_what_it_does"),
         ("0002_twice", "runs? from 0001"),
     ],
@@ -151,7 +151,7 @@ async def test_a_misnamed_migration_is_refused(db: Db, tmp_path: Path, name: str
 
 
 async def test_table_conventions(db: Db) -> None:
-    """Foreign keys of the completions cascade and have an index; the Sankey tables have none."""
+    """Foreign keys of completions and starts cascade and have an index; the Sankey tables have none."""
     await migrate(db)
     keys = await db.fetch(
         "select conname, confdeltype::text as rule, conrelid::regclass::text as table_name,"
@@ -160,15 +160,17 @@ async def test_table_conventions(db: Db) -> None:
     )
     ours = [k for k in keys if k["table_name"].startswith("sankey_")]
     assert ours == [], "journeys are deleted by marks; drop this foreign key"
-    completions = [k for k in keys if k["table_name"] == "walkthrough_step_completions"]
-    assert len(completions) == 5
-    for key in completions:
+    counted = ("walkthrough_step_completions", "walkthrough_starts")
+    rows = [k for k in keys if k["table_name"] in counted]
+    assert len(rows) == 5 + 4
+    for key in rows:
         assert key["rule"] == "c", f"{key['conname']}: add `on delete cascade`"
         # PostgreSQL 18 skips over the first column of an index where that has few values.
         indexed = await db.fetchval(
             "select exists (select from pg_index i join pg_attribute a on a.attrelid = i.indrelid"
-            " and a.attnum in (i.indkey[0], i.indkey[1]) where i.indrelid = 'walkthrough_step_completions'::regclass"
+            " and a.attnum in (i.indkey[0], i.indkey[1]) where i.indrelid = $2::regclass"
             " and a.attname = $1)",
             key["column_name"],
+            key["table_name"],
         )
         assert indexed, f"{key['column_name']}: deleting its parent scans the table; add an index"

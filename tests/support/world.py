@@ -371,3 +371,16 @@ def completed(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
         "mcp_server_session_id": f"s_{user}",
         "completed_at": at,
     } | other
+
+
+def started(user: str, at: int, **other: Any) -> dict[str, Any]:
+    """A start; each call has its own event id unless one is given."""
+    return {
+        "type": "walkthrough-started",
+        "event_id": str(uuid.UUID(int=next(_numbers), version=4)),
+        "mcp_server_user_id": user,
+        "walkthrough_id": "wt_a",
+        "mcp_server_id": "srv_1",
+        "mcp_server_session_id": f"s_{user}",
+        "started_at": at,
+    } | other

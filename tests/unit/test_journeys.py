@@ -22,17 +22,22 @@ from services.journeys import (
 DAY = 86_400_000
 
 
-def journey(*steps: tuple[str, int], server: str | None = "srv", walkthrough: str = "wt") -> Journey:
-    return Journey(walkthrough, server if steps else None, [s for s, _ in steps], [t for _, t in steps])
+def journey(
+    *steps: tuple[str, int], server: str | None = "srv", walkthrough: str = "wt", start: int | None = None
+) -> Journey:
+    there_is_one = bool(steps) or start is not None
+    return Journey(
+        walkthrough, server if there_is_one else None, [s for s, _ in steps], [t for _, t in steps], start
+    )
 
 
 def test_a_journey_contributes_one_transition_per_step_and_one_ending() -> None:
     got = contributions(journey(("a", 5), ("b", 15), ("c", DAY + 1)))
     first = date(1970, 1, 1)
     assert got.transitions == {
-        TransitionKey("wt", "srv", first, 0, None, "a"): Flow(1, 0),
-        TransitionKey("wt", "srv", first, 1, "a", "b"): Flow(1, 10),
-        TransitionKey("wt", "srv", first, 2, "b", "c"): Flow(1, DAY - 14),
+        TransitionKey("wt", "srv", first, 0, None, "a"): Flow(1, 0, 0),
+        TransitionKey("wt", "srv", first, 1, "a", "b"): Flow(1, 10, 1),
+        TransitionKey("wt", "srv", first, 2, "b", "c"): Flow(1, DAY - 14, 1),
     }
     assert got.endings == {EndingKey("wt", "srv", first, 3, "c", date(1970, 1, 2)): 1}
 
@@ -41,13 +46,36 @@ def test_without_steps_there_is_nothing_to_count() -> None:
     assert contributions(journey()) == Contributions()
 
 
+def test_with_a_start_the_first_step_has_a_time_and_the_cohort_is_the_start_s() -> None:
+    got = contributions(journey(("a", DAY + 5), ("b", DAY + 9), start=DAY - 1))
+    first = date(1970, 1, 1)
+    assert got.transitions == {
+        TransitionKey("wt", "srv", first, 0, None, "a"): Flow(1, 6, 1),
+        TransitionKey("wt", "srv", first, 1, "a", "b"): Flow(1, 4, 1),
+    }
+    assert got.endings == {EndingKey("wt", "srv", first, 2, "b", date(1970, 1, 2)): 1}
+
+
+def test_somebody_who_opened_and_left_is_an_ending_without_steps() -> None:
+    got = contributions(journey(start=5))
+    day = date(1970, 1, 1)
+    assert got.transitions == {}
+    assert got.endings == {EndingKey("wt", "srv", day, 0, None, day): 1}
+
+
+def test_a_start_that_becomes_known_gives_the_first_step_its_time() -> None:
+    delta = difference(journey(("a", 9), ("b", 12)), journey(("a", 9), ("b", 12), start=2))
+    assert {k.position: f for k, f in delta.transitions.items()} == {0: Flow(0, 7, 1)}
+    assert delta.endings == {}
+
+
 def test_a_late_step_between_two_takes_their_transition_away_and_adds_two() -> None:
     delta = difference(journey(("a", 1), ("c", 9)), journey(("a", 1), ("b", 4), ("c", 9)))
     day = date(1970, 1, 1)
     assert delta.transitions == {
-        TransitionKey("wt", "srv", day, 1, "a", "c"): Flow(-1, -8),
-        TransitionKey("wt", "srv", day, 1, "a", "b"): Flow(1, 3),
-        TransitionKey("wt", "srv", day, 2, "b", "c"): Flow(1, 5),
+        TransitionKey("wt", "srv", day, 1, "a", "c"): Flow(-1, -8, -1),
+        TransitionKey("wt", "srv", day, 1, "a", "b"): Flow(1, 3, 1),
+        TransitionKey("wt", "srv", day, 2, "b", "c"): Flow(1, 5, 1),
     }
     assert delta.endings == {
         EndingKey("wt", "srv", day, 2, "c", day): -1,
@@ -76,7 +104,7 @@ def test_the_same_journey_makes_no_difference() -> None:
 
 def test_only_the_time_of_a_step_changed() -> None:
     delta = difference(journey(("a", 1), ("b", 5)), journey(("a", 1), ("b", 7)))
-    assert list(delta.transitions.values()) == [Flow(0, 2)]
+    assert list(delta.transitions.values()) == [Flow(0, 2, 0)]
     assert delta.endings == {}
 
 
@@ -88,11 +116,19 @@ def test_days_are_utc() -> None:
 
 # --- properties ------------------------------------------------------------------------------------------
 
+
+def at_random(times: list[int], steps: list[str], server: str, opened: bool) -> Journey:
+    start, *rest = sorted(times)
+    pairs = list(zip(steps, rest if opened else [start, *rest], strict=False))
+    return journey(*pairs, server=server, start=start if opened else None)
+
+
 journeys = st.builds(
-    lambda times, steps, server: journey(*zip(steps, sorted(times), strict=False), server=server),
-    st.lists(st.integers(0, 5 * DAY), max_size=6),
+    at_random,
+    st.lists(st.integers(0, 5 * DAY), min_size=1, max_size=6),
     st.lists(st.sampled_from("abcdef"), unique=True, max_size=6),
     st.sampled_from(["one", "two"]),
+    st.booleans(),
 )
 
 
@@ -101,6 +137,7 @@ def as_counter(c: Contributions) -> Counter[object]:
     for key, flow in c.transitions.items():
         counter[key, "journeys"] += flow.journeys
         counter[key, "elapsed"] += flow.elapsed_ms
+        counter[key, "timed"] += flow.timed_journeys
     return Counter({k: n for k, n in counter.items() if n})
 
 
@@ -156,10 +193,13 @@ def test_at_every_node_of_every_cohort_in_equals_out_plus_ended(everybody: list[
         if t.position:
             balance[t[:3], t.position - 1, t.from_step_id] -= flow.journeys
     for e, count in total.endings.items():
-        balance[e[:3], e.steps_done - 1, e.step_id] -= count
+        if e.steps_done:
+            balance[e[:3], e.steps_done - 1, e.step_id] -= count
     assert not any(balance.values())
-    started = sum(f.journeys for t, f in total.transitions.items() if t.position == 0)
-    assert started == sum(total.endings.values()) == sum(1 for j in everybody if j.step_ids)
+    went = sum(f.journeys for t, f in total.transitions.items() if t.position == 0)
+    left = sum(n for e, n in total.endings.items() if e.steps_done == 0)
+    assert went == sum(1 for j in everybody if j.step_ids)
+    assert went + left == sum(total.endings.values()) == sum(1 for j in everybody if j.began_at is not None)
 
 
 @given(journeys, journeys)

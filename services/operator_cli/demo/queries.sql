@@ -14,7 +14,7 @@ select
   from_step_id,
   to_step_id,
   sum(journeys)::bigint as journeys,
-  sum(elapsed_ms) / sum(journeys) as mean_ms
+  sum(elapsed_ms) / nullif(sum(timed_journeys), 0) as mean_ms
 from sankey_transitions
 where walkthrough_id = $1
 group by position, from_step_id, to_step_id
@@ -26,7 +26,7 @@ order by journeys desc, position, from_step_id, to_step_id;
 select
   step_id,
   case
-    when steps_done = $2::integer then 'finished'
+    when steps_done > 0 and steps_done = $2::integer then 'finished'
     when last_active_on > date '1970-01-01' + ($3::bigint / 86400000)::integer - 7 then 'in progress'
     else 'dropped'
   end as outcome,
