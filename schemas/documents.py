@@ -77,7 +77,8 @@ def asyncapi() -> dict[str, Any]:
             "title": "Stepstream",
             "version": "1.0.0",
             "description": "What people do in walkthroughs: starts and step completions. A record is "
-            "partitioned by murmur2 of its key, as Kafka's Java client does by default; librdkafka needs `partitioner=murmur2_random`.",
+            "partitioned by murmur2 of its key, as Kafka's Java client does by default; librdkafka needs "
+            "`partitioner=murmur2_random`.",
         },
         "defaultContentType": "application/json",
         "channels": {

@@ -1,6 +1,7 @@
 """The commands of `stepstream`. Each imports what it needs when it runs, so that help is quick."""
 
 import asyncio
+import importlib
 import signal
 import sys
 from enum import StrEnum
@@ -37,10 +38,17 @@ class Service(StrEnum):
 
     COMPLETION_RECORDER = "completion-recorder"
     SANKEY_AGGREGATOR = "sankey-aggregator"
+    OUTBOX_RELAY = "outbox-relay"
+    WALKTHROUGH_MCP = "walkthrough-mcp"
 
 
-#: The ports of health and metrics where --port is not given.
-DEFAULT_PORTS = {Service.COMPLETION_RECORDER: 8081, Service.SANKEY_AGGREGATOR: 8082}
+#: The ports where --port is not given.
+DEFAULT_PORTS = {
+    Service.COMPLETION_RECORDER: 8081,
+    Service.SANKEY_AGGREGATOR: 8082,
+    Service.OUTBOX_RELAY: 8083,
+    Service.WALKTHROUGH_MCP: 8084,
+}
 
 StackDir = Annotated[
     Path, typer.Option("--dir", help="Where the stack keeps its data; two folders are two stacks.")
@@ -146,14 +154,21 @@ def run(
     configure_logging(settings.log_level)
 
     async def work() -> int:
-        if service is Service.COMPLETION_RECORDER:
-            from services.completion_recorder.app import build
-        else:
-            from services.sankey_aggregator.app import build
-        return await build(settings).run(DEFAULT_PORTS[service] if port is None else port)
+        code: int = await _build(service, settings).run(DEFAULT_PORTS[service] if port is None else port)
+        return code
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(work()))
+
+
+def _build(service: Service, settings: Any) -> Any:
+    package = {
+        Service.COMPLETION_RECORDER: "completion_recorder",
+        Service.SANKEY_AGGREGATOR: "sankey_aggregator",
+        Service.OUTBOX_RELAY: "outbox_relay",
+        Service.WALKTHROUGH_MCP: "walkthrough_mcp",
+    }[service]
+    return importlib.import_module(f"services.{package}.app").build(settings)
 
 
 @app.command()

@@ -109,10 +109,14 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
 
 
-def retrying(service: str, pause: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+def retrying(
+    service: str,
+    pause: Callable[[float], Awaitable[None]],
+    passes: Callable[[BaseException], bool] = may_pass,
+) -> AsyncRetrying:
     """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
 
-    `pause` sleeps, and raises what ends the waiting.
+    `pause` sleeps, and raises what ends the waiting; `passes` says which errors are waited out.
     """
 
     def tell(state: RetryCallState) -> None:
@@ -122,7 +126,7 @@ def retrying(service: str, pause: Callable[[float], Awaitable[None]]) -> AsyncRe
         log.warning("%s: try %d failed, trying again: %s: %s", service, state.attempt_number, name, error)
 
     return AsyncRetrying(
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(passes),
         wait=wait_random_exponential(multiplier=0.05, max=5),
         before_sleep=tell,
         sleep=pause,

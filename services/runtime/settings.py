@@ -69,6 +69,18 @@ class Settings(BaseSettings):
     drain_timeout_seconds: float = Field(
         default=30, gt=0, description="How long SIGTERM waits for the batch in hand."
     )
+    relay_batch_records: int = Field(
+        default=2_000,
+        ge=1,
+        le=100_000,
+        description="The most events the relay takes from the outbox at once.",
+    )
+    relay_poll_seconds: float = Field(
+        default=1, gt=0, description="How often the relay looks for events of which no notice came."
+    )
+    relay_send_timeout_seconds: float = Field(
+        default=30, ge=1, description="How long Kafka may take to acknowledge before the relay starts anew."
+    )
     http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 

@@ -7,16 +7,11 @@ no error leaves the handler here: the first one stops the service.
 
 import asyncio
 import contextlib
-import gc
 import logging
-import os
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
-import uvicorn
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
@@ -35,6 +30,7 @@ from services.runtime.kafka import (
     subscriber_options,
 )
 from services.runtime.migrate import pending
+from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.runtime.telemetry import BATCH_EVENTS, BATCH_SECONDS
 
@@ -50,7 +46,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for wh
     """The batch in hand is given up, uncommitted, because the service stops or loses its partitions."""
 
 
-class ConsumerShell:
+class ConsumerShell(Process):
     """Runs one batch handler on the topic under one group.
 
     The handler gets a batch's records, all of partitions still owned, and returns when everything that
@@ -64,10 +60,7 @@ class ConsumerShell:
         handle: Callable[[Sequence[Record]], Awaitable[None]],
         resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
     ) -> None:
-        self.service = service
-        self.settings = settings
-        self.failure: BaseException | None = None
-        self.stopping = asyncio.Event()
+        super().__init__(service, settings)
         self.interrupt = asyncio.Event()
         self._handle = handle
         self._resources = resources
@@ -76,8 +69,6 @@ class ConsumerShell:
         self._idle.set()
         self._in_hand = False
         self._progress = time.monotonic()
-        self._address = ""
-        self._server: uvicorn.Server | None = None
         broker = KafkaBroker(
             settings.kafka_bootstrap_servers,
             client_id=f"stepstream-{service}",
@@ -118,24 +109,10 @@ class ConsumerShell:
             raise Interrupted
         return consumer
 
-    def fail(self, error: BaseException) -> None:
-        """Stops the service with this error; only the first one counts."""
-        if self.failure is None:
-            self.failure = error
-            log.critical(
-                "%s stops: %s",
-                self.service,
-                error,
-                exc_info=None if isinstance(error, StepstreamError) else error,
-            )
-        self.stop()
-
     def stop(self) -> None:
         """Ends the service after the batch in hand."""
-        self.stopping.set()
         self.interrupt.set()
-        if self._server is not None:
-            self._server.should_exit = True
+        super().stop()
 
     async def pause(self, seconds: float) -> None:
         """Sleeps inside a handler.
@@ -154,22 +131,15 @@ class ConsumerShell:
         """Runs `work` again and again beside the batches; when it fails, the service stops."""
 
         async def again() -> None:
-            try:
-                while not self.stopping.is_set():
-                    with contextlib.suppress(Interrupted):
-                        await work()
-                    # Interrupted by a rebalance: let it finish before the next round.
-                    while self.interrupt.is_set() and not self.stopping.is_set():  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the service is not whole without it
-                self.fail(error)
+            while not self.stopping.is_set():
+                with contextlib.suppress(Interrupted):
+                    await work()
+                # Interrupted by a rebalance: let it finish before the next round.
+                while self.interrupt.is_set() and not self.stopping.is_set():  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
 
-        task = asyncio.create_task(again())
-        try:
+        async with self.beside(again):
             yield
-        finally:
-            self.stopping.set()
-            await task
 
     async def _on_batch(self, records: Sequence[Record]) -> None:
         if self.failure is not None or self.stopping.is_set():
@@ -219,12 +189,12 @@ class ConsumerShell:
             async with self._resources() as pool:
                 await check_ready_to_start(self.settings, pool)
                 self._pool = pool
-                log.info("%s starts; health and metrics at %s", self.service, self._address)
+                self.log_start()
                 yield
         except BaseException as error:
             self.fail(_first(error))
             raise
-        log.info("%s ended", self.service)
+        self.log_end()
 
     async def _live(self, scope: Any) -> AsgiResponse:
         stuck = self._in_hand and time.monotonic() - self._progress > STUCK_SECONDS
@@ -248,31 +218,7 @@ class ConsumerShell:
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        _calm_the_garbage_collector()
-        sock = _listen(self.settings.http_host, port)
-        self._address = "http://{}:{}".format(*sock.getsockname()[:2])
-        self._server = _Server(
-            uvicorn.Config(
-                self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
-            )
-        )
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self.stop)
-        if not self.stopping.is_set():
-            try:
-                await self._server.serve(sockets=[sock])
-            except SystemExit as error:  # uvicorn's way to say that the start failed
-                self.failure = self.failure or error
-        if self.failure is None:
-            return 0
-        return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1
-
-
-def _calm_the_garbage_collector() -> None:
-    """Events are many and without cycles: collecting finds nothing, and took a fifth of the time."""
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
+        return await self.serve(self.app, port)
 
 
 def _first(error: BaseException) -> BaseException:
@@ -280,14 +226,6 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to the shell: uvicorn would raise SIGTERM again after the drain, and exit by it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -303,25 +241,13 @@ class _Listener(ConsumerRebalanceListener):
         log.info("%s has partitions %s", self.shell.service, sorted(p.partition for p in assigned))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
-        ) from None
-
-
 async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
     """Looks for what a service cannot do without.
 
     Raises:
         ConfigurationError: migrations are pending, or the topics do not exist.
     """
-    async with pool.acquire() as connection:
-        missing = await pending(connection)
-    if missing:
-        raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")
+    await check_migrated(pool)
     async with admin_client(settings) as admin:
         there = await admin.list_topics()
     absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
@@ -329,3 +255,15 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
         )
+
+
+async def check_migrated(pool: Pool) -> None:
+    """Looks whether the schema is what this version needs.
+
+    Raises:
+        ConfigurationError: migrations are pending.
+    """
+    async with pool.acquire() as connection:
+        missing = await pending(connection)
+    if missing:
+        raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")

@@ -35,6 +35,12 @@ WAITING = Gauge(
     "stepstream_aggregator_waiting", "1 while the aggregator waits for the recorder to judge its events."
 )
 JOURNEYS = Counter("stepstream_journeys", "Journeys looked at, by whether their counts changed.", ["changed"])
+OUTBOX_SENT = Counter("stepstream_outbox_sent", "Events of the outbox that Kafka acknowledged.")
+OUTBOX_WAITING = Gauge("stepstream_outbox_waiting", "Events in the outbox, counted up to 100,000.")
+OUTBOX_AGE = Gauge("stepstream_outbox_age_seconds", "How long the oldest event of the outbox has waited.")
+OUTBOX_SET_ASIDE = Gauge(
+    "stepstream_outbox_set_aside", "Events that Kafka refuses and an operator has to see."
+)
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaConsumer
 
 from services.operator_cli.demo import run as demo
 from tests.support.world import RECORDER, World, completed
@@ -15,19 +14,7 @@ EXPORT = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
 
 
 async def read_topic(world: World) -> list[tuple[bytes | None, bytes | None]]:
-    consumer = AIOKafkaConsumer(
-        world.settings.topic,
-        bootstrap_servers=world.settings.kafka_bootstrap_servers,
-        auto_offset_reset="earliest",
-    )
-    await consumer.start()
-    ends = await consumer.end_offsets(list(consumer.assignment()))
-    records: list[tuple[bytes | None, bytes | None]] = []
-    while len(records) < sum(ends.values()):
-        for part in (await consumer.getmany(timeout_ms=200)).values():
-            records += [(m.key, m.value) for m in part]
-    await consumer.stop()
-    return records
+    return [(m.key, m.value) for m in await world.events()]
 
 
 async def test_produce_sends_each_line_keyed_by_its_user(world: World, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 
 RECORDER, AGGREGATOR = GROUPS
+RELAY, MCP = "outbox-relay", "walkthrough-mcp"
 PATIENCE = 90.0
 
 
@@ -79,7 +81,7 @@ async def drop_database(base: str, name: str) -> None:
 
 @dataclass
 class Service:
-    """A consumer running as a real process."""
+    """A service running as a real process."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -90,6 +92,21 @@ class Service:
         """Where its health and metrics are; it says so when it starts. 0 before."""
         found = re.search(r"http://127\.0\.0\.1:(\d+)", self.log.read_text())
         return int(found[1]) if found else 0
+
+    async def ready(self) -> "Service":
+        """Waits until it says that it is ready."""
+
+        def look() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                url = f"http://127.0.0.1:{self.port}/health/ready"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except (OSError, ValueError):
+                return False
+
+        await eventually(lambda: asyncio.to_thread(look), f"{self.name} is ready")
+        return self
 
     def kill(self) -> None:
         """SIGKILL, now."""
@@ -203,10 +220,29 @@ class World:
         await asyncio.gather(*futures)
         await producer.stop()
 
+    async def put_in_outbox(self, messages: Iterable[tuple[str, str]]) -> None:
+        """Writes (key, value) rows in order, in one transaction."""
+        await self.db.executemany("insert into outbox (key, value) values ($1, $2)", list(messages))
+
+    async def relayed(self, seconds: float = PATIENCE) -> None:
+        """Waits until the outbox is empty."""
+
+        async def empty() -> bool:
+            return await self.db.fetchval("select count(*) from outbox") == 0
+
+        await eventually(empty, "the outbox is empty", seconds)
+
     async def dead_letters(self) -> list[Record]:
         """All records of the dead-letter topic."""
+        return await self._read(self.settings.dead_letter_topic)
+
+    async def events(self) -> list[Record]:
+        """All records of the topic of events, in order within each partition."""
+        return await self._read(self.settings.topic)
+
+    async def _read(self, topic: str) -> list[Record]:
         consumer = AIOKafkaConsumer(
-            self.settings.dead_letter_topic,
+            topic,
             bootstrap_servers=self.settings.kafka_bootstrap_servers,
             auto_offset_reset="earliest",
         )
@@ -262,7 +298,7 @@ class World:
         )
 
     def start(self, name: str, **more: Any) -> Service:
-        """Starts a consumer as a process."""
+        """Starts a service as a process."""
         log = self.folder / f"{name}-{len(self.services)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(

@@ -1,0 +1,76 @@
+"""Wiring of the outbox-relay."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from starlette.applications import Starlette
+
+from services.outbox_relay import store
+from services.outbox_relay.handlers import SERVICE, Relay
+from services.outbox_relay.sender import Sender
+from services.runtime.database import open_pool
+from services.runtime.http import health_routes, problem_of_database
+from services.runtime.process import Process
+from services.runtime.settings import Settings
+from services.runtime.shell import check_migrated
+
+
+class RelayProcess(Process):
+    """The service, ready to run."""
+
+    async def run(self, port: int) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        return await self.serve(_application(self), port)
+
+
+def build(settings: Settings) -> RelayProcess:
+    """The service, ready to run."""
+    return RelayProcess(SERVICE, settings)
+
+
+def _application(process: RelayProcess) -> Starlette:
+    settings = process.settings
+    sender = Sender(settings)
+    relay: Relay | None = None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        nonlocal relay
+        try:
+            pool = await open_pool(
+                settings, server_settings=store.server_settings(settings.relay_send_timeout_seconds)
+            )
+            try:
+                await check_migrated(pool)
+                relay = Relay(settings, pool, sender, process)
+                app.state.pool = pool
+                process.log_start()
+                async with (
+                    process.beside(relay.watch_depth),
+                    process.beside(relay.listen),
+                    process.beside(relay.run),
+                ):
+                    yield
+            finally:
+                await pool.close()
+        except BaseException as error:
+            process.fail(error)
+            raise
+        process.log_end()
+
+    def problem_of_life() -> str | None:
+        allowed = 3 * settings.relay_send_timeout_seconds + 30
+        if process.failure is not None or relay is None or time.monotonic() - relay.progress > allowed:
+            return "not alive"
+        return None
+
+    async def problem_of_readiness() -> str | None:
+        if relay is None:
+            return "starting"
+        if problem := await problem_of_database(app.state.pool):
+            return problem
+        return None if sender.connected else "Kafka is away; steps complete and their events wait"
+
+    app = Starlette(routes=health_routes(problem_of_life, problem_of_readiness), lifespan=lifespan)
+    return app

@@ -1,0 +1,122 @@
+"""The relay's loop: wake, take, send, remove; and wait for whatever is away."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from services.outbox_relay import store
+from services.outbox_relay.sender import Sender
+from services.runtime.database import Pool, may_pass, retrying
+from services.runtime.process import Process, Stopped
+from services.runtime.settings import Settings
+from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
+
+log = logging.getLogger("stepstream.relay")
+SERVICE = "outbox-relay"
+_DEPTH_INTERVAL = 5.0
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class Relay:
+    """Sends until the process stops; errors of Kafka and of the database are waited out."""
+
+    def __init__(self, settings: Settings, pool: Pool, sender: Sender, process: Process) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._sender = sender
+        self._process = process
+        self._wake = asyncio.Event()
+        self.progress = time.monotonic()
+
+    async def run(self) -> None:
+        """Relays until the process stops."""
+        with contextlib.suppress(Stopped):
+            while not self._process.stopping.is_set():
+                self._wake.clear()
+                async for attempt in retrying(SERVICE, self._back_off, _passes):
+                    with attempt:
+                        handled = await self._stoppable(self._round())
+                if not handled:
+                    await self._process.until(self._wake, self._settings.relay_poll_seconds)
+        await self._sender.stop()
+
+    async def listen(self) -> None:
+        """Wakes the loop when rows are written; while this connection is away, polling does it alone."""
+        with contextlib.suppress(Stopped):
+            while True:
+                with contextlib.suppress(*_AWAY):
+                    await self._listen_once()
+                await self._process.sleep(1.0)
+
+    async def watch_depth(self) -> None:
+        """Keeps the gauges of the outbox."""
+        with contextlib.suppress(Stopped):
+            while True:
+                with contextlib.suppress(*_AWAY):
+                    depth = await store.depth(self._pool)
+                    OUTBOX_WAITING.set(depth.waiting)
+                    OUTBOX_AGE.set(depth.age_seconds)
+                    OUTBOX_SET_ASIDE.set(depth.set_aside)
+                await self._process.sleep(_DEPTH_INTERVAL)
+
+    async def _back_off(self, seconds: float) -> None:
+        await self._sender.stop()
+        await self._process.sleep(seconds)
+
+    async def _round(self) -> int:
+        """Sends one load; returns how many messages left the outbox."""
+        self.progress = time.monotonic()
+        await self._sender.start()
+        failure: BaseException | None = None
+        async with store.take(self._pool, self._settings.relay_batch_records) as load:
+            try:
+                await self._sender.send(load.messages, load.sent, load.refused)
+            except (KafkaError, TimeoutError) as error:
+                failure = error  # what was acknowledged leaves the outbox all the same
+        OUTBOX_SENT.inc(len(load.sent))
+        for refused in load.refused:
+            log.error(
+                "Kafka refuses message %d of the outbox: it is in outbox_set_aside now. %s",
+                refused.message.id,
+                refused.reason,
+            )
+        if failure is not None:
+            raise failure
+        return len(load.sent) + len(load.refused)
+
+    async def _stoppable(self, work: Coroutine[None, None, int]) -> int:
+        """Waits for the work; once the process stops, only so long as its end may take."""
+        task = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._process.stopping.wait())
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not task.done():
+            await asyncio.wait({task}, timeout=min(10.0, self._settings.drain_timeout_seconds))
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            raise Stopped
+        return await task
+
+    async def _listen_once(self) -> None:
+        connection = await asyncpg.connect(
+            self._settings.database_url, server_settings=store.server_settings(3600), timeout=10
+        )
+        lost = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(store.CHANNEL, lambda *_: self._wake.set())
+            self._wake.set()  # what was written before we listened
+            await self._process.until(lost)
+        finally:
+            connection.terminate()
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether waiting helps: Kafka or the database is away."""
+    return isinstance(error, KafkaError) or may_pass(error)

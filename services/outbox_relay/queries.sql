@@ -1,0 +1,64 @@
+-- name: take_shards
+-- The shards that hold rows and that no other relay has; locked until the transaction ends. Materialized, so
+-- that shards without rows are not locked.
+with waiting as materialized (
+  select number as shard
+  from generate_series(0, 63) as number
+  where exists (select from outbox where outbox.shard = number)
+)
+select shard from waiting
+where pg_try_advisory_xact_lock($1::integer, shard);
+
+-- name: next_rows
+-- The oldest rows of these shards. A statement of its own: its snapshot is taken after the locks, so rows
+-- that the previous holder removed are not seen again.
+select
+  rows_.id,
+  rows_.key,
+  rows_.value,
+  rows_.headers
+from unnest($1::integer[]) as taken (shard)
+cross join lateral (
+  select
+    id,
+    key,
+    value,
+    headers
+  from outbox
+  where outbox.shard = taken.shard
+  order by id
+  limit $2
+) as rows_
+order by rows_.id;
+
+-- name: remove_sent
+delete from outbox
+where id = any($1::bigint[]);
+
+-- name: set_aside
+-- Moves rows that Kafka refuses out of the way, with the reason.
+with refused as (
+  delete from outbox
+  using unnest($1::bigint[], $2::text[]) as given (id, error)
+  where outbox.id = given.id
+  returning outbox.id, outbox.key, outbox.value, outbox.headers, outbox.created_at, given.error
+)
+insert into outbox_set_aside (id, key, value, headers, created_at, error)
+select
+  id,
+  key,
+  value,
+  headers,
+  created_at,
+  error
+from refused
+on conflict (id) do nothing;
+
+-- name: depth
+-- How many rows wait (counted up to 100,000), how old the oldest is, in seconds, and how many are set aside.
+select
+  (select count(*) from (select from outbox limit 100000) as some_rows) as waiting,
+  coalesce(
+    extract(epoch from clock_timestamp() - (select created_at from outbox order by id limit 1)), 0
+  )::float8 as age_seconds,
+  (select count(*) from outbox_set_aside) as set_aside;

@@ -1,0 +1,190 @@
+"""What goes to Kafka: one message of a key at a time, and a refused one alone."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+)
+
+from services.runtime.errors import ConfigurationError
+from services.runtime.kafka import make_producer
+from services.runtime.settings import Settings
+
+log = logging.getLogger("stepstream.relay")
+
+#: What Kafka says of a record, or of a batch for one of its records, that no other try will change.
+REFUSALS = (
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    CorruptRecordException,
+    InvalidTimestampError,
+    PolicyViolationError,
+)
+_STOP_SECONDS = 5.0
+_LOAD_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A row of the outbox; `headers` is a JSON object of texts."""
+
+    id: int
+    key: str
+    value: str
+    headers: str
+
+    def record(self) -> dict[str, object]:
+        """The arguments of a producer's send."""
+        headers = [(name, str(value).encode()) for name, value in json.loads(self.headers).items()]
+        return {"key": self.key.encode(), "value": self.value.encode(), "headers": headers}
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message that Kafka does not take for what it is."""
+
+    message: Message
+    reason: str
+
+
+def waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """Messages in order, at most one of each key in a wave.
+
+    Kafka keeps a partition's order only while every batch succeeds: after one that it refused, a later one
+    may still be taken. So a key's next message leaves when the one before is acknowledged.
+    """
+    queues: defaultdict[str, list[Message]] = defaultdict(list)
+    for message in messages:
+        queues[message.key].append(message)
+    depth = max(map(len, queues.values()), default=0)
+    for i in range(depth):
+        yield [queue[i] for queue in queues.values() if i < len(queue)]
+
+
+class Sender:
+    """An idempotent producer that is made anew after every failure.
+
+    A batch that Kafka refused leaves a gap in the producer's sequence numbers, and every later one fails.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a producer, as far as is known."""
+        return self._producer is not None
+
+    async def start(self) -> AIOKafkaProducer:
+        """The producer; makes one where there is none.
+
+        Raises:
+            KafkaError: Kafka cannot be reached.
+            ConfigurationError: there is no such topic.
+        """
+        if self._producer is None:
+            producer = make_producer(self._settings, request_timeout_ms=15_000, linger_ms=2)
+            try:
+                await producer.start()
+                metadata = await producer.client.fetch_all_metadata()
+                if self._settings.topic not in metadata.topics():
+                    raise ConfigurationError(
+                        f"Kafka has no topic {self._settings.topic}: run `stepstream migrate` first"
+                    )
+            except BaseException:
+                await _end(producer)
+                raise
+            self._producer = producer
+        return self._producer
+
+    async def stop(self) -> None:
+        """Ends the producer, if there is one; what it had not sent yet waits in the outbox."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _end(producer)
+
+    async def send(self, messages: Sequence[Message], sent: list[int], refused: list[Refused]) -> None:
+        """Sends in order per key; `sent` and `refused` grow as Kafka answers, also when an error ends it.
+
+        After a while it leaves the rest for the next load, so that a long queue of one key delays no other.
+
+        Raises:
+            KafkaError: anything but a refusal; the messages in neither list may or may not have arrived.
+            TimeoutError: Kafka did not answer in time.
+        """
+        began = time.monotonic()
+        for wave in waves(messages):
+            async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
+                doubtful = await self._send_wave(wave, sent, refused)
+            for message in doubtful:
+                async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
+                    await self._send_alone(message, sent, refused)
+            if time.monotonic() - began > _LOAD_SECONDS:
+                return
+
+    async def _send_wave(
+        self, wave: Sequence[Message], sent: list[int], refused: list[Refused]
+    ) -> list[Message]:
+        """Returns those whose batch was refused, for one of them or for another."""
+        producer = await self.start()
+        under_way: list[tuple[Message, asyncio.Future[object]]] = []
+        for message in wave:
+            try:
+                future = await producer.send(self._settings.topic, **message.record())
+            except MessageSizeTooLargeError as error:  # said by the client, of this message alone
+                refused.append(Refused(message, _reason(error)))
+            else:
+                under_way.append((message, future))
+        doubtful, failure = [], None
+        results = await asyncio.gather(*(future for _, future in under_way), return_exceptions=True)
+        for (message, _), result in zip(under_way, results, strict=True):
+            if not isinstance(result, BaseException):
+                sent.append(message.id)
+            elif isinstance(result, REFUSALS):
+                doubtful.append(message)
+            else:
+                failure = result
+        if failure is not None:
+            raise failure
+        return doubtful
+
+    async def _send_alone(self, message: Message, sent: list[int], refused: list[Refused]) -> None:
+        await self.stop()
+        producer = await self.start()
+        try:
+            await producer.send_and_wait(self._settings.topic, **message.record())
+        except REFUSALS as error:
+            refused.append(Refused(message, _reason(error)))
+            await self.stop()
+        else:
+            sent.append(message.id)
+
+
+def _reason(error: KafkaError) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """Stops a producer in bounded time: its own stop waits for ever while Kafka is away."""
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(_STOP_SECONDS):
+            await producer.stop()
+            return
+    with contextlib.suppress(Exception):
+        await producer._sender.close()  # noqa: SLF001 - what stop would do after the wait
+    with contextlib.suppress(Exception):
+        await producer.client.close()

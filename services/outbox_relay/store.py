@@ -1,0 +1,80 @@
+"""The rows of the outbox: taken under the lock of their shard, removed when Kafka has them."""
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from services.outbox_relay.sender import Message, Refused
+from services.runtime.database import Connection, Pool, load_queries
+
+SQL = load_queries(__file__)
+#: The first half of the advisory locks' key; the second is the shard.
+_LOCKS = 722_637
+
+#: What wakes the relay: the trigger of the outbox sends it.
+CHANNEL = "stepstream_outbox"
+
+
+def server_settings(send_timeout_seconds: float) -> dict[str, str]:
+    """Settings of the relay's connections: a relay that hangs, or is cut off, loses its shards to others."""
+    return {
+        "application_name": "stepstream outbox-relay",
+        "idle_in_transaction_session_timeout": f"{int(send_timeout_seconds * 2000)}ms",
+        "tcp_keepalives_idle": "30",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
+    }
+
+
+@dataclass
+class Load:
+    """The next messages in order, and what became of them; the caller fills in the outcome."""
+
+    messages: Sequence[Message]
+    sent: list[int] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def take(pool: Pool, limit: int) -> AsyncIterator[Load]:
+    """Takes the next load; what was sent or refused by the end of the block leaves the outbox."""
+    async with pool.acquire() as connection, connection.transaction():
+        shards = [row["shard"] for row in await connection.fetch(SQL["take_shards"], _LOCKS)]
+        if not shards:
+            yield Load(())
+            return
+        rows = await connection.fetch(SQL["next_rows"], shards, max(1, limit // len(shards)))
+        load = Load([_message(row) for row in rows])
+        yield load
+        await _finish(connection, load.sent, load.refused)
+
+
+async def _finish(connection: Connection, sent: Collection[int], refused: Collection[Refused]) -> None:
+    if sent:
+        await connection.execute(SQL["remove_sent"], list(sent))
+    if refused:
+        await connection.execute(
+            SQL["set_aside"], [r.message.id for r in refused], [r.reason for r in refused]
+        )
+
+
+def _message(row: asyncpg.Record) -> Message:
+    return Message(row["id"], row["key"], row["value"], row["headers"])
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What waits in the outbox."""
+
+    waiting: int
+    age_seconds: float
+    set_aside: int
+
+
+async def depth(pool: Pool) -> Depth:
+    """How much waits, how long the oldest has, and how much was set aside."""
+    row = await pool.fetchrow(SQL["depth"])
+    assert row is not None  # noqa: S101 - one row, always
+    return Depth(**dict(row))

@@ -1,0 +1,201 @@
+"""The outbox-relay with a real PostgreSQL and Kafka: order, kills, refusals, waking, and no bloat."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections import defaultdict
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.partitioner import DefaultPartitioner
+
+from services.outbox_relay.sender import Message, waves
+from services.runtime.kafka import ensure_topics
+from tests.support.world import RELAY, World, eventually
+
+pytestmark = pytest.mark.integration
+
+
+def numbered(keys: int, count: int, first: int = 0) -> list[tuple[str, str]]:
+    """Messages whose values say which of their key they are."""
+    chance = random.Random(first)
+    counts: defaultdict[str, int] = defaultdict(lambda: first)
+    rows = []
+    for _ in range(count):
+        key = f"user-{chance.randrange(keys)}"
+        rows.append((key, json.dumps({"n": counts[key]})))
+        counts[key] += 1
+    return rows
+
+
+async def first_seen(world: World) -> dict[str, list[int]]:
+    """For each key the numbers in the order of their first arrival."""
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+    for record in await world.events():
+        assert record.key
+        assert record.value
+        number = json.loads(record.value)["n"]
+        if number not in seen[record.key.decode()]:
+            seen[record.key.decode()].append(number)
+    return dict(seen)
+
+
+def in_order(rows: list[tuple[str, str]]) -> dict[str, list[int]]:
+    wanted: defaultdict[str, list[int]] = defaultdict(list)
+    for key, value in rows:
+        wanted[key].append(json.loads(value)["n"])
+    return dict(wanted)
+
+
+def test_a_wave_holds_one_message_of_a_key() -> None:
+    messages = [Message(i, key, "{}", "{}") for i, key in enumerate("aabcab")]
+    assert [[m.id for m in wave] for wave in waves(messages)] == [[0, 2, 3], [1, 5], [4]]
+
+
+async def test_rows_arrive_as_they_are_keyed_with_headers_and_leave_the_outbox(world: World) -> None:
+    relay = await world.start(RELAY).ready()
+    value, headers = '{"text":"é"}', {"ce_id": "1", "traceparent": "00-aa-bb-01"}
+    await world.db.execute(
+        "insert into outbox (key, value, headers) values ('zoë', $1, $2)", value, json.dumps(headers)
+    )
+    await world.relayed()
+    (record,) = await world.events()
+    assert (record.key, record.value) == ("zoë".encode(), value.encode())
+    assert dict(record.headers) == {name: text.encode() for name, text in headers.items()}
+    partitions = list(range(world.settings.topic_partitions))
+    assert record.partition == DefaultPartitioner()("zoë".encode(), partitions, partitions)
+    assert relay.terminate() == 0
+
+
+async def test_several_relays_some_of_them_killed_keep_the_order_of_each_key(world: World) -> None:
+    rows = numbered(keys=60, count=6_000)
+    relays = [world.start(RELAY, relay_batch_records=200) for _ in range(3)]
+    chance = random.Random(3)
+    for i in range(0, len(rows), 500):
+        await world.put_in_outbox(rows[i : i + 500])
+        if i % 1500 == 0:
+            victim = chance.choice([r for r in relays if r.process.poll() is None])
+            # In the middle of whatever it does; a relay may have a load at Kafka right now.
+            await asyncio.sleep(chance.random() * 0.2)
+            victim.kill()
+            relays.append(world.start(RELAY, relay_batch_records=200))
+    await world.relayed()
+    assert await first_seen(world) == in_order(rows)
+    assert [r.terminate() for r in relays if r.process.poll() is None] == [0, 0, 0]
+
+
+async def test_a_relay_that_hangs_loses_its_shards_to_another(world: World) -> None:
+    hanging = await world.start(RELAY, relay_send_timeout_seconds=1).ready()
+    rows = numbered(keys=5, count=4_000)
+    writing = asyncio.create_task(world.put_in_outbox(rows))
+
+    async def holds_rows() -> bool:
+        held = await world.db.fetchval(
+            "select count(*) from pg_locks where locktype = 'advisory' and granted"
+            " and database = (select oid from pg_database where datname = current_database())"
+        )
+        if held:
+            os.kill(hanging.process.pid, signal.SIGSTOP)
+        return bool(held)
+
+    await writing
+    await eventually(holds_rows, "the relay has taken shards", every=0)
+    other = world.start(RELAY, relay_send_timeout_seconds=1)
+    await world.relayed()
+    os.kill(hanging.process.pid, signal.SIGCONT)
+    assert await first_seen(world) == in_order(rows)
+    assert hanging.terminate() == 0
+    assert other.terminate() == 0
+
+
+async def test_what_kafka_refuses_is_set_aside_and_holds_nobody_up(world: World) -> None:
+    """Too large for the topic, said by the broker of a whole batch; too large for the client, said at once."""
+    topic = world.settings.topic + ".small"
+    world.settings = world.settings.model_copy(update={"topic": topic})
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"max.message.bytes": "20000"})])
+    await admin.close()
+    await ensure_topics(world.settings)
+    rows = numbered(keys=10, count=60)
+    await world.put_in_outbox(rows[:30])
+    await world.put_in_outbox([("user-1", "x" * 30_000), ("user-2", "y" * 1_200_000)])
+    await world.put_in_outbox(rows[30:])
+    relay = world.start(RELAY)
+    await world.relayed()
+    assert await first_seen(world) == in_order(rows)
+    aside = await world.db.fetch("select key, length(value) as size, error from outbox_set_aside order by id")
+    assert [(r["key"], r["size"]) for r in aside] == [("user-1", 30_000), ("user-2", 1_200_000)]
+    assert all("TooLarge" in r["error"] for r in aside)
+    assert relay.log.read_text().count("Kafka refuses message") == 2
+    assert "xxxx" not in relay.log.read_text()
+    assert relay.terminate() == 0
+
+
+async def test_a_notice_wakes_it_and_without_one_it_looks_by_itself(world: World) -> None:
+    woken = await world.start(RELAY, relay_poll_seconds=3600).ready()
+
+    async def listens() -> bool:
+        return bool(
+            await world.db.fetchval(
+                "select count(*) from pg_stat_activity where datname = current_database() and query ilike 'listen%'"
+            )
+        )
+
+    await eventually(listens, "it listens")
+    await world.put_in_outbox([("a", "{}")])
+    await world.relayed(20)
+    assert woken.terminate() == 0
+
+    await world.db.execute("drop trigger outbox_written on outbox")
+    world.start(RELAY, relay_poll_seconds=0.2)
+    await world.put_in_outbox([("a", "{}")])
+    await world.relayed(20)
+
+
+async def test_it_goes_on_when_every_connection_to_the_database_is_lost(world: World) -> None:
+    await world.start(RELAY, relay_batch_records=100).ready()
+    rows = numbered(keys=40, count=3_000)
+    for i in range(0, len(rows), 500):
+        await world.put_in_outbox(rows[i : i + 500])
+        await world.db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid()"
+        )
+    await world.relayed()
+    assert await first_seen(world) == in_order(rows)
+
+
+async def test_the_table_does_not_grow_with_what_passed_through_it(world: World) -> None:
+    """The relay holds no snapshot while it waits for Kafka, so vacuum takes back what was sent."""
+    await world.start(RELAY).ready()
+    sizes = []
+    for turn in range(6):
+        await world.put_in_outbox((f"k{i}", "x" * 400) for i in range(turn, 4_000 + turn))
+        await world.relayed()
+        await world.db.execute("vacuum outbox")
+        sizes.append(await world.db.fetchval("select pg_total_relation_size('outbox')"))
+    assert max(sizes) <= 2 * sizes[0], sizes
+    assert len(await world.events()) == 24_000
+
+
+async def test_without_the_topic_it_says_what_to_run(world: World) -> None:
+    refused = world.command("run", RELAY, "--port", "0", topic="no-such-topic")
+    assert refused.returncode == 2
+    assert "no-such-topic" in refused.stderr
+    assert "stepstream migrate" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+async def test_with_kafka_away_it_waits_unready_and_ends_politely(world: World) -> None:
+    relay = world.start(RELAY, kafka_bootstrap_servers="127.0.0.1:1")
+    await world.put_in_outbox([("a", "{}")])
+
+    async def tries() -> bool:
+        return "trying again" in relay.log.read_text()
+
+    await eventually(tries, "it has tried")
+    assert relay.terminate() == 0
+    assert await world.db.fetchval("select count(*) from outbox") == 1
