@@ -142,8 +142,21 @@ def run(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of health, metrics and routes.")
     ] = None,
+    stdio: Annotated[
+        str | None,
+        typer.Option(
+            "--stdio", metavar="SLUG", help="walkthrough-mcp: serve this server over stdin and stdout."
+        ),
+    ] = None,
+    tracking_id: Annotated[
+        str | None, typer.Option(help="With --stdio: who the person is; without it somebody new.")
+    ] = None,
 ) -> None:
     """Run a service in the foreground. SIGTERM finishes the batch in hand and exits 0."""
+    if service is not Service.WALKTHROUGH_MCP and (stdio or tracking_id):
+        raise UsageError("--stdio and --tracking-id are for walkthrough-mcp")
+    if tracking_id is not None and stdio is None:
+        raise UsageError("--tracking-id goes with --stdio; over HTTP it is in the address")
     # Until the service has its own way to end: nothing is in hand yet.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import uvloop
@@ -154,6 +167,10 @@ def run(
     configure_logging(settings.log_level)
 
     async def work() -> int:
+        if stdio is not None:
+            from services.walkthrough_mcp.app import run_stdio
+
+            return await run_stdio(settings, stdio, tracking_id)
         code: int = await _build(service, settings).run(DEFAULT_PORTS[service] if port is None else port)
         return code
 

@@ -133,6 +133,8 @@ class Sender:
             for message in doubtful:
                 async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
                     await self._send_alone(message, sent, refused)
+                if time.monotonic() - began > _LOAD_SECONDS:
+                    return
             if time.monotonic() - began > _LOAD_SECONDS:
                 return
 

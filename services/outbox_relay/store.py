@@ -21,7 +21,8 @@ def server_settings(send_timeout_seconds: float) -> dict[str, str]:
     """Settings of the relay's connections: a relay that hangs, or is cut off, loses its shards to others."""
     return {
         "application_name": "stepstream outbox-relay",
-        "idle_in_transaction_session_timeout": f"{int(send_timeout_seconds * 2000)}ms",
+        # A load takes at most a second and two answers of Kafka.
+        "transaction_timeout": f"{int(send_timeout_seconds * 3000) + 2000}ms",
         "tcp_keepalives_idle": "30",
         "tcp_keepalives_interval": "10",
         "tcp_keepalives_count": "3",

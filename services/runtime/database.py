@@ -37,9 +37,14 @@ def load_queries(beside: str) -> Mapping[str, str]:
 
 
 async def open_pool(
-    settings: Settings, setup: Setup | None = None, server_settings: Mapping[str, str] | None = None
+    settings: Settings,
+    setup: Setup | None = None,
+    server_settings: Mapping[str, str] | None = None,
+    reset: Setup | None = None,
 ) -> Pool:
     """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
+
+    `reset` runs when a connection is given back, in place of a round trip that undoes what a session leaves.
 
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
@@ -50,6 +55,7 @@ async def open_pool(
             min_size=1,
             max_size=settings.database_pool_size,
             init=setup,
+            reset=reset,
             command_timeout=120,
             server_settings={
                 "application_name": "stepstream",

@@ -1,8 +1,9 @@
 """Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
 
+import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import DEAD_LETTER_SUFFIX, TOPIC
@@ -26,6 +27,12 @@ def _host_and_port(addresses: list[str]) -> list[str]:
 def _postgres_url(url: str) -> str:
     if not url.startswith(("postgresql://", "postgres://")):
         raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
+    return url
+
+
+def _http_url(url: str) -> str:
+    if not re.fullmatch(r"https?://[^/?#]+[^?#]*", url):
+        raise ValueError("it starts with http:// or https:// and has no query, as in https://mcp.example.com")
     return url
 
 
@@ -81,6 +88,36 @@ class Settings(BaseSettings):
     relay_send_timeout_seconds: float = Field(
         default=30, ge=1, description="How long Kafka may take to acknowledge before the relay starts anew."
     )
+    public_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        default="http://127.0.0.1:8084",
+        description="Where agents reach walkthrough-mcp; tokens are for this address and the server's path.",
+    )
+    oauth_issuer: str = Field(
+        default="",
+        description="Who issues tokens for servers that need sign-in and name no issuer themselves.",
+    )
+    mcp_allowed_hosts: str = Field(
+        default="", description="More Host headers to take, comma-separated host:port; `:*` is any port."
+    )
+    mcp_allowed_origins: str = Field(
+        default="", description="More Origin headers to take, comma-separated, as in https://example.com."
+    )
+    mcp_max_request_bytes: int = Field(
+        default=65_536, ge=1_024, description="The largest request body that walkthrough-mcp takes."
+    )
+    mcp_person_rate: str = Field(
+        default="240/minute", description="How often one person may call walkthrough-mcp; empty is no limit."
+    )
+    mcp_address_rate: str = Field(
+        default="30000/minute",
+        description="How often one address may call walkthrough-mcp; empty is no limit.",
+    )
+    mcp_database_pool_size: int = Field(
+        default=10, ge=1, le=100, description="The most database connections that walkthrough-mcp opens."
+    )
+    mcp_access_token: SecretStr = Field(
+        default=SecretStr(""), description="Who signs in over stdio, at a server that needs it."
+    )
     http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
@@ -88,6 +125,11 @@ class Settings(BaseSettings):
     def dead_letter_topic(self) -> str:
         """The topic of refused events."""
         return self.topic + DEAD_LETTER_SUFFIX
+
+    @staticmethod
+    def names(text: str) -> list[str]:
+        """The parts of a comma-separated setting."""
+        return [part.strip() for part in text.split(",") if part.strip()]
 
     def group(self, service: str) -> str:
         """The consumer group of a service."""

@@ -6,6 +6,9 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 EVENTS = Counter(
@@ -41,6 +44,18 @@ OUTBOX_AGE = Gauge("stepstream_outbox_age_seconds", "How long the oldest event o
 OUTBOX_SET_ASIDE = Gauge(
     "stepstream_outbox_set_aside", "Events that Kafka refuses and an operator has to see."
 )
+MCP_CALLS = Counter(
+    "stepstream_mcp_calls", "Tool calls of agents, by what they came to.", ["tool", "outcome"]
+)
+MCP_SECONDS = Histogram(
+    "stepstream_mcp_seconds",
+    "Seconds that a tool call took.",
+    ["tool"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+MCP_REFUSED = Counter(
+    "stepstream_mcp_refused", "HTTP requests refused before a tool ran, by reason.", ["reason"]
+)
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
 
 
@@ -68,5 +83,13 @@ def configure_logging(level: str) -> None:
     logging.getLogger("stepstream").setLevel(level.upper())
     # The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
+    for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # While the database is away our own retries say so, a line each; the pool would add its tracebacks.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+
+
+def configure_tracing(service: str) -> None:
+    """Gives every call a trace, which its events carry on; spans go nowhere until an exporter is added."""
+    trace.set_tracer_provider(TracerProvider(resource=Resource.create({"service.name": service})))

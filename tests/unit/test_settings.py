@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from services.runtime.errors import ConfigurationError
 from services.runtime.settings import Settings, load_settings
@@ -34,6 +35,7 @@ def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
         ("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "kafka", "`kafka` is not host:port"),
         ("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "", "at least 1 item"),
         ("STEPSTREAM_DATABASE_URL", "mysql://x", "starts with postgresql://"),
+        ("STEPSTREAM_PUBLIC_URL", "mcp.example.com", "starts with http:// or https://"),
         ("STEPSTREAM_BATCH_MAX_RECORDS", "0", "greater than or equal to 1"),
         ("STEPSTREAM_BATCH_MAX_RECORDS", "many", "valid integer"),
     ],
@@ -61,4 +63,6 @@ def test_the_example_file_shows_every_setting_with_its_default() -> None:
     assert shown.keys() == wanted.keys()
     for name, field in wanted.items():
         if not field.is_required():
-            assert shown[name] == str(field.default), name
+            default = field.default
+            plain = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
+            assert shown[name] == plain, name

@@ -1,0 +1,129 @@
+"""Wiring of walkthrough-mcp: over HTTP for all servers, or over stdio for one."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+
+from mcp.server.stdio import stdio_server
+from starlette.applications import Starlette
+
+from services.runtime.database import Pool, open_pool
+from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.http import health_routes, problem_of_database
+from services.runtime.process import Process
+from services.runtime.settings import Settings
+from services.runtime.shell import check_migrated
+from services.runtime.telemetry import configure_tracing
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
+from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
+from services.walkthrough_mcp.routes import Entrance, check_rates, identity_of
+from services.walkthrough_mcp.tokens import IssuerAwayError
+
+
+class McpProcess(Process):
+    """The service, ready to run."""
+
+    async def run(self, port: int) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        check_rates(self.settings)
+        configure_tracing(SERVICE)
+        return await self.serve(_application(self), port)
+
+
+def build(settings: Settings) -> McpProcess:
+    """The service, ready to run."""
+    return McpProcess(SERVICE, settings)
+
+
+def _application(process: McpProcess) -> Starlette:
+    pool: Pool | None = None
+
+    def the_pool() -> Pool:
+        assert pool is not None  # noqa: S101 - the lifespan opens it before the first request
+        return pool
+
+    entrance = Entrance(process.settings, the_pool)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        nonlocal pool
+        try:
+            async with _opened(process.settings) as pool, entrance.run():
+                process.log_start()
+                yield
+        except BaseException as error:
+            process.fail(error)
+            raise
+        process.log_end()
+
+    def problem_of_life() -> str | None:
+        return "not alive" if process.failure is not None else None
+
+    async def problem_of_readiness() -> str | None:
+        return "starting" if pool is None else await problem_of_database(pool)
+
+    routes = [*entrance.routes(), *health_routes(problem_of_life, problem_of_readiness)]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Pool]:
+    pool = await open_pool(
+        settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
+        server_settings=store.SERVER_SETTINGS,
+        reset=store.keep_as_it_is,
+    )
+    try:
+        await check_migrated(pool)
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> int:
+    """Serves one person on one server over standard input and output, until the input ends.
+
+    Raises:
+        UsageError: there is no such server, or it does not tell people apart in this way.
+        StepstreamError: the access token is not good.
+    """
+    configure_tracing(SERVICE)
+    async with _opened(settings) as pool:
+        server = await store.find_server(pool, slug)
+        if server is None:
+            raise UsageError(f"there is no MCP server with the slug `{slug}`")
+        caller = await _caller_over_stdio(settings, pool, server, tracking_id)
+        mcp = build_mcp_server(lambda: pool, lambda _: caller)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            async with stdio_server() as (incoming, outgoing):
+                await mcp.run(incoming, outgoing, mcp.create_initialization_options())
+    return 0
+
+
+async def _caller_over_stdio(
+    settings: Settings, pool: Pool, server: Server, tracking_id: str | None
+) -> Caller:
+    """Who it is: by the token in the environment, as the protocol has it for stdio, or the tracking id."""
+    if not server.signs_in:
+        if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
+            raise UsageError(f"--tracking-id: {problem}")
+        return Caller(server, tracking_id=tracking_id or new_tracking_id())
+    if tracking_id is not None:
+        raise UsageError(f"people sign in at `{server.slug}`: leave --tracking-id out")
+    token = settings.mcp_access_token.get_secret_value()
+    if not token:
+        raise UsageError(
+            f"people sign in at `{server.slug}`: put a token for it into STEPSTREAM_MCP_ACCESS_TOKEN"
+        )
+    try:
+        verified = await Entrance(settings, lambda: pool).verifier(server).verify_token(token)
+    except IssuerAwayError as error:
+        raise StepstreamError(str(error)) from error
+    if verified is None:
+        raise StepstreamError(f"the token in STEPSTREAM_MCP_ACCESS_TOKEN is not good for `{server.slug}`")
+    return Caller(server, identity=identity_of(verified))

@@ -1,0 +1,203 @@
+"""What a call does to somebody's progress: a function of what is offered and what is done. No I/O, no clock.
+
+The next step is always the first in display order that is not done, so reordering, adding and deleting steps
+keeps what people have done. A call completes at most the step that the server last showed, so a retried call
+never skips one.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step in display order; `order` is its `display_order`."""
+
+    id: str
+    title: str
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where somebody is in a walkthrough; times in milliseconds since the epoch.
+
+    `completed` may hold steps that were deleted since; they count for nothing. `current_step_id` is the step
+    that was shown last; None when it was deleted, or all is done.
+    """
+
+    id: str
+    completed: tuple[str, ...]
+    current_step_id: str | None
+    started_at: int | None
+    completed_at: int | None
+    last_activity_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A walkthrough that a server offers, its steps in display order, and the person's progress in it."""
+
+    walkthrough_id: str
+    title: str
+    description: str | None
+    type: str | None
+    minutes: int | None
+    tags: tuple[str, ...]
+    steps: tuple[Step, ...]
+    progress: Progress | None
+
+    @property
+    def done(self) -> frozenset[str]:
+        """The steps that are done, of those that there are."""
+        completed = self.progress.completed if self.progress else ()
+        return frozenset(completed) & {step.id for step in self.steps}
+
+
+class Outcome(StrEnum):
+    """What a call came to."""
+
+    LISTED = "listed"
+    UNKNOWN_NAME = "unknown-name"
+    AMBIGUOUS_NAME = "ambiguous-name"
+    NOTHING_OFFERED = "nothing-offered"
+    STARTED = "started"
+    RESUMED = "resumed"
+    RESTARTED = "restarted"
+    ADVANCED = "advanced"
+    REPEATED = "repeated"
+    CHANGED = "changed"
+    FINISHED = "finished"
+    ALREADY_FINISHED = "already-finished"
+    NOT_STARTED = "not-started"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a call does.
+
+    `completes` is the one step that it completes, if any; `shows` the step that is current afterwards;
+    `completed` what is done afterwards. `opens` says that the person had never opened the walkthrough.
+    Without an `offer` nothing is written.
+    """
+
+    outcome: Outcome
+    offer: Offer | None = None
+    completes: Step | None = None
+    shows: Step | None = None
+    completed: tuple[str, ...] = ()
+    opens: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether progress has to be written."""
+        if self.offer is None:
+            return False
+        progress = self.offer.progress
+        if self.shows is not None or self.completes is not None or progress is None:
+            return True
+        return progress.completed_at is None or progress.current_step_id is not None
+
+
+def start(offers: Sequence[Offer], name: str | None, *, restart: bool) -> Move:
+    """Starts or resumes the walkthrough of that title or id; lists them when it is not clear which."""
+    if not offers:
+        return Move(Outcome.NOTHING_OFFERED)
+    if name is None:
+        found = list(offers)
+        unclear = Outcome.LISTED
+    else:
+        found = [o for o in offers if o.walkthrough_id == name.strip()] or [
+            o for o in offers if _plain(o.title) == _plain(name)
+        ]
+        unclear = Outcome.AMBIGUOUS_NAME if found else Outcome.UNKNOWN_NAME
+    if len(found) != 1:
+        return Move(unclear)
+    return _open(found[0], restart=restart)
+
+
+def advance(offers: Sequence[Offer], current_step_id: str | None, arrived_at: int | None = None) -> Move:
+    """Completes the step that was shown last, and shows the next.
+
+    Args:
+        offers: what the server offers, with the person's progress.
+        current_step_id: the step that the agent says is done. When it is done already, or is not the one
+            that was shown last, nothing is completed.
+        arrived_at: when the call reached the server, before it waited for another call of the same person.
+            Where that other call has moved the person on, this one cannot have seen the step that is current
+            now, and completes nothing.
+    """
+    offer = _under_way(offers, current_step_id)
+    if offer is None or offer.progress is None:
+        return Move(Outcome.NOT_STARTED if offers else Outcome.NOTHING_OFFERED)
+    done, following = offer.done, _first_open(offer, offer.done)
+    shown = next(
+        (s for s in offer.steps if s.id == offer.progress.current_step_id and s.id not in done), None
+    )
+    if current_step_id is None:
+        completes = None if _overlaps(offer.progress, arrived_at) else shown
+        otherwise = Outcome.CHANGED if shown is None else Outcome.REPEATED
+    else:
+        expected = shown or following
+        completes = expected if expected is not None and expected.id == current_step_id else None
+        otherwise = Outcome.REPEATED if current_step_id in done else Outcome.CHANGED
+    completed = (*offer.progress.completed, *([completes.id] if completes else []))
+    shows = _first_open(offer, {*done, *([completes.id] if completes else [])})
+    if shows is None:
+        outcome = Outcome.FINISHED if completes else Outcome.ALREADY_FINISHED
+    else:
+        outcome = Outcome.ADVANCED if completes else otherwise
+    return Move(outcome, offer, completes, shows, completed)
+
+
+#: Two calls of a person wait for each other at most so long, in milliseconds.
+_OVERLAP_MS = 30_000
+#: How far ahead of the clock a time of ours may be before it is no longer believed, in milliseconds.
+_AHEAD_MS = 60_000
+
+
+def next_time(now: int, last_activity_at: int | None) -> int:
+    """A time for what happens now that is later than what happened last, so that the order is never lost."""
+    if last_activity_at is not None and now <= last_activity_at <= now + _AHEAD_MS:
+        return last_activity_at + 1
+    return now
+
+
+def _overlaps(progress: Progress, arrived_at: int | None) -> bool:
+    last = progress.last_activity_at
+    return arrived_at is not None and last is not None and 0 < last - arrived_at < _OVERLAP_MS
+
+
+def _open(offer: Offer, *, restart: bool) -> Move:
+    progress = offer.progress
+    if progress is None:
+        return Move(Outcome.STARTED, offer, shows=_first_open(offer, ()), opens=True)
+    if restart:
+        return Move(Outcome.RESTARTED, offer, shows=_first_open(offer, ()))
+    shows = _first_open(offer, offer.done)
+    outcome = Outcome.ALREADY_FINISHED if shows is None else Outcome.RESUMED
+    return Move(outcome, offer, shows=shows, completed=progress.completed)
+
+
+def _under_way(offers: Sequence[Offer], step_id: str | None) -> Offer | None:
+    """The walkthrough of the named step, else the one in which something was done most recently."""
+    started = [offer for offer in offers if offer.progress is not None]
+    if step_id is not None:
+        for offer in offers:
+            if step_id in {step.id for step in offer.steps}:
+                return offer
+    return max(started, key=_last_activity, default=None)
+
+
+def _last_activity(offer: Offer) -> tuple[int, str]:
+    last = offer.progress.last_activity_at if offer.progress else None
+    return (last or 0, offer.walkthrough_id)
+
+
+def _first_open(offer: Offer, done: Collection[str]) -> Step | None:
+    return next((step for step in offer.steps if step.id not in done), None)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,248 @@
+"""The two tools: what they are called, what an agent is told of them, and what a call answers."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import asyncpg
+from mcp.server import Server as McpServer
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.runtime.database import Pool, may_pass
+from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.guide import Move, Offer, Outcome, advance, start
+from services.walkthrough_mcp.people import Caller, problem_of_tracking_id
+from services.walkthrough_mcp.prose import Guidance, guidance, text
+
+log = logging.getLogger("stepstream.mcp")
+SERVICE = "walkthrough-mcp"
+
+INSTRUCTIONS: Final = (
+    "This server leads a person through walkthroughs, one step at a time. Call start_walkthrough when they "
+    "want to begin, go on, or see what there is. Lead them through the step that you get: introduce it, show "
+    "what is meant for them, do your part. Only when they have really done it, call get_next_step with the "
+    "step's id. Never skip ahead, and never invent steps."
+)
+
+
+class StartWalkthrough(BaseModel):
+    """Arguments of start_walkthrough."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(
+        default=None,
+        max_length=500,
+        description="Title or id of the walkthrough. Leave it out to take the only one, or to see all.",
+    )
+    restart: bool = Field(
+        default=False,
+        description="True begins again from the first step. Only when the person asks for it.",
+    )
+
+
+class GetNextStep(BaseModel):
+    """Arguments of get_next_step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    current_step_id: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Id of the step that the person has just done, as it was given to you. With it a "
+        "repeated call never skips a step.",
+    )
+
+
+class _AsVisitor(BaseModel):
+    visitor: str | None = Field(
+        default=None,
+        max_length=200,
+        description="The visitor id from an earlier answer: how this person is recognised. Leave it out in "
+        "the first call.",
+    )
+
+
+class StartWalkthroughAsVisitor(_AsVisitor, StartWalkthrough):
+    """Arguments of start_walkthrough where nothing else tells people apart."""
+
+
+class GetNextStepAsVisitor(_AsVisitor, GetNextStep):
+    """Arguments of get_next_step where nothing else tells people apart."""
+
+
+def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *, idempotent: bool) -> Tool:
+    schema = arguments.model_json_schema()
+    for unwanted in ("title", "description"):
+        schema.pop(unwanted, None)
+    return Tool(
+        name=name,
+        title=title,
+        description=description,
+        input_schema=schema,
+        output_schema=Guidance.model_json_schema(),
+        annotations=ToolAnnotations(
+            title=title,
+            read_only_hint=False,
+            destructive_hint=False,
+            idempotent_hint=idempotent,
+            open_world_hint=False,
+        ),
+    )
+
+
+def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) -> list[Tool]:
+    return [
+        _tool(
+            "start_walkthrough",
+            "Start or resume a walkthrough",
+            "Starts a walkthrough, or goes on where the person left it, and returns the step to lead them "
+            "through. With several on offer and no name it lists them instead. Safe to repeat.",
+            start_arguments,
+            idempotent=True,
+        ),
+        _tool(
+            "get_next_step",
+            "Complete the current step and get the next",
+            "Marks the current step as done and returns the next one. Call it only when the person has "
+            "really done the step, once for each step, with the step's id as current_step_id.",
+            next_arguments,
+            idempotent=False,
+        ),
+    ]
+
+
+_TOOLS: Final = _tools(StartWalkthrough, GetNextStep)
+_TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+
+Context = ServerRequestContext[Any, Any]
+
+
+def build_mcp_server(pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> McpServer[Any]:
+    """The MCP server with its tools; who calls is found out for each request."""
+    tools = Tools(pool, caller_of)
+    return McpServer(
+        "stepstream",
+        title="Walkthroughs",
+        instructions=INSTRUCTIONS,
+        on_list_tools=tools.list,
+        on_call_tool=tools.call,
+    )
+
+
+class Tools:
+    """Answers the protocol's two requests about tools."""
+
+    def __init__(self, pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> None:
+        self._pool = pool
+        self._caller_of = caller_of
+
+    async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
+        """The tools, for this caller."""
+        caller = self._caller_of(ctx)
+        if not caller.server.tools_enabled:
+            return ListToolsResult(tools=[])
+        return ListToolsResult(tools=_TOOLS_FOR_VISITORS if caller.is_stranger else _TOOLS)
+
+    async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
+        """Calls a tool. What the agent can mend is an answer; all else is an error without internals."""
+        caller = self._caller_of(ctx)
+        outcome = "error"
+        with MCP_SECONDS.labels(params.name if params.name in _ARGUMENTS else "unknown").time():
+            try:
+                answer = await self._call(caller, params)
+                outcome = answer.outcome.value
+            except ValidationError as error:
+                outcome = "wrong-arguments"
+                return _complaint(_explain(params.name, error))
+            except store.UnknownVisitorError:
+                outcome = "wrong-arguments"
+                return _complaint(
+                    "visitor: nobody has this id. Pass the one from an earlier answer exactly, or leave it "
+                    "out to begin as a new person."
+                )
+            except store.SignsInElsewhereError:
+                raise MCPError(
+                    INVALID_PARAMS,
+                    "This person signs in; their tracking id alone does not open their progress.",
+                ) from None
+            finally:
+                MCP_CALLS.labels(params.name if params.name in _ARGUMENTS else "unknown", outcome).inc()
+        return CallToolResult(
+            content=[TextContent(type="text", text=text(answer))],
+            structured_content=answer.model_dump(mode="json"),
+        )
+
+    async def _call(self, caller: Caller, params: CallToolRequestParams) -> Guidance:
+        if params.name not in _ARGUMENTS:
+            raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
+        arguments = _ARGUMENTS[params.name][caller.is_stranger].model_validate(params.arguments or {})
+        if not caller.server.tools_enabled:
+            return guidance(Move(Outcome.NOTHING_OFFERED), (), None, None)
+        caller = _as_visitor(caller, getattr(arguments, "visitor", None))
+        try:
+            done = await store.call(self._pool(), caller, _decision(arguments))
+        except MCPError:
+            raise
+        except (store.UnknownVisitorError, store.SignsInElsewhereError):
+            raise
+        except Exception as error:
+            if isinstance(
+                error, OSError | TimeoutError | asyncpg.PostgresError | asyncpg.InterfaceError
+            ) and (may_pass(error)):
+                log.warning("a call failed, the database is away: %s", type(error).__name__)
+                message = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
+            else:
+                log.exception("a call failed")
+                message = "The call failed on the server's side. Nothing that you send differently will help."
+            raise MCPError(INTERNAL_ERROR, message) from None
+        return guidance(done.move, done.offers, done.content, done.visitor)
+
+
+_ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
+    "start_walkthrough": (StartWalkthrough, StartWalkthroughAsVisitor),
+    "get_next_step": (GetNextStep, GetNextStepAsVisitor),
+}
+_NAMES: Final = " and ".join(_ARGUMENTS)
+
+
+def _decision(arguments: BaseModel) -> store.Decide:
+    def decide(offers: tuple[Offer, ...], arrived_at: int | None) -> Move:
+        if isinstance(arguments, StartWalkthrough):
+            return start(offers, arguments.name, restart=arguments.restart)
+        assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are two tools
+        return advance(offers, arguments.current_step_id, arrived_at)
+
+    return decide
+
+
+def _as_visitor(caller: Caller, visitor: str | None) -> Caller:
+    if visitor is None:
+        return caller
+    if problem_of_tracking_id(visitor):
+        raise store.UnknownVisitorError
+    return Caller(caller.server, tracking_id=visitor, must_exist=True)
+
+
+def _complaint(message: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=message)], is_error=True)
+
+
+def _explain(tool: str, error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = "; ".join(f"{'.'.join(str(p) for p in e['loc']) or 'arguments'}: {e['msg']}" for e in problems[:5])
+    return f"{tool} was not called, its arguments are wrong. {told}. Mend them and call it again."

@@ -1,0 +1,73 @@
+"""Who calls: decided by how the server tells people apart, before any tool runs."""
+
+import secrets
+from dataclasses import dataclass
+
+_ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An MCP server of the platform. Without sign-in, people are told apart by tracking id or session."""
+
+    id: str
+    slug: str
+    name: str
+    auth_type: str
+    oauth_issuer_url: str | None
+    tools_enabled: bool
+
+    @property
+    def signs_in(self) -> bool:
+        """Whether people prove who they are with a token; every kind but `none` does."""
+        return self.auth_type != "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody who has signed in: a subject of an issuer."""
+
+    issuer: str
+    subject: str
+    email: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On which server somebody calls, and what is known of who it is.
+
+    One of `identity` (signed in), `tracking_id` (in the path, or given back as `visitor`) and
+    `transport_session` (of the protocols with sessions) says who. With none of them a first call makes a new
+    anonymous person, who gets a tracking id to come back with.
+    """
+
+    server: Server
+    identity: Identity | None = None
+    tracking_id: str | None = None
+    transport_session: str | None = None
+    #: A `visitor` was made by this server; a tracking id in the path may be new.
+    must_exist: bool = False
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nothing says who it is."""
+        return self.identity is None and self.tracking_id is None and self.transport_session is None
+
+
+def new_id(prefix: str, length: int) -> str:
+    """An id as the platform makes them: a prefix and random letters and digits."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def new_tracking_id() -> str:
+    """A tracking id that nobody can guess."""
+    return "visitor_" + secrets.token_urlsafe(24)
+
+
+def problem_of_tracking_id(text: str) -> str | None:
+    """Why a text can be no tracking id."""
+    if not 1 <= len(text) <= 200:
+        return "a tracking id has 1 to 200 characters"
+    if not text.isprintable():
+        return "a tracking id holds no control characters"
+    return None

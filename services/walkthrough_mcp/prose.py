@@ -1,0 +1,242 @@
+"""What the agent reads: prose with the step's four fields under headings, and the same as values."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.walkthrough_mcp.guide import Move, Offer, Outcome, Step
+
+#: The fields of a step's content, in the order in which an agent needs them, with their headings.
+CONTENT_FIELDS: Final = (
+    ("introductionForAgent", "How to introduce this step"),
+    ("contextForAgent", "What you should know"),
+    ("contentForUser", "Show this to the person"),
+    ("operationsForAgent", "What you do"),
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class StepContent(_Part):
+    """The step that is current now."""
+
+    id: str = Field(description="Pass it as current_step_id once the person has done the step.")
+    title: str
+    number: int = Field(description="Its place in display order, from 1.")
+    introduction_for_agent: str = ""
+    context_for_agent: str = ""
+    content_for_user: str = ""
+    operations_for_agent: str = ""
+
+
+class ProgressState(_Part):
+    """How far the person is in the walkthrough."""
+
+    walkthrough_id: str
+    walkthrough_title: str
+    current_step_id: str | None = Field(description="None when every step is done.")
+    completed_steps: int
+    total_steps: int
+    percent: int = Field(description="0 to 100.")
+    is_finished: bool
+
+
+class Listed(_Part):
+    """A walkthrough on offer."""
+
+    id: str
+    title: str
+    description: str | None
+    type: str | None
+    total_steps: int
+    percent_done: int
+    started: bool
+    completed: bool
+    estimated_minutes: int | None
+    tags: list[str]
+
+
+class Guidance(_Part):
+    """The answer of both tools."""
+
+    outcome: Outcome = Field(description="What the call came to.")
+    message: str = Field(description="What happened, and what to do next.")
+    step: StepContent | None = Field(default=None, description="The step to lead the person through now.")
+    progress: ProgressState | None = None
+    walkthroughs: list[Listed] = Field(default=[], description="What there is to choose from.")
+    visitor: str | None = Field(
+        default=None,
+        description="Only where this server cannot tell people apart by itself: pass it in every later call.",
+    )
+
+
+def guidance(
+    move: Move, offers: tuple[Offer, ...], content: Mapping[str, Any] | None, visitor: str | None
+) -> Guidance:
+    """The structured answer to a move; `content` is the content of the step that it shows."""
+    listing = {
+        Outcome.LISTED,
+        Outcome.UNKNOWN_NAME,
+        Outcome.AMBIGUOUS_NAME,
+        Outcome.NOT_STARTED,
+        Outcome.FINISHED,
+        Outcome.ALREADY_FINISHED,
+    }
+    return Guidance(
+        outcome=move.outcome,
+        message=_message(move, offers),
+        step=_step(move.offer, move.shows, content or {}) if move.offer and move.shows else None,
+        progress=_progress(move) if move.offer else None,
+        walkthroughs=[_listed(o, move) for o in offers] if move.outcome in listing else [],
+        visitor=visitor,
+    )
+
+
+def text(answer: Guidance) -> str:
+    """The same for reading."""
+    parts = [answer.message]
+    if answer.step is not None and answer.progress is not None:
+        step, progress = answer.step, answer.progress
+        parts.append(
+            f"# {progress.walkthrough_title}, step {step.number} of {progress.total_steps}: {step.title}"
+        )
+        contents = (
+            step.introduction_for_agent,
+            step.context_for_agent,
+            step.content_for_user,
+            step.operations_for_agent,
+        )
+        for (_, heading), content in zip(CONTENT_FIELDS, contents, strict=True):
+            if content.strip():
+                parts.append(f"## {heading}\n\n{content.strip()}")
+    if answer.walkthroughs:
+        parts.append("## Walkthroughs on offer\n\n" + "\n".join(_line(w) for w in answer.walkthroughs))
+    if answer.progress is not None:
+        parts.append(_progress_text(answer.progress))
+    if answer.visitor is not None:
+        parts.append(
+            f'Pass visitor "{answer.visitor}" in every later call: it is how this person is recognised. '
+            "Keep it as private as a password."
+        )
+    return "\n\n".join(parts)
+
+
+def _message(move: Move, offers: tuple[Offer, ...]) -> str:
+    title = f"“{move.offer.title}”" if move.offer else ""
+    others = [o for o in offers if move.offer is None or o.walkthrough_id != move.offer.walkthrough_id]
+    completed = move.completes.title if move.completes else ""
+    another = " Or start another walkthrough by its name." if others else ""
+    return {
+        Outcome.LISTED: "There is more than one walkthrough. Ask the person which one they want, then call "
+        "start_walkthrough with its title as `name`.",
+        Outcome.UNKNOWN_NAME: "No walkthrough on offer has that name. Call start_walkthrough with one of "
+        "these titles as `name`.",
+        Outcome.AMBIGUOUS_NAME: "Several walkthroughs have that title. Call start_walkthrough with the id of "
+        "one of them as `name`.",
+        Outcome.NOTHING_OFFERED: "This server offers no walkthrough at the moment. Tell the person so; there "
+        "is nothing to start.",
+        Outcome.STARTED: f"{title} begins. Lead the person through this step, and no further.",
+        Outcome.RESUMED: f"{title} goes on where the person left it. Lead them through this step.",
+        Outcome.RESTARTED: f"{title} begins again from its first step.",
+        Outcome.ADVANCED: f"“{completed}” is done. This is the next step.",
+        Outcome.REPEATED: "That step was already done, so nothing was completed again. This is the step that "
+        "is current now.",
+        Outcome.CHANGED: "The walkthrough has changed, or another step is current: nothing was completed. "
+        "Lead the person through this step.",
+        Outcome.FINISHED: f"That was the last step: {title} is finished. Congratulate the person.{another}",
+        Outcome.ALREADY_FINISHED: f"Every step of {title} is done already. To go through it again, call "
+        f"start_walkthrough with its title as `name` and `restart` true.{another}",
+        Outcome.NOT_STARTED: "The person has no walkthrough under way here. Call start_walkthrough first.",
+    }[move.outcome]
+
+
+def _step(offer: Offer, step: Step, content: Mapping[str, Any]) -> StepContent:
+    def field(name: str) -> str:
+        value = content.get(name)
+        return value if isinstance(value, str) else ""
+
+    return StepContent(
+        id=step.id,
+        title=step.title,
+        number=offer.steps.index(step) + 1,
+        introduction_for_agent=field("introductionForAgent"),
+        context_for_agent=field("contextForAgent"),
+        content_for_user=field("contentForUser"),
+        operations_for_agent=field("operationsForAgent"),
+    )
+
+
+def _progress(move: Move) -> ProgressState:
+    assert move.offer is not None  # noqa: S101 - the caller looked
+    total = len(move.offer.steps)
+    done = len({step.id for step in move.offer.steps} & set(move.completed))
+    return ProgressState(
+        walkthrough_id=move.offer.walkthrough_id,
+        walkthrough_title=move.offer.title,
+        current_step_id=move.shows.id if move.shows else None,
+        completed_steps=done,
+        total_steps=total,
+        percent=_percent(done, total),
+        is_finished=done == total,
+    )
+
+
+def _progress_text(progress: ProgressState) -> str:
+    lines = [
+        "## Progress",
+        "",
+        f"- {progress.percent} % of “{progress.walkthrough_title}”",
+        f"- {progress.completed_steps} of {progress.total_steps} steps done",
+        f"- finished: {'yes' if progress.is_finished else 'no'}",
+    ]
+    if progress.current_step_id is not None:
+        lines += [
+            f"- current step: {progress.current_step_id}",
+            "",
+            "When the person has done this step, and not before, call get_next_step",
+            f'with current_step_id "{progress.current_step_id}".',
+        ]
+    return "\n".join(lines)
+
+
+def _listed(offer: Offer, move: Move) -> Listed:
+    this = move.offer is not None and move.offer.walkthrough_id == offer.walkthrough_id
+    done = {step.id for step in offer.steps} & set(move.completed) if this else offer.done
+    return Listed(
+        id=offer.walkthrough_id,
+        title=offer.title,
+        description=offer.description,
+        type=offer.type,
+        total_steps=len(offer.steps),
+        percent_done=_percent(len(done), len(offer.steps)),
+        started=offer.progress is not None,
+        completed=len(done) == len(offer.steps),
+        estimated_minutes=offer.minutes,
+        tags=list(offer.tags),
+    )
+
+
+def _line(item: Listed) -> str:
+    facts = [f"{item.total_steps} steps"]
+    if item.type:
+        facts.insert(0, item.type)
+    if item.estimated_minutes:
+        facts.append(f"about {item.estimated_minutes} minutes")
+    if item.tags:
+        facts.append("tags: " + ", ".join(item.tags))
+    if item.completed:
+        facts.append("completed")
+    elif item.started:
+        facts.append(f"started, {item.percent_done} % done")
+    else:
+        facts.append("not started")
+    about = f" {item.description.strip()}" if item.description and item.description.strip() else ""
+    return f"- **{item.title}** (id {item.id}; {'; '.join(facts)}).{about}"
+
+
+def _percent(done: int, total: int) -> int:
+    """Rounded down, so that 100 means all."""
+    return 100 * done // total if total else 0

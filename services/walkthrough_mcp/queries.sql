@@ -1,0 +1,226 @@
+-- name: find_server
+select
+  id,
+  slug,
+  name,
+  coalesce(auth_type::text, 'none') as auth_type,
+  oauth_issuer_url,
+  coalesce(walkthrough_tools_enabled, 'true') = 'true' as tools_enabled
+from mcp_servers
+where slug = $1;
+
+-- name: lock_by_tracking_id
+-- The person, locked until the transaction ends, so that the calls of one person take turns. `arrived_at` is
+-- taken before the wait for the lock. The lock lets foreign keys refer to the row.
+select
+  id,
+  upstream_sub is not null as signs_in,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+from mcp_server_user
+where distinct_id = $1
+for no key update;
+
+-- name: lock_by_identity
+select
+  person.id,
+  false as signs_in,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+from mcp_user_identities as identity
+inner join mcp_server_user as person on identity.mcp_server_user_id = person.id
+where identity.issuer = $1 and identity.subject = $2
+for no key update of person;
+
+-- name: lock_by_session
+select
+  person.id,
+  false as signs_in,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+from mcp_server_session as session
+inner join mcp_server_user as person on session.mcp_server_user_id = person.id
+where session.mcp_server_session_id = $1 and session.mcp_server_slug = $2
+for no key update of person;
+
+-- name: create_by_tracking_id
+insert into mcp_server_user (id, distinct_id, first_seen_at)
+values ($1, $2, (extract(epoch from clock_timestamp()) * 1000)::bigint)
+on conflict do nothing;
+
+-- name: create_by_identity
+-- The identity decides between two first calls at once; whoever lost makes no user.
+with mine as (
+  insert into mcp_user_identities (issuer, subject, mcp_server_user_id)
+  values ($2, $3, $1)
+  on conflict do nothing
+  returning mcp_server_user_id
+)
+insert into mcp_server_user (id, upstream_sub, email, first_seen_at)
+select
+  mcp_server_user_id,
+  $3,
+  $4,
+  (extract(epoch from clock_timestamp()) * 1000)::bigint
+from mine;
+
+-- name: create_by_session
+-- The session decides between two first calls at once; whoever lost makes no user.
+with mine as (
+  insert into mcp_server_session as kept (
+    mcp_server_session_id, mcp_server_slug, connection_date, connection_timestamp, mcp_server_user_id
+  )
+  values (
+    $2, $3, (clock_timestamp() at time zone 'utc')::date,
+    (extract(epoch from clock_timestamp()) * 1000)::bigint, $1
+  )
+  on conflict (mcp_server_session_id) do update
+  set mcp_server_user_id = excluded.mcp_server_user_id
+  where kept.mcp_server_user_id is null and kept.mcp_server_slug = excluded.mcp_server_slug
+  returning mcp_server_user_id
+)
+insert into mcp_server_user (id, first_seen_at)
+select
+  mcp_server_user_id,
+  (extract(epoch from clock_timestamp()) * 1000)::bigint
+from mine;
+
+-- name: look
+-- All that a decision needs, seen after the lock: the time, the session that goes on, and what the server
+-- offers with the person's progress. Ids and titles only: the content of the one step comes with the write.
+select
+  (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms,
+  (
+    select live.mcp_server_session_id
+    from mcp_live_sessions as live
+    where live.mcp_server_user_id = $2 and live.mcp_server_id = $1
+      and live.last_activity_at > (extract(epoch from clock_timestamp()) * 1000)::bigint - $3::bigint
+  ) as live_session_id,
+  coalesce((
+    select
+      jsonb_agg(
+        jsonb_build_object(
+          'walkthrough_id', walkthroughs.id,
+          'title', walkthroughs.title,
+          'description', walkthroughs.description,
+          'type', walkthroughs.type,
+          'minutes', walkthroughs.estimated_duration_minutes,
+          'tags', walkthroughs.tags,
+          'steps', steps.steps,
+          'progress', progress.progress
+        )
+        order by offered.display_order, walkthroughs.title, walkthroughs.id
+      )
+    from mcp_server_walkthroughs as offered
+    inner join walkthroughs on offered.walkthrough_id = walkthroughs.id
+    cross join lateral (
+      select jsonb_agg(jsonb_build_array(id, title, display_order) order by display_order, id collate "C") as steps
+      from walkthrough_steps
+      where walkthrough_steps.walkthrough_id = walkthroughs.id
+    ) as steps
+    left join lateral (
+      select
+        jsonb_build_object(
+          'id', id,
+          'completed', completed_steps,
+          'current_step_id', current_step_id,
+          'started_at', started_at,
+          'completed_at', completed_at,
+          'last_activity_at', last_activity_at
+        ) as progress
+      from walkthrough_progress
+      where walkthrough_progress.mcp_server_user_id = $2
+        and walkthrough_progress.walkthrough_id = walkthroughs.id
+      -- An existing platform may hold several; the last one used is the one.
+      order by last_activity_at desc nulls last, id
+      limit 1
+    ) as progress on true
+    where offered.mcp_server_id = $1
+      and offered.is_enabled = 'true'
+      and walkthroughs.status = 'published'
+      and steps.steps is not null
+  ), '[]') as offers;
+
+-- name: save
+-- Progress, session and events together, and the content of the step to show. Server, walkthrough and step are
+-- locked first, from the outside in: a deletion of one of them is waited for while nothing is held that it needs.
+-- Where one of them is gone nothing is written, and `places` or `content` says so.
+with
+place as materialized (
+  select 1 as there
+  from mcp_servers
+  cross join walkthroughs
+  where mcp_servers.id = $3 and walkthroughs.id = $8
+  for key share of mcp_servers, walkthroughs
+),
+shown as materialized (
+  select content_fields from walkthrough_steps
+  where id = $10 and exists (select from place)
+  for key share
+),
+session as (
+  insert into mcp_server_session (
+    mcp_server_session_id, mcp_server_slug, connection_date, connection_timestamp, mcp_server_user_id
+  )
+  select
+    $1,
+    $2,
+    (to_timestamp($5::bigint / 1000.0) at time zone 'utc')::date,
+    $5::bigint,
+    $4
+  from place
+  left join shown on true
+  on conflict (mcp_server_session_id) do nothing
+),
+live as (
+  insert into mcp_live_sessions as kept (
+    mcp_server_user_id, mcp_server_id, mcp_server_session_id, last_activity_at
+  )
+  select
+    $4,
+    $3,
+    $1,
+    $5::bigint
+  from place
+  left join shown on true
+  where $6::boolean
+  on conflict (mcp_server_user_id, mcp_server_id) do update
+  set
+    mcp_server_session_id = excluded.mcp_server_session_id,
+    last_activity_at = greatest(kept.last_activity_at, excluded.last_activity_at)
+),
+progress as (
+  insert into walkthrough_progress (
+    id, mcp_server_user_id, walkthrough_id, completed_steps, current_step_id, started_at, completed_at,
+    last_activity_at
+  )
+  select
+    $7,
+    $4,
+    $8,
+    $9::jsonb,
+    $10,
+    $11::bigint,
+    $12::bigint,
+    $5::bigint
+  from place
+  left join shown on true
+  on conflict (id) do update
+  set
+    completed_steps = excluded.completed_steps,
+    current_step_id = excluded.current_step_id,
+    started_at = excluded.started_at,
+    completed_at = excluded.completed_at,
+    last_activity_at = excluded.last_activity_at
+),
+events as (
+  insert into outbox (key, value, headers)
+  select
+    given.key,
+    given.value,
+    given.headers
+  from place
+  cross join unnest($13::text[], $14::text[], $15::jsonb[]) with ordinality as given (key, value, headers, number)
+  order by given.number
+)
+select
+  (select count(*) from place) as places,
+  (select count(*) from shown) as steps,
+  (select content_fields from shown) as content;

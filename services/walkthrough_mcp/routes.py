@@ -1,0 +1,288 @@
+"""What comes in over HTTP: which server, who, whether they may, and how often; then the SDK takes over."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import limits
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, BearerAuthBackend, RequireAuthMiddleware
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.routes import build_resource_metadata_url
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
+from mcp.shared.auth import ProtectedResourceMetadata
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+from pydantic import AnyHttpUrl
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from services.runtime.database import Pool
+from services.runtime.errors import ConfigurationError
+from services.runtime.settings import Settings
+from services.runtime.telemetry import MCP_REFUSED
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.handlers import Context, build_mcp_server
+from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
+from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
+
+log = logging.getLogger("stepstream.mcp")
+_CALLER = "stepstream.caller"
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, and no fault of ours
+    """A request that is answered before a tool runs: an HTTP status, a code, and what to do."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+    def response(self) -> Response:
+        """The answer; its body has the shape of OAuth's errors."""
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
+        return JSONResponse(
+            {"error": self.code, "error_description": str(self)}, status_code=self.status, headers=headers
+        )
+
+
+class Rates:
+    """How often an address, and a person, may call: counted in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._address = limits.parse(settings.mcp_address_rate) if settings.mcp_address_rate else None
+        self._person = limits.parse(settings.mcp_person_rate) if settings.mcp_person_rate else None
+
+    async def check_address(self, address: str) -> None:
+        """Counts a request of an address.
+
+        Raises:
+            Refusal: there were too many.
+        """
+        await self._check(self._address, "address", address)
+
+    async def check_person(self, *who: str) -> None:
+        """Counts a request of a person.
+
+        Raises:
+            Refusal: there were too many.
+        """
+        await self._check(self._person, "person", *who)
+
+    async def _check(self, limit: limits.RateLimitItem | None, *key: str) -> None:
+        if limit is not None and not await self._limiter.hit(limit, *key):
+            raise Refusal(
+                429,
+                "too_many_requests",
+                f"More than {limit.amount} requests in {limit.get_expiry()} seconds. Wait, then go on.",
+                retry_after=limit.get_expiry(),
+            )
+
+
+def transport_security(settings: Settings) -> TransportSecuritySettings:
+    """Which Host and Origin headers are taken: the public address, loopback, and what the settings name.
+
+    A page of somebody else's whose name resolves to this machine (DNS rebinding) sends its own name.
+    """
+    public = AnyHttpUrl(settings.public_url)
+    host = f"{public.host}:{public.port}"
+    bare = [str(public.host)] if public.port in {80, 443} else []
+    loopback = ["127.0.0.1", "localhost", "[::1]"]
+    hosts = [host, *bare, *settings.names(settings.mcp_allowed_hosts), *(f"{name}:*" for name in loopback)]
+    origins = [
+        *(f"{public.scheme}://{name}" for name in (host, *bare)),
+        *settings.names(settings.mcp_allowed_origins),
+        *(f"http://{name}:*" for name in loopback),
+    ]
+    return TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=origins)
+
+
+def caller_of(ctx: Context) -> Caller:
+    """Who makes a request: what was found out at its HTTP request, and the transport's session."""
+    request = ctx.request
+    assert isinstance(request, Request)  # noqa: S101 - over HTTP there is one
+    caller: Caller = request.scope[_CALLER]
+    if ctx.protocol_version not in HANDSHAKE_PROTOCOL_VERSIONS:
+        return caller
+    # The SDK has matched the header with a session that it made for this principal.
+    session = request.headers.get("mcp-session-id")
+    return Caller(caller.server, caller.identity, caller.tracking_id, session)
+
+
+class Entrance:
+    """The ASGI application behind `/mcp/…`: lets in who may, and hands over to the SDK."""
+
+    def __init__(self, settings: Settings, pool: Callable[[], Pool]) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._rates = Rates(settings)
+        self._issuers = Issuers()
+        security = transport_security(settings)
+        self._security = TransportSecurityMiddleware(security)
+        self._manager = StreamableHTTPSessionManager(
+            build_mcp_server(pool, caller_of),
+            json_response=True,
+            security_settings=security,
+            max_request_body_size=settings.mcp_max_request_bytes,
+        )
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serves sessions while the block lasts."""
+        async with self._manager.run():
+            yield
+
+    def routes(self) -> list[BaseRoute]:
+        """One route for servers that tell people apart, one with the tracking id; and how to sign in."""
+        return [
+            Route("/mcp/{slug}", endpoint=self),
+            Route("/mcp/{slug}/{tracking_id:path}", endpoint=self),
+            Route("/.well-known/oauth-protected-resource/mcp/{slug}", endpoint=self.describe_sign_in),
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one HTTP request."""
+        request = Request(scope)
+        try:
+            if (wrong := await self._security.validate_request(request)) is not None:
+                MCP_REFUSED.labels("host-or-origin").inc()
+                await wrong(scope, receive, send)
+                return
+            await self._rates.check_address(request.client.host if request.client else "")
+            server = await self._find_server(request.path_params["slug"])
+            tracking_id = request.path_params.get("tracking_id")
+            if server.signs_in:
+                await self._enter_signed_in(server, tracking_id, scope, receive, send)
+            else:
+                await self._enter(server, tracking_id, scope, receive, send)
+        except Refusal as refusal:
+            MCP_REFUSED.labels(refusal.code).inc()
+            await refusal.response()(scope, receive, send)
+
+    async def describe_sign_in(self, request: Request) -> Response:
+        """Protected resource metadata (RFC 9728): which issuer gives out tokens for a server."""
+        try:
+            server = await self._find_server(request.path_params["slug"])
+            if not server.signs_in:
+                raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
+        except Refusal as refusal:
+            return refusal.response()
+        metadata = ProtectedResourceMetadata(
+            resource=AnyHttpUrl(self.resource(server)),
+            authorization_servers=[AnyHttpUrl(self._issuer(server))],
+            resource_name=server.name,
+        )
+        return await ProtectedResourceMetadataHandler(metadata).handle(request)
+
+    def resource(self, server: Server) -> str:
+        """The address of a server: the audience that its tokens must have."""
+        return f"{self._settings.public_url.rstrip('/')}/mcp/{server.slug}"
+
+    async def _find_server(self, slug: str) -> Server:
+        server = None
+        if "\0" not in slug:
+            try:
+                server = await store.find_server(self._pool(), slug)
+            except _AWAY as error:
+                log.warning("a request failed, the database is away: %s", type(error).__name__)
+                raise Refusal(
+                    503, "temporarily_unavailable", "The walkthroughs cannot be reached right now.", 2
+                ) from None
+        if server is None:
+            raise Refusal(404, "not_found", "There is no MCP server at this address.")
+        return server
+
+    def _issuer(self, server: Server) -> str:
+        issuer = server.oauth_issuer_url or self._settings.oauth_issuer
+        if not issuer:
+            log.error(
+                "server %s needs sign-in (%s) and has no issuer: set its oauth_issuer_url, or "
+                "STEPSTREAM_OAUTH_ISSUER for all",
+                server.slug,
+                server.auth_type,
+            )
+            raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
+        return issuer
+
+    def verifier(self, server: Server) -> Verifier:
+        """What verifies the tokens of a server."""
+        return Verifier(self._issuers, self._issuer(server), self.resource(server), server)
+
+    async def _enter_signed_in(
+        self, server: Server, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if tracking_id is not None:
+            raise Refusal(
+                404,
+                "not_found",
+                f"People sign in at this server: connect to /mcp/{server.slug} with a token.",
+            )
+        resource = AnyHttpUrl(self.resource(server))
+
+        async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+            who = identity_of(scope["user"].access_token)
+            await self._rates.check_person(server.slug, who.issuer, who.subject)
+            scope[_CALLER] = Caller(server, identity=who)
+            await self._manager.asgi_app(scope, receive, send)
+
+        guarded = AuthenticationMiddleware(
+            RequireAuthMiddleware(enter, [], build_resource_metadata_url(resource)),
+            backend=BearerAuthBackend(self.verifier(server), resource_server_url=resource),
+        )
+        try:
+            await guarded(scope, receive, send)
+        except IssuerAwayError as error:
+            log.warning("a token for %s cannot be verified: %s", server.slug, error)
+            raise Refusal(
+                503, "temporarily_unavailable", "Tokens cannot be verified right now. Try again.", 5
+            ) from None
+
+    async def _enter(
+        self, server: Server, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        request = Request(scope)
+        if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
+            raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
+        address = request.client.host if request.client else ""
+        await self._rates.check_person(
+            server.slug, tracking_id or request.headers.get("mcp-session-id", "") or f"at {address}"
+        )
+        scope[_CALLER] = Caller(server, tracking_id=tracking_id)
+        # The SDK lets only the principal that opened a session use it: here server and tracking id.
+        token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
+        scope["user"] = AuthenticatedUser(token)
+        await self._manager.asgi_app(scope, receive, send)
+
+
+def identity_of(token: AccessToken) -> Identity:
+    """Who a verified token is of."""
+    claims: dict[str, Any] = token.claims or {}
+    email = claims.get("email")
+    assert token.subject is not None  # noqa: S101 - the verifier requires it
+    return Identity(str(claims["iss"]), token.subject, email if isinstance(email, str) else None)
+
+
+def check_rates(settings: Settings) -> None:
+    """Looks whether the rates can be read.
+
+    Raises:
+        ConfigurationError: names the setting.
+    """
+    for name in ("mcp_address_rate", "mcp_person_rate"):
+        value = getattr(settings, name)
+        try:
+            _ = limits.parse(value) if value else None
+        except ValueError:
+            raise ConfigurationError(
+                f"STEPSTREAM_{name.upper()}: `{value}` is no rate; one looks like 120/minute"
+            ) from None

@@ -1,0 +1,216 @@
+"""One call's transaction: lock the person, look, decide, write; a constant number of round trips."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import asyncpg
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
+
+from services.runtime.database import Connection, Pool, load_queries
+from services.walkthrough_mcp.events import Where, events_of
+from services.walkthrough_mcp.guide import Move, Offer, Outcome, Progress, Step, next_time
+from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
+
+SQL = load_queries(__file__)
+SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "10s"}
+SESSION_IDLE_MS = 30 * 60 * 1000
+
+#: Decides on what is offered and when the call arrived.
+Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], Move]
+
+
+class _GoneError(Exception):
+    """The server, the walkthrough or the step to show was deleted between the look and the write."""
+
+
+#: What another try puts right; none of them can have committed.
+_AGAIN = (
+    _GoneError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.ForeignKeyViolationError,
+)
+
+
+class UnknownVisitorError(Exception):
+    """Nobody has the given visitor id."""
+
+
+class SignsInElsewhereError(Exception):
+    """The tracking id is that of somebody who signs in: without a token it opens nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a call came to: the move, what is offered, the content of the step shown, a new visitor's id."""
+
+    move: Move
+    offers: tuple[Offer, ...]
+    content: dict[str, Any] | None
+    visitor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Person:
+    id: str
+    arrived_at: int
+
+
+async def keep_as_it_is(_: Connection) -> None:
+    """Resets nothing when a connection goes back to the pool: no statement here leaves anything behind."""
+
+
+async def find_server(pool: Pool, slug: str) -> Server | None:
+    """The server of that slug."""
+    row = await pool.fetchrow(SQL["find_server"], slug)
+    return Server(**dict(row)) if row else None
+
+
+async def call(pool: Pool, caller: Caller, decide: Decide) -> Done:
+    """Runs one call; tried again where somebody else was in the way.
+
+    Raises:
+        UnknownVisitorError: the caller gave a visitor id that nobody has.
+        SignsInElsewhereError: the caller gave the tracking id of somebody who signs in.
+        asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
+    """
+    tries = AsyncRetrying(
+        retry=retry_if_exception_type(_AGAIN),
+        stop=stop_after_attempt(5),
+        wait=wait_random(0, 0.05),
+        reraise=True,
+    )
+    async for attempt in tries:
+        with attempt:
+            async with pool.acquire() as connection, connection.transaction():
+                done = await _call(connection, caller, decide)
+    return done
+
+
+async def _call(connection: Connection, caller: Caller, decide: Decide) -> Done:
+    person = await _lock(connection, caller)
+    now, live_session, offers = await _look(connection, caller, person)
+    move = decide(offers, person.arrived_at if person else None)
+    visitor = None
+    if person is None and move.writes:
+        person, visitor = await _somebody_new(connection, caller)
+        now, live_session, offers = await _look(connection, caller, person)
+        move = decide(offers, None)
+    content = None
+    if person is not None and move.writes:
+        session = caller.transport_session or live_session or new_id("mss_", 20)
+        content = await _save(connection, caller, person, move, session, now)
+    return Done(move, offers, content, visitor)
+
+
+async def _lock(connection: Connection, caller: Caller) -> _Person | None:
+    if caller.identity is not None:
+        query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
+    elif caller.tracking_id is not None:
+        query, arguments = "lock_by_tracking_id", [caller.tracking_id]
+    elif caller.transport_session is not None:
+        query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
+    else:
+        return None
+    row = await connection.fetchrow(SQL[query], *arguments)
+    if row is None:
+        if caller.must_exist:
+            raise UnknownVisitorError
+        return None
+    if row["signs_in"]:
+        raise SignsInElsewhereError
+    return _Person(row["id"], row["arrived_at"])
+
+
+async def _somebody_new(connection: Connection, caller: Caller) -> tuple[_Person, str | None]:
+    """Makes the person of a first call, or finds who another first call at the same moment has made."""
+    user, visitor = new_id("mcpu_", 12), None
+    if caller.identity is not None:
+        who = caller.identity
+        await connection.execute(SQL["create_by_identity"], user, who.issuer, who.subject, who.email)
+    elif caller.tracking_id is not None:
+        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
+    elif caller.transport_session is not None:
+        await connection.execute(SQL["create_by_session"], user, caller.transport_session, caller.server.slug)
+    else:
+        visitor = new_tracking_id()
+        await connection.execute(SQL["create_by_tracking_id"], user, visitor)
+        caller = Caller(caller.server, tracking_id=visitor)
+    person = await _lock(connection, caller)
+    if person is None:
+        raise RuntimeError("a person who was just made cannot be found")
+    return person, visitor
+
+
+async def _look(
+    connection: Connection, caller: Caller, person: _Person | None
+) -> tuple[int, str | None, tuple[Offer, ...]]:
+    row = await connection.fetchrow(
+        SQL["look"], caller.server.id, person.id if person else None, SESSION_IDLE_MS
+    )
+    assert row is not None  # noqa: S101 - one row, always
+    offers = tuple(_offer(given) for given in json.loads(row["offers"]))
+    return row["now_ms"], row["live_session_id"], offers
+
+
+async def _save(
+    connection: Connection, caller: Caller, person: _Person, move: Move, session: str, now: int
+) -> dict[str, Any] | None:
+    offer = move.offer
+    assert offer is not None  # noqa: S101 - moves that write have one
+    before = offer.progress
+    at = next_time(now, before.last_activity_at if before else None)
+    begins = before is None or move.outcome is Outcome.RESTARTED
+    finished = None if move.shows else ((before.completed_at if before else None) or at)
+    where = Where(person.id, caller.server.id, caller.server.slug, session)
+    events = events_of(move, where, at)
+    written = await connection.fetchrow(
+        SQL["save"],
+        session,
+        caller.server.slug,
+        caller.server.id,
+        person.id,
+        at,
+        caller.transport_session is None,
+        before.id if before else new_id("wtp_", 8),
+        offer.walkthrough_id,
+        json.dumps(list(move.completed)),
+        move.shows.id if move.shows else None,
+        at if begins or before is None else before.started_at,
+        finished,
+        [event.key for event in events],
+        [event.value for event in events],
+        [event.headers for event in events],
+    )
+    assert written is not None  # noqa: S101 - one row, always
+    if not written["places"] or (move.shows is not None and not written["steps"]):
+        raise _GoneError
+    return None if written["content"] is None else json.loads(written["content"])
+
+
+def _offer(given: dict[str, Any]) -> Offer:
+    progress = given["progress"]
+    return Offer(
+        walkthrough_id=given["walkthrough_id"],
+        title=given["title"],
+        description=given["description"],
+        type=given["type"],
+        minutes=given["minutes"],
+        tags=tuple(str(tag) for tag in given["tags"]) if isinstance(given["tags"], list) else (),
+        steps=tuple(Step(*step) for step in given["steps"]),
+        progress=None if progress is None else _progress(progress),
+    )
+
+
+def _progress(given: dict[str, Any]) -> Progress:
+    completed = given["completed"]
+    return Progress(
+        id=given["id"],
+        completed=tuple(str(s) for s in completed) if isinstance(completed, list) else (),
+        current_step_id=given["current_step_id"],
+        started_at=given["started_at"],
+        completed_at=given["completed_at"],
+        last_activity_at=given["last_activity_at"],
+    )
