@@ -11,9 +11,9 @@ from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
 from services.runtime.database import open_pool
 from services.runtime.http import health_routes, problem_of_database
+from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
-from services.runtime.shell import check_migrated
 
 
 class RelayProcess(Process):
@@ -21,7 +21,7 @@ class RelayProcess(Process):
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(_application(self), port)
+        return await self.serve(application(self), port)
 
 
 def build(settings: Settings) -> RelayProcess:
@@ -29,7 +29,8 @@ def build(settings: Settings) -> RelayProcess:
     return RelayProcess(SERVICE, settings)
 
 
-def _application(process: RelayProcess) -> Starlette:
+def application(process: RelayProcess) -> Starlette:
+    """What the process serves; the relay runs beside it."""
     settings = process.settings
     sender = Sender(settings)
     relay: Relay | None = None

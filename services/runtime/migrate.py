@@ -10,8 +10,8 @@ from pathlib import Path
 
 import asyncpg
 
-from services.runtime.database import Connection
-from services.runtime.errors import MigrationError
+from services.runtime.database import Connection, Pool
+from services.runtime.errors import ConfigurationError, MigrationError
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 #: Any constant: every migrator of Stepstream takes the same advisory lock.
@@ -79,6 +79,18 @@ async def pending(connection: Connection, folder: Path = FOLDER) -> list[str]:
     if await connection.fetchval("select to_regclass('stepstream_migrations')") is None:
         return [m.name for m in read_migrations(folder)]
     return [m.name for m in _missing(read_migrations(folder), await _applied(connection))]
+
+
+async def check_migrated(pool: Pool) -> None:
+    """Looks whether the schema is what this version needs.
+
+    Raises:
+        ConfigurationError: migrations are pending.
+    """
+    async with pool.acquire() as connection:
+        missing = await pending(connection)
+    if missing:
+        raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")
 
 
 async def _apply_next(connection: Connection, migrations: list[Migration]) -> str | None:

@@ -29,7 +29,7 @@ from services.runtime.kafka import (
     parse_batch,
     subscriber_options,
 )
-from services.runtime.migrate import pending
+from services.runtime.migrate import check_migrated, pending
 from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.runtime.telemetry import BATCH_EVENTS, BATCH_SECONDS
@@ -255,15 +255,3 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
         )
-
-
-async def check_migrated(pool: Pool) -> None:
-    """Looks whether the schema is what this version needs.
-
-    Raises:
-        ConfigurationError: migrations are pending.
-    """
-    async with pool.acquire() as connection:
-        missing = await pending(connection)
-    if missing:
-        raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")

@@ -11,9 +11,9 @@ from starlette.applications import Starlette
 from services.runtime.database import Pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import health_routes, problem_of_database
+from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
-from services.runtime.shell import check_migrated
 from services.runtime.telemetry import configure_tracing
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
@@ -29,7 +29,7 @@ class McpProcess(Process):
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         check_rates(self.settings)
         configure_tracing(SERVICE)
-        return await self.serve(_application(self), port)
+        return await self.serve(application(self), port)
 
 
 def build(settings: Settings) -> McpProcess:
@@ -37,7 +37,8 @@ def build(settings: Settings) -> McpProcess:
     return McpProcess(SERVICE, settings)
 
 
-def _application(process: McpProcess) -> Starlette:
+def application(process: McpProcess) -> Starlette:
+    """What the process serves."""
     pool: Pool | None = None
 
     def the_pool() -> Pool:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-import asyncpg
 from mcp.server import Server as McpServer
 from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
@@ -201,9 +200,7 @@ class Tools:
         except (store.UnknownVisitorError, store.SignsInElsewhereError):
             raise
         except Exception as error:
-            if isinstance(
-                error, OSError | TimeoutError | asyncpg.PostgresError | asyncpg.InterfaceError
-            ) and (may_pass(error)):
+            if may_pass(error):
                 log.warning("a call failed, the database is away: %s", type(error).__name__)
                 message = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
             else:

@@ -220,7 +220,7 @@ def _listed(offer: Offer, move: Move) -> Listed:
 
 
 def _line(item: Listed) -> str:
-    facts = [f"{item.total_steps} steps"]
+    facts = [f"{item.total_steps} step{'' if item.total_steps == 1 else 's'}"]
     if item.type:
         facts.insert(0, item.type)
     if item.estimated_minutes:

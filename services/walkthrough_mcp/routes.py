@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import asyncpg
 import limits
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -16,6 +15,7 @@ from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp.shared.auth import ProtectedResourceMetadata
+from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.database import Pool
+from services.runtime.database import Pool, may_pass
 from services.runtime.errors import ConfigurationError
 from services.runtime.settings import Settings
 from services.runtime.telemetry import MCP_REFUSED
@@ -35,24 +35,28 @@ from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
 
 log = logging.getLogger("stepstream.mcp")
 _CALLER = "stepstream.caller"
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and no fault of ours
-    """A request that is answered before a tool runs: an HTTP status, a code, and what to do."""
+    """A request that is answered before a tool runs: an HTTP status, a reason, and what to do."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, reason: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code
+        self.reason = reason
         self.retry_after = retry_after
 
     def response(self) -> Response:
-        """The answer; its body has the shape of OAuth's errors."""
+        """The answer: its body is a JSON-RPC error, so that clients hand the message on."""
+        error = {
+            "code": INTERNAL_ERROR if self.status >= 500 else INVALID_REQUEST,
+            "message": str(self),
+            "data": {"reason": self.reason},
+        }
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
-        return JSONResponse(
-            {"error": self.code, "error_description": str(self)}, status_code=self.status, headers=headers
-        )
+        body = {"jsonrpc": "2.0", "id": None, "error": error}
+        return JSONResponse(body, status_code=self.status, headers=headers)
 
 
 class Rates:
@@ -166,7 +170,7 @@ class Entrance:
             else:
                 await self._enter(server, tracking_id, scope, receive, send)
         except Refusal as refusal:
-            MCP_REFUSED.labels(refusal.code).inc()
+            MCP_REFUSED.labels(refusal.reason).inc()
             await refusal.response()(scope, receive, send)
 
     async def describe_sign_in(self, request: Request) -> Response:
@@ -193,11 +197,11 @@ class Entrance:
         if "\0" not in slug:
             try:
                 server = await store.find_server(self._pool(), slug)
-            except _AWAY as error:
+            except Exception as error:
+                if not may_pass(error):
+                    raise
                 log.warning("a request failed, the database is away: %s", type(error).__name__)
-                raise Refusal(
-                    503, "temporarily_unavailable", "The walkthroughs cannot be reached right now.", 2
-                ) from None
+                raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
         if server is None:
             raise Refusal(404, "not_found", "There is no MCP server at this address.")
         return server

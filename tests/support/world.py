@@ -1,6 +1,7 @@
 """What integration tests share: reference rows, events, real processes, and waiting on conditions."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -19,16 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import uvicorn
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 
 from services.completion_recorder import store as recorder_store
+from services.devstack.processes import free_port
 from services.runtime.database import Pool, open_pool
 from services.runtime.kafka import Record, ensure_topics, make_producer
 from services.runtime.lag import GROUPS, lags
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
+from services.walkthrough_mcp.app import McpProcess, application
 
 RECORDER, AGGREGATOR = GROUPS
 RELAY, MCP = "outbox-relay", "walkthrough-mcp"
@@ -77,6 +81,18 @@ async def drop_database(base: str, name: str) -> None:
     admin = await asyncpg.connect(base)
     await admin.execute(f"drop database if exists {name} with (force)")
     await admin.close()
+
+
+def _content(step: str) -> str:
+    return json.dumps(
+        {
+            "version": "v1",
+            "introductionForAgent": f"introduction of {step}",
+            "contextForAgent": f"context of {step}",
+            "contentForUser": f"content of {step}",
+            "operationsForAgent": f"operations of {step}",
+        }
+    )
 
 
 @dataclass
@@ -130,6 +146,26 @@ class Service:
         return self.process.wait(60)
 
 
+class _Inside(Service):
+    """A service that this process serves itself: it has an address, and no log and no signals of its own."""
+
+    def __init__(self, name: str, port: int) -> None:
+        self.name = name
+        self._port = port
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+
+class _QuietServer(uvicorn.Server):
+    """Leaves this process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @dataclass
 class World:
     """A database and topics of a test's own."""
@@ -140,6 +176,7 @@ class World:
     folder: Path
     services: list[Service] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
+    serving: list[tuple[uvicorn.Server, asyncio.Task[None]]] = field(default_factory=list)
 
     @classmethod
     async def make(cls, kafka: str, base: str, template: str) -> "World":
@@ -157,6 +194,9 @@ class World:
         return cls(base, settings, await asyncpg.connect(url), Path(tempfile.mkdtemp(prefix="world-")))
 
     async def close(self) -> None:
+        for server, task in self.serving:
+            server.should_exit = True
+            await task
         for service in self.services:
             if service.process.poll() is None:
                 service.kill()
@@ -191,8 +231,14 @@ class World:
         )
         await self.db.executemany(
             "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
-            " values ($1, $2, $1, '{}', $3) on conflict do nothing",
-            [(step, walkthrough, i) for i, step in enumerate(steps)],
+            " values ($1, $2, 'title of ' || $1, $4, $3) on conflict do nothing",
+            [(step, walkthrough, i, _content(step)) for i, step in enumerate(steps)],
+        )
+        await self.db.execute(
+            "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id)"
+            " values ($1 || $2, $1, $2) on conflict do nothing",
+            server,
+            walkthrough,
         )
 
     async def people(self, names: Iterable[str], server: str = "srv_1") -> None:
@@ -297,12 +343,12 @@ class World:
             done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
-    def start(self, name: str, **more: Any) -> Service:
+    def start(self, name: str, port: int = 0, **more: Any) -> Service:
         """Starts a service as a process."""
         log = self.folder / f"{name}-{len(self.services)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", "0"],
+                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", str(port)],
                 env=self.environment(**more),
                 stdout=out,
                 stderr=out,
@@ -310,6 +356,26 @@ class World:
         service = Service(name, process, log)
         self.services.append(service)
         return service
+
+    async def start_mcp(self, *, process: bool = False, **more: Any) -> Service:
+        """Serves walkthrough-mcp at a port of its own: as a process, or in this one, which starts sooner."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        if process:
+            return await self.start(MCP, port, public_url=url, **more).ready()
+        settings = Settings(**{**self.settings.model_dump(), "public_url": url, **more})
+        config = uvicorn.Config(
+            application(McpProcess(MCP, settings)), port=port, log_config=None, timeout_graceful_shutdown=1
+        )
+        server = _QuietServer(config)
+        self.serving.append((server, asyncio.create_task(server.serve())))
+
+        async def started() -> bool:
+            assert not self.serving[-1][1].done(), "it did not start"
+            return server.started
+
+        await eventually(started, "walkthrough-mcp is ready", every=0.01)
+        return _Inside(MCP, port)
 
     def start_both(self, **more: Any) -> list[Service]:
         return [self.start(RECORDER, **more), self.start(AGGREGATOR, **more)]

@@ -1,0 +1,585 @@
+"""walkthrough-mcp as agents use it: the SDK's client over real HTTP, in both generations of the protocol."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from mcp.shared.exceptions import MCPError
+
+from schemas import StepCompleted, WalkthroughStarted, decode
+from services.walkthrough_mcp.prose import Guidance
+from tests.support.agents import GENERATIONS, agent, post
+from tests.support.world import RELAY, World, eventually
+
+pytestmark = pytest.mark.integration
+
+both_generations = pytest.mark.parametrize("generation", GENERATIONS)
+
+
+async def outbox(world: World) -> list[StepCompleted | WalkthroughStarted]:
+    rows = await world.db.fetch("select key, value from outbox order by id")
+    events = [decode(row["value"].encode(), 2**62) for row in rows]
+    assert all(e.mcp_server_user_id == row["key"] for e, row in zip(events, rows, strict=True))
+    return events
+
+
+async def steps_done(world: World) -> list[str]:
+    return [e.step_id for e in await outbox(world) if isinstance(e, StepCompleted)]
+
+
+@both_generations
+async def test_an_agent_leads_a_person_from_the_first_step_to_the_last(world: World, generation: str) -> None:
+    await world.offer(steps="abc")
+    service = await world.start_mcp(process=True)
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", generation) as ann:
+        answer = await ann.start()
+        assert answer["outcome"] == "started"
+        for number, step in enumerate("abc", start=1):
+            assert answer["step"] == {
+                "id": step,
+                "title": f"title of {step}",
+                "number": number,
+                "introduction_for_agent": f"introduction of {step}",
+                "context_for_agent": f"context of {step}",
+                "content_for_user": f"content of {step}",
+                "operations_for_agent": f"operations of {step}",
+            }
+            for part in ("introduction", "context", "content", "operations"):
+                assert f"{part} of {step}" in ann.texts[-1]
+            assert answer["progress"]["percent"] == (0, 33, 66)[number - 1]
+            answer = await ann.next(current_step_id=step)
+        assert answer["outcome"] == "finished"
+        assert answer["progress"]["is_finished"]
+        assert (await ann.next(current_step_id="c"))["outcome"] == "already-finished"
+    start, *steps = await outbox(world)
+    assert isinstance(start, WalkthroughStarted)
+    told = [(e.step_id, json.loads(e.metadata or "")) for e in steps if isinstance(e, StepCompleted)]
+    assert told == [
+        ("a", {"stepOrder": 0, "isLastStep": False}),
+        ("b", {"stepOrder": 1, "isLastStep": False}),
+        ("c", {"stepOrder": 2, "isLastStep": True}),
+    ]
+    times = [e.happened_at for e in (start, *steps)]
+    assert times == sorted(set(times))
+    progress = await world.db.fetchrow("select * from walkthrough_progress")
+    assert progress["current_step_id"] is None
+    assert json.loads(progress["completed_steps"]) == ["a", "b", "c"]
+    assert (progress["started_at"], progress["completed_at"]) == (times[0], times[-1])
+    assert service.terminate() == 0
+
+
+@both_generations
+async def test_the_tools_tell_an_agent_how_to_use_them(world: World, generation: str) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(f"{url}/ann", generation) as ann:
+        tools = {tool.name: tool for tool in (await ann.client.list_tools()).tools}
+        assert set(tools) == {"start_walkthrough", "get_next_step"}
+        for tool in tools.values():
+            assert tool.title
+            assert tool.description
+            assert tool.annotations
+            assert tool.annotations.destructive_hint is False
+            assert tool.output_schema == Guidance.model_json_schema()
+        assert set(tools["start_walkthrough"].input_schema["properties"]) == {"name", "restart"}
+        assert set(tools["get_next_step"].input_schema["properties"]) == {"current_step_id"}
+        await world.db.execute("update mcp_servers set walkthrough_tools_enabled = 'false'")
+        assert (await ann.client.list_tools()).tools == []
+        assert (await ann.start())["outcome"] == "nothing-offered"
+
+
+@both_generations
+async def test_several_on_offer_are_listed_and_the_named_one_starts(world: World, generation: str) -> None:
+    await world.offer("wt_a", "abcd")
+    await world.offer("wt_b", "xy")
+    await world.offer("wt_draft", "d")
+    await world.offer("wt_off", "o")
+    await world.db.execute("update walkthroughs set status = 'draft' where id = 'wt_draft'")
+    await world.db.execute(
+        "update mcp_server_walkthroughs set is_enabled = 'false' where walkthrough_id = 'wt_off'"
+    )
+    await world.db.execute(
+        "update walkthroughs set title = 'Use it', description = 'For more.', type = 'installer',"
+        " estimated_duration_minutes = 7, tags = '[\"x\"]' where id = 'wt_b'"
+    )
+    await world.db.execute(
+        "insert into walkthroughs (id, organization_id, title, status) values ('wt_e', 'org', 'empty', 'published')"
+    )
+    await world.db.execute("insert into mcp_server_walkthroughs values ('m', 'srv_1', 'wt_e')")
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", generation) as ann:
+        answer = await ann.start()
+        assert answer["outcome"] == "listed"
+        assert await world.db.fetchval("select count(*) from mcp_server_user") == 0, (
+            "looking around makes nobody"
+        )
+        assert {w["id"] for w in answer["walkthroughs"]} == {"wt_a", "wt_b"}
+        assert (await ann.next())["outcome"] == "not-started"
+        assert (await ann.start(name="use IT"))["step"]["id"] == "x"
+        assert (await ann.next(current_step_id="x"))["step"]["id"] == "y"
+        unknown = await ann.start(name="Something else")
+        assert unknown["outcome"] == "unknown-name"
+        (listed,) = [w for w in unknown["walkthroughs"] if w["id"] == "wt_b"]
+        assert listed == {
+            "id": "wt_b",
+            "title": "Use it",
+            "description": "For more.",
+            "type": "installer",
+            "total_steps": 2,
+            "percent_done": 50,
+            "started": True,
+            "completed": False,
+            "estimated_minutes": 7,
+            "tags": ["x"],
+        }
+        # Both are under way now: a step says which is meant, else the one used last goes on.
+        assert (await ann.start(name="wt_a"))["step"]["id"] == "a"
+        assert (await ann.next(current_step_id="y"))["outcome"] == "finished"
+        assert (await ann.next(current_step_id="a"))["step"]["id"] == "b"
+        assert (await ann.next())["step"]["id"] == "c"
+
+
+@both_generations
+async def test_resuming_retrying_and_restarting(world: World, generation: str) -> None:
+    await world.offer(steps="abc")
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    async with agent(url, generation) as ann:
+        await ann.start()
+        await ann.next(current_step_id="a")
+        again = await ann.next(current_step_id="a")
+        assert (again["outcome"], again["step"]["id"]) == ("repeated", "b")
+    async with agent(url, generation) as later:
+        assert (await later.start())["outcome"] == "resumed"
+        changed = await later.next(current_step_id="never-heard-of")
+        assert (changed["outcome"], changed["step"]["id"]) == ("changed", "b")
+        assert (await later.next())["step"]["id"] == "c"
+        anew = await later.start(restart=True)
+        assert (anew["outcome"], anew["step"]["id"], anew["progress"]["percent"]) == ("restarted", "a", 0)
+        assert (await later.next(current_step_id="a"))["step"]["id"] == "b"
+    kinds = Counter(e.type for e in await outbox(world))
+    assert kinds == {"walkthrough-started": 1, "step-completed": 3}
+    world.start_both()
+    world.start(RELAY)
+    await world.relayed()
+    await world.drained()
+    # The first completion of a step stays the one that counts.
+    first = next(e for e in await world.events() if e.value and b'"step_id":"a"' in e.value)
+    assert (await world.completions())[await user_of(world, "ann"), "a"][1] in (first.value or b"").decode()
+    assert await world.transitions() == {(0, None, "a"): 1, (1, "a", "b"): 1}
+    world.assert_verified()
+
+
+async def user_of(world: World, tracking_id: str) -> str:
+    return str(await world.db.fetchval("select id from mcp_server_user where distinct_id = $1", tracking_id))
+
+
+CHANGES: dict[str, list[str]] = {
+    "the order is reversed": ["update walkthrough_steps set display_order = -display_order"],
+    "the current one moves to the end": [
+        "update walkthrough_steps set display_order = 99 where id = '{current}'"
+    ],
+    "the last one moves to the front": ["update walkthrough_steps set display_order = -1 where id = 'd'"],
+    "one is added in front": ["insert into walkthrough_steps values ('n', 'wt_a', 'n', '{{}}', -5)"],
+    "one is added at the end": ["insert into walkthrough_steps values ('n', 'wt_a', 'n', '{{}}', 50)"],
+    "the current one is deleted": ["delete from walkthrough_steps where id = '{current}'"],
+    "a done one is deleted": ["delete from walkthrough_steps where id = 'a'"],
+    "the last one is deleted": ["delete from walkthrough_steps where id = 'd'"],
+    "the current one is deleted and one is added in front": [
+        "delete from walkthrough_steps where id = '{current}'",
+        "insert into walkthrough_steps values ('n', 'wt_a', 'n', '{{}}', -5)",
+    ],
+    "all but the last are deleted": ["delete from walkthrough_steps where id <> 'd'"],
+}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with the step's id", "without"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_steps_that_change_under_a_person_s_feet(world: World, change: str, named: bool) -> None:
+    """After each number of steps; what is done is compared with a model of three lines."""
+    await world.offer(steps="abcd")
+    service = await world.start_mcp()
+    for so_far in range(4):
+        await world.db.execute("delete from walkthrough_steps; delete from outbox")
+        await world.offer(steps="abcd")
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/p{so_far}") as person:
+            answer = await person.start()
+            for _ in range(so_far):
+                answer = await person.next(current_step_id=answer["step"]["id"])
+            current = answer["step"]["id"]
+            done = list("abcd")[:so_far]
+            for statement in CHANGES[change]:
+                await world.db.execute(statement.format(current=current))
+            rows = await world.db.fetch("select id from walkthrough_steps order by display_order, id")
+            steps = [row["id"] for row in rows]
+
+            answer = await person.next(**({"current_step_id": current} if named else {}))
+            # The model: the step that was shown counts if it is still there; then the first one not done.
+            if current in steps:
+                done.append(current)
+            waiting = [s for s in steps if s not in done]
+            while waiting:
+                assert answer["step"]["id"] == waiting[0]
+                done.append(waiting.pop(0))
+                answer = await person.next(**({"current_step_id": done[-1]} if named else {}))
+            assert answer["outcome"] in {"finished", "already-finished"}
+            assert answer["progress"]["is_finished"]
+            assert await steps_done(world) == done
+
+
+async def test_calls_at_the_same_moment_complete_a_step_once(world: World) -> None:
+    """Named or not: none of them has seen the step after the one that the first of them completes."""
+    steps = [f"s{i:02}" for i in range(60)]
+    await world.offer(steps=steps)
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    async with agent(url) as ann, agent(url, "legacy") as twin:
+        current = (await ann.start())["step"]["id"]
+        for round_ in range(6):
+            names = {"current_step_id": current} if round_ % 2 else {}
+            calls = [who.next(**names) for who in (ann, twin) for _ in range(6)]
+            answers = await asyncio.gather(*calls)
+            outcomes = Counter(a["outcome"] for a in answers)
+            assert outcomes["advanced"] >= 1
+            if names:
+                assert outcomes == {"advanced": 1, "repeated": 11}
+            current = (await ann.start())["step"]["id"]
+            assert current == steps[len(await steps_done(world))]
+    done = await steps_done(world)
+    assert len(done) == len(set(done)), "no step twice"
+
+
+async def test_two_unnamed_calls_that_overlap_complete_one_step(world: World) -> None:
+    """The second waits for the lock that the first holds, so it cannot have seen what the first shows."""
+    await world.offer(steps="abc")
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    async with agent(url) as ann, agent(url) as twin:
+        await ann.start()
+        other = await asyncpg.connect(world.settings.database_url)
+        blocker = other.transaction()
+        await blocker.start()
+        await other.execute("select from mcp_server_user for update")
+        calls = [asyncio.create_task(who.next()) for who in (ann, twin)]
+
+        async def both_wait() -> bool:
+            return (
+                await world.db.fetchval(
+                    "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+                    " and datname = current_database()"
+                )
+                == 2
+            )
+
+        await eventually(both_wait, "both calls wait")
+        await blocker.rollback()
+        await other.close()
+        answers = await asyncio.gather(*calls)
+    assert sorted(a["outcome"] for a in answers) == ["advanced", "repeated"]
+    assert {a["step"]["id"] for a in answers} == {"b"}
+    assert await steps_done(world) == ["a"]
+
+
+async def test_first_calls_at_the_same_moment_make_one_person_and_one_start(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    async with agent(url) as one, agent(url) as two, agent(url, "legacy") as three:
+        answers = await asyncio.gather(*(who.start() for who in (one, two, three) for _ in range(4)))
+    assert Counter(a["outcome"] for a in answers) == {"started": 1, "resumed": 11}
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
+    assert await world.db.fetchval("select count(*) from walkthrough_progress") == 1
+    assert [e.type for e in await outbox(world)] == ["walkthrough-started"]
+
+
+async def test_sessions_of_the_transport_are_kept_under_their_id(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", "legacy") as ann:
+        await ann.start()
+        await ann.next()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", "legacy") as ann:
+        await ann.next()
+    sessions = [e.mcp_server_session_id for e in await outbox(world)]
+    assert sessions[0] == sessions[1] != sessions[2]
+    rows = await world.db.fetch("select * from mcp_server_session")
+    assert {r["mcp_server_session_id"] for r in rows} == set(sessions)
+    assert {r["mcp_server_user_id"] for r in rows} == {await user_of(world, "ann")}
+    assert {r["mcp_server_slug"] for r in rows} == {"srv_1"}
+
+
+async def test_without_a_transport_session_one_lasts_until_half_an_hour_of_silence(world: World) -> None:
+    await world.offer(steps="abcdef")
+    await world.offer("wt_b", "xyz", "srv_2")
+    service = await world.start_mcp()
+    base = f"http://127.0.0.1:{service.port}/mcp"
+    half_an_hour = 30 * 60 * 1000
+
+    async def silence(ms: int) -> None:
+        await world.db.execute("update mcp_live_sessions set last_activity_at = last_activity_at - $1", ms)
+
+    async with agent(f"{base}/srv_1/ann") as ann:
+        await ann.start()
+        await silence(half_an_hour - 60_000)
+        await ann.next()
+        await silence(half_an_hour - 60_000)
+        await ann.next()
+        await silence(half_an_hour)
+        await ann.next()
+    async with agent(f"{base}/srv_2/ann") as elsewhere:
+        await elsewhere.start()
+    async with agent(f"{base}/srv_1/bob") as bob:
+        await bob.start()
+    sessions = [e.mcp_server_session_id for e in await outbox(world)]
+    assert len(set(sessions[:3])) == 1
+    assert len(set(sessions)) == 4, "a new one after the silence, on another server, and for another person"
+    await world.db.execute("delete from mcp_server_session where mcp_server_session_id = $1", sessions[3])
+    async with agent(f"{base}/srv_1/ann") as ann:
+        await ann.next()
+    assert (await outbox(world))[-1].mcp_server_session_id not in sessions
+
+
+@both_generations
+async def test_without_a_tracking_id_everybody_is_somebody_new(world: World, generation: str) -> None:
+    """A transport with sessions tells them apart; without, the answer holds an id to come back with."""
+    await world.offer(steps="abc")
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(url, generation) as one, agent(url, generation) as two:
+        for who in (one, two):
+            tools = (await who.client.list_tools()).tools
+            assert all(("visitor" in t.input_schema["properties"]) == (generation != "legacy") for t in tools)
+            visitor = (await who.start())["visitor"]
+            names = {} if generation == "legacy" else {"visitor": visitor}
+            assert (visitor is None) == (generation == "legacy")
+            assert (await who.next(**names))["step"]["id"] == "b"
+        assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
+        if generation != "legacy":
+            wrong = await one.raw("get_next_step", visitor="visitor_guessed")
+            assert wrong.is_error
+            assert "leave it out" in one.texts[-1]
+            nobody = await one.next()
+            assert nobody["outcome"] == "not-started"
+    assert await steps_done(world) == ["a", "a"]
+
+
+async def test_problems_with_arguments_are_answers_that_name_the_field(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        for tool, arguments, told in (
+            ("start_walkthrough", {"name": 5}, "name: Input should be a valid string"),
+            ("start_walkthrough", {"restart": "perhaps"}, "restart: "),
+            ("get_next_step", {"step": "a"}, "step: Extra inputs are not permitted"),
+            ("get_next_step", {"current_step_id": "x" * 300}, "current_step_id: "),
+        ):
+            result = await ann.raw(tool, **arguments)
+            assert result.is_error
+            assert told in ann.texts[-1]
+        with pytest.raises(MCPError, match="start_walkthrough and get_next_step"):
+            await ann.raw("delete_everything")
+        odd = await ann.start(name="\0 ' \" 😀 é")
+        assert odd["outcome"] == "unknown-name"
+        odd = await ann.next(current_step_id="\0")
+        assert odd["outcome"] == "not-started"
+
+
+@both_generations
+async def test_other_errors_are_the_protocol_s_and_say_nothing_of_the_inside(
+    world: World, generation: str
+) -> None:
+    await world.offer()
+    service = await world.start_mcp(process=True)
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", generation) as ann:
+        await ann.start()
+        await world.db.execute("alter table walkthrough_progress rename to elsewhere")
+        with pytest.raises(MCPError) as caught:
+            await ann.next()
+        assert "elsewhere" not in str(caught.value)
+        assert "walkthrough_progress" not in str(caught.value)
+        assert caught.value.error.code == -32603
+        assert "walkthrough_progress" in service.log.read_text()
+        await world.db.execute("alter table elsewhere rename to walkthrough_progress")
+        assert (await ann.next())["outcome"] == "advanced"
+
+
+async def test_the_database_is_cut_off_and_calls_go_on_afterwards(world: World) -> None:
+    await world.offer(steps="abcdefgh")
+    service = await world.start_mcp()
+    told: list[str] = []
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        answer = await ann.start()
+        for _ in range(8):
+            await world.db.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid()"
+            )
+            current = answer["step"]["id"]
+
+            async def go_on(current: str = current) -> Any:
+                try:
+                    return await ann.next(current_step_id=current)
+                except MCPError as error:
+                    told.append(str(error))
+
+            answer = await eventually(go_on, "the call goes through")
+    assert await steps_done(world) == list("abcdefgh")
+    assert all("Try the same call again" in message for message in told), told
+
+
+async def test_the_events_arrive_with_cloudevents_headers_and_the_call_s_trace(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp(process=True)
+    world.start(RELAY)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        await ann.start()
+        await ann.client.call_tool(
+            "get_next_step",
+            {"current_step_id": "a"},
+            meta={"traceparent": f"00-{trace}-b7ad6b7169203331-01"},  # type: ignore[typeddict-unknown-key]
+        )
+    await world.relayed()
+    first, second = sorted(await world.events(), key=lambda r: r.offset)
+    for record in (first, second):
+        assert record.value
+        event = json.loads(record.value)
+        headers = {name: value.decode() for name, value in record.headers}
+        assert headers["ce_id"] == event["event_id"]
+        assert headers["ce_type"] == event["type"]
+        assert headers["ce_source"] == "/mcp/srv_1"
+        assert headers["ce_specversion"] == "1.0"
+        assert headers["ce_time"].endswith("+00:00")
+        assert headers["content-type"] == "application/json"
+        version, trace_id, span, _ = headers["traceparent"].split("-")
+        assert (version, len(trace_id), len(span)) == ("00", 32, 16)
+        assert int(trace_id, 16)
+        assert event["event_id"][14] == "7", "a UUID of version 7"
+    assert dict(second.headers)["traceparent"].split(b"-")[1] == trace.encode()
+
+
+async def test_a_thousand_requests_from_one_person_are_too_many(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp(mcp_person_rate="20/minute")
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    answers = [(await post(f"{url}/ann", {})).status_code for _ in range(30)]
+    assert answers.count(429) == 10
+    refused = await post(f"{url}/ann", {})
+    assert refused.headers["retry-after"]
+    assert "Wait" in refused.json()["error"]["message"]
+    assert (await post(f"{url}/bob", {})).status_code != 429
+
+
+async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
+    refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
+    assert refused.returncode == 2
+    assert "STEPSTREAM_MCP_PERSON_RATE: `often`" in refused.stderr
+
+
+async def test_what_is_too_large_or_from_another_host_or_no_server_is_refused(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    assert (await post(url, b"x" * 70_000)).status_code == 413
+    assert (await post(url, {}, host="evil.example")).status_code == 421
+    assert (await post(url, {}, origin="https://evil.example")).status_code == 403
+    missing = await post(f"http://127.0.0.1:{service.port}/mcp/nothing/ann", {})
+    assert (missing.status_code, missing.json()["error"]["data"]["reason"]) == (404, "not_found")
+    assert (await post(f"http://127.0.0.1:{service.port}/mcp/a%00b", {})).status_code == 404
+    assert (await post(f"http://127.0.0.1:{service.port}/mcp/srv_1/" + "x" * 300, {})).status_code == 404
+    assert (await post(f"http://127.0.0.1:{service.port}/mcp/srv_1/a%00b", {})).status_code == 404
+    assert (await post(url, b"\xff not json")).status_code in {400, 404}
+
+
+async def test_nobody_gets_into_another_person_s_session(world: World) -> None:
+    """A session belongs to the server and the tracking id that it was opened with."""
+    await world.offer()
+    await world.offer("wt_a", server="srv_2")
+    service = await world.start_mcp(process=True)
+    base = f"http://127.0.0.1:{service.port}/mcp"
+    hello = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        },
+    }
+    opened = await post(f"{base}/srv_1/ann", hello)
+    session = opened.headers["mcp-session-id"]
+    anonymous = (await post(f"{base}/srv_1", hello)).headers["mcp-session-id"]
+    ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+    version = {"mcp-protocol-version": "2025-11-25"}
+    assert (await post(f"{base}/srv_1/ann", ask, **version, **{"mcp-session-id": session})).status_code == 200
+    for place in ("srv_1/bob", "srv_1", "srv_2/ann", "srv_2"):
+        refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": session})
+        assert refused.status_code == 404, place
+    for place in ("srv_1/ann", "srv_2"):
+        refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": anonymous})
+        assert refused.status_code == 404, place
+    assert session not in service.log.read_text()
+    # The newest protocol has no sessions: an id that somebody sends along means nothing.
+    async with agent(f"{base}/srv_1") as stranger:
+        assert (await stranger.start())["outcome"] == "started"
+
+
+async def test_a_tracking_id_of_somebody_who_signs_in_opens_nothing(world: World) -> None:
+    await world.offer()
+    await world.db.execute(
+        "insert into mcp_server_user (id, distinct_id, upstream_sub) values ('mcpu_1', 'ann', 'sub-1')"
+    )
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        with pytest.raises(MCPError, match="signs in"):
+            await ann.start()
+
+
+async def test_tracking_ids_are_taken_as_they_are(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    for tracking_id in ("a/b", "zoë", "x y", "%2e", "山田"):
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{quote(tracking_id)}") as who:
+            await who.start()
+    found = {r["distinct_id"] for r in await world.db.fetch("select distinct_id from mcp_server_user")}
+    assert found == {"a/b", "zoë", "x y", "%2e", "山田"}
+
+
+async def test_deletions_by_the_platform_while_agents_call_harm_neither(world: World) -> None:
+    """Steps, walkthroughs and users vanish under many calls: no call fails, no deletion is cancelled."""
+    await world.offer(steps="abcdefgh")
+    service = await world.start_mcp(mcp_person_rate="")
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    chance = random.Random(4)
+    stop = asyncio.Event()
+    failures: list[str] = []
+
+    async def person(number: int) -> None:
+        async with agent(f"{url}/p{number}", chance.choice(GENERATIONS)) as who:
+            while not stop.is_set():
+                try:
+                    await who.start(restart=chance.random() < 0.3)
+                    await who.next()
+                except Exception as error:
+                    failures.append(repr(error))
+
+    people = [asyncio.create_task(person(n)) for n in range(12)]
+    for turn in range(60):
+        step = chance.choice("abcdefgh")
+        await world.db.execute("delete from walkthrough_steps where id = $1", step)
+        await world.offer(steps="abcdefgh")
+        if turn % 10 == 0:
+            await world.db.execute("delete from walkthroughs where id = 'wt_a'")
+            await world.offer(steps="abcdefgh")
+        if turn % 7 == 0:
+            await world.db.execute("delete from mcp_server_user where distinct_id = $1", f"p{turn % 12}")
+    stop.set()
+    await asyncio.gather(*people)
+    assert failures == []

@@ -1,0 +1,67 @@
+"""One server over stdio: a real child process, led by the SDK's client."""
+
+import sys
+
+import pytest
+from mcp import Client, StdioServerParameters
+
+from tests.support.agents import GENERATIONS, Agent
+from tests.support.world import MCP, World
+
+pytestmark = pytest.mark.integration
+
+
+def child(world: World, *more: str) -> StdioServerParameters:
+    return StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "services.operator_cli", "run", MCP, "--stdio", "srv_1", *more],
+        env=world.environment(),
+    )
+
+
+@pytest.mark.parametrize("generation", ["auto", *GENERATIONS])
+async def test_a_person_is_led_to_the_end_and_known_by_the_tracking_id(world: World, generation: str) -> None:
+    await world.offer(steps="ab")
+    for turn, outcomes in enumerate((["started", "advanced"], ["resumed", "finished"])):
+        parameters = child(world, "--tracking-id", "ann")
+        async with Client(parameters, mode=generation, cache=None) as client:
+            ann = Agent(client)
+            assert {t.name for t in (await client.list_tools()).tools} == {
+                "start_walkthrough",
+                "get_next_step",
+            }
+            answers = [await ann.start(), await ann.next(current_step_id="ab"[turn])]
+            assert [a["outcome"] for a in answers] == outcomes
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
+    assert await world.db.fetchval("select count(*) from outbox") == 3
+
+
+async def test_without_a_tracking_id_each_process_is_somebody_new(world: World) -> None:
+    await world.offer(steps="ab")
+    for _ in range(2):
+        async with Client(child(world), cache=None) as client:
+            who = Agent(client)
+            await who.start()
+            assert (await who.next())["step"]["id"] == "b"
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
+
+
+async def test_what_is_wrong_is_said_on_stderr_alone(world: World) -> None:
+    await world.offer()
+    for arguments, told in (
+        (("--stdio", "nothing"), "no MCP server with the slug `nothing`"),
+        (("--stdio", "srv_1", "--tracking-id", ""), "--tracking-id: a tracking id has 1 to 200 characters"),
+        (("--tracking-id", "ann"), "--tracking-id goes with --stdio"),
+    ):
+        refused = world.command("run", MCP, *arguments)
+        assert refused.returncode == 2
+        assert told in refused.stderr.replace("\n", " ")
+        assert refused.stdout == ""
+    refused = world.command("run", "outbox-relay", "--stdio", "srv_1")
+    assert refused.returncode == 2
+
+
+async def test_it_ends_with_its_input(world: World) -> None:
+    await world.offer()
+    done = world.command("run", MCP, "--stdio", "srv_1", stdin=b"")
+    assert (done.returncode, done.stdout) == (0, "")

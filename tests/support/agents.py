@@ -1,0 +1,57 @@
+"""Agents: the SDK's own client over real HTTP or stdio, and what its answers say."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import CallToolResult
+
+#: Both generations of the protocol: the newest has no sessions, the one before gives each client an id.
+GENERATIONS = ("2026-07-28", "legacy")
+
+
+class Agent:
+    """A client whose answers are the structured content; `texts` are what it has read."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.texts: list[str] = []
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        result = await self.raw(tool, **arguments)
+        assert not result.is_error, self.texts[-1]
+        answer: dict[str, Any] = result.structured_content
+        return answer
+
+    async def raw(self, tool: str, **arguments: Any) -> CallToolResult:
+        result = await self.client.call_tool(tool, arguments)
+        self.texts.append("".join(part.text for part in result.content if part.type == "text"))
+        return result
+
+    async def start(self, **arguments: Any) -> dict[str, Any]:
+        return await self.call("start_walkthrough", **arguments)
+
+    async def next(self, **arguments: Any) -> dict[str, Any]:
+        return await self.call("get_next_step", **arguments)
+
+
+@contextlib.asynccontextmanager
+async def agent(url: str, generation: str = GENERATIONS[0], token: str | None = None) -> AsyncIterator[Agent]:
+    """An agent that is connected to an MCP server."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
+        transport = streamable_http_client(url, http_client=http)
+        async with Client(transport, mode=generation, cache=None) as client:
+            yield Agent(client)
+
+
+async def post(url: str, body: Any, **headers: str) -> httpx2.Response:
+    """A bare HTTP request, as no client of the SDK would make it."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    plain = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+    async with httpx2.AsyncClient(timeout=30) as http:
+        return await http.post(url, content=content, headers=plain | headers)

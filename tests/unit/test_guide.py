@@ -1,0 +1,291 @@
+"""What a call does to somebody's progress, against a tiny model of its own."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.walkthrough_mcp.guide import (
+    Move,
+    Offer,
+    Outcome,
+    Progress,
+    Step,
+    advance,
+    next_time,
+    start,
+)
+from services.walkthrough_mcp.prose import guidance, text
+
+
+def offer(
+    steps: Sequence[str], done: Sequence[str] | None = None, current: str | None = None, **other: Any
+) -> Offer:
+    progress = None
+    if done is not None:
+        progress = Progress("wtp_1", tuple(done), current, 1, None, other.pop("last", 5))
+    listed = tuple(Step(name, f"title of {name}", i) for i, name in enumerate(steps))
+    plain: dict[str, Any] = {
+        "walkthrough_id": "wt_a",
+        "title": "Install it",
+        "description": None,
+        "type": "course",
+        "minutes": 5,
+        "tags": (),
+    }
+    return Offer(**(plain | other), steps=listed, progress=progress)
+
+
+@dataclass
+class Model:
+    """All there is to it: the steps in order, which are done, and the one that was shown last."""
+
+    steps: list[str]
+    done: set[str]
+    shown: str | None
+
+    def next_step(self, named: str | None) -> str | None:
+        """Does what a call does; returns the step that it completes."""
+        waiting = [s for s in self.steps if s not in self.done]
+        if self.shown not in waiting:
+            self.shown = None
+        if named is None:
+            completes = self.shown
+        else:
+            current = self.shown or (waiting[0] if waiting else None)
+            completes = named if named == current else None
+        if completes:
+            self.done.add(completes)
+        self.shown = next((s for s in self.steps if s not in self.done), None)
+        return completes
+
+
+CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
+    "nothing changes": lambda s: s,
+    "the first becomes the last": lambda s: [*s[1:], *s[:1]],
+    "the last becomes the first": lambda s: [*s[-1:], *s[:-1]],
+    "the order is reversed": lambda s: s[::-1],
+    "neighbours change places": lambda s: [*s[:1], *s[2:3], *s[1:2], *s[3:]],
+    "one is added in front": lambda s: ["new", *s],
+    "one is added in the middle": lambda s: [*s[:2], "new", *s[2:]],
+    "one is added at the end": lambda s: [*s, "new"],
+    "the first is deleted": lambda s: s[1:],
+    "the second is deleted": lambda s: [*s[:1], *s[2:]],
+    "the third is deleted": lambda s: [*s[:2], *s[3:]],
+    "the last is deleted": lambda s: s[:-1],
+    "all but one are deleted": lambda s: s[2:3],
+    "one is replaced": lambda s: [*s[:1], "new", *s[2:]],
+    "two are deleted and one is added in front": lambda s: ["new", *s[2:]],
+}
+CALLS = (
+    "without an id",
+    "with the step shown",
+    "with a step done before",
+    "with a step to come",
+    "with no step",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("calls", list(itertools.product(CALLS, repeat=2)), ids="; ".join)
+def test_a_walkthrough_that_changes_while_people_are_under_way(change: str, calls: tuple[str, str]) -> None:
+    """After any number of steps: the change, two calls of any kind, then on to the end."""
+    steps = ["a", "b", "c", "d"]
+    for so_far in range(len(steps) + 1):
+        model = Model(list(steps), set(steps[:so_far]), dict(enumerate(steps)).get(so_far))
+        shown_before = model.shown
+        done, current = steps[:so_far], model.shown
+        model.steps = CHANGES[change](steps)
+        ends = ["without an id"] * 6
+        for call in (*calls, *ends):
+            named = {
+                "without an id": None,
+                "with the step shown": current or shown_before,
+                "with a step done before": done[0] if done else "a",
+                "with a step to come": model.steps[-1],
+                "with no step": "never-heard-of",
+            }[call]
+            # The database sets a deleted step to null where it was somebody's current one.
+            kept = current if current in model.steps else None
+            move = advance([offer(model.steps, done, kept)], named)
+            completed = model.next_step(named)
+            assert (move.completes.id if move.completes else None) == completed
+            assert (move.shows.id if move.shows else None) == model.shown
+            assert set(move.completed) & set(model.steps) == model.done & set(model.steps)
+            done, current = list(move.completed), model.shown
+        assert set(model.steps) <= set(done), "everybody gets to the end"
+
+
+@given(st.permutations("abcd"), st.sets(st.sampled_from("abcd")), st.sampled_from([None, *"abcdz"]))
+def test_a_call_completes_at_most_one_step_and_a_retried_one_none(
+    order: list[str], done: set[str], named: str | None
+) -> None:
+    current = next((s for s in order if s not in done), None)
+    move = advance([offer(order, sorted(done), current)], named)
+    assert len(set(move.completed) - done) == (1 if move.completes else 0)
+    if move.completes is not None:
+        again = advance(
+            [offer(order, list(move.completed), move.shows.id if move.shows else None)], move.completes.id
+        )
+        assert again.completes is None
+        assert again.shows == move.shows
+
+
+def test_a_call_that_waited_for_another_of_the_same_person_completes_nothing() -> None:
+    moved_on = offer("abc", ["a"], "b", last=1_000)
+    assert advance([moved_on], None, arrived_at=999).completes is None
+    assert advance([moved_on], None, arrived_at=999).outcome is Outcome.REPEATED
+    assert advance([moved_on], None, arrived_at=1_000).completes == Step("b", "title of b", 1)
+    assert advance([moved_on], "b", arrived_at=999).completes is not None, "it names what it has seen"
+    assert advance([moved_on], None, arrived_at=-40_000).completes is not None, "a clock that jumped"
+
+
+def test_times_of_a_journey_never_fall_and_a_wrong_clock_is_not_followed_for_ever() -> None:
+    assert next_time(10, None) == 10
+    assert next_time(10, 3) == 10
+    assert next_time(10, 10) == 11
+    assert next_time(10, 500) == 501
+    assert next_time(10, 10**13) == 10
+
+
+def test_only_one_on_offer_is_started_without_a_name_and_several_are_listed() -> None:
+    one, two = offer("ab"), offer("xy", walkthrough_id="wt_b", title="Use it")
+    assert start([], None, restart=False).outcome is Outcome.NOTHING_OFFERED
+    assert start([one], None, restart=False).outcome is Outcome.STARTED
+    assert start([one, two], None, restart=False).outcome is Outcome.LISTED
+    assert start([one, two], None, restart=True).outcome is Outcome.LISTED
+
+
+@pytest.mark.parametrize("name", ["Use it", "  use   IT ", "wt_b"])
+def test_a_walkthrough_is_named_by_its_title_or_id(name: str) -> None:
+    move = start([offer("ab"), offer("xy", walkthrough_id="wt_b", title="Use it")], name, restart=False)
+    assert (move.outcome, move.opens, move.shows) == (Outcome.STARTED, True, Step("x", "title of x", 0))
+
+
+def test_names_that_fit_none_or_several() -> None:
+    twins = [offer("ab"), offer("xy", walkthrough_id="wt_b")]
+    assert start(twins, "nothing", restart=False).outcome is Outcome.UNKNOWN_NAME
+    assert start(twins, "install it", restart=False).outcome is Outcome.AMBIGUOUS_NAME
+    assert start(twins, "wt_b", restart=False).outcome is Outcome.STARTED
+
+
+def test_starting_again_resumes_and_a_restart_begins_anew() -> None:
+    under_way = offer("abc", ["a"], "b")
+    move = start([under_way], None, restart=False)
+    assert (move.outcome, move.shows, move.completed, move.opens) == (
+        Outcome.RESUMED,
+        Step("b", "title of b", 1),
+        ("a",),
+        False,
+    )
+    move = start([under_way], None, restart=True)
+    assert (move.outcome, move.shows, move.completed, move.opens) == (
+        Outcome.RESTARTED,
+        Step("a", "title of a", 0),
+        (),
+        False,
+    )
+
+
+def test_what_is_finished_stays_so_until_a_step_is_added() -> None:
+    finished = offer("ab", ["a", "b"])
+    assert start([finished], None, restart=False).outcome is Outcome.ALREADY_FINISHED
+    assert advance([finished], None).outcome is Outcome.ALREADY_FINISHED
+    assert advance([finished], "b").outcome is Outcome.ALREADY_FINISHED
+    longer = offer("abc", ["a", "b"])
+    assert start([longer], None, restart=False).shows == Step("c", "title of c", 2)
+    assert advance([longer], None).outcome is Outcome.CHANGED
+
+
+def test_the_last_step_finishes() -> None:
+    move = advance([offer("ab", ["a"], "b")], "b")
+    assert (move.outcome, move.shows, move.completed) == (Outcome.FINISHED, None, ("a", "b"))
+
+
+def test_without_a_name_the_walkthrough_used_last_goes_on_and_a_step_says_which_is_meant() -> None:
+    older = offer("ab", [], "a", last=5)
+    newer = offer("xy", [], "x", last=9, walkthrough_id="wt_b")
+    assert advance([older, newer], None).completes == Step("x", "title of x", 0)
+    assert advance([older, newer], "a").completes == Step("a", "title of a", 0)
+    assert advance([older, offer("xy", walkthrough_id="wt_b")], "x").outcome is Outcome.NOT_STARTED
+    assert advance([offer("ab")], None).outcome is Outcome.NOT_STARTED
+    assert advance([], None).outcome is Outcome.NOTHING_OFFERED
+
+
+def test_nothing_is_written_where_nothing_changes() -> None:
+    assert not start([], None, restart=False).writes
+    finished = offer("ab", ["a", "b"])
+    assert finished.progress is not None
+    told = replace(finished, progress=replace(finished.progress, completed_at=7))
+    assert not start([told], None, restart=False).writes
+    assert start([finished], None, restart=False).writes, "its end is not written down yet"
+
+
+# --- what the agent reads -----------------------------------------------------------------------------------
+
+CONTENT = {
+    "version": "v1",
+    "contentForUser": "## Run it\n\n`make`",
+    "contextForAgent": "It takes a minute.",
+    "operationsForAgent": "Run make.",
+    "introductionForAgent": "Say hello.",
+}
+
+
+def read(move: Move, offers: list[Offer], content: dict[str, Any] | None = None) -> str:
+    return text(guidance(move, tuple(offers), content, None))
+
+
+def test_a_step_is_read_as_its_four_fields_under_headings_then_the_progress() -> None:
+    offers = [offer("abc", ["a"], "b")]
+    told = read(start(offers, None, restart=False), offers, CONTENT)
+    in_order = [
+        "# Install it, step 2 of 3: title of b",
+        "## How to introduce this step\n\nSay hello.",
+        "## What you should know\n\nIt takes a minute.",
+        "## Show this to the person\n\n## Run it",
+        "## What you do\n\nRun make.",
+        "## Progress",
+        "33 %",
+        "1 of 3 steps done",
+        'with current_step_id "b"',
+    ]
+    places = [told.index(part) for part in in_order]
+    assert places == sorted(places)
+
+
+def test_deleted_steps_do_not_count_towards_the_whole() -> None:
+    offers = [offer("abc", ["a", "gone", "gone too"], "b")]
+    assert "1 of 3 steps done" in read(start(offers, None, restart=False), offers, {})
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_says_what_to_do(outcome: Outcome) -> None:
+    offers = [offer("ab", ["a"], "b"), offer("xy", walkthrough_id="wt_b", title="Use it", tags=("x",))]
+    needs_offer = {*Outcome} - {
+        Outcome.LISTED,
+        Outcome.UNKNOWN_NAME,
+        Outcome.AMBIGUOUS_NAME,
+        Outcome.NOTHING_OFFERED,
+        Outcome.NOT_STARTED,
+    }
+    move = Move(outcome, offers[0] if outcome in needs_offer else None)
+    told = read(move, offers)
+    assert len(told) > 40
+    assert "None" not in told
+
+
+def test_a_list_shows_how_far_each_is() -> None:
+    offers = [
+        offer("ab", ["a"], "b"),
+        offer("xy", walkthrough_id="wt_b", title="Use it", description="For more.", tags=("one", "two")),
+        offer("z", ["z"], walkthrough_id="wt_c", title="Leave"),
+    ]
+    told = read(start(offers, None, restart=False), offers)
+    assert "**Install it** (id wt_a; course; 2 steps; about 5 minutes; started, 50 % done)" in told
+    assert "tags: one, two; not started). For more." in told
+    assert "1 step; about 5 minutes; completed" in told
