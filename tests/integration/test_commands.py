@@ -81,46 +81,6 @@ async def test_an_error_says_what_where_and_what_to_do(
     assert "hidden" not in done.stderr
 
 
-async def test_import_offers_a_walkthrough_and_a_second_import_updates_it(
-    world: World, tmp_path: Path
-) -> None:
-    await world.offer(server="docs")
-    export = json.loads(EXPORT.read_text())
-    first = world.command("import", str(EXPORT), "--server", "docs")
-    assert first.returncode == 0, first.stderr
-    export["steps"][0]["contentFields"]["contentForUser"] = "changed"
-    edited = tmp_path / "edited.json"
-    edited.write_text(json.dumps(export))
-    second = world.command("import", str(edited), "--server", "docs")
-    assert second.stdout == first.stdout
-    steps = await world.db.fetch(
-        "select title, display_order, content_fields from walkthrough_steps where walkthrough_id = $1"
-        " order by display_order",
-        first.stdout.strip(),
-    )
-    assert [s["title"] for s in steps] == [s["title"] for s in export["steps"]]
-    assert json.loads(steps[0]["content_fields"])["contentForUser"] == "changed"
-    assert (
-        await world.db.fetchval(
-            "select count(*) from mcp_server_walkthroughs where mcp_server_id = 'docs' and walkthrough_id = $1",
-            first.stdout.strip(),
-        )
-        == 1
-    )
-
-
-async def test_an_export_with_a_wrong_field_is_refused_by_its_name(world: World, tmp_path: Path) -> None:
-    export = json.loads(EXPORT.read_text())
-    export["steps"][2]["contentFields"]["version"] = "v9"
-    del export["walkthrough"]["title"]
-    wrong = tmp_path / "wrong.json"
-    wrong.write_text(json.dumps(export))
-    done = world.command("import", str(wrong), "--server", "docs")
-    assert done.returncode == 2
-    assert "walkthrough.title: Field required" in done.stderr
-    assert "steps.2.contentFields.version" in done.stderr
-
-
 async def test_migrate_is_idempotent_and_creates_topics(world: World) -> None:
     done = world.command("migrate", topic=world.settings.topic + ".more")
     assert done.returncode == 0

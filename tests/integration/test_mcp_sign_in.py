@@ -134,12 +134,8 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(world: World,
         await ann.next()
     async with agent(f"{base}/secure", token=foreign.token(f"{base}/secure")) as impostor:
         assert (await impostor.start())["outcome"] == "started"
-    assert (
-        await post(
-            f"{base}/secure", HELLO, authorization=f"Bearer {issuer.token(f'{base}/secure')}"
-        ).status_code
-        == 401
-    )
+    other = f"Bearer {issuer.token(f'{base}/secure')}"
+    assert (await post(f"{base}/secure", HELLO, authorization=other)).status_code == 401
     foreign.server.shutdown()
 
 

@@ -152,7 +152,7 @@ async def _import(db: Connection) -> list[Offer]:
     for file in sorted(_WALKTHROUGHS.glob("*.json")):
         export = read_export(file)
         for slug, server in _SERVERS.items():
-            walkthrough = await import_walkthrough(db, export, slug)
+            walkthrough = (await import_walkthrough(db, export, slug)).walkthrough_id
             rows = await db.fetch(
                 "select id from walkthrough_steps where walkthrough_id = $1 order by display_order",
                 walkthrough,

@@ -1,0 +1,208 @@
+"""Walkthroughs in and out: real exports, ids, links, updates, round trips, and errors that name the field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.operator_cli.demo import run as demo
+from tests.support import logs
+from tests.support.world import World
+
+pytestmark = pytest.mark.integration
+
+OURS = sorted((Path(demo.__file__).parent / "walkthroughs").glob("*.json"))
+REAL = sorted((logs.SHARED / "data" / "walkthroughs").glob("*.json"))
+
+
+async def rows(world: World) -> list[tuple[Any, ...]]:
+    found = []
+    for table in ("walkthroughs", "walkthrough_steps", "mcp_server_walkthroughs"):
+        found += [tuple(r) for r in await world.db.fetch(f"select *, xmin::text from {table} order by id")]
+    return found
+
+
+def exported(world: World, identifier: str) -> dict[str, Any]:
+    done = world.command("export", identifier)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def plain(export: dict[str, Any]) -> dict[str, Any]:
+    """An export without what says only when and from where, and without ids and nulls that a file may omit."""
+
+    def without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in value.items() if v is not None and k != "id"}
+
+    times = {"createdAt", "updatedAt"}
+    return {
+        "walkthrough": {k: v for k, v in without_nulls(export["walkthrough"]).items() if k not in times},
+        "steps": [{k: v for k, v in without_nulls(s).items() if k not in times} for s in export["steps"]],
+    }
+
+
+@pytest.mark.skipif(not REAL, reason="the real exports are not beside this checkout")
+@pytest.mark.parametrize("file", REAL or OURS, ids=lambda f: f.stem)
+async def test_a_real_export_comes_in_and_goes_out_as_it_was(
+    world: World, file: Path, tmp_path: Path
+) -> None:
+    await world.offer(server="docs")
+    given = json.loads(file.read_text())
+    first = world.command("import", str(file), "--server", "docs")
+    assert first.returncode == 0, first.stderr
+    identifier = first.stdout.strip()
+    if original := given.get("metadata", {}).get("originalId"):
+        assert identifier == original
+    out = exported(world, identifier)
+    assert plain(out) == plain(given)
+    for key in ("createdAt", "updatedAt"):
+        if key in given["walkthrough"]:
+            assert out["walkthrough"][key] == given["walkthrough"][key]
+            assert [s[key] for s in out["steps"]] == [s[key] for s in given["steps"]]
+    links = await world.db.fetch(
+        "select a.display_order as here, b.display_order as there from walkthrough_steps a"
+        " join walkthrough_steps b on b.id = a.next_step_id where a.walkthrough_id = $1",
+        identifier,
+    )
+    orders = [s["displayOrder"] for s in given["steps"]]
+    assert {(r["here"], r["there"]) for r in links} == {
+        (s["displayOrder"], orders[s["nextStepReference"]])
+        for s in given["steps"]
+        if s["nextStepReference"] is not None
+    }
+    before = await rows(world)
+    again = world.command("import", str(file), "--server", "docs")
+    assert again.stdout == first.stdout
+    assert "created 0, updated 0" in again.stderr
+    (tmp_path / "out.json").write_text(json.dumps(out))
+    round_trip = world.command("import", str(tmp_path / "out.json"), "--server", "docs")
+    assert "created 0, updated 0" in round_trip.stderr
+    assert await rows(world) == before, "a round trip changes nothing"
+
+
+async def test_an_export_keeps_its_ids_in_an_empty_database_and_gets_new_ones_where_they_are_taken(
+    world: World, tmp_path: Path
+) -> None:
+    await world.offer(server="docs")
+    file = tmp_path / "export.json"
+    first = world.command("import", str(OURS[0]), "--server", "docs").stdout.strip()
+    out = exported(world, first)
+    world.command("export", first, "--file", str(file))
+    assert json.loads(file.read_text())["steps"] == out["steps"]
+    await world.db.execute("insert into organization (id, name, created_at) values ('two', 'two', now())")
+    await world.db.execute(
+        "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
+        " values ('srv_two', 'two', 'two', 'two', 'two')"
+    )
+    for expected in (
+        "created 9",
+        "created 0, updated 0",
+    ):  # a walkthrough, its steps, its place on the server
+        copied = world.command("import", str(file), "--server", "two")
+        assert expected.replace("9", str(len(out["steps"]) + 2)) in copied.stderr, copied.stderr
+    copy = exported(world, copied.stdout.strip())
+    assert copied.stdout.strip() != first
+    assert not {s["id"] for s in copy["steps"]} & {s["id"] for s in out["steps"]}
+    assert plain(copy) == plain(out)
+    assert exported(world, first)["steps"] == out["steps"], "the other organisation's is as it was"
+    await world.db.execute("delete from walkthroughs")
+    restored = world.command("import", str(file), "--server", "two")
+    assert restored.stdout.strip() == first
+    assert [s["id"] for s in exported(world, first)["steps"]] == [s["id"] for s in out["steps"]]
+
+
+async def test_a_changed_file_updates_and_what_people_did_stays(world: World, tmp_path: Path) -> None:
+    await world.offer(server="docs")
+    given = json.loads(OURS[0].read_text())
+    identifier = world.command("import", str(OURS[0]), "--server", "docs").stdout.strip()
+    ids = [s["id"] for s in exported(world, identifier)["steps"]]
+    steps = given["steps"]
+    steps[0]["title"] = "A better title"  # found by its place
+    steps[1]["displayOrder"], steps[2]["displayOrder"] = steps[2]["displayOrder"], steps[1]["displayOrder"]
+    gone = steps.pop()
+    steps.append(steps[-1] | {"title": "Quite new", "displayOrder": 90})
+    given["walkthrough"]["description"] = "Changed."
+    file = tmp_path / "changed.json"
+    file.write_text(json.dumps(given))
+
+    before = await rows(world)
+    planned = world.command("import", str(file), "--server", "docs", "--dry-run", "-o", "json")
+    assert await rows(world) == before, "a dry run changes nothing"
+    plan = json.loads(planned.stdout)
+    actions = {change["title"]: change["action"] for change in plan["changes"]}
+    assert actions["A better title"] == "update"
+    assert actions["Quite new"] == "create"
+    assert actions[gone["title"]] == "leave"
+    assert plan["dry_run"]
+
+    done = world.command("import", str(file), "--server", "docs")
+    assert done.returncode == 0, done.stderr
+    assert "(not in the file; it stays)" in done.stderr
+    after = {s["id"]: s for s in exported(world, identifier)["steps"]}
+    assert after[ids[0]]["title"] == "A better title"
+    assert set(ids) < set(after)
+    assert [after[i]["displayOrder"] for i in ids[1:3]] == [3, 2]
+    assert exported(world, identifier)["walkthrough"]["description"] == "Changed."
+    assert "created 0, updated 0" in world.command("import", str(file), "--server", "docs").stderr
+
+
+def broken(change: str) -> str:
+    export = json.loads(OURS[0].read_text())
+    exec(
+        change, {"x": export, "steps": export["steps"], "w": export["walkthrough"]}
+    )  # the cases below, no input
+    return json.dumps(export)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("x['version'] = '2.0'", "version: Input should be '1.0'"),
+        ("del w['title']", "walkthrough.title: Field required"),
+        ("w['type'] = 'novel'", "walkthrough.type: Input should be 'course'"),
+        ("w['estimatedDurationMinutes'] = 'long'", "walkthrough.estimatedDurationMinutes: Input should be a valid integer"),
+        ("w['tags'] = [1]", "walkthrough.tags.0: Input should be a valid string"),
+        ("x['steps'] = []", "steps: List should have at least 1 item"),
+        ("steps[2]['contentFields']['version'] = 'v9'", "steps.2.contentFields.version: Input should be 'v1'"),
+        ("steps[2]['contentFields']['contentForUser'] = 5", "steps.2.contentFields.contentForUser: Input should be a valid string"),
+        ("steps[1]['displayOrder'] = 10 ** 12", "steps.1.displayOrder: Input should be less than"),
+        ("steps[1]['nextStepReference'] = 99", "steps.1.nextStepReference: 99 is no other step"),
+        ("steps[1]['nextStepReference'] = 1", "steps.1.nextStepReference: 1 is no other step"),
+        ("steps[1]['id'] = steps[3]['id'] = 'wts_x'", "steps: the id wts_x is there twice"),
+        ("steps[0]['title'] = 'a\\0b'", "steps.0.title: it holds a NUL character"),
+        ("steps[0]['metadata'] = {'a': ['\\0']}", "steps.0.metadata.a.0: it holds a NUL character"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_field_is_named_and_nothing_is_written(
+    world: World, change: str, told: str, tmp_path: Path
+) -> None:
+    await world.offer(server="docs")
+    before = await rows(world)
+    file = tmp_path / "wrong.json"
+    file.write_text(broken(change))
+    done = world.command("import", str(file), "--server", "docs")
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert await rows(world) == before
+
+
+@pytest.mark.parametrize("text", [b"", b"not json", b"[]", b"\xff\xfe", b'{"a":' * 3000])
+async def test_what_is_no_export_at_all_is_refused(world: World, text: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.json"
+    file.write_bytes(text)
+    done = world.command("import", str(file), "--server", "docs")
+    assert done.returncode == 2, done.stderr
+    assert "is no export of format 1.0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_exporting_what_is_not_there_says_so(world: World, tmp_path: Path) -> None:
+    done = world.command("export", "wt_none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no walkthrough with the id `wt_none`" in done.stderr
+    await world.offer()
+    done = world.command("export", "wt_a", "--file", str(tmp_path / "no" / "such" / "folder.json"))
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
