@@ -292,14 +292,14 @@ def verify(output: OutputOption = Output.TABLE) -> None:
 
 @app.command()
 def demo(
-    people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 4_000,
+    people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 300,
     folder: StackDir = Path(".stepstream-demo"),
     keep: Annotated[bool, typer.Option(help="Leave the stack and its data for a look around.")] = False,
     running: Annotated[
         bool, typer.Option("--running", help="Use the services that run already, as the settings say.")
     ] = False,
 ) -> None:
-    """See the whole pipeline in a minute: real Kafka, PostgreSQL and consumers, simulated people."""
+    """See the whole pipeline in a minute: real servers and services, simulated people and agents."""
     from services.operator_cli.demo import run_demo, run_on_running_services
 
     if running:

@@ -1,115 +1,63 @@
-"""Simulated people: where they begin, what they skip, where they stop, and how their events arrive.
+"""Simulated people: what each of them will do with an agent's help. Pure, and the same for the same seed."""
 
-Pure, and the same for the same seed.
-"""
-
-import json
 import random
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-_HOUR_MS = 3_600_000
-_DAY_MS = 24 * _HOUR_MS
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A walkthrough as a server offers it: its steps in display order."""
+    """A walkthrough as a server offers it."""
 
-    server_id: str
+    slug: str
     walkthrough_id: str
-    step_ids: Sequence[str]
+    title: str
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody and their session."""
+    """Somebody, and how far they will go.
 
-    user_id: str
-    session_id: str
-    offer: Offer
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Who there is, and the events in the order in which they reach Kafka: (key, value)."""
-
-    people: list[Person]
-    records: list[tuple[bytes, bytes]]
-    distinct_events: int
-
-
-def simulate(offers: Sequence[Offer], people: int, now_ms: int, seed: int = 7) -> Traffic:
-    """Leads people through the offers over the last two weeks.
-
-    Three of ten take some step out of order, about half drop out on the way, one event in eight is sent
-    twice, and one in ten arrives late, up to two days after it happened.
+    `patience` is how many steps they do before they stop; 0 opens the walkthrough and leaves. After
+    `pause_after` steps they close the agent and come back later with another. Some agents call again what was
+    answered already (`repeats`), and some speak the protocol's older generation.
     """
+
+    tracking_id: str
+    offer: Offer
+    patience: int
+    pause_after: int | None
+    repeats: bool
+    old_protocol: bool
+
+
+def simulate(offers: Sequence[Offer], people: int, run: str, seed: int = 7) -> list[Person]:
+    """People for the offers: one in twelve only looks, about half stop on the way, one in five comes back."""
     chance = random.Random(seed)  # noqa: S311 - no secret, and the same each time
-    crowd, arrivals, distinct = [], [], 0
-    for _ in range(people):
-        person = Person(
-            f"mcpu_{_name(chance, 12)}",
-            f"mss_{_name(chance, 16)}",
-            chance.choices(offers, _WEIGHTS[: len(offers)])[0],
-        )
-        crowd.append(person)
-        began = now_ms - chance.randrange(_HOUR_MS, 14 * _DAY_MS)
-        for completed_at, event in _events(person, began, now_ms, chance):
-            distinct += 1
-            record = person.user_id.encode(), json.dumps(event, separators=(",", ":")).encode()
-            late = chance.randrange(2 * _DAY_MS) if chance.random() < 0.1 else 0
-            arrivals.append((completed_at + late, record))
-            if chance.random() < 0.125:
-                arrivals.append((completed_at + chance.randrange(_DAY_MS), record))
-    arrivals.sort(key=lambda arrival: arrival[0])
-    return Traffic(crowd, [record for _, record in arrivals], distinct)
+    weights = _WEIGHTS[: len(offers)]
+    return [_person(f"demo-{run}-{i}", chance.choices(offers, weights)[0], chance) for i in range(people)]
 
 
 _WEIGHTS = (5, 3, 4, 2)
 
 
-def _name(chance: random.Random, length: int) -> str:
-    return "".join(chance.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=length))
+def _person(tracking_id: str, offer: Offer, chance: random.Random) -> Person:
+    return Person(
+        tracking_id=tracking_id,
+        offer=offer,
+        patience=_patience(offer.steps, chance),
+        pause_after=chance.randrange(1, offer.steps) if chance.random() < 0.2 else None,
+        repeats=chance.random() < 0.15,
+        old_protocol=chance.random() < 0.3,
+    )
 
 
-def _order(steps: Sequence[str], chance: random.Random) -> list[str]:
-    order = list(steps)
-    habit = chance.random()
-    if habit < 0.2:  # looks ahead: two neighbours change places
-        i = chance.randrange(len(order) - 1)
-        order[i], order[i + 1] = order[i + 1], order[i]
-    elif habit < 0.3:  # leaves out a step in the middle
-        del order[chance.randrange(1, len(order) - 1)]
-    return order
-
-
-def _events(
-    person: Person, began: int, now_ms: int, chance: random.Random
-) -> list[tuple[int, dict[str, object]]]:
-    steps = person.offer.step_ids
-    # Some step is hard for everybody; where it is depends on the walkthrough.
-    hard = len(steps) // 2
-    at = began
-    events: list[tuple[int, dict[str, object]]] = []
-    for step in _order(steps, chance):
-        at += int(chance.lognormvariate(12.3, 1.1))
-        if at > now_ms:
-            break
-        place = steps.index(step)
-        event = {
-            "type": "step-completed",
-            "event_id": str(uuid.UUID(int=chance.getrandbits(128), version=4)),
-            "mcp_server_user_id": person.user_id,
-            "walkthrough_id": person.offer.walkthrough_id,
-            "step_id": step,
-            "mcp_server_id": person.offer.server_id,
-            "mcp_server_session_id": person.session_id,
-            "completed_at": at,
-            "metadata": {"stepOrder": place + 1, "isLastStep": place == len(steps) - 1},
-        }
-        events.append((at, event))
-        if chance.random() < (0.22 if place == hard else 0.08):
-            break
-    return events
+def _patience(steps: int, chance: random.Random) -> int:
+    """Some step is hard for everybody: the one in the middle."""
+    if chance.random() < 1 / 12:
+        return 0
+    for done in range(1, steps):
+        if chance.random() < (0.22 if done == steps // 2 else 0.08):
+            return done
+    return steps

@@ -1,5 +1,6 @@
 """The Sankey in a terminal: transitions with bars, drop-offs, finished."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import asyncpg
@@ -46,7 +47,7 @@ def _transitions(rows: Sequence[asyncpg.Record], titles: dict[str, str], people:
             titles.get(row["to_step_id"], row["to_step_id"]),
             f"{row['journeys']:,}",
             Bar(people, 0, row["journeys"], width=_WIDTH, color="cyan"),
-            _duration(row["mean_ms"]) if row["position"] else "",
+            "" if row["mean_ms"] is None else _duration(row["mean_ms"]),
         )
     if len(rows) > _TRANSITIONS:
         table.caption = f"the {_TRANSITIONS} largest of {len(rows)} transitions"
@@ -55,15 +56,16 @@ def _transitions(rows: Sequence[asyncpg.Record], titles: dict[str, str], people:
 
 
 def _stops(rows: Sequence[asyncpg.Record], titles: dict[str, str]) -> Table:
-    table = Table("dropped out after", "people", "", box=None, pad_edge=False, header_style="dim")
+    table = Table("not finished, now after", "people", "", box=None, pad_edge=False, header_style="dim")
     table.columns[1].justify = "right"
-    dropped: dict[str, int] = {}
+    standing: Counter[str | None] = Counter()
     for row in rows:
-        if row["outcome"] == "dropped":
-            dropped[row["step_id"]] = dropped.get(row["step_id"], 0) + row["journeys"]
-    most = max(dropped.values(), default=1)
-    for step, count in sorted(dropped.items(), key=lambda pair: -pair[1])[:5]:
-        table.add_row(titles.get(step, step), f"{count:,}", Bar(most, 0, count, width=_WIDTH, color="red"))
+        if row["outcome"] != "finished":
+            standing[row["step_id"]] += row["journeys"]
+    most = max(standing.values(), default=1)
+    for step, count in standing.most_common(5):
+        name = "(only opened it)" if step is None else titles.get(step, step)
+        table.add_row(name, f"{count:,}", Bar(most, 0, count, width=_WIDTH, color="red"))
     return table
 
 
@@ -72,4 +74,4 @@ def _duration(ms: float) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{float(ms):.0f} ms"

@@ -35,3 +35,49 @@ from sankey_endings
 where walkthrough_id = $1
 group by 1, 2
 having sum(journeys) > 0;
+
+-- name: journeys_counted
+select coalesce(sum(journeys), 0)::bigint from sankey_endings;
+
+-- name: left_to_relay_or_count
+select (select count(*) from outbox) + (select count(*) from sankey_dirty);
+
+-- name: all_transitions
+select
+  walkthrough_id,
+  position,
+  from_step_id,
+  to_step_id,
+  sum(journeys)::bigint as journeys
+from sankey_transitions
+group by walkthrough_id, position, from_step_id, to_step_id;
+
+-- name: all_endings
+select
+  walkthrough_id,
+  steps_done,
+  step_id,
+  sum(journeys)::bigint as journeys
+from sankey_endings
+group by walkthrough_id, steps_done, step_id;
+
+-- name: move_a_step
+-- The fifth step comes before the third; the others keep their order.
+with placed as (
+  select
+    id,
+    case when row_number() over by_order = 5 then 2.5 else row_number() over by_order end as place
+  from walkthrough_steps
+  where walkthrough_id = $1
+  window by_order as (order by display_order, id collate "C")
+),
+numbered as (
+  select
+    id,
+    row_number() over (order by place) as display_order
+  from placed
+)
+update walkthrough_steps
+set display_order = numbered.display_order
+from numbered
+where walkthrough_steps.id = numbered.id;

@@ -1,26 +1,29 @@
-"""The demo from start to end: stack, schema, walkthroughs, consumers, people, the picture, the verdict."""
+"""The demo from start to end: stack, schema, walkthroughs, services, agents, the picture, the verdict."""
 
 import asyncio
 import contextlib
 import os
+import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from aiokafka import AIOKafkaProducer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.operator_cli.demo.people import Offer, Traffic, simulate
-from services.operator_cli.demo.picture import draw
+from services.operator_cli.demo.agents import Ending, Led, Transition, expected, lead_all
+from services.operator_cli.demo.people import Offer, Person, simulate
+from services.operator_cli.demo.picture import SQL, draw
 from services.operator_cli.importing import import_walkthrough, read_export
 from services.operator_cli.verify import verify
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
-from services.runtime.kafka import ensure_topics, make_producer
-from services.runtime.lag import GROUPS, lags
+from services.runtime.kafka import ensure_topics
+from services.runtime.lag import lags
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings, load_settings
 
@@ -28,19 +31,22 @@ console = Console(highlight=False)
 
 _WALKTHROUGHS = Path(__file__).parent / "walkthroughs"
 _SERVERS = {"hooks-docs": "srvhooks", "query-coach": "srvquery"}
-_SLICE = 2_000
+_SERVICES = ("completion-recorder", "sankey-aggregator", "outbox-relay", "walkthrough-mcp")
 _PATIENCE_SECONDS = 120
+
+_Processes = dict[str, subprocess.Popen[bytes]]
+_Counts = tuple[Counter[Transition], Counter[Ending]]
 
 
 def run_on_running_services(people: int) -> None:
-    """Sends the demo's traffic to services that run already, at the addresses of the environment.
+    """Leads simulated people through services that run already, at the addresses of the environment.
 
     Raises:
         StepstreamError: Kafka or PostgreSQL cannot be reached, or the consumers do not get through.
         MismatchError: the Sankey is not exact.
     """
     console.print("[bold]Stepstream demo[/] on running services, with simulated people\n")
-    asyncio.run(_demo(load_settings(), people, {}, None, seed=int(time.time())))
+    asyncio.run(_demo(load_settings(), people, {}, None))
 
 
 def run_demo(folder: Path, people: int, *, keep: bool) -> None:
@@ -51,16 +57,17 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
         MismatchError: the Sankey is not exact.
     """
     from services.devstack import down, up
+    from services.devstack.processes import free_port
 
     began = time.monotonic()
-    console.print("[bold]Stepstream demo[/]: real Kafka, real PostgreSQL, both consumers, simulated people\n")
+    console.print("[bold]Stepstream demo[/]: real Kafka, real PostgreSQL, all services, simulated people\n")
     down(folder, purge=True)
     try:
         addresses = up(folder, lambda text: console.print(f"· {text}"))
-        os.environ |= addresses.environment()
-        settings = load_settings()
-        with _consumers(folder) as processes:
-            asyncio.run(_demo(settings, people, processes, folder, seed=7))
+        port = free_port()
+        os.environ |= addresses.environment() | {"STEPSTREAM_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+        with _services(folder) as processes:
+            asyncio.run(_demo(load_settings(), people, processes, folder))
         console.print(f"\nDone in {time.monotonic() - began:.0f} s. Where to go next:")
         console.print("  README.md               what Stepstream is, and its commands")
         console.print("  docs/operating.md       how to run it: settings, health, what to do when")
@@ -77,10 +84,9 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
 
 
 @contextlib.contextmanager
-def _consumers(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """Both consumers as processes; they end politely with the block."""
-    processes: dict[str, subprocess.Popen[bytes]] = {}
-
+def _services(folder: Path) -> Iterator[_Processes]:
+    """The services as processes; they end politely with the block."""
+    processes: _Processes = {}
     try:
         yield processes
     finally:
@@ -94,24 +100,20 @@ def _consumers(folder: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
                 console.print(f"[red]{name} did not end; its log is in {folder}[/]")
 
 
-def _start(folder: Path, processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    for name in GROUPS:
+def _start(settings: Settings, folder: Path, processes: _Processes) -> None:
+    mcp_port = settings.public_url.rpartition(":")[2]
+    for name in _SERVICES:
+        port = mcp_port if name == "walkthrough-mcp" else "0"
         with (folder / f"{name}.log").open("wb") as log:
             processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", "0"],
+                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", port],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
 
 
-async def _demo(
-    settings: Settings,
-    people: int,
-    processes: dict[str, subprocess.Popen[bytes]],
-    folder: Path | None,
-    seed: int,
-) -> None:
+async def _demo(settings: Settings, people: int, processes: _Processes, folder: Path | None) -> None:
     async with connected(settings) as db:
         console.print("· migrating")
         await migrate(db)
@@ -119,19 +121,23 @@ async def _demo(
         await _insert_servers(db)
         offers = await _import(db)
         if folder is not None:
-            console.print("· starting completion-recorder and sankey-aggregator")
-            _start(folder, processes)
-        now_ms = int(time.time() * 1000)
-        traffic = simulate(offers, people, now_ms, seed)
-        await _insert_people(db, traffic)
+            console.print(f"· starting {', '.join(_SERVICES)}")
+            _start(settings, folder, processes)
+        await _wait_for_mcp(settings, processes)
+        crowd = simulate(offers, people, run=secrets.token_hex(4))
         console.print(
-            f"· {people:,} people complete {traffic.distinct_events:,} steps; "
-            f"{len(traffic.records):,} events reach Kafka, some twice, some late, some out of order\n"
+            f"· {people:,} people and their agents, MCP clients over HTTP. Some people only look, some stop,
+"
+            "  some come back later; some agents call twice; half-way the team moves a step
+",
+            soft_wrap=True,
         )
-        await _send_and_watch(settings, db, traffic, processes)
+        before = await _counts(db)
+        records = await _lead_and_watch(settings, db, crowd, processes)
+        now_ms = int(time.time() * 1000)
         for walkthrough in dict.fromkeys(offer.walkthrough_id for offer in offers):
             await draw(db, console, walkthrough, now_ms)
-        await _verdict(db)
+        await _verdict(db, records, before)
 
 
 async def _insert_servers(db: Connection) -> None:
@@ -151,88 +157,83 @@ async def _import(db: Connection) -> list[Offer]:
     offers = []
     for file in sorted(_WALKTHROUGHS.glob("*.json")):
         export = read_export(file)
-        for slug, server in _SERVERS.items():
-            walkthrough = (await import_walkthrough(db, export, slug)).walkthrough_id
-            rows = await db.fetch(
-                "select id from walkthrough_steps where walkthrough_id = $1 order by display_order",
-                walkthrough,
-            )
-            offers.append(Offer(server, walkthrough, [row["id"] for row in rows]))
+        for slug in _SERVERS:
+            plan = await import_walkthrough(db, export, slug)
+            offers.append(Offer(slug, plan.walkthrough_id, export.walkthrough.title, len(export.steps)))
         console.print(f"· imported [bold]{export.walkthrough.title}[/], {len(export.steps)} steps")
     return offers
 
 
-async def _insert_people(db: Connection, traffic: Traffic) -> None:
-    slugs = {server: slug for slug, server in _SERVERS.items()}
-    await db.copy_records_to_table(
-        "mcp_server_user", records=[(p.user_id,) for p in traffic.people], columns=["id"]
-    )
-    today = await db.fetchval("select current_date")
-    await db.copy_records_to_table(
-        "mcp_server_session",
-        records=[(p.session_id, slugs[p.offer.server_id], today, p.user_id) for p in traffic.people],
-        columns=["mcp_server_session_id", "mcp_server_slug", "connection_date", "mcp_server_user_id"],
-    )
+async def _wait_for_mcp(settings: Settings, processes: _Processes) -> None:
+    """Waits until walkthrough-mcp takes connections."""
+    import httpx2
+
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    async with httpx2.AsyncClient(timeout=5) as http:
+        while True:
+            _check(processes)
+            with contextlib.suppress(httpx2.HTTPError):
+                if (await http.get(f"{settings.public_url}/health/ready")).status_code == 200:
+                    return
+            if time.monotonic() > deadline:
+                raise StepstreamError(f"walkthrough-mcp does not answer at {settings.public_url}")
+            await asyncio.sleep(0.1)
 
 
-async def _send_and_watch(
-    settings: Settings,
-    db: Connection,
-    traffic: Traffic,
-    processes: dict[str, subprocess.Popen[bytes]],
-) -> None:
-    total = len(traffic.records)
+async def _move_a_step(db: Connection, walkthroughs: set[str]) -> None:
+    """The team puts a later step in front of the third: from now on people go another way."""
+    for walkthrough in walkthroughs:
+        await db.execute(SQL["move_a_step"], walkthrough)
+
+
+async def _lead_and_watch(
+    settings: Settings, db: Connection, crowd: list[Person], processes: _Processes
+) -> list[Led]:
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(bar_width=40),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", style="dim"),
+        TextColumn("{task.fields[unit]}", style="dim"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=8) as progress:
-        tasks = {
-            name: progress.add_task(name, total=total, rate="") for name in ("sent", "recorded", "counted")
-        }
-        began = time.monotonic()
+        led = progress.add_task("led by agents", total=len(crowd), unit="people")
+        counted = progress.add_task("counted", total=None, unit="journeys")
+        counted_before = await db.fetchval(SQL["journeys_counted"])
 
-        def show(name: str, done: int) -> None:
-            rate = done / (time.monotonic() - began)
-            if progress.tasks[tasks[name]].completed < done:
-                progress.update(tasks[name], completed=done, rate=f"{rate:,.0f}/s")
+        async def work() -> list[Led]:
+            half = len(crowd) // 2
+            records = await lead_all(settings.public_url, crowd[:half], lambda _: progress.advance(led))
+            await _move_a_step(db, {person.offer.walkthrough_id for person in crowd})
+            return records + await lead_all(
+                settings.public_url, crowd[half:], lambda _: progress.advance(led)
+            )
 
-        async def send() -> None:
-            producer = make_producer(settings, linger_ms=5)
-            await producer.start()
-            try:
-                for i in range(0, total, _SLICE):
-                    part = traffic.records[i : i + _SLICE]
-                    await _send(producer, settings.topic, part)
-                    show("sent", i + len(part))
-            finally:
-                await producer.stop()
-
-        sending = asyncio.create_task(send())
+        leading = asyncio.create_task(work())
+        idle_since = time.monotonic()
         while True:
             _check(processes)
-            recorder, aggregator = await lags(settings)
-            show("recorded", recorder.committed)
-            show("counted", aggregator.committed)
-            marks = await db.fetchval("select count(*) from sankey_dirty")
-            if sending.done() and not (recorder.events or aggregator.events or marks):
-                break
-            if time.monotonic() - began > _PATIENCE_SECONDS:
+            now = await db.fetchval(SQL["journeys_counted"]) - counted_before
+            if now != progress.tasks[counted].completed:
+                idle_since = time.monotonic()
+            progress.update(counted, completed=now, total=len(crowd))
+            if leading.done() and await _all_is_counted(settings, db):
+                return await leading
+            if time.monotonic() - idle_since > _PATIENCE_SECONDS:
+                leading.cancel()
                 raise StepstreamError(
-                    f"the consumers are not through after {_PATIENCE_SECONDS} s: do both of them run?"
+                    f"nothing was counted for {_PATIENCE_SECONDS} s: do all services run? {', '.join(_SERVICES)}"
                 )
-            await asyncio.sleep(0.1)
-        await sending
+            await asyncio.sleep(0.25)
 
 
-async def _send(producer: AIOKafkaProducer, topic: str, records: list[tuple[bytes, bytes]]) -> None:
-    await asyncio.gather(*[await producer.send(topic, value, key=key) for key, value in records])
+async def _all_is_counted(settings: Settings, db: Connection) -> bool:
+    if await db.fetchval(SQL["left_to_relay_or_count"]):
+        return False
+    return not any(lag.events for lag in await lags(settings))
 
 
-def _check(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _check(processes: _Processes) -> None:
     for name, process in processes.items():
         if process.poll() is not None:
             raise StepstreamError(
@@ -240,16 +241,41 @@ def _check(processes: dict[str, subprocess.Popen[bytes]]) -> None:
             )
 
 
-async def _verdict(db: Connection) -> None:
+async def _counts(db: Connection) -> _Counts:
+    transitions: Counter[Any] = Counter()
+    for row in await db.fetch(SQL["all_transitions"]):
+        *key, journeys = row
+        transitions[tuple(key)] = journeys
+    endings: Counter[Any] = Counter()
+    for row in await db.fetch(SQL["all_endings"]):
+        *key, journeys = row
+        endings[tuple(key)] = journeys
+    return transitions, endings
+
+
+def _differing(want: Counter[Any], before: Counter[Any], after: Counter[Any]) -> int:
+    """How many cells grew by something else than they should."""
+    cells = want.keys() | before.keys() | after.keys()
+    return sum(1 for cell in cells if after[cell] - before[cell] != want[cell])
+
+
+async def _verdict(db: Connection, records: list[Led], before: _Counts) -> None:
+    after = await _counts(db)
+    transitions, endings = expected(records)
+    differing = _differing(transitions, before[0], after[0]) + _differing(endings, before[1], after[1])
     verdict = await verify(db)
     totals = verdict.totals
     console.print()
-    console.rule("[bold]verify[/]", align="left")
+    console.rule("[bold]exact?[/]", align="left")
+    steps = sum(len(led.steps) for led in records)
     console.print(
-        f"{totals['completions']:,} completions of {totals['journeys']:,} journeys, "
+        f"the agents' own records: {steps:,} steps of {len(records):,} people, compared with the Sankey\n"
+        f"verify: {totals['completions']:,} completions of {totals['journeys']:,} journeys, "
         f"{totals['transition_cells']:,} transition cells and {totals['ending_cells']:,} ending cells "
-        "compared with SQL over the completions"
+        "compared with SQL"
     )
+    if differing:
+        raise MismatchError(f"{differing:,} cells differ from what the agents did")
     if verdict.differing:
-        raise MismatchError(f"{verdict.differing:,} cells differ")
+        raise MismatchError(f"{verdict.differing:,} cells differ from the completions")
     console.print("[bold green]exact[/]: every cell is equal")
