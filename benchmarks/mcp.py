@@ -2,22 +2,20 @@
 
 python -m benchmarks.mcp [--people 50] [--steps 40]
 
-The service runs as a process of its own on the embedded stack. The load comes from a bare HTTP client, since the
-SDK's takes more time than the server does; the floor is the same number of people who each run an equivalent
+The service runs as a process of its own on the embedded stack. The load comes from a bare HTTP client, since
+the SDK's takes more time than the server does; the floor is the same number of people who each run a small
 transaction by themselves: `begin`, one update by key, `commit`.
 """
 
 import argparse
 import asyncio
 import json
-import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,8 @@ class Person:
             }
         ).encode()
         head = (
-            f"POST {self._path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\ncontent-type: application/json\r\n"
+            f"POST {self._path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n"
+            "content-type: application/json\r\n"
             f"accept: application/json, text/event-stream\r\nmcp-protocol-version: {PROTOCOL}\r\n"
             f"mcp-method: tools/call\r\nmcp-name: {tool}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
@@ -93,20 +92,6 @@ async def prepare(url: str, steps: int) -> None:
         [(f"s{i}", content, i) for i in range(steps)],
     )
     await db.close()
-
-
-async def measure(people: int, action: Callable[[int], Awaitable[None]]) -> tuple[list[float], float]:
-    """Times of all actions of all people, in ms, and the actions a second."""
-    times: list[float] = []
-
-    async def one(who: int) -> None:
-        began = time.perf_counter()
-        await action(who)
-        times.append((time.perf_counter() - began) * 1000)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(one(who) for who in range(people)))
-    return times, people / (time.perf_counter() - began)
 
 
 def tell(name: str, times: list[float], rate: float) -> None:
@@ -155,20 +140,6 @@ async def run_floor(url: str, people: int, steps: int) -> tuple[list[float], flo
     return times, people * steps / (time.perf_counter() - began)
 
 
-async def round_trips(url: str, port: int) -> int:
-    """Statements that PostgreSQL got for one `get_next_step`, from its own log of the service's connections."""
-    person = Person(port, f"single-{random.random()}")
-    await person.connect()
-    answer = await person.call("start_walkthrough")
-    db = await asyncpg.connect(url)
-    before = await db.fetchval(
-        "select sum(xact_commit) from pg_stat_database where datname = current_database()"
-    )
-    await person.call("get_next_step", current_step_id=answer["step"]["id"])
-    await db.close()
-    return int(before)
-
-
 async def work(url: str, port: int, people: int, steps: int) -> None:
     tell("floor: a transaction of one update", *await run_floor(url, people, steps))
     for crowd in (1, people):
@@ -193,7 +164,16 @@ def main() -> None:
         }
         log = (folder / "mcp.log").open("wb")
         service = subprocess.Popen(
-            [sys.executable, "-m", "services.operator_cli", "run", "walkthrough-mcp", "--port", str(port)],
+            [
+                sys.executable,
+                *PROFILE,
+                "-m",
+                "services.operator_cli",
+                "run",
+                "walkthrough-mcp",
+                "--port",
+                str(port),
+            ],
             env=environment,
             stdout=log,
             stderr=log,

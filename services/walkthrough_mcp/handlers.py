@@ -128,6 +128,8 @@ def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) ->
 _TOOLS: Final = _tools(StartWalkthrough, GetNextStep)
 _TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
 
+_SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
+
 Context = ServerRequestContext[Any, Any]
 
 
@@ -138,6 +140,8 @@ def build_mcp_server(pool: Callable[[], Pool], caller_of: Callable[[Context], Ca
         "stepstream",
         title="Walkthroughs",
         instructions=INSTRUCTIONS,
+        # Known without asking: the SDK would list the tools for every call, to check headers against them.
+        get_tool_input_schema=_SCHEMAS.get,
         on_list_tools=tools.list,
         on_call_tool=tools.call,
     )

@@ -126,10 +126,8 @@ async def _demo(settings: Settings, people: int, processes: _Processes, folder: 
         await _wait_for_mcp(settings, processes)
         crowd = simulate(offers, people, run=secrets.token_hex(4))
         console.print(
-            f"· {people:,} people and their agents, MCP clients over HTTP. Some people only look, some stop,
-"
-            "  some come back later; some agents call twice; half-way the team moves a step
-",
+            f"· {people:,} people and their agents, MCP clients over HTTP. Some people only look, some\n"
+            "  stop, some come back later; some agents call twice; half-way the team moves a step\n",
             soft_wrap=True,
         )
         before = await _counts(db)
@@ -222,7 +220,7 @@ async def _lead_and_watch(
             if time.monotonic() - idle_since > _PATIENCE_SECONDS:
                 leading.cancel()
                 raise StepstreamError(
-                    f"nothing was counted for {_PATIENCE_SECONDS} s: do all services run? {', '.join(_SERVICES)}"
+                    f"nothing was counted for {_PATIENCE_SECONDS} s: do all of {', '.join(_SERVICES)} run?"
                 )
             await asyncio.sleep(0.25)
 
