@@ -166,7 +166,6 @@ def main() -> None:
         service = subprocess.Popen(
             [
                 sys.executable,
-                *PROFILE,
                 "-m",
                 "services.operator_cli",
                 "run",
