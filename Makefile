@@ -49,8 +49,9 @@ format: setup  ## write code the way lint wants it
 generate: setup  ## write the generated files of schemas/ anew
 	$(BIN)/python -m schemas.generate
 
-bench: setup  ## how fast the consumers drain a backlog, against COPY in the same run
+bench: setup  ## how fast the consumers drain, against COPY; how long a step takes an agent
 	$(BIN)/python -m benchmarks.drain
+	$(BIN)/python -m benchmarks.mcp
 
 lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt

@@ -12,6 +12,10 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from schemas import StepCompleted, WalkthroughStarted, decode
+from services.runtime.database import open_pool
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.guide import advance, start
+from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, agent, post
 from tests.support.world import RELAY, World, eventually
@@ -583,3 +587,40 @@ async def test_deletions_by_the_platform_while_agents_call_harm_neither(world: W
     stop.set()
     await asyncio.gather(*people)
     assert failures == []
+
+
+class Counting:
+    """Counts the statements that pass over a connection; a transaction's begin and commit are two of them."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+
+    def __call__(self, query: Any) -> None:
+        self.statements += 1
+
+
+async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: World) -> None:
+    """begin, lock, look, save, commit; and the HTTP edge finds the server: six."""
+    counts = []
+    for size in (3, 300):
+        await world.offer(f"wt_{size}", [f"{size}_{i:03}" for i in range(size)], f"srv_{size}")
+        for other in range(size // 20):
+            await world.offer(f"wt_{size}_{other}", [f"{size}_{other}_{i}" for i in range(5)], f"srv_{size}")
+        pool = await open_pool(
+            world.settings, server_settings=store.SERVER_SETTINGS, reset=store.keep_as_it_is
+        )
+        world.pools.append(pool)
+        server = await store.find_server(pool, f"srv_{size}")
+        assert server is not None
+        caller = Caller(server, tracking_id=f"ann-{size}")
+        name = f"wt_{size}"
+        await store.call(pool, caller, lambda offers, _, name=name: start(offers, name, restart=False))  # type: ignore[misc]
+        async with pool.acquire() as connection:
+            counting = Counting()
+            connection.add_query_logger(counting)
+            async with connection.transaction():
+                done = await store._call(connection, caller, lambda offers, at: advance(offers, None, at))
+            connection.remove_query_logger(counting)
+        assert done.move.outcome == "advanced"
+        counts.append(counting.statements)
+    assert counts == [5, 5]

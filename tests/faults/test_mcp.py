@@ -1,0 +1,202 @@
+"""From agents to the Sankey: real exports, a Kafka that goes away, and an MCP layer that is killed."""
+
+import asyncio
+import json
+import random
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from services.devstack import down, up
+from services.devstack.processes import free_port
+from tests.integration.test_import_export import OURS, REAL
+from tests.support.agents import GENERATIONS, agent
+from tests.support.world import MCP, RELAY, World, eventually, make_template
+
+pytestmark = pytest.mark.integration
+
+
+def transitions_of(records: list[list[str]]) -> Counter[tuple[int, str | None, str]]:
+    """What the Sankey must show, from what each agent wrote down for itself."""
+    counts: Counter[tuple[int, str | None, str]] = Counter()
+    for steps in records:
+        for i, step in enumerate(steps):
+            counts[i, steps[i - 1] if i else None, step] += 1
+    return counts
+
+
+def endings_of(records: list[list[str]]) -> Counter[tuple[int, str | None]]:
+    return Counter((len(steps), steps[-1] if steps else None) for steps in records)
+
+
+async def lead(url: str, generation: str, patience: int, name: str | None = None) -> list[str]:
+    """Leads somebody so far; returns the steps done, as the agent saw it."""
+    done: list[str] = []
+    async with agent(url, generation) as who:
+        answer = await who.start(**({"name": name} if name else {}))
+        while answer["step"] and len(done) < patience:
+            step = answer["step"]["id"]
+            answer = await who.next(current_step_id=step)
+            done.append(step)
+    return done
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+async def test_imported_walkthroughs_led_through_by_agents_agree_with_their_records(
+    world: World, generation: str
+) -> None:
+    """The real exports where they are beside the checkout, and our own."""
+    await world.offer("wt_empty", [], "docs")
+    files = [*REAL, *OURS]
+    for file in files:
+        assert world.command("import", str(file), "--server", "docs").returncode == 0
+    await world.db.execute("update walkthroughs set status = 'published'")
+    world.start_both()
+    world.start(RELAY)
+    service = await world.start_mcp(process=True)
+    exports = [json.loads(file.read_text()) for file in files]
+
+    async def person(number: int, export: dict[str, Any]) -> list[str]:
+        url = f"http://127.0.0.1:{service.port}/mcp/docs/p{number}"
+        patience = number % (len(export["steps"]) + 1)
+        return await lead(url, generation, patience, export["walkthrough"]["title"])
+
+    people = [(n, export) for n, export in enumerate(exports * 6)]
+    records = await asyncio.gather(*(person(n, export) for n, export in people))
+    title_of = {r["id"]: r["title"] for r in await world.db.fetch("select id, title from walkthrough_steps")}
+    for (number, export), done in zip(people, records, strict=True):
+        titles = [s["title"] for s in sorted(export["steps"], key=lambda s: s["displayOrder"])]
+        assert [title_of[step] for step in done] == titles[: number % (len(titles) + 1)]
+    await world.relayed()
+    await world.drained()
+    users = {
+        r["distinct_id"]: r["id"] for r in await world.db.fetch("select id, distinct_id from mcp_server_user")
+    }
+    assert set(await world.completions()) == {
+        (users[f"p{n}"], step) for n, steps in enumerate(records) for step in steps
+    }
+    assert await world.transitions() == transitions_of(records)
+    assert await world.endings() == endings_of(records)
+    assert await world.dead_letters() == []
+    world.assert_verified()
+
+
+@pytest.fixture
+async def lonely(short_tmp: Path) -> AsyncIterator[tuple[World, Path]]:
+    """A world on a stack of its own, whose Kafka can be stopped."""
+    folder = short_tmp / "own"
+    addresses = await asyncio.to_thread(up, folder)
+    template = await asyncio.to_thread(make_template, addresses.database_url)
+    world = await World.make(addresses.kafka_bootstrap_servers, addresses.database_url, template)
+    try:
+        yield world, folder
+    finally:
+        await asyncio.to_thread(up, folder)
+        await world.close()
+        await asyncio.to_thread(down, folder, purge=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_200_people_at_once_lose_nothing_while_kafka_is_away(lonely: tuple[World, Path]) -> None:
+    world, folder = lonely
+    await world.offer(steps="abcdefgh")
+    world.start_both()
+    relay = world.start(RELAY)
+    service = await world.start_mcp(process=True)
+    chance = random.Random(9)
+    kafka_is_away, kafka_is_back = asyncio.Event(), asyncio.Event()
+    records: list[list[str]] = [[] for _ in range(200)]
+
+    async def person(number: int) -> None:
+        url = f"http://127.0.0.1:{service.port}/mcp/srv_1/p{number}"
+        async with agent(url, chance.choice(GENERATIONS)) as who:
+            answer = await who.start()
+            for goal, wait_for in ((2, kafka_is_away), (5, kafka_is_back), (chance.randrange(5, 9), None)):
+                while answer["step"] and len(records[number]) < goal:
+                    step = answer["step"]["id"]
+                    answer = await who.next(current_step_id=step)
+                    records[number].append(step)
+                if wait_for is not None:
+                    await wait_for.wait()
+
+    people = [asyncio.create_task(person(n)) for n in range(200)]
+
+    def everybody_did(goal: int) -> bool:
+        for task in people:
+            if task.done():
+                task.result()
+        return all(len(steps) >= goal for steps in records)
+
+    async def did(goal: int) -> bool:
+        return everybody_did(goal)
+
+    await eventually(lambda: did(2), "everybody did two steps")
+    state = json.loads((folder / "stack.json").read_text())
+    kafka = psutil.Process(state["kafka"]["process"]["pid"])
+    kafka.kill()
+    kafka.wait(30)
+    kafka_is_away.set()
+    await eventually(lambda: did(5), "everybody did five steps, without Kafka")
+    assert await world.db.fetchval("select count(*) from outbox") >= 200
+    assert relay.process.poll() is None
+    await asyncio.to_thread(up, folder)
+    kafka_is_back.set()
+    await asyncio.gather(*people)
+    await world.relayed()
+    await world.drained()
+    assert await world.transitions() == transitions_of(records)
+    assert await world.endings() == endings_of(records)
+    assert await world.dead_letters() == []
+    world.assert_verified()
+    assert service.terminate() == 0
+    assert relay.terminate() == 0
+
+
+async def test_the_mcp_layer_is_killed_again_and_again_and_no_step_is_lost_or_skipped(world: World) -> None:
+    """An agent that got no answer calls again with the step that it was at."""
+    steps = [f"s{i:02}" for i in range(12)]
+    await world.offer(steps=steps)
+    world.start_both()
+    world.start(RELAY)
+    port = free_port()
+    settings = {"public_url": f"http://127.0.0.1:{port}"}
+    service = await world.start(MCP, port, **settings).ready()
+    seen: dict[int, list[str]] = {n: [] for n in range(20)}
+
+    async def person(number: int) -> None:
+        url = f"http://127.0.0.1:{port}/mcp/srv_1/p{number}"
+        current: str | None = None
+        while True:
+            try:
+                async with asyncio.timeout(20), agent(url) as who:
+                    answer = await (who.next(current_step_id=current) if current else who.start())
+                    while answer["step"]:
+                        current = answer["step"]["id"]
+                        if current not in seen[number]:
+                            seen[number].append(current)
+                        answer = await who.next(current_step_id=current)
+                    return
+            except (Exception, BaseExceptionGroup):
+                await asyncio.sleep(0.1)  # the service is away; the next try says when it is back
+
+    people = [asyncio.create_task(person(n)) for n in range(20)]
+    for kill in range(4):
+
+        async def some(goal: int = (kill + 1) * 30) -> bool:
+            return sum(map(len, seen.values())) >= goal
+
+        await eventually(some, "some steps were shown", every=0.01)
+        service.kill()
+        service = await world.start(MCP, port, **settings).ready()
+    await asyncio.gather(*people)
+    await world.relayed()
+    await world.drained()
+    assert all(shown == steps for shown in seen.values()), "each step was shown to each person, in order"
+    assert await world.transitions() == transitions_of([steps] * 20)
+    assert await world.db.fetchval("select count(*) from walkthrough_starts") == 20
+    world.assert_verified()
