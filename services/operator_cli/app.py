@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+import os
 import signal
 import sys
 from dataclasses import asdict
@@ -160,8 +161,9 @@ def run(
         raise UsageError("--stdio and --tracking-id are for walkthrough-mcp")
     if tracking_id is not None and stdio is None:
         raise UsageError("--tracking-id goes with --stdio; over HTTP it is in the address")
-    # Until the service has its own way to end: nothing is in hand yet.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until the service has its own way to end: nothing is in hand yet. Not by an exception, which would be
+    # raised wherever the program is, in the middle of an import or of the event loop.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     import uvloop
 
     from services.runtime.telemetry import configure_logging
