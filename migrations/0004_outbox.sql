@@ -65,3 +65,19 @@ comment on table mcp_live_sessions is
   'The session of a user on a server where the transport has none, and when it was last used, in milliseconds.';
 create index if not exists mcp_live_sessions_server_idx on mcp_live_sessions (mcp_server_id);
 create index if not exists mcp_live_sessions_session_idx on mcp_live_sessions (mcp_server_session_id);
+
+-- Where the platform's table has no key on (user, walkthrough), each call of an agent would read all of it.
+do $$
+begin
+  if not exists (
+    select from pg_index
+    where indrelid = 'walkthrough_progress'::regclass
+      and indkey[0] = (
+        select attnum from pg_attribute
+        where attrelid = 'walkthrough_progress'::regclass and attname = 'mcp_server_user_id'
+      )
+  ) then
+    create index walkthrough_progress_user_idx on walkthrough_progress (mcp_server_user_id, walkthrough_id);
+  end if;
+end
+$$;

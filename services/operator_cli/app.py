@@ -275,7 +275,7 @@ def export(
 
 @app.command()
 def verify(output: OutputOption = Output.TABLE) -> None:
-    """Compare the Sankey tables with plain SQL over the completions. Exit 3 when a cell differs.
+    """Compare the Sankey tables with plain SQL over completions and starts. Exit 3 when a cell differs.
 
     Exact once the lag is zero; while traffic flows, what is in flight shows as a difference.
     """

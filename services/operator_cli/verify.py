@@ -1,4 +1,4 @@
-"""The Sankey tables against one SQL over the completions, from one snapshot."""
+"""The Sankey tables against one SQL over completions and starts, from one snapshot."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -66,7 +66,7 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
             f"left ({verdict.totals['marks']:,} now), wait for the aggregator and verify again"
         )
     if not as_json:
-        console.print("[bold green]exact[/]: every cell equals what the completions say")
+        console.print("[bold green]exact[/]: every cell equals what completions and starts say")
 
 
 def _print_table(console: Console, name: str, rows: list[dict[str, Any]]) -> None:

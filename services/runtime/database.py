@@ -41,10 +41,12 @@ async def open_pool(
     setup: Setup | None = None,
     server_settings: Mapping[str, str] | None = None,
     reset: Setup | None = None,
+    command_timeout: float = 120,
 ) -> Pool:
     """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
 
     `reset` runs when a connection is given back, in place of a round trip that undoes what a session leaves.
+    `command_timeout` is how long a statement may take, in seconds.
 
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
@@ -56,7 +58,7 @@ async def open_pool(
             max_size=settings.database_pool_size,
             init=setup,
             reset=reset,
-            command_timeout=120,
+            command_timeout=command_timeout,
             server_settings={
                 "application_name": "stepstream",
                 # Each statement after a lock must see what the lock's last holder committed.
@@ -113,6 +115,13 @@ def may_pass(error: BaseException) -> bool:
     """Whether trying again can succeed without anybody mending anything."""
     # asyncpg's own complaint about a value is an InterfaceError too, and does not pass.
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
+
+
+def without_values(error: BaseException) -> BaseException:
+    """The error without PostgreSQL's detail, which holds the values of the row: for logs."""
+    if isinstance(error, asyncpg.PostgresError):
+        error.detail = None
+    return error
 
 
 def retrying(

@@ -75,6 +75,7 @@ async def _opened(settings: Settings) -> AsyncIterator[Pool]:
         settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
         server_settings=store.SERVER_SETTINGS,
         reset=store.keep_as_it_is,
+        command_timeout=store.WAIT_SECONDS,
     )
     try:
         await check_migrated(pool)

@@ -20,7 +20,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool, may_pass, without_values
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, advance, start
@@ -199,8 +199,6 @@ class Tools:
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         try:
             done = await store.call(self._pool(), caller, _decision(arguments))
-        except MCPError:
-            raise
         except (store.UnknownVisitorError, store.SignsInElsewhereError):
             raise
         except Exception as error:
@@ -208,7 +206,7 @@ class Tools:
                 log.warning("a call failed, the database is away: %s", type(error).__name__)
                 message = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
             else:
-                log.exception("a call failed")
+                log.exception("a call failed", exc_info=without_values(error))
                 message = "The call failed on the server's side. Nothing that you send differently will help."
             raise MCPError(INTERNAL_ERROR, message) from None
         return guidance(done.move, done.offers, done.content, done.visitor)

@@ -16,6 +16,8 @@ from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking
 SQL = load_queries(__file__)
 SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "10s"}
 SESSION_IDLE_MS = 30 * 60 * 1000
+#: How long a call waits for a connection, and for a statement, before its agent is told to try again.
+WAIT_SECONDS = 15.0
 
 #: Decides on what is offered and when the call arrived.
 Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], Move]
@@ -64,7 +66,8 @@ async def keep_as_it_is(_: Connection) -> None:
 
 async def find_server(pool: Pool, slug: str) -> Server | None:
     """The server of that slug."""
-    row = await pool.fetchrow(SQL["find_server"], slug)
+    async with pool.acquire(timeout=WAIT_SECONDS) as connection:
+        row = await connection.fetchrow(SQL["find_server"], slug)
     return Server(**dict(row)) if row else None
 
 
@@ -84,7 +87,7 @@ async def call(pool: Pool, caller: Caller, decide: Decide) -> Done:
     )
     async for attempt in tries:
         with attempt:
-            async with pool.acquire() as connection, connection.transaction():
+            async with pool.acquire(timeout=WAIT_SECONDS) as connection, connection.transaction():
                 done = await _call(connection, caller, decide)
     return done
 

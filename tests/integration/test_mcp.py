@@ -517,19 +517,22 @@ async def test_nobody_gets_into_another_person_s_session(world: World) -> None:
             "clientInfo": {"name": "test", "version": "1"},
         },
     }
-    opened = await post(f"{base}/srv_1/ann", hello)
+    opened = await post(f"{base}/srv_1/ann-secret", hello)
     session = opened.headers["mcp-session-id"]
     anonymous = (await post(f"{base}/srv_1", hello)).headers["mcp-session-id"]
     ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
     version = {"mcp-protocol-version": "2025-11-25"}
-    assert (await post(f"{base}/srv_1/ann", ask, **version, **{"mcp-session-id": session})).status_code == 200
+    assert (
+        await post(f"{base}/srv_1/ann-secret", ask, **version, **{"mcp-session-id": session})
+    ).status_code == 200
     for place in ("srv_1/bob", "srv_1", "srv_2/ann", "srv_2"):
         refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": session})
         assert refused.status_code == 404, place
-    for place in ("srv_1/ann", "srv_2"):
+    for place in ("srv_1/ann-secret", "srv_2"):
         refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": anonymous})
         assert refused.status_code == 404, place
-    assert session not in service.log.read_text()
+    log = service.log.read_text()
+    assert not any(secret in log for secret in (session, anonymous, "ann-secret"))
     # The newest protocol has no sessions: an id that somebody sends along means nothing.
     async with agent(f"{base}/srv_1") as stranger:
         assert (await stranger.start())["outcome"] == "started"
@@ -587,6 +590,30 @@ async def test_deletions_by_the_platform_while_agents_call_harm_neither(world: W
     stop.set()
     await asyncio.gather(*people)
     assert failures == []
+
+
+async def test_on_a_platform_without_a_key_of_progress_the_row_used_last_goes_on(world: World) -> None:
+    """An existing platform may hold several rows for a person and walkthrough; none is added to them."""
+    await world.offer(steps="abcd")
+    await world.db.execute(
+        "alter table walkthrough_progress drop constraint walkthrough_progress_mcp_server_user_id_walkthrough_id_key"
+    )
+    await world.db.execute("insert into mcp_server_user (id, distinct_id) values ('mcpu_1', 'ann')")
+    await world.db.executemany(
+        "insert into walkthrough_progress (id, mcp_server_user_id, walkthrough_id, completed_steps, current_step_id,"
+        " started_at, last_activity_at) values ($1, 'mcpu_1', 'wt_a', $2, $3, 1, $4)",
+        [("wtp_1", '["a"]', "b", 5), ("wtp_2", '["a", "b", "gone"]', "c", 9), ("wtp_3", "[]", "a", None)],
+    )
+    service = await world.start_mcp()
+    base = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(f"{base}/ann") as ann:
+        answer = await ann.start()
+        assert (answer["step"]["id"], answer["progress"]["percent"]) == ("c", 50)
+        assert (await ann.next(current_step_id="c"))["step"]["id"] == "d"
+    assert await world.db.fetchval("select count(*) from walkthrough_progress") == 3
+    async with agent(f"{base}/bob") as one, agent(f"{base}/bob", "legacy") as two:
+        await asyncio.gather(*(who.start() for who in (one, two) for _ in range(5)))
+    assert await world.db.fetchval("select count(*) from walkthrough_progress") == 4
 
 
 class Counting:

@@ -58,6 +58,11 @@ create table walkthrough_step_completions (id text primary key,
   mcp_server_session_id text not null references mcp_server_session (mcp_server_session_id) on delete cascade,
   completed_at bigint not null, metadata jsonb,
   constraint wtsc_user_step_unique unique (mcp_server_user_id, walkthrough_id, step_id));
+create table walkthrough_progress (id text primary key,
+  mcp_server_user_id text not null references mcp_server_user (id) on delete cascade,
+  walkthrough_id text not null references walkthroughs (id) on delete cascade, completed_steps jsonb default '[]',
+  current_step_id text references walkthrough_steps (id), completed_at bigint, started_at bigint,
+  last_activity_at bigint, metadata jsonb);
 insert into organization values ('o', 'o', 'o', null, now(), null);
 insert into mcp_servers values ('srv_1', 'o', null, 's', 'p', 'srv_1', 0);
 insert into mcp_server_user (id) values ('ann');
@@ -86,6 +91,8 @@ async def test_the_platforms_tables_are_left_as_they_are_and_its_completions_are
     assert kept == "UNIQUE (mcp_server_user_id, walkthrough_id, step_id)"
     marks = await db.fetch("select mcp_server_user_id, walkthrough_id from sankey_dirty")
     assert [tuple(m) for m in marks] == [("ann", "wt_a")]
+    indexes = await db.fetch("select indexname from pg_indexes where tablename = 'walkthrough_progress'")
+    assert "walkthrough_progress_user_idx" in {r["indexname"] for r in indexes}
 
 
 async def test_two_at_once_apply_each_migration_once(empty: str) -> None:
