@@ -17,7 +17,7 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import advance, start
 from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
-from tests.support.agents import GENERATIONS, agent, post
+from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.world import RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
@@ -507,19 +507,9 @@ async def test_nobody_gets_into_another_person_s_session(world: World) -> None:
     await world.offer("wt_a", server="srv_2")
     service = await world.start_mcp(process=True)
     base = f"http://127.0.0.1:{service.port}/mcp"
-    hello = {
-        "jsonrpc": "2.0",
-        "id": 1,
-        "method": "initialize",
-        "params": {
-            "protocolVersion": "2025-11-25",
-            "capabilities": {},
-            "clientInfo": {"name": "test", "version": "1"},
-        },
-    }
-    opened = await post(f"{base}/srv_1/ann-secret", hello)
+    opened = await post(f"{base}/srv_1/ann-secret", HELLO)
     session = opened.headers["mcp-session-id"]
-    anonymous = (await post(f"{base}/srv_1", hello)).headers["mcp-session-id"]
+    anonymous = (await post(f"{base}/srv_1", HELLO)).headers["mcp-session-id"]
     ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
     version = {"mcp-protocol-version": "2025-11-25"}
     assert (

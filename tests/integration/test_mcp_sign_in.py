@@ -13,21 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from mcp.shared.exceptions import MCPError
 
-from tests.support.agents import GENERATIONS, agent, post
+from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.world import MCP, Service, World
 
 pytestmark = pytest.mark.integration
-
-HELLO = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "test", "version": "1"},
-    },
-}
 
 
 class Issuer:

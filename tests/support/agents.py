@@ -14,6 +14,19 @@ from mcp_types import CallToolResult
 GENERATIONS = ("2026-07-28", "legacy")
 
 
+#: The first request of a client of the generation with sessions.
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "test", "version": "1"},
+    },
+}
+
+
 class Agent:
     """A client whose answers are the structured content; `texts` are what it has read."""
 
