@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from prometheus_client import make_asgi_app
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 
 from services.runtime.database import Pool
 from services.runtime.migrate import pending
@@ -23,7 +23,10 @@ def health_routes(
     async def ready(_: Request) -> Response:
         return _answer(await problem_of_readiness(), "ready")
 
-    return [Route("/health/live", live), Route("/health/ready", ready), Mount("/metrics", make_asgi_app())]
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return [Route("/health/live", live), Route("/health/ready", ready), Route("/metrics", metrics)]
 
 
 def _answer(problem: str | None, well: str) -> Response:

@@ -1,4 +1,4 @@
-"""Kafka: topics, the batch subscriber's raw parser, offsets, and the producer."""
+"""Kafka: topics, how consumers read, offsets, and the producer."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,6 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
     for_code,
 )
-from faststream.kafka import KafkaMessage
 
 from services.runtime.errors import StepstreamError
 from services.runtime.settings import Settings
@@ -73,34 +72,6 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
 def unreachable(settings: Settings, error: Exception) -> StepstreamError:
     """What to say when no broker answers."""
     return StepstreamError(f"Kafka at {', '.join(settings.kafka_bootstrap_servers)}: {error}")
-
-
-async def parse_batch(records: tuple[Record, ...]) -> KafkaMessage:
-    """Wraps a batch for FastStream without touching keys, values or headers.
-
-    FastStream's own parser decodes every header as UTF-8, and one that is not fails the whole batch.
-    """
-    return KafkaMessage(
-        raw_message=records,
-        body=b"",
-        message_id=f"{records[0].partition}:{records[0].offset}",
-        consumer=_NeverCommits(),
-    )
-
-
-async def decode_batch(message: KafkaMessage) -> object:
-    """The raw records: the handler reads the bytes itself."""
-    return message.raw_message
-
-
-class _NeverCommits:
-    """Stands where FastStream keeps the consumer for acknowledging: `commit_offsets` is the only way."""
-
-    async def commit(self) -> None:
-        raise RuntimeError("offsets are committed by commit_offsets alone")
-
-    def seek(self, partition: TopicPartition, offset: int) -> None:
-        raise RuntimeError("the position is never moved by an acknowledgement")
 
 
 def subscriber_options(settings: Settings) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream, AsgiResponse, get
-from faststream.kafka import KafkaBroker
+from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import make_asgi_app
 
 from services.runtime.database import Pool
@@ -24,9 +24,7 @@ from services.runtime.kafka import (
     Record,
     admin_client,
     commit_offsets,
-    decode_batch,
     next_offsets,
-    parse_batch,
     subscriber_options,
 )
 from services.runtime.migrate import check_migrated, pending
@@ -219,6 +217,34 @@ class ConsumerShell(Process):
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         return await self.serve(self.app, port)
+
+
+async def parse_batch(records: tuple[Record, ...]) -> KafkaMessage:
+    """Wraps a batch for FastStream without touching keys, values or headers.
+
+    FastStream's own parser decodes every header as UTF-8, and one that is not fails the whole batch.
+    """
+    return KafkaMessage(
+        raw_message=records,
+        body=b"",
+        message_id=f"{records[0].partition}:{records[0].offset}",
+        consumer=_NeverCommits(),
+    )
+
+
+async def decode_batch(message: KafkaMessage) -> object:
+    """The raw records: the handler reads the bytes itself."""
+    return message.raw_message
+
+
+class _NeverCommits:
+    """Stands where FastStream keeps the consumer for acknowledging: `commit_offsets` is the only way."""
+
+    async def commit(self) -> None:
+        raise RuntimeError("offsets are committed by commit_offsets alone")
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        raise RuntimeError("the position is never moved by an acknowledgement")
 
 
 def _first(error: BaseException) -> BaseException:

@@ -6,9 +6,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 EVENTS = Counter(
@@ -92,4 +89,8 @@ def configure_logging(level: str) -> None:
 
 def configure_tracing(service: str) -> None:
     """Gives every call a trace, which its events carry on; spans go nowhere until an exporter is added."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
     trace.set_tracer_provider(TracerProvider(resource=Resource.create({"service.name": service})))

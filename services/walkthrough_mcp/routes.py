@@ -164,7 +164,7 @@ class Entrance:
                 return
             await self._rates.check_address(request.client.host if request.client else "")
             server = await self._find_server(request.path_params["slug"])
-            tracking_id = request.path_params.get("tracking_id")
+            tracking_id = request.path_params.get("tracking_id") or None
             if server.signs_in:
                 await self._enter_signed_in(server, tracking_id, scope, receive, send)
             else:

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from services.runtime.lag import lags
-from tests.support.world import AGGREGATOR, RECORDER, Service, World, completed, eventually
+from tests.support.world import AGGREGATOR, MCP, RECORDER, RELAY, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -81,12 +81,8 @@ async def test_sigterm_drains_the_batch_in_hand_and_exits_0(world: World) -> Non
 
 
 async def test_health_says_alive_and_ready_and_metrics_are_served(world: World) -> None:
-    for service in world.start_both():
-
-        async def ready(service: Service = service) -> bool:
-            return await asyncio.to_thread(get, service.port, "/health/ready") == 200
-
-        await eventually(ready, f"{service.name} is ready")
+    for service in (*world.start_both(), world.start(RELAY), world.start(MCP)):
+        await service.ready()
         assert get(service.port, "/health/live") == 200
         assert get(service.port, "/metrics") == 200
         assert get(service.port, "/elsewhere") == 404
@@ -115,7 +111,7 @@ async def test_the_aggregator_waits_for_the_recorder_alive_and_goes_on_by_itself
     assert aggregator.terminate() == 0
 
 
-@pytest.mark.parametrize("service", [RECORDER, AGGREGATOR])
+@pytest.mark.parametrize("service", [RECORDER, AGGREGATOR, RELAY, MCP])
 async def test_sigterm_while_starting_is_polite_too(world: World, service: str) -> None:
     """From the moment on which the command runs, and not only once its partitions are there."""
     codes = []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.operator_cli.demo import run as demo
-from tests.support.world import RECORDER, World, completed
+from tests.support.world import RECORDER, World, completed, started
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,8 @@ async def read_topic(world: World) -> list[tuple[bytes | None, bytes | None]]:
 
 
 async def test_produce_sends_each_line_keyed_by_its_user(world: World, tmp_path: Path) -> None:
-    events = [completed(f"user-{i % 7}-é", "a", i) for i in range(3_000)]
+    events = [completed(f"user-{i % 7}-é", "a", i) for i in range(2_993)]
+    events += [started(f"user-{i}-é", i) for i in range(7)]
     file = tmp_path / "events.ndjson"
     file.write_text("\n".join(json.dumps(e) for e in events))
     done = world.command("produce", str(file), "-o", "json")

@@ -143,6 +143,21 @@ async def test_a_failing_migration_says_where_and_leaves_nothing_half_done(db: D
     assert await migrate(db, folder) == ["0005_broken"]
 
 
+async def test_what_was_counted_before_there_were_starts_stays_exact(db: Db, tmp_path: Path) -> None:
+    """Past the first step the time was always known; of a first step it is known from the first start on."""
+    for file in sorted(FOLDER.glob("*.sql"))[:2]:
+        (tmp_path / file.name).write_text(file.read_text())
+    await migrate(db, tmp_path)
+    await db.execute(
+        "insert into sankey_transitions (walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id,"
+        " journeys, elapsed_ms) values ('w', 's', '1970-01-01', 0, null, 'a', 7, 0),"
+        " ('w', 's', '1970-01-01', 1, 'a', 'b', 5, 55)"
+    )
+    assert await migrate(db) == ALL[2:]
+    rows = await db.fetch("select position, timed_journeys from sankey_transitions order by position")
+    assert [tuple(r) for r in rows] == [(0, 0), (1, 5)]
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

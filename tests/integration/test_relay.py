@@ -1,6 +1,5 @@
 """The outbox-relay with a real PostgreSQL and Kafka: order, kills, refusals, waking, and no bloat."""
 
-import asyncio
 import json
 import os
 import random
@@ -69,39 +68,45 @@ async def test_rows_arrive_as_they_are_keyed_with_headers_and_leave_the_outbox(w
     assert relay.terminate() == 0
 
 
-async def test_several_relays_some_of_them_killed_keep_the_order_of_each_key(world: World) -> None:
+async def holds_shards(world: World) -> bool:
+    """Whether a relay is in the middle of a load: it has taken rows and not removed them yet."""
+    return bool(
+        await world.db.fetchval(
+            "select count(*) from pg_locks where locktype = 'advisory' and granted"
+            " and database = (select oid from pg_database where datname = current_database())"
+        )
+    )
+
+
+async def test_several_relays_killed_in_the_middle_of_sending_keep_the_order_of_each_key(
+    world: World,
+) -> None:
     rows = numbered(keys=60, count=6_000)
     relays = [world.start(RELAY, relay_batch_records=200) for _ in range(3)]
-    chance = random.Random(3)
     for i in range(0, len(rows), 500):
         await world.put_in_outbox(rows[i : i + 500])
         if i % 1500 == 0:
-            victim = chance.choice([r for r in relays if r.process.poll() is None])
-            # In the middle of whatever it does; a relay may have a load at Kafka right now.
-            await asyncio.sleep(chance.random() * 0.2)
-            victim.kill()
-            relays.append(world.start(RELAY, relay_batch_records=200))
+            await eventually(lambda: holds_shards(world), "some relay has a load in hand", every=0)
+            for relay in relays:
+                relay.kill()
+            relays = [world.start(RELAY, relay_batch_records=200) for _ in range(3)]
     await world.relayed()
     assert await first_seen(world) == in_order(rows)
-    assert [r.terminate() for r in relays if r.process.poll() is None] == [0, 0, 0]
+    assert [relay.terminate() for relay in relays] == [0, 0, 0]
 
 
 async def test_a_relay_that_hangs_loses_its_shards_to_another(world: World) -> None:
     hanging = await world.start(RELAY, relay_send_timeout_seconds=1).ready()
     rows = numbered(keys=5, count=4_000)
-    writing = asyncio.create_task(world.put_in_outbox(rows))
+    await world.put_in_outbox(rows)
 
-    async def holds_rows() -> bool:
-        held = await world.db.fetchval(
-            "select count(*) from pg_locks where locktype = 'advisory' and granted"
-            " and database = (select oid from pg_database where datname = current_database())"
-        )
-        if held:
+    async def stopped_with_a_load_in_hand() -> bool:
+        if await holds_shards(world):
             os.kill(hanging.process.pid, signal.SIGSTOP)
-        return bool(held)
+            return True
+        return False
 
-    await writing
-    await eventually(holds_rows, "the relay has taken shards", every=0)
+    await eventually(stopped_with_a_load_in_hand, "the relay has taken shards", every=0)
     other = world.start(RELAY, relay_send_timeout_seconds=1)
     await world.relayed()
     os.kill(hanging.process.pid, signal.SIGCONT)
