@@ -241,7 +241,8 @@ class _Import:
         rows = await self._db.fetch(SQL["import_steps_before"], walkthrough)
         before = {row["id"]: row for row in rows}
         ids = await self._step_ids(walkthrough, rows)
-        changes, writes = [], []
+        changes: list[Change] = []
+        writes: list[tuple[Any, ...]] = []
         for step, identifier in zip(self._export.steps, ids, strict=True):
             link = None if step.next_step_reference is None else ids[step.next_step_reference]
             wanted = {
@@ -261,7 +262,8 @@ class _Import:
                         identifier,
                         walkthrough,
                         *wanted.values(),
-                        *_times(before.get(identifier), times, self._now),
+                        # Steps of one place keep the file's order: the one made earlier comes first.
+                        *_times(before.get(identifier), times, self._now + len(changes)),
                     )
                 )
             changes.append(Change(action, "step", identifier, step.title))

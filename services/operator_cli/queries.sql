@@ -256,7 +256,7 @@ select
   updated_at
 from walkthrough_steps
 where walkthrough_id = $1
-order by display_order, id collate "C";
+order by display_order, created_at nulls first, id collate "C";
 
 -- name: import_offer_before
 select id from mcp_server_walkthroughs

@@ -111,7 +111,7 @@ select
     from mcp_server_walkthroughs as offered
     inner join walkthroughs on offered.walkthrough_id = walkthroughs.id
     cross join lateral (
-      select jsonb_agg(jsonb_build_array(id, title, display_order) order by display_order, id collate "C") as steps
+      select jsonb_agg(jsonb_build_array(id, title, display_order) order by display_order, created_at nulls first, id collate "C") as steps
       from walkthrough_steps
       where walkthrough_steps.walkthrough_id = walkthroughs.id
     ) as steps

@@ -1,12 +1,18 @@
 """Walkthroughs in and out: real exports, ids, links, updates, round trips, and errors that name the field."""
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.operator_cli.demo import run as demo
+from services.runtime.database import Pool, open_pool
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.guide import start
+from services.walkthrough_mcp.people import Caller
 from tests.support import logs
 from tests.support.world import World
 
@@ -146,6 +152,30 @@ async def test_a_changed_file_updates_and_what_people_did_stays(world: World, tm
     assert [after[i]["displayOrder"] for i in ids[1:3]] == [3, 2]
     assert exported(world, identifier)["walkthrough"]["description"] == "Changed."
     assert "created 0, updated 0" in world.command("import", str(file), "--server", "docs").stderr
+
+
+async def test_steps_of_the_same_place_keep_the_file_s_order(world: World, tmp_path: Path) -> None:
+    await world.offer(server="docs")
+    given = json.loads(OURS[0].read_text())
+    titles = [f"{name} comes" for name in ("zeta", "alpha", "mu", "beta", "omega", "iota")]
+    given["steps"] = [given["steps"][0] | {"title": title, "displayOrder": 1} for title in titles]
+    file = tmp_path / "ties.json"
+    file.write_text(json.dumps(given))
+    identifier = world.command("import", str(file), "--server", "docs").stdout.strip()
+    assert [s["title"] for s in exported(world, identifier)["steps"]] == titles
+    async with pool_of(world) as pool:
+        server = await store.find_server(pool, "docs")
+        assert server is not None
+        done = await store.call(pool, Caller(server), lambda offers, _: start(offers, "none", restart=False))
+    (offer,) = [o for o in done.offers if o.walkthrough_id == identifier]
+    assert [step.title for step in offer.steps] == titles
+
+
+@contextlib.asynccontextmanager
+async def pool_of(world: World) -> AsyncIterator[Pool]:
+    pool = await open_pool(world.settings)
+    yield pool
+    await pool.close()
 
 
 def broken(change: str) -> str:

@@ -6,7 +6,7 @@ select
 from walkthrough_steps
 inner join walkthroughs on walkthrough_steps.walkthrough_id = walkthroughs.id
 where walkthrough_steps.walkthrough_id = $1
-order by walkthrough_steps.display_order;
+order by walkthrough_steps.display_order, walkthrough_steps.created_at nulls first, walkthrough_steps.id collate "C";
 
 -- name: transitions
 select
@@ -69,7 +69,7 @@ with placed as (
     case when row_number() over by_order = 5 then 2.5 else row_number() over by_order end as place
   from walkthrough_steps
   where walkthrough_id = $1
-  window by_order as (order by display_order, id collate "C")
+  window by_order as (order by display_order, created_at nulls first, id collate "C")
 ),
 numbered as (
   select
