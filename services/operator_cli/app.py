@@ -294,7 +294,7 @@ def verify(output: OutputOption = Output.TABLE) -> None:
 
 @app.command()
 def demo(
-    people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 240,
+    people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 200,
     folder: StackDir = Path(".stepstream-demo"),
     keep: Annotated[bool, typer.Option(help="Leave the stack and its data for a look around.")] = False,
     running: Annotated[
