@@ -17,6 +17,7 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     PolicyViolationError,
     RecordListTooLargeError,
+    UnknownError,
 )
 
 from services.runtime.errors import ConfigurationError
@@ -33,6 +34,8 @@ REFUSALS = (
     InvalidTimestampError,
     PolicyViolationError,
 )
+#: A code that aiokafka has no name for. Kafka's INVALID_RECORD is one; troubles of the whole broker are, too.
+_UNCLEAR = UnknownError
 _STOP_SECONDS = 5.0
 _LOAD_SECONDS = 1.0
 
@@ -130,13 +133,26 @@ class Sender:
         for wave in waves(messages):
             async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
                 doubtful = await self._send_wave(wave, sent, refused)
-            for message in doubtful:
-                async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
-                    await self._send_alone(message, sent, refused)
-                if time.monotonic() - began > _LOAD_SECONDS:
-                    return
+            await self._send_doubtful(doubtful, sent, refused)
             if time.monotonic() - began > _LOAD_SECONDS:
                 return
+
+    async def _send_doubtful(
+        self, doubtful: Sequence[Message], sent: list[int], refused: list[Refused]
+    ) -> None:
+        """Sends each alone. What is unclear is the record's fault where Kafka takes others, else Kafka's."""
+        unclear: list[tuple[Message, KafkaError]] = []
+        if doubtful:
+            await self.stop()
+        for message in doubtful:
+            try:
+                async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
+                    await self._send_alone(message, sent, refused)
+            except _UNCLEAR as error:
+                unclear.append((message, error))
+        if unclear and not sent:
+            raise unclear[0][1]
+        refused += [Refused(message, _reason(error)) for message, error in unclear]
 
     async def _send_wave(
         self, wave: Sequence[Message], sent: list[int], refused: list[Refused]
@@ -156,7 +172,7 @@ class Sender:
         for (message, _), result in zip(under_way, results, strict=True):
             if not isinstance(result, BaseException):
                 sent.append(message.id)
-            elif isinstance(result, REFUSALS):
+            elif isinstance(result, (*REFUSALS, _UNCLEAR)):
                 doubtful.append(message)
             else:
                 failure = result
@@ -165,13 +181,15 @@ class Sender:
         return doubtful
 
     async def _send_alone(self, message: Message, sent: list[int], refused: list[Refused]) -> None:
-        await self.stop()
         producer = await self.start()
         try:
             await producer.send_and_wait(self._settings.topic, **message.record())
         except REFUSALS as error:
-            refused.append(Refused(message, _reason(error)))
             await self.stop()
+            refused.append(Refused(message, _reason(error)))
+        except _UNCLEAR:
+            await self.stop()
+            raise
         else:
             sent.append(message.id)
 

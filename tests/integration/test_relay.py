@@ -10,7 +10,6 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import DefaultPartitioner
 
-from services.outbox_relay.sender import Message, waves
 from services.runtime.kafka import ensure_topics
 from tests.support.world import RELAY, World, eventually
 
@@ -46,11 +45,6 @@ def in_order(rows: list[tuple[str, str]]) -> dict[str, list[int]]:
     for key, value in rows:
         wanted[key].append(json.loads(value)["n"])
     return dict(wanted)
-
-
-def test_a_wave_holds_one_message_of_a_key() -> None:
-    messages = [Message(i, key, "{}", "{}") for i, key in enumerate("aabcab")]
-    assert [[m.id for m in wave] for wave in waves(messages)] == [[0, 2, 3], [1, 5], [4]]
 
 
 async def test_rows_arrive_as_they_are_keyed_with_headers_and_leave_the_outbox(world: World) -> None:
