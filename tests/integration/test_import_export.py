@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from services.operator_cli.demo import run as demo
+from services.operator_cli.importing import read_export
 from services.runtime.database import Pool, open_pool
+from services.runtime.errors import UsageError
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import start
 from services.walkthrough_mcp.people import Caller
@@ -205,27 +207,32 @@ def broken(change: str) -> str:
         ("steps[0]['metadata'] = {'a': ['\\0']}", "steps.0.metadata.a.0: it holds a NUL character"),
     ],
 )  # fmt: skip
-async def test_a_wrong_field_is_named_and_nothing_is_written(
-    world: World, change: str, told: str, tmp_path: Path
-) -> None:
-    await world.offer(server="docs")
-    before = await rows(world)
+def test_a_wrong_field_is_named(change: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.json"
     file.write_text(broken(change))
-    done = world.command("import", str(file), "--server", "docs")
-    assert done.returncode == 2, done.stderr
-    assert told in done.stderr
-    assert await rows(world) == before
+    with pytest.raises(UsageError) as caught:
+        read_export(file)
+    assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [b"", b"not json", b"[]", b"\xff\xfe", b'{"a":' * 3000])
-async def test_what_is_no_export_at_all_is_refused(world: World, text: bytes, tmp_path: Path) -> None:
+def test_what_is_no_export_at_all_is_refused(text: bytes, tmp_path: Path) -> None:
     file = tmp_path / "wrong.json"
     file.write_bytes(text)
+    with pytest.raises(UsageError, match=r"is no export of format 1\.0"):
+        read_export(file)
+
+
+async def test_a_refused_file_changes_nothing(world: World, tmp_path: Path) -> None:
+    await world.offer(server="docs")
+    before = await rows(world)
+    file = tmp_path / "wrong.json"
+    file.write_text(broken("steps[2]['contentFields']['version'] = 'v9'"))
     done = world.command("import", str(file), "--server", "docs")
-    assert done.returncode == 2, done.stderr
-    assert "is no export of format 1.0" in done.stderr
+    assert done.returncode == 2
+    assert "steps.2.contentFields.version: Input should be 'v1'" in done.stderr
     assert "Traceback" not in done.stderr
+    assert await rows(world) == before
 
 
 async def test_exporting_what_is_not_there_says_so(world: World, tmp_path: Path) -> None:
