@@ -118,6 +118,9 @@ class Process:
                 access_log=False,
                 lifespan="on",
                 timeout_graceful_shutdown=5,
+                # Longer than clients keep an idle connection (httpx: 5 s, as uvicorn's own), so that it is
+                # they who close it: a request on one that we close at that moment would be lost.
+                timeout_keep_alive=75,
                 server_header=False,
             )
         )

@@ -42,6 +42,7 @@ def _docker() -> Stack:
     from testcontainers.core.container import DockerContainer
     from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
+    from services.devstack.kafka import wait_until_ready
     from services.devstack.processes import free_port
 
     # The broker tells clients where it is, so the port is chosen before it starts.
@@ -68,6 +69,7 @@ def _docker() -> Stack:
     postgres = PostgresContainer("postgres:18", driver=None).with_command("postgres -c max_connections=200")
     kafka.start()
     try:
+        wait_until_ready(port)  # it makes the topic of groups when the first one is asked for
         postgres.start()
     except BaseException:
         kafka.stop()

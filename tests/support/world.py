@@ -365,7 +365,11 @@ class World:
             return await self.start(MCP, port, public_url=url, **more).ready()
         settings = Settings(**{**self.settings.model_dump(), "public_url": url, **more})
         config = uvicorn.Config(
-            application(McpProcess(MCP, settings)), port=port, log_config=None, timeout_graceful_shutdown=1
+            application(McpProcess(MCP, settings)),
+            port=port,
+            log_config=None,
+            timeout_graceful_shutdown=1,
+            timeout_keep_alive=75,
         )
         server = _QuietServer(config)
         self.serving.append((server, asyncio.create_task(server.serve())))
