@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, Step
 
-#: The fields of a step's content, in the order in which an agent needs them, with their headings.
+#: A step's content in the order in which an agent needs it: the platform's field, ours, and its heading.
 CONTENT_FIELDS: Final = (
-    ("introductionForAgent", "How to introduce this step"),
-    ("contextForAgent", "What you should know"),
-    ("contentForUser", "Show this to the person"),
-    ("operationsForAgent", "What you do"),
+    ("introductionForAgent", "introduction_for_agent", "How to introduce this step"),
+    ("contextForAgent", "context_for_agent", "What you should know"),
+    ("contentForUser", "content_for_user", "Show this to the person"),
+    ("operationsForAgent", "operations_for_agent", "What you do"),
 )
 
 
@@ -103,15 +103,9 @@ def text(answer: Guidance) -> str:
         parts.append(
             f"# {progress.walkthrough_title}, step {step.number} of {progress.total_steps}: {step.title}"
         )
-        contents = (
-            step.introduction_for_agent,
-            step.context_for_agent,
-            step.content_for_user,
-            step.operations_for_agent,
-        )
-        for (_, heading), content in zip(CONTENT_FIELDS, contents, strict=True):
-            if content.strip():
-                parts.append(f"## {heading}\n\n{content.strip()}")
+        for _, name, heading in CONTENT_FIELDS:
+            if content := getattr(step, name).strip():
+                parts.append(f"## {heading}\n\n{content}")
     if answer.walkthroughs:
         parts.append("## Walkthroughs on offer\n\n" + "\n".join(_line(w) for w in answer.walkthroughs))
     if answer.progress is not None:
@@ -154,19 +148,10 @@ def _message(move: Move, offers: tuple[Offer, ...]) -> str:
 
 
 def _step(offer: Offer, step: Step, content: Mapping[str, Any]) -> StepContent:
-    def field(name: str) -> str:
-        value = content.get(name)
-        return value if isinstance(value, str) else ""
-
-    return StepContent(
-        id=step.id,
-        title=step.title,
-        number=offer.steps.index(step) + 1,
-        introduction_for_agent=field("introductionForAgent"),
-        context_for_agent=field("contextForAgent"),
-        content_for_user=field("contentForUser"),
-        operations_for_agent=field("operationsForAgent"),
-    )
+    fields = {
+        name: content[field] for field, name, _ in CONTENT_FIELDS if isinstance(content.get(field), str)
+    }
+    return StepContent(id=step.id, title=step.title, number=offer.steps.index(step) + 1, **fields)
 
 
 def _progress(move: Move) -> ProgressState:
