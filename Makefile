@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit lint format bench lock generate clean
+.PHONY: help setup demo test test-unit test-dashboard lint format bench soak lock generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,8 +7,9 @@ UV_VERSION := 0.13.9
 UV := .uv/bin/uv
 BIN := .venv/bin
 STACK ?= embedded
-WORKERS ?= 3
+WORKERS ?= 4
 PYTEST_ARGS ?=
+MINUTES ?= 10
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -26,14 +27,17 @@ $(UV):
 
 setup: .venv/.installed  ## make .venv with everything in it
 
-demo: setup  ## the whole pipeline in a minute, in the terminal
+demo: setup  ## the whole pipeline in a minute, and the dashboard
 	@$(BIN)/stepstream demo $(ARGS)
 
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
-	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) $(or $(PYTEST_ARGS),--ignore tests/e2e)
 
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+test-dashboard: setup  ## the dashboard in a real Chromium, which has to be installed
+	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import contracts, SQL, generated files
 	$(BIN)/ruff check .
@@ -42,17 +46,30 @@ lint: setup  ## style, types, import contracts, SQL, generated files
 	$(BIN)/lint-imports
 	$(BIN)/squawk migrations/*.sql
 	$(BIN)/python -m schemas.generate --check
+	$(BIN)/python -m services.analytics_api.generate --check
 
 format: setup  ## write code the way lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup  ## write the generated files of schemas/ anew
+generate: setup  ## write the generated files of schemas/ and of the API anew
 	$(BIN)/python -m schemas.generate
+	$(BIN)/python -m services.analytics_api.generate
 
-bench: setup  ## how fast the consumers drain, against COPY; how long a step takes an agent
+dashboard: generate  ## build the dashboard anew, which is checked in; needs Node.js 20 or newer
+	cd services/analytics_api/dashboard && npm ci --no-progress && npm run types && npm run build
+	$(BIN)/python -m services.analytics_api.generate --built
+
+docs: setup  ## write what the commands print into docs/operating.md
+	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/integration/test_operating_page.py -k page_shows
+
+bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is read
 	$(BIN)/python -m benchmarks.drain
 	$(BIN)/python -m benchmarks.mcp
+	$(BIN)/python -m benchmarks.reading
+
+soak: setup  ## everything breaks for 10 minutes (MINUTES=2 for two), and the tables must be exact
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt

@@ -173,11 +173,36 @@ class WalkthroughStarted(BaseModel):
         return self.started_at
 
 
-Event: TypeAlias = Annotated[StepCompleted | WalkthroughStarted, Field(discriminator="type")]
-EVENT: Final[TypeAdapter[StepCompleted | WalkthroughStarted]] = TypeAdapter(Event)
+class UserErased(BaseModel):
+    """Somebody asked to be forgotten: no event of theirs counts, whether it came before or comes after.
+
+    Where and in which order it is read makes no difference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["user-erased"]
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
+    erased_at: Milliseconds
+
+    @property
+    def happened_at(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.erased_at
 
 
-def decode(value: bytes | None, now_ms: int) -> StepCompleted | WalkthroughStarted:
+AnyEvent: TypeAlias = StepCompleted | WalkthroughStarted | UserErased
+Event: TypeAlias = Annotated[AnyEvent, Field(discriminator="type")]
+EVENT: Final[TypeAdapter[AnyEvent]] = TypeAdapter(Event)
+_TIME_OF_TYPE: Final = {
+    "step-completed": "completed_at",
+    "walkthrough-started": "started_at",
+    "user-erased": "erased_at",
+}
+
+
+def decode(value: bytes | None, now_ms: int) -> AnyEvent:
     """Reads the value of a Kafka record.
 
     Args:
@@ -194,7 +219,7 @@ def decode(value: bytes | None, now_ms: int) -> StepCompleted | WalkthroughStart
     except ValidationError as error:
         raise _explain(error) from None
     if event.happened_at > now_ms + MAX_AHEAD_MS:
-        field = "completed_at" if event.type == "step-completed" else "started_at"
+        field = _TIME_OF_TYPE[event.type]
         raise EventError(
             Rejection.IN_THE_FUTURE,
             f"{field}: {event.happened_at} is more than 24 hours ahead; it is in milliseconds",

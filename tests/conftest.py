@@ -5,19 +5,50 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
+from services.devstack import processes
 from tests.support.stacks import Stack, start_stack
 from tests.support.world import World, make_template
 
 _ADDRESSES = "STEPSTREAM_TEST_ADDRESSES"
 _running: dict[str, Stack] = {}
 
+#: Files whose tests run in one worker, one after another: they share what is dear to start or to fill.
+#: (`xdist_group` would say it, but has no effect with pytest 9.2.)
+_TOGETHER = {
+    "test_kafka_away.py": "brokers",
+    "test_security.py": "secure",
+    "test_readme.py": "embedded stack",
+    "test_embedded_stack.py": "embedded stack",
+    "test_analytics.py": "analytics",
+    "test_dashboard.py": "dashboard",
+}
+
+
+class _FilesTogether(LoadScopeScheduling):
+    """Gives the tests of some files to one worker, and every other test to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _TOGETHER.get(Path(nodeid.split("::", maxsplit=1)[0]).name, nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _FilesTogether(config, log)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the stack before workers are, unless only unit tests are asked for."""
-    if hasattr(config, "workerinput") or _ADDRESSES in os.environ or config.option.collectonly:
+    if hasattr(config, "workerinput"):
+        # Between looking for a free port and listening there, another worker could take it.
+        worker = int(config.workerinput["workerid"].removeprefix("gw"))
+        processes.PORTS = processes.PORTS[worker % 8 :: 8]
+        return
+    if _ADDRESSES in os.environ or config.option.collectonly:
         return
     if config.args and all("unit" in Path(argument.split("::")[0]).parts for argument in config.args):
         return

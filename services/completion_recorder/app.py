@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from aiokafka.errors import KafkaError
+
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
-from services.runtime.database import Pool, open_pool
-from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, make_producer
+from services.runtime.database import Pool, close_pool, open_pool
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.settings import Settings
-from services.runtime.shell import ConsumerShell
+from services.runtime.shell import Commit, ConsumerShell
 
 
 def build(settings: Settings) -> ConsumerShell:
@@ -19,18 +21,26 @@ def build(settings: Settings) -> ConsumerShell:
     async def resources() -> AsyncIterator[Pool]:
         nonlocal recorder
         pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
-        producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES)
+        producer = RenewedProducer(
+            settings,
+            settings.dead_letter_topic,
+            max_request_size=DEAD_LETTER_MAX_BYTES,
+            request_timeout_ms=15_000,
+        )
         try:
-            await producer.start()
+            try:
+                await producer.start()
+            except KafkaError as error:
+                raise unreachable(settings, error) from error
             recorder = Recorder(settings, pool, producer, shell.pause)
             yield pool
         finally:
             await producer.stop()
-            await pool.close()
+            await close_pool(pool)
 
-    async def handle(records: Sequence[Record]) -> None:
+    async def handle(records: Sequence[Record], commit: Commit) -> None:
         assert recorder is not None  # noqa: S101 - the lifespan made it before the first batch
-        await recorder.handle(records)
+        await recorder.handle(records, commit)
 
     shell = ConsumerShell(SERVICE, settings, handle, resources)
     return shell

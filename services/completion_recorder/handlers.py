@@ -4,49 +4,89 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
+from schemas import Rejection
 from services.completion_recorder import store
+from services.completion_recorder.flood import FloodError, Limits, Recent, Verdict
 from services.completion_recorder.judge import Accepted, Refused, read
+from services.completion_recorder.store import Before
+from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, retrying
-from services.runtime.kafka import Record, dead_letter_headers, next_offsets, send_all
+from services.runtime.errors import StepstreamError
+from services.runtime.kafka import (
+    DEAD_LETTER_MAX_BYTES,
+    NULL,
+    Record,
+    RenewedProducer,
+    dead_letter_headers,
+    kafka_may_return,
+    next_offsets,
+    send_all,
+)
 from services.runtime.settings import Settings
-from services.runtime.telemetry import DEAD_LETTERS, EVENTS
+from services.runtime.shell import Commit
+from services.runtime.telemetry import DEAD_LETTERS, EVENTS, NEWEST, PHASE_SECONDS, READ_AGAIN
 
 log = logging.getLogger("stepstream.recorder")
 SERVICE = "completion-recorder"
 #: Events judged without looking up: about 2 ms.
 _SLICE = 500
+#: What refusals of this kind are, where something that the event refers to exists.
+_OF_REFERENCES = frozenset(
+    {
+        Rejection.UNKNOWN_USER,
+        Rejection.UNKNOWN_WALKTHROUGH,
+        Rejection.UNKNOWN_STEP,
+        Rejection.UNKNOWN_SERVER,
+        Rejection.UNKNOWN_SESSION,
+        Rejection.STEP_OF_ANOTHER_WALKTHROUGH,
+    }
+)
 
 
 class Recorder:
-    """Handles one batch at a time; when `handle` returns, nothing of the batch can be lost any more."""
+    """Handles one batch at a time; what is committed to Kafka can be lost no more."""
 
     def __init__(
         self,
         settings: Settings,
         pool: Pool,
-        producer: AIOKafkaProducer,
+        producer: RenewedProducer,
         pause: Callable[[float], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._producer = producer
         self._pause = pause
+        self._limits = Limits(settings.flood_percent, settings.flood_in_a_row)
+        self._recent = Recent()
+        self._seen: set[int] = set()
+        self._newest = 0
+        # There from the start, so that the first increase is seen as one.
+        for rejection in Rejection:
+            DEAD_LETTERS.labels(rejection.value)
+        for outcome in ("accepted", "refused", "of-erased"):
+            EVENTS.labels(SERVICE, outcome)
 
-    async def handle(self, records: Sequence[Record]) -> None:
-        """Writes the good events and sends the bad ones to the dead letters.
+    async def handle(self, records: Sequence[Record], commit: Commit) -> None:
+        """Writes the good events, sends the bad ones to the dead letters, and commits.
 
         One transaction per `batch_max_records`; while PostgreSQL is busy with one, the next is read.
         """
+        passing("recorder.polled")
         size = self._settings.batch_max_records
         loads = [records[i : i + size] for i in range(0, len(records), size)]
         judged = await _read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
+            passing("recorder.validated")
             ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged))
             judged = ahead
+            await commit(load)
+            passing("recorder.offsets-committed")
 
     async def _write(
         self, records: Sequence[Record], accepted: list[Accepted], refused: list[Refused]
@@ -56,12 +96,23 @@ class Recorder:
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
         offsets = next_offsets(records)
-        async for attempt in retrying(SERVICE, self._pause):
-            with attempt:
-                refused_by_database = await store.record(self._pool, self._settings.topic, offsets, accepted)
-        refused = refused + refused_by_database
-        await self._bury(refused)
-        EVENTS.labels(SERVICE, "accepted").inc(len(records) - len(refused))
+        watch = _Watch(self._recent, self._seen, self._limits, records)
+        with PHASE_SECONDS.labels(SERVICE, "transaction").time():
+            async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+                with attempt:
+                    judged = await store.record(
+                        self._pool, self._settings.topic, offsets, accepted, refused, watch
+                    )
+        self._recent = watch.recent
+        self._seen |= {partition.partition for partition in offsets}
+        await self._bury(judged.refused)
+        passing("recorder.dead-letters-sent")
+        EVENTS.labels(SERVICE, "accepted").inc(len(records) - len(judged.refused) - judged.of_erased)
+        EVENTS.labels(SERVICE, "of-erased").inc(judged.of_erased)
+        READ_AGAIN.inc(watch.read_again)
+        self._newest = max(self._newest, *(item.event.happened_at for item in accepted), 0)
+        if self._newest:
+            NEWEST.labels(SERVICE).set(self._newest / 1000)
 
     async def _bury(self, refused: Sequence[Refused]) -> None:
         if not refused:
@@ -69,12 +120,15 @@ class Recorder:
         letters = [
             {
                 "key": r.record.key,
-                "value": r.record.value,
+                "value": NULL if r.record.value is None else r.record.value,
                 "headers": dead_letter_headers(r.record, r.rejection, r.message),
             }
             for r in refused
         ]
-        await send_all(self._producer, self._settings.dead_letter_topic, letters)
+        with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
+            async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
+                with attempt:
+                    await self._send(letters)
         classes = Counter(r.rejection.value for r in refused)
         for name, count in classes.items():
             DEAD_LETTERS.labels(name).inc(count)
@@ -86,15 +140,97 @@ class Recorder:
             extra={"fields": {"classes": classes}},
         )
 
+    async def _send(self, letters: Sequence[dict[str, Any]]) -> None:
+        topic = self._settings.dead_letter_topic
+        try:
+            await send_all(await self._producer.start(), topic, letters)
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise StepstreamError(
+                f"{topic} does not take a dead letter for its size ({error}). Set its max.message.bytes to "
+                f"what {self._settings.topic} has and 64 KiB more, {DEAD_LETTER_MAX_BYTES} or less"
+            ) from None
+
+    async def _start_anew(self, seconds: float) -> None:
+        await self._producer.stop()
+        await self._pause(seconds)
+
+
+class _Watch:
+    """Holds the verdicts of a load against the rule of the flood, inside its transaction."""
+
+    def __init__(
+        self,
+        recent: Recent,
+        seen: set[int],
+        limits: Limits,
+        records: Sequence[Record],
+    ) -> None:
+        self.recent = recent
+        self.read_again = 0
+        self._before = recent
+        self._seen = seen
+        self._limits = limits
+        self._records = records
+
+    def __call__(self, refused: Sequence[Refused], before: Mapping[int, Before]) -> Recent:
+        """What is recent with this load.
+
+        Raises:
+            FloodError: too much of it is bad.
+        """
+        self.read_again = sum(r.offset < before[r.partition].next_offset for r in self._records)
+        recent = self._resumed(before)
+        if not refused:
+            self.recent = recent.after_good(len(self._records), before, self._limits)
+            return self.recent
+        verdicts = {(r.record.partition, r.record.offset): _verdict(r, before) for r in refused}
+        try:
+            self.recent = recent.after(
+                ((r.partition, verdicts.get((r.partition, r.offset), Verdict.GOOD)) for r in self._records),
+                self._limits,
+            )
+        except FloodError as error:
+            raise FloodError(f"{error}. {_what_to_do(refused)}") from None
+        return self.recent
+
+    def _resumed(self, before: Mapping[int, Before]) -> Recent:
+        recent = Recent(self._before.chunks, {p: known.in_a_row for p, known in before.items()})
+        for partition in before.keys() - self._seen:
+            recent = recent.resumed(before[partition].recent)
+        return recent
+
+
+def _verdict(refused: Refused, before: Mapping[int, Before]) -> Verdict:
+    if refused.rejection not in _OF_REFERENCES:
+        return Verdict.BROKEN
+    judged_before = refused.record.offset < before[refused.record.partition].next_offset
+    return Verdict.MISSING if refused.known_in_part or judged_before else Verdict.BROKEN
+
+
+def _what_to_do(refused: Sequence[Refused]) -> str:
+    """What was wrong and where, without content, and what an operator can do."""
+    counts = Counter(r.rejection.value for r in refused)
+    classes = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    first = min((r.record.partition, r.record.offset, r.message) for r in refused)
+    return (
+        f"In this batch: {classes}; the first on partition {first[0]} at offset {first[1]}: {first[2]}. "
+        "Nothing of the batch was written, and the offsets stay where they are. Mend the producer or the "
+        "database and start again; to send what is bad to the dead letters all the same, start with "
+        "STEPSTREAM_FLOOD_PERCENT=100 STEPSTREAM_FLOOD_IN_A_ROW=0"
+    )
+
 
 async def _read(records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
     """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
     now_ms = int(time.time() * 1000)
     accepted: list[Accepted] = []
     refused: list[Refused] = []
-    for i in range(0, len(records), _SLICE):
-        good, bad = read(records[i : i + _SLICE], now_ms)
-        accepted += good
-        refused += bad
-        await asyncio.sleep(0)
+    if not records:
+        return accepted, refused
+    with PHASE_SECONDS.labels(SERVICE, "read").time():
+        for i in range(0, len(records), _SLICE):
+            good, bad = read(records[i : i + _SLICE], now_ms)
+            accepted += good
+            refused += bad
+            await asyncio.sleep(0)
     return accepted, refused

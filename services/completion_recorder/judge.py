@@ -1,17 +1,17 @@
 """What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from schemas import EventError, Rejection, StepCompleted, WalkthroughStarted, decode
+from schemas import AnyEvent, EventError, Rejection, StepCompleted, UserErased, WalkthroughStarted, decode
 from services.runtime.kafka import Record
 
 
 class Accepted(NamedTuple):
     """A readable event and the record that it came in."""
 
-    event: StepCompleted | WalkthroughStarted
+    event: AnyEvent
     record: Record
 
 
@@ -22,6 +22,8 @@ class Refused:
     record: Record
     rejection: Rejection
     message: str
+    #: Some of what it refers to exists.
+    known_in_part: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class References:
         """What these events refer to."""
         found = cls()
         for event, _ in accepted:
+            if isinstance(event, UserErased):
+                continue
             found.users.add(event.mcp_server_user_id)
             found.sessions.add(event.mcp_server_session_id)
             found.servers.add(event.mcp_server_id)
@@ -64,12 +68,26 @@ def check_references(accepted: Iterable[Accepted], known: References) -> tuple[l
     step_ids = {step for step, _ in known.steps}
     good, refused = [], []
     for item in accepted:
-        problem = _problem(item.event, known, step_ids)
-        if problem is None:
+        event = item.event
+        problem = None if isinstance(event, UserErased) else _problem(event, known, step_ids)
+        if isinstance(event, UserErased) or problem is None:
             good.append(item)
         else:
-            refused.append(Refused(item.record, *problem))
+            refused.append(Refused(item.record, *problem, _known_in_part(event, known)))
     return good, refused
+
+
+def of_others(refused: Iterable[Refused], erased: Container[str]) -> list[Refused]:
+    """Without what is keyed by somebody who was erased: of them no dead letter is kept either."""
+    return [r for r in refused if key_of(r.record) not in erased]
+
+
+def key_of(record: Record) -> str:
+    """Whose record it is, by its key; empty where the key says nobody."""
+    try:
+        return (record.key or b"").decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _problem(
@@ -91,6 +109,15 @@ def _problem(
     return None
 
 
+def _known_in_part(event: StepCompleted | WalkthroughStarted, known: References) -> bool:
+    return (
+        event.mcp_server_user_id in known.users
+        or event.walkthrough_id in known.walkthroughs
+        or event.mcp_server_id in known.servers
+        or event.mcp_server_session_id in known.sessions
+    )
+
+
 _MESSAGES = {
     Rejection.UNKNOWN_USER: "mcp_server_user_id: there is no such user",
     Rejection.UNKNOWN_WALKTHROUGH: "walkthrough_id: there is no such walkthrough",
@@ -110,6 +137,8 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
     best: dict[tuple[str, str, str], tuple[tuple[int, str], list[Accepted]]] = {}
     for item in accepted:
         event = item.event
+        if isinstance(event, UserErased):
+            continue
         if isinstance(event, StepCompleted):
             key = (event.mcp_server_user_id, "step", event.step_id)
             rank = (event.completed_at, event.event_id)
@@ -135,6 +164,8 @@ def rows(merged: Iterable[Accepted], next_offsets_before: dict[int, int]) -> tup
     completions: Rows = []
     starts: Rows = []
     for event, record in merged:
+        if isinstance(event, UserErased):
+            continue
         old_ground = record.offset < next_offsets_before[record.partition]
         if isinstance(event, StepCompleted):
             completions.append(

@@ -34,7 +34,24 @@ from unnest($2::integer[], $3::bigint[]) as given (partition, next_offset)
 order by given.partition
 on conflict (topic, partition) do update
 set next_offset = greatest(recorded_offsets.next_offset, excluded.next_offset)
-returning partition, coalesce(old.next_offset, 0) as next_offset_before;
+returning
+  partition,
+  coalesce(old.next_offset, 0) as next_offset,
+  coalesce(old.recent_events, 0) as recent_events,
+  coalesce(old.recent_missing, 0) as recent_missing,
+  coalesce(old.recent_broken, 0) as recent_broken,
+  coalesce(old.broken_in_a_row, 0) as broken_in_a_row;
+
+-- name: note_recent
+-- How bad recent events were, beside how far the recorder is.
+update recorded_offsets
+set
+  recent_events = $2,
+  recent_missing = $3,
+  recent_broken = $4,
+  broken_in_a_row = given.in_a_row
+from unnest($5::integer[], $6::integer[]) as given (partition, in_a_row)
+where recorded_offsets.topic = $1 and recorded_offsets.partition = given.partition;
 
 -- name: count_references
 -- How many of the rows that the batch refers to exist. They stay locked until the commit, so that none
@@ -66,7 +83,8 @@ select
   (select count(*) from sessions) as sessions,
   (select count(*) from servers) as servers,
   (select count(*) from known_walkthroughs) as walkthroughs,
-  (select count(*) from steps) as steps;
+  (select count(*) from steps) as steps,
+  (select count(*) from erased_users where mcp_server_user_id = any($1::text[])) as erased;
 
 -- name: find_references
 -- Which of them exist; asked only when some do not.
@@ -78,7 +96,35 @@ select
   array(select id from mcp_servers where id = any($3::text[])) as servers,
   array(select id from walkthroughs where id = any($4::text[])) as walkthroughs,
   array(select id from walkthrough_steps where id = any($5::text[])) as step_ids,
-  array(select walkthrough_id from walkthrough_steps where id = any($5::text[])) as step_walkthroughs;
+  array(select walkthrough_id from walkthrough_steps where id = any($5::text[])) as step_walkthroughs,
+  array(select mcp_server_user_id from erased_users where mcp_server_user_id = any($1::text[])) as erased;
+
+-- name: find_erased
+select array(select mcp_server_user_id from erased_users where mcp_server_user_id = any($1::text[]));
+
+-- name: note_erased
+insert into erased_users (mcp_server_user_id, erased_at, event_id)
+select distinct on (given.mcp_server_user_id)
+  given.mcp_server_user_id,
+  given.erased_at,
+  given.event_id
+from unnest($1::text[], $2::bigint[], $3::text[]) as given (mcp_server_user_id, erased_at, event_id)
+order by given.mcp_server_user_id, given.erased_at, given.event_id
+on conflict (mcp_server_user_id) do nothing;
+
+-- name: delete_users
+delete from mcp_server_user where id = any($1::text[]);
+
+-- name: delete_from_outbox
+delete from outbox
+where
+  shard = any(
+    select (hashtextextended(given.key, 0) & 63)::integer from unnest($1::text[]) as given (key)
+  )
+  and key = any($1::text[]);
+
+-- name: delete_set_aside
+delete from outbox_set_aside where key = any($1::text[]);
 
 -- name: upsert
 -- The smallest (completed_at, event id) wins; what follows in the order only decides between different

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jgo
@@ -19,26 +20,22 @@ _BROKER = f"org.apache.kafka:kafka_2.13:{VERSION}"
 #: Brings its log to Log4j. Resolved by itself: together, its dependency management would change Kafka's.
 _LOGGING = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4"
 
-_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-inter.broker.listener.name=PLAINTEXT
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={data}
-auto.create.topics.enable=false
-num.partitions=6
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=5
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-group.initial.rebalance.delay.ms=0
-"""
+_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+    "auto.create.topics.enable": "false",
+    "num.partitions": "6",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "5",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "group.min.session.timeout.ms": "1000",
+}
 
 _LOG4J = """\
 Configuration:
@@ -59,25 +56,57 @@ def classpath() -> str:
 
 def start_kafka(folder: Path, port: int, controller_port: int) -> Process:
     """Starts a broker on the folder's data, formatting it the first time."""
+    return start_node(
+        folder,
+        {
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+        },
+    )
+
+
+def new_cluster_id() -> str:
+    """A random id, as all nodes of a cluster have it."""
+    return "s" + urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
+
+
+def start_node(
+    folder: Path,
+    properties: Mapping[str, str],
+    cluster_id: str | None = None,
+    format_options: Sequence[str] = (),
+    memory: str = "640m",
+) -> Process:
+    """Starts a node of a cluster on the folder's data, formatting it the first time.
+
+    Args:
+        folder: where it lives.
+        properties: Kafka's, added to those that every node of ours has.
+        cluster_id: of the cluster that the node is formatted for; without one, a cluster of its own.
+        format_options: more arguments of Kafka's storage tool, `--add-scram` for example.
+        memory: the largest heap.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    properties = folder / "server.properties"
-    data = folder / "data"
-    properties.write_text(_PROPERTIES.format(port=port, controller_port=controller_port, data=data))
+    file, data = folder / "server.properties", folder / "data"
+    settings = _PROPERTIES | {"log.dirs": str(data)} | dict(properties)
+    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     log_settings = folder / "log4j2.yaml"
     log_settings.write_text(_LOG4J)
     java: list[str | Path] = [
         JAVA,
-        "-Xmx640m",
+        f"-Xmx{memory}",
         "-Xms256m",
         "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=4",
+        "-XX:TieredStopAtLevel=1",
         f"-Dlog4j2.configurationFile={log_settings}",
         "-cp",
         classpath(),
     ]
     if not (data / "meta.properties").exists():
-        _format(java, properties)
-    return start([*java, "kafka.Kafka", properties], folder / "kafka.log")
+        _format(java, file, cluster_id or new_cluster_id(), format_options)
+    return start([*java, "kafka.Kafka", file], folder / "kafka.log")
 
 
 def wait_until_ready(port: int) -> None:
@@ -101,21 +130,8 @@ async def _ask_for_a_group(port: int) -> None:
         await admin.close()
 
 
-def _format(java: list[str | Path], properties: Path) -> None:
-    cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    done = subprocess.run(
-        [
-            *java,
-            "kafka.tools.StorageTool",
-            "format",
-            "--cluster-id",
-            f"s{cluster[1:]}",
-            "--config",
-            properties,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _format(java: list[str | Path], properties: Path, cluster_id: str, options: Sequence[str]) -> None:
+    command = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", properties]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"Kafka's storage cannot be formatted:\n{done.stdout}{done.stderr}")

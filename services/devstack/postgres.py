@@ -5,6 +5,7 @@ import os
 import pwd
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.devstack.processes import Process, start
@@ -46,8 +47,11 @@ def _as_unprivileged() -> list[str]:
     ]
 
 
-def start_postgres(folder: Path, port: int) -> Process:
-    """Starts a server on the folder's data, initialising it the first time; user `postgres`, no password."""
+def start_postgres(folder: Path, port: int, more: Mapping[str, str] | None = None) -> Process:
+    """Starts a server on the folder's data, initialising it the first time; user `postgres`, no password.
+
+    `more` are settings of PostgreSQL beside ours.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
     step_down = _as_unprivileged()
@@ -57,7 +61,9 @@ def start_postgres(folder: Path, port: int) -> Process:
         if step_down:
             os.chown(data, pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
         _initialise(data, step_down)
-    settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+    settings = [
+        part for name, value in (_SETTINGS | dict(more or {})).items() for part in ("-c", f"{name}={value}")
+    ]
     return start(
         [*step_down, BIN / "postgres", "-D", data, "-p", str(port), *settings], folder / "postgres.log"
     )

@@ -59,20 +59,24 @@ def start(command: Sequence[str | Path], log: Path, env: Mapping[str, str] | Non
     return Process(pid=child.pid, started=psutil.Process(child.pid).create_time())
 
 
-def free_port(wanted: int | None = None) -> int:
-    """The wanted port of 127.0.0.1 if it is free, else any that is.
+#: Below the range from which systems give outgoing connections their ports: one of those could otherwise
+#: take the port before the server does.
+PORTS = range(20_000, 32_000)
+#: What this process was told is free: somebody may be about to listen there.
+_given: set[int] = set()
 
-    Below the range from which systems give outgoing connections their ports: one of those could otherwise
-    take the port before the server does.
-    """
-    for port in (wanted, *random.sample(range(20_000, 32_000), 100)):
-        if port is None:
+
+def free_port(wanted: int | None = None) -> int:
+    """The wanted port of 127.0.0.1 if it is free, else any of `PORTS` that is, each one once."""
+    for port in (wanted, *random.sample(PORTS, 200)):
+        if port is None or (port in _given and port != wanted):
             continue
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 sock.bind(("127.0.0.1", port))
-                return int(sock.getsockname()[1])
+                _given.add(port)
+                return port
     raise OSError("no free port on 127.0.0.1")
 
 

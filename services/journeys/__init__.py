@@ -1,5 +1,7 @@
 """The algebra behind the Sankey: what a journey is, what it contributes, and how contributions differ.
 
+What people look at, the flow graph, is in `services.journeys.flow`.
+
 Pure: values in, values out; no I/O, no clock, nothing but the standard library.
 """
 

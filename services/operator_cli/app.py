@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from services.operator_cli.operate import examples, register
+from services.operator_cli.options import Output, OutputOption, console, current_settings
 from services.runtime.errors import StepstreamError, UsageError
 
 app = typer.Typer(
@@ -27,14 +28,7 @@ app = typer.Typer(
 stack = typer.Typer(help="A real Kafka and PostgreSQL on this machine, without Docker.", no_args_is_help=True)
 app.add_typer(stack, name="stack")
 
-console = Console(stderr=True, highlight=False)
-
-
-class Output(StrEnum):
-    """How a command prints its result on stdout."""
-
-    TABLE = "table"
-    JSON = "json"
+register(app)
 
 
 class Service(StrEnum):
@@ -44,6 +38,7 @@ class Service(StrEnum):
     SANKEY_AGGREGATOR = "sankey-aggregator"
     OUTBOX_RELAY = "outbox-relay"
     WALKTHROUGH_MCP = "walkthrough-mcp"
+    ANALYTICS_API = "analytics-api"
 
 
 #: The ports where --port is not given.
@@ -52,12 +47,18 @@ DEFAULT_PORTS = {
     Service.SANKEY_AGGREGATOR: 8082,
     Service.OUTBOX_RELAY: 8083,
     Service.WALKTHROUGH_MCP: 8084,
+    Service.ANALYTICS_API: 8085,
 }
 
 StackDir = Annotated[
     Path, typer.Option("--dir", help="Where the stack keeps its data; two folders are two stacks.")
 ]
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+
+
+def told(error: StepstreamError) -> int:
+    """Says what went wrong, and returns the exit code for it."""
+    console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    return error.exit_code
 
 
 def main() -> None:
@@ -65,8 +66,7 @@ def main() -> None:
     try:
         app()
     except StepstreamError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=True)
-        sys.exit(error.exit_code)
+        sys.exit(told(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -113,7 +113,7 @@ def stack_down(
     console.print("stopped" if ran else "nothing was running")
 
 
-@app.command()
+@app.command(epilog=examples("migrate"))
 def migrate(
     database_only: Annotated[
         bool, typer.Option(help="Leave Kafka alone: somebody else creates the topics.")
@@ -124,7 +124,7 @@ def migrate(
     from services.runtime.kafka import ensure_topics
     from services.runtime.migrate import migrate as apply
 
-    settings = _settings()
+    settings = current_settings()
 
     async def work() -> tuple[list[str], list[str]]:
         async with connected(settings) as connection:
@@ -168,8 +168,12 @@ def run(
 
     from services.runtime.telemetry import configure_logging
 
-    settings = _settings()
+    settings = current_settings()
     configure_logging(settings.log_level)
+
+    from services.runtime.tracing import configure_tracing
+
+    configure_tracing(service.value, settings.otlp_endpoint, settings.trace_ratio)
 
     async def work() -> int:
         if stdio is not None:
@@ -189,11 +193,12 @@ def _build(service: Service, settings: Any) -> Any:
         Service.SANKEY_AGGREGATOR: "sankey_aggregator",
         Service.OUTBOX_RELAY: "outbox_relay",
         Service.WALKTHROUGH_MCP: "walkthrough_mcp",
+        Service.ANALYTICS_API: "analytics_api",
     }[service]
     return importlib.import_module(f"services.{package}.app").build(settings)
 
 
-@app.command()
+@app.command(epilog=examples("produce events.ndjson", "produce events.ndjson -o json"))
 def produce(
     file: Annotated[str, typer.Argument(help="Events as NDJSON, one a line; `-` is standard input.")],
     output: OutputOption = Output.TABLE,
@@ -205,10 +210,10 @@ def produce(
     from services.operator_cli.produce import produce as send
     from services.operator_cli.produce import report
 
-    report(asyncio.run(send(_settings(), file)), as_json=output is Output.JSON)
+    report(asyncio.run(send(current_settings(), file)), as_json=output is Output.JSON)
 
 
-@app.command("import")
+@app.command("import", epilog=examples("import walkthrough.json --server docs --dry-run"))
 def import_(
     file: Annotated[Path, typer.Argument(help="A walkthrough in the platform's export format 1.0.")],
     server: Annotated[str, typer.Option(help="Slug of the MCP server that will offer it.")],
@@ -225,7 +230,7 @@ def import_(
     from services.runtime.database import connected
 
     export = read_export(file)
-    settings = _settings()
+    settings = current_settings()
 
     async def work() -> Plan:
         async with connected(settings) as connection:
@@ -248,7 +253,7 @@ def import_(
     )
 
 
-@app.command()
+@app.command(epilog=examples("export wt_quick", "export wt_quick --file walkthrough.json"))
 def export(
     walkthrough: Annotated[str, typer.Argument(help="Id of the walkthrough.")],
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Where to write; else stdout.")] = None,
@@ -257,7 +262,7 @@ def export(
     from services.operator_cli.importing import export_walkthrough
     from services.runtime.database import connected
 
-    settings = _settings()
+    settings = current_settings()
 
     async def work() -> Any:
         async with connected(settings) as connection:
@@ -274,25 +279,6 @@ def export(
 
 
 @app.command()
-def verify(output: OutputOption = Output.TABLE) -> None:
-    """Compare the Sankey tables with plain SQL over completions and starts. Exit 3 when a cell differs.
-
-    Exact once the lag is zero; while traffic flows, what is in flight shows as a difference.
-    """
-    from services.operator_cli.verify import report
-    from services.operator_cli.verify import verify as compare
-    from services.runtime.database import connected
-
-    settings = _settings()
-
-    async def work() -> Any:
-        async with connected(settings) as connection:
-            return await compare(connection)
-
-    report(asyncio.run(work()), as_json=output is Output.JSON)
-
-
-@app.command()
 def demo(
     people: Annotated[int, typer.Option(min=1, max=50_000, help="How many people to simulate.")] = 200,
     folder: StackDir = Path(".stepstream-demo"),
@@ -300,21 +286,23 @@ def demo(
     running: Annotated[
         bool, typer.Option("--running", help="Use the services that run already, as the settings say.")
     ] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="With --running: nobody comes where the demo has been already.")
+    ] = False,
 ) -> None:
-    """See the whole pipeline in a minute: real servers and services, simulated people and agents."""
+    """See the whole pipeline in a minute: real servers and services, simulated people and agents.
+
+    It ends with the address of the dashboard. In a terminal it stays up until Ctrl-C.
+    """
     from services.operator_cli.demo import run_demo, run_on_running_services
 
     if running:
-        run_on_running_services(people)
+        run_on_running_services(people, once=once)
         return
+    if once:
+        raise UsageError("--once goes with --running")
     with _stack_errors():
         run_demo(folder, people, keep=keep)
-
-
-def _settings() -> Any:
-    from services.runtime.settings import load_settings
-
-    return load_settings()
 
 
 class _stack_errors:  # noqa: N801 - reads as a block

@@ -4,8 +4,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -48,18 +48,29 @@ async def produce(settings: Settings, file: str) -> Outcome:
     outcome = Outcome()
     began = time.monotonic()
     with _open(file) as (lines, size), _progress(size) as progress:
-        await _check_topic(settings)
-        producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
+        async with bulk_producer(settings) as producer:
+            await send_values(producer, settings.topic, _values(lines, progress), outcome)
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+@asynccontextmanager
+async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+    """A producer of large batches, once it is known that there is a topic.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached, or has no such topic.
+    """
+    await _check_topic(settings)
+    producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
+    try:
         try:
             await producer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
-        try:
-            await _send_lines(producer, settings.topic, lines, outcome, progress)
-        finally:
-            await producer.stop()
-    outcome.seconds = time.monotonic() - began
-    return outcome
+        yield producer
+    finally:
+        await producer.stop()
 
 
 def report(outcome: Outcome, *, as_json: bool) -> None:
@@ -88,9 +99,13 @@ async def _check_topic(settings: Settings) -> None:
             raise StepstreamError(f"Kafka has no topic {settings.topic}: run `stepstream migrate` first")
 
 
-async def _send_lines(
-    producer: AIOKafkaProducer, topic: str, lines: BinaryIO, outcome: Outcome, progress: "_Bar"
+async def send_values(
+    producer: AIOKafkaProducer, topic: str, values: Iterable[tuple[int, bytes]], outcome: Outcome
 ) -> None:
+    """Sends each (line number, value) that is an event of the contract, and waits for the acknowledgements.
+
+    Bounded in memory: no more than some thousands are on their way at once.
+    """
     room = asyncio.Semaphore(_IN_FLIGHT)
     last_in_flight: set[asyncio.Future[object]] = set()
 
@@ -103,11 +118,7 @@ async def _send_lines(
         else:
             outcome.not_acknowledged.append((number, f"Kafka refused it: {error}"))
 
-    for number, line in enumerate(lines, start=1):
-        progress.advance(len(line))
-        value = line.strip()
-        if not value:
-            continue
+    for number, value in values:
         try:
             event = decode(value, int(time.time() * 1000))
         except EventError as error:
@@ -125,6 +136,13 @@ async def _send_lines(
     while last_in_flight:
         await asyncio.wait(set(last_in_flight))
         await asyncio.sleep(0)
+
+
+def _values(lines: BinaryIO, progress: "_Bar") -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(lines, start=1):
+        progress.advance(len(line))
+        if value := line.strip():
+            yield number, value
 
 
 @contextmanager

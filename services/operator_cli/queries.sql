@@ -1,42 +1,143 @@
--- name: differing_transitions
--- What the transitions must be, by one walk over the completions, beside what is counted. A journey begins
--- at its start where that is not later than its first completion.
+-- name: create_survey
+-- What a survey finds: journeys that are not what their rows say, and cells that are not what journeys say.
+create temporary table if not exists differing_journeys (
+  mcp_server_user_id text not null,
+  walkthrough_id text not null,
+  counted_server_id text,
+  counted_step_ids text [],
+  counted_completed_at bigint [],
+  counted_started_at bigint,
+  expected_server_id text,
+  expected_step_ids text [],
+  expected_completed_at bigint [],
+  expected_started_at bigint,
+  primary key (mcp_server_user_id, walkthrough_id)
+);
+create temporary table if not exists differing_transitions (
+  walkthrough_id text not null,
+  mcp_server_id text not null,
+  began_on date not null,
+  position integer not null,
+  from_step_id text,
+  to_step_id text not null,
+  expected_journeys bigint not null,
+  counted_journeys bigint not null,
+  expected_elapsed_ms bigint not null,
+  counted_elapsed_ms bigint not null,
+  expected_timed_journeys bigint not null,
+  counted_timed_journeys bigint not null
+);
+create temporary table if not exists differing_endings (
+  walkthrough_id text not null,
+  mcp_server_id text not null,
+  began_on date not null,
+  steps_done integer not null,
+  step_id text,
+  last_active_on date not null,
+  expected_journeys bigint not null,
+  counted_journeys bigint not null
+);
+truncate differing_journeys, differing_transitions, differing_endings;
+
+-- name: survey_journeys
+-- Journeys of one share of all users whose rows are not what was counted of them. A start counts where it is
+-- not later than the first completion; the journey then has its server.
+insert into differing_journeys
 with
 done as (
   select
     mcp_server_user_id,
     walkthrough_id,
-    step_id,
-    completed_at,
-    row_number() over journey - 1 as position,
-    lag(step_id) over journey as from_step_id,
-    lag(completed_at) over journey as from_at,
-    first_value(mcp_server_id) over journey as first_server_id,
-    first_value(completed_at) over journey as first_at
+    array_agg(step_id order by completed_at, id collate "C") as step_ids,
+    array_agg(completed_at order by completed_at, id collate "C") as completed_at,
+    (array_agg(mcp_server_id order by completed_at, id collate "C"))[1] as mcp_server_id
   from walkthrough_step_completions
-  window journey as (
-    partition by mcp_server_user_id, walkthrough_id
-    order by completed_at, id collate "C"
-  )
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+  group by mcp_server_user_id, walkthrough_id
+),
+starts as (
+  select * from walkthrough_starts
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+),
+expected as (
+  select
+    coalesce(done.mcp_server_user_id, starts.mcp_server_user_id) as mcp_server_user_id,
+    coalesce(done.walkthrough_id, starts.walkthrough_id) as walkthrough_id,
+    coalesce(done.step_ids, '{}') as step_ids,
+    coalesce(done.completed_at, '{}') as completed_at,
+    case when counts.it_does then starts.started_at end as started_at,
+    case when counts.it_does then starts.mcp_server_id else done.mcp_server_id end as mcp_server_id
+  from done
+  full join starts on done.mcp_server_user_id = starts.mcp_server_user_id
+    and done.walkthrough_id = starts.walkthrough_id
+  cross join lateral (
+    select coalesce(starts.started_at <= coalesce(done.completed_at[1], starts.started_at), false) as it_does
+  ) as counts
+),
+counted as (
+  select * from sankey_journeys
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+)
+select
+  coalesce(expected.mcp_server_user_id, counted.mcp_server_user_id) as mcp_server_user_id,
+  coalesce(expected.walkthrough_id, counted.walkthrough_id) as walkthrough_id,
+  counted.mcp_server_id,
+  counted.step_ids,
+  counted.completed_at,
+  counted.started_at,
+  expected.mcp_server_id,
+  expected.step_ids,
+  expected.completed_at,
+  expected.started_at
+from expected
+full join counted on expected.mcp_server_user_id = counted.mcp_server_user_id
+  and expected.walkthrough_id = counted.walkthrough_id
+where
+  expected.step_ids is distinct from counted.step_ids
+  or expected.completed_at is distinct from counted.completed_at
+  or expected.started_at is distinct from counted.started_at
+  or expected.mcp_server_id is distinct from counted.mcp_server_id;
+
+-- name: survey_transitions
+-- Cells that are not what the journeys contribute, the differing ones as they should be.
+insert into differing_transitions
+with
+journeys as (
+  select 1 as sign, walkthrough_id, mcp_server_id, started_at, step_ids, completed_at
+  from sankey_journeys
+  union all
+  select
+    1, walkthrough_id, expected_server_id, expected_started_at, expected_step_ids, expected_completed_at
+  from differing_journeys
+  union all
+  select
+    -1, walkthrough_id, counted_server_id, counted_started_at, counted_step_ids, counted_completed_at
+  from differing_journeys
 ),
 cells as (
   select
-    done.walkthrough_id,
-    coalesce(start.mcp_server_id, done.first_server_id) as mcp_server_id,
-    date '1970-01-01' + (coalesce(start.started_at, done.first_at) / 86400000)::integer as began_on,
-    done.position,
-    done.from_step_id,
-    done.step_id as to_step_id,
-    1 as expected_journeys,
-    coalesce(done.completed_at - coalesce(done.from_at, start.started_at), 0) as expected_elapsed_ms,
-    (coalesce(done.from_at, start.started_at) is not null)::integer as expected_timed_journeys,
+    journeys.walkthrough_id,
+    journeys.mcp_server_id,
+    date '1970-01-01'
+    + (coalesce(journeys.started_at, journeys.completed_at[1]) / 86400000)::integer as began_on,
+    (step.number - 1)::integer as position,
+    step.from_id as from_step_id,
+    step.to_id as to_step_id,
+    journeys.sign as expected_journeys,
+    case when step.from_at is null then 0 else journeys.sign * (step.at - step.from_at) end
+    as expected_elapsed_ms,
+    case when step.from_at is null then 0 else journeys.sign end as expected_timed_journeys,
     0 as counted_journeys,
     0 as counted_elapsed_ms,
     0 as counted_timed_journeys
-  from done
-  left join walkthrough_starts as start on done.mcp_server_user_id = start.mcp_server_user_id
-    and done.walkthrough_id = start.walkthrough_id
-    and start.started_at <= done.first_at
+  from journeys
+  cross join lateral unnest(
+    journeys.step_ids,
+    journeys.completed_at,
+    array_prepend(null, journeys.step_ids),
+    array_prepend(journeys.started_at, journeys.completed_at)
+  ) with ordinality as step (to_id, at, from_id, from_at, number)
+  where journeys.mcp_server_id is not null and step.to_id is not null
   union all
   select
     walkthrough_id,
@@ -71,64 +172,36 @@ group by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_ste
 having
   sum(expected_journeys) <> sum(counted_journeys)
   or sum(expected_elapsed_ms) <> sum(counted_elapsed_ms)
-  or sum(expected_timed_journeys) <> sum(counted_timed_journeys)
-order by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id;
+  or sum(expected_timed_journeys) <> sum(counted_timed_journeys);
 
--- name: differing_endings
+-- name: survey_endings
+insert into differing_endings
 with
-done as (
-  select distinct on (mcp_server_user_id, walkthrough_id)
-    mcp_server_user_id,
-    walkthrough_id,
-    first_value(mcp_server_id) over journey as first_server_id,
-    first_value(completed_at) over journey as first_at,
-    count(*) over journey as steps_done,
-    last_value(step_id) over journey as step_id,
-    last_value(completed_at) over journey as last_at
-  from walkthrough_step_completions
-  window journey as (
-    partition by mcp_server_user_id, walkthrough_id
-    order by completed_at, id collate "C"
-    rows between unbounded preceding and unbounded following
-  )
-),
 journeys as (
-  select
-    coalesce(done.walkthrough_id, start.walkthrough_id) as walkthrough_id,
-    coalesce(start.mcp_server_id, done.first_server_id) as mcp_server_id,
-    coalesce(start.started_at, done.first_at) as began_at,
-    coalesce(done.steps_done, 0) as steps_done,
-    done.step_id,
-    coalesce(done.last_at, start.started_at) as last_active_at
-  from done
-  left join walkthrough_starts as start on done.mcp_server_user_id = start.mcp_server_user_id
-    and done.walkthrough_id = start.walkthrough_id
-    and start.started_at <= done.first_at
+  select 1 as sign, walkthrough_id, mcp_server_id, started_at, step_ids, completed_at
+  from sankey_journeys
   union all
   select
-    walkthrough_id,
-    mcp_server_id,
-    started_at,
-    0,
-    null,
-    started_at
-  from walkthrough_starts as start
-  where not exists (
-    select from walkthrough_step_completions as row_
-    where row_.mcp_server_user_id = start.mcp_server_user_id and row_.walkthrough_id = start.walkthrough_id
-  )
+    1, walkthrough_id, expected_server_id, expected_started_at, expected_step_ids, expected_completed_at
+  from differing_journeys
+  union all
+  select
+    -1, walkthrough_id, counted_server_id, counted_started_at, counted_step_ids, counted_completed_at
+  from differing_journeys
 ),
 cells as (
   select
     walkthrough_id,
     mcp_server_id,
-    date '1970-01-01' + (began_at / 86400000)::integer as began_on,
-    steps_done,
-    step_id,
-    date '1970-01-01' + (last_active_at / 86400000)::integer as last_active_on,
-    1 as expected_journeys,
+    date '1970-01-01' + (coalesce(started_at, completed_at[1]) / 86400000)::integer as began_on,
+    cardinality(step_ids) as steps_done,
+    step_ids[cardinality(step_ids)] as step_id,
+    date '1970-01-01'
+    + (coalesce(completed_at[cardinality(completed_at)], started_at) / 86400000)::integer as last_active_on,
+    sign as expected_journeys,
     0 as counted_journeys
   from journeys
+  where mcp_server_id is not null
   union all
   select
     walkthrough_id,
@@ -152,53 +225,319 @@ select
   sum(counted_journeys)::bigint as counted_journeys
 from cells
 group by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
-having sum(expected_journeys) <> sum(counted_journeys)
-order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on;
+having sum(expected_journeys) <> sum(counted_journeys);
 
--- name: differing_journeys
--- Journeys whose rows are not what was counted of them.
-with
-done as (
+-- name: survey_nodes
+-- Conservation: at every node of every cohort, journeys in = journeys out + journeys that ended there. It is
+-- looked at where all cells are right, as a check of the check.
+with flows as (
   select
-    mcp_server_user_id,
     walkthrough_id,
-    array_agg(step_id order by completed_at, id collate "C") as step_ids,
-    array_agg(completed_at order by completed_at, id collate "C") as completed_at,
-    (array_agg(mcp_server_id order by completed_at, id collate "C"))[1] as mcp_server_id
-  from walkthrough_step_completions
-  group by mcp_server_user_id, walkthrough_id
-),
-journeys as (
+    mcp_server_id,
+    began_on,
+    position + 1 as steps_done,
+    to_step_id as step_id,
+    journeys as arrived,
+    0 as went_on_or_ended
+  from sankey_transitions
+  union all
   select
-    coalesce(done.mcp_server_user_id, start.mcp_server_user_id) as mcp_server_user_id,
-    coalesce(done.walkthrough_id, start.walkthrough_id) as walkthrough_id,
-    coalesce(done.step_ids, '{}') as step_ids,
-    coalesce(done.completed_at, '{}') as completed_at,
-    case when counts.it_does then start.started_at end as started_at,
-    case when counts.it_does then start.mcp_server_id else done.mcp_server_id end as mcp_server_id
-  from done
-  full join walkthrough_starts as start on done.mcp_server_user_id = start.mcp_server_user_id
-    and done.walkthrough_id = start.walkthrough_id
-  cross join lateral (
-    select coalesce(start.started_at <= coalesce(done.completed_at[1], start.started_at), false) as it_does
-  ) as counts
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    position,
+    from_step_id,
+    0,
+    journeys
+  from sankey_transitions
+  where position > 0
+  union all
+  select
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    steps_done,
+    step_id,
+    0,
+    journeys
+  from sankey_endings
+  where steps_done > 0
 )
 select
-  coalesce(journeys.mcp_server_user_id, counted.mcp_server_user_id) as mcp_server_user_id,
-  coalesce(journeys.walkthrough_id, counted.walkthrough_id) as walkthrough_id,
-  journeys.started_at as expected_started_at,
+  walkthrough_id,
+  mcp_server_id,
+  began_on,
+  steps_done - 1 as position,
+  step_id,
+  sum(arrived)::bigint as arrived,
+  sum(went_on_or_ended)::bigint as went_on_or_ended
+from flows
+group by walkthrough_id, mcp_server_id, began_on, steps_done, step_id
+having sum(arrived) <> sum(went_on_or_ended)
+order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id
+limit $1;
+
+-- name: list_transitions
+select * from differing_transitions
+order by walkthrough_id, mcp_server_id, began_on, position, from_step_id nulls first, to_step_id
+limit $1;
+
+-- name: list_endings
+select * from differing_endings
+order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
+limit $1;
+
+-- name: list_journeys
+select
+  mcp_server_user_id,
+  walkthrough_id,
+  expected_started_at,
+  counted_started_at,
+  expected_step_ids,
+  counted_step_ids
+from differing_journeys
+order by mcp_server_user_id, walkthrough_id
+limit $1;
+
+-- name: survey_size
+-- About how many rows a survey reads, by the planner's statistics.
+select coalesce(sum(greatest(reltuples, 0)), 0)::bigint as rows
+from pg_class
+where oid in ('walkthrough_step_completions'::regclass, 'walkthrough_starts'::regclass);
+
+-- name: survey_counts
+select
+  (select count(*) from differing_journeys) as journeys,
+  (select count(*) from differing_transitions) as transitions,
+  (select count(*) from differing_endings) as endings;
+
+-- name: survey_rows
+-- The differing journeys, as `look_again` shows them.
+select
+  mcp_server_user_id,
+  walkthrough_id,
+  counted_server_id,
+  counted_step_ids,
+  counted_completed_at,
+  counted_started_at,
+  expected_server_id,
+  expected_step_ids,
+  expected_completed_at,
+  expected_started_at
+from differing_journeys;
+
+-- name: survey_forget
+delete from differing_journeys
+using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+where differing_journeys.mcp_server_user_id = given.mcp_server_user_id
+  and differing_journeys.walkthrough_id = given.walkthrough_id;
+
+-- name: look_again
+-- Of these journeys, those whose rows are not what is counted of them now.
+select
+  given.mcp_server_user_id,
+  given.walkthrough_id,
+  counted.mcp_server_id as counted_server_id,
+  counted.step_ids as counted_step_ids,
+  counted.completed_at as counted_completed_at,
   counted.started_at as counted_started_at,
-  journeys.step_ids as expected_step_ids,
-  counted.step_ids as counted_step_ids
-from journeys
-full join sankey_journeys as counted on journeys.mcp_server_user_id = counted.mcp_server_user_id
-  and journeys.walkthrough_id = counted.walkthrough_id
+  coalesce(start.mcp_server_id, done.mcp_server_id) as expected_server_id,
+  coalesce(done.step_ids, '{}') as expected_step_ids,
+  coalesce(done.completed_at, '{}') as expected_completed_at,
+  start.started_at as expected_started_at
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+cross join lateral (
+  select
+    (array_agg(row_.mcp_server_id order by row_.completed_at, row_.id collate "C"))[1] as mcp_server_id,
+    array_agg(row_.step_id order by row_.completed_at, row_.id collate "C") as step_ids,
+    array_agg(row_.completed_at order by row_.completed_at, row_.id collate "C") as completed_at
+  from walkthrough_step_completions as row_
+  where row_.mcp_server_user_id = given.mcp_server_user_id and row_.walkthrough_id = given.walkthrough_id
+) as done
+left join walkthrough_starts as start on given.mcp_server_user_id = start.mcp_server_user_id
+  and given.walkthrough_id = start.walkthrough_id
+  and start.started_at <= coalesce(done.completed_at[1], start.started_at)
+left join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
+  and given.walkthrough_id = counted.walkthrough_id
 where
-  journeys.step_ids is distinct from counted.step_ids
-  or journeys.completed_at is distinct from counted.completed_at
-  or journeys.started_at is distinct from counted.started_at
-  or journeys.mcp_server_id is distinct from counted.mcp_server_id
+  coalesce(counted.step_ids, '{}') is distinct from coalesce(done.step_ids, '{}')
+  or coalesce(counted.completed_at, '{}') is distinct from coalesce(done.completed_at, '{}')
+  or counted.started_at is distinct from start.started_at
+  or counted.mcp_server_id is distinct from coalesce(start.mcp_server_id, done.mcp_server_id);
+
+-- name: horizon
+-- How far the recorder is, and the newest mark.
+select
+  coalesce((select max(id) from sankey_dirty), 0) as newest_mark,
+  array(select partition from recorded_offsets where topic = $1 order by partition) as partitions,
+  array(select next_offset from recorded_offsets where topic = $1 order by partition) as next_offsets;
+
+-- name: marks_up_to
+select exists (select from sankey_dirty where id <= $1);
+
+-- name: triggers
+-- Whether the triggers that leave marks are there and on.
+select
+  relation.relname as table_name,
+  wanted.name as trigger_name
+from unnest(array['walkthrough_step_completions', 'walkthrough_starts']) as relation (relname)
+cross join unnest(
+  array['sankey_deleted', 'sankey_inserted', 'sankey_truncated', 'sankey_updated']
+) as wanted (name)
+where not exists (
+  select from pg_trigger
+  where tgrelid = relation.relname::regclass and tgname = wanted.name and tgenabled in ('O', 'A')
+)
 order by 1, 2;
+
+-- name: swap_lock
+lock table sankey_journeys in exclusive mode;
+
+-- name: swap_touched
+-- Of the differing journeys, those that the aggregator has counted anew since they were surveyed: it has
+-- looked at their rows, so they stay as they are.
+delete from differing_journeys as found
+using differing_journeys as same
+left join sankey_journeys as counted on same.mcp_server_user_id = counted.mcp_server_user_id
+  and same.walkthrough_id = counted.walkthrough_id
+where
+  found.mcp_server_user_id = same.mcp_server_user_id and found.walkthrough_id = same.walkthrough_id
+  and (
+    counted.step_ids is distinct from found.counted_step_ids
+    or counted.completed_at is distinct from found.counted_completed_at
+    or counted.started_at is distinct from found.counted_started_at
+    or counted.mcp_server_id is distinct from found.counted_server_id
+  )
+returning
+  found.walkthrough_id,
+  found.counted_server_id,
+  found.counted_step_ids,
+  found.counted_completed_at,
+  found.counted_started_at,
+  found.expected_server_id,
+  found.expected_step_ids,
+  found.expected_completed_at,
+  found.expected_started_at;
+
+-- name: swap_delete_journeys
+delete from sankey_journeys as counted
+using differing_journeys as found
+where
+  counted.mcp_server_user_id = found.mcp_server_user_id and counted.walkthrough_id = found.walkthrough_id
+  and found.expected_server_id is null;
+
+-- name: swap_write_journeys
+insert into sankey_journeys as counted (
+  mcp_server_user_id, walkthrough_id, mcp_server_id, step_ids, completed_at, started_at
+)
+select
+  mcp_server_user_id,
+  walkthrough_id,
+  expected_server_id,
+  expected_step_ids,
+  expected_completed_at,
+  expected_started_at
+from differing_journeys
+where expected_server_id is not null
+on conflict (mcp_server_user_id, walkthrough_id) do update
+set
+  mcp_server_id = excluded.mcp_server_id,
+  step_ids = excluded.step_ids,
+  completed_at = excluded.completed_at,
+  started_at = excluded.started_at;
+
+-- name: swap_transitions
+-- What the cells lack, together with what changed since (`given`), as the deltas that are added.
+insert into transition_deltas (
+  walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id, journeys, elapsed_ms,
+  timed_journeys
+)
+select
+  walkthrough_id,
+  mcp_server_id,
+  began_on,
+  position,
+  from_step_id,
+  to_step_id,
+  sum(journeys),
+  sum(elapsed_ms),
+  sum(timed_journeys)
+from (
+  select
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    position,
+    from_step_id,
+    to_step_id,
+    expected_journeys - counted_journeys as journeys,
+    expected_elapsed_ms - counted_elapsed_ms as elapsed_ms,
+    expected_timed_journeys - counted_timed_journeys as timed_journeys
+  from differing_transitions
+  union all
+  select * from unnest(
+    $1::text[], $2::text[], $3::date[], $4::integer[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
+    $9::bigint[]
+  )
+) as part
+group by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id
+having sum(journeys) <> 0 or sum(elapsed_ms) <> 0 or sum(timed_journeys) <> 0;
+
+-- name: swap_endings
+insert into ending_deltas (
+  walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on, journeys
+)
+select
+  walkthrough_id,
+  mcp_server_id,
+  began_on,
+  steps_done,
+  step_id,
+  last_active_on,
+  sum(journeys)
+from (
+  select
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    steps_done,
+    step_id,
+    last_active_on,
+    expected_journeys - counted_journeys as journeys
+  from differing_endings
+  union all
+  select * from unnest(
+    $1::text[], $2::text[], $3::date[], $4::integer[], $5::text[], $6::date[], $7::bigint[]
+  )
+) as part
+group by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
+having sum(journeys) <> 0;
+
+-- name: swap_mark
+-- Rows may have changed since the survey in a way that the aggregator saw before the swap: it looks again.
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select
+  mcp_server_user_id,
+  walkthrough_id
+from differing_journeys;
+
+-- name: swap_freshness
+-- Whoever keeps figures of a walkthrough by its change number reads them again.
+insert into sankey_freshness as kept (walkthrough_id, newest_at, changes)
+select
+  walkthrough_id,
+  0,
+  1
+from (
+  select walkthrough_id from differing_journeys
+  union
+  select walkthrough_id from transition_deltas
+  union
+  select walkthrough_id from ending_deltas
+) as changed
+order by walkthrough_id
+on conflict (walkthrough_id) do update
+set changes = kept.changes + 1;
 
 -- name: totals
 select
@@ -208,6 +547,319 @@ select
   (select count(*) from sankey_transitions) as transition_cells,
   (select count(*) from sankey_endings) as ending_cells,
   (select count(*) from sankey_dirty) as marks;
+
+-- name: status
+-- The newest completion is the newest of each server's, by the index on (server, time).
+select
+  (
+    select max(newest.completed_at)
+    from mcp_servers
+    cross join lateral (
+      select completed_at from walkthrough_step_completions as row_
+      where row_.mcp_server_id = mcp_servers.id
+      order by completed_at desc
+      limit 1
+    ) as newest
+  ) as newest_recorded,
+  (select nullif(max(newest_at), 0) from sankey_freshness) as newest_counted,
+  (select count(*) from sankey_dirty) as marks,
+  (select count(*) from outbox) as outbox,
+  coalesce(
+    (select extract(epoch from clock_timestamp() - min(created_at)) from outbox), 0
+  )::double precision as outbox_seconds,
+  (select count(*) from outbox_set_aside) as set_aside,
+  (select count(*) from dead_letters_handled) as handled,
+  array(select partition from recorded_offsets where topic = $1 order by partition) as partitions,
+  array(select next_offset from recorded_offsets where topic = $1 order by partition) as next_offsets;
+
+-- name: status_services
+-- Who is connected to this database; each service says its name.
+select
+  substr(application_name, length('stepstream ') + 1) as service,
+  count(*)::integer as connections
+from pg_stat_activity
+where datname = current_database() and application_name like 'stepstream _%'
+group by 1;
+
+-- name: replay_recorded
+select
+  partition,
+  next_offset
+from recorded_offsets
+where topic = $1;
+
+-- name: letters_handled
+-- What operators did with refused records of these partitions.
+select
+  topic,
+  partition,
+  "offset",
+  action,
+  handled_at,
+  to_partition,
+  searched_from,
+  to_offset
+from dead_letters_handled
+where topic = any($1::text[]);
+
+-- name: letters_begin_redrive
+-- Before a copy is sent: where it can be found, should nobody be there to note that it arrived.
+insert into dead_letters_handled (topic, partition, "offset", action, to_partition, searched_from)
+select * from unnest(
+  $1::text[], $2::integer[], $3::bigint[], array_fill('redriving'::text, array[cardinality($1)]), $4::integer[],
+  $5::bigint[]
+)
+on conflict (topic, partition, "offset") do update
+set
+  action = excluded.action,
+  handled_at = clock_timestamp(),
+  to_partition = excluded.to_partition,
+  searched_from = excluded.searched_from;
+
+-- name: letters_redriven
+update dead_letters_handled as kept
+set
+  action = 'redriven',
+  handled_at = clock_timestamp(),
+  to_offset = given.to_offset
+from unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[]) as given (
+  topic, partition, "offset", to_offset
+)
+where
+  kept.topic = given.topic and kept.partition = given.partition and kept."offset" = given."offset";
+
+-- name: letters_not_redriven
+delete from dead_letters_handled as kept
+using unnest($1::text[], $2::integer[], $3::bigint[]) as given (topic, partition, "offset")
+where
+  kept.topic = given.topic and kept.partition = given.partition and kept."offset" = given."offset"
+  and kept.action = 'redriving';
+
+-- name: letters_drop
+insert into dead_letters_handled (topic, partition, "offset", action)
+select * from unnest(
+  $1::text[], $2::integer[], $3::bigint[], array_fill('dropped'::text, array[cardinality($1)])
+)
+on conflict (topic, partition, "offset") do nothing;
+
+-- name: lock_letters
+-- One operator at a time, until the connection ends.
+select pg_try_advisory_lock(7226377002);
+
+-- name: erase_find
+select id from mcp_server_user
+where id = $1 or distinct_id = $1 or email = $1
+order by id;
+
+-- name: erase_lock
+select id from mcp_server_user
+where id = $1
+for update;
+
+-- name: erase_plan
+select
+  exists (select from mcp_server_user where id = $1) as known,
+  (select erased_at from erased_users where mcp_server_user_id = $1) as erased_at,
+  (select count(*) from walkthrough_step_completions where mcp_server_user_id = $1) as completions,
+  (select count(*) from walkthrough_starts where mcp_server_user_id = $1) as starts,
+  (select count(*) from sankey_journeys where mcp_server_user_id = $1) as journeys,
+  (select count(*) from walkthrough_progress where mcp_server_user_id = $1) as progress,
+  (select count(*) from mcp_server_session where mcp_server_user_id = $1) as sessions,
+  (select count(*) from mcp_user_identities where mcp_server_user_id = $1) as identities,
+  (
+    select count(*) from outbox
+    where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value not like '%"user-erased"%'
+  ) as outbox,
+  (select count(*) from outbox_set_aside where key = $1) as outbox_set_aside;
+
+-- name: erase_note
+insert into erased_users (mcp_server_user_id, erased_at, event_id) values ($1, $2, $3)
+on conflict (mcp_server_user_id) do nothing
+returning true;
+
+-- name: erase_told
+select
+  erased_at,
+  event_id
+from erased_users
+where mcp_server_user_id = $1;
+
+-- name: erase_journeys
+select walkthrough_id from walkthrough_step_completions where mcp_server_user_id = $1
+union
+select walkthrough_id from walkthrough_starts where mcp_server_user_id = $1
+union
+select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
+
+-- name: erase_outbox
+delete from outbox
+where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value not like '%"user-erased"%';
+
+-- name: erase_set_aside
+delete from outbox_set_aside where key = $1;
+
+-- name: erase_user
+delete from mcp_server_user where id = $1;
+
+-- name: erase_marks
+delete from sankey_dirty where mcp_server_user_id = $1;
+
+-- name: erase_announce
+insert into outbox (key, value, headers) values ($1, $2, $3);
+
+-- name: erase_waiting
+select
+  id,
+  key,
+  value,
+  headers
+from outbox
+where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value like '%"user-erased"%'
+order by id
+limit 1;
+
+-- name: erase_sent
+delete from outbox where id = $1;
+
+-- name: keys_organization
+select name from organization where id = $1;
+
+-- name: keys_create
+insert into api_keys (id, organization_id, name, hash, expires_at) values ($1, $2, $3, $4, $5);
+
+-- name: keys_list
+select
+  id,
+  organization_id,
+  name,
+  created_at,
+  expires_at,
+  revoked_at,
+  case
+    when revoked_at is not null then 'revoked'
+    when expires_at <= clock_timestamp() then 'expired'
+    else 'valid'
+  end as state
+from api_keys
+where $1::text is null or organization_id = $1
+order by organization_id, created_at, id;
+
+-- name: keys_find
+select
+  id,
+  organization_id,
+  name,
+  revoked_at
+from api_keys
+where id = $1;
+
+-- name: keys_revoke
+update api_keys set revoked_at = clock_timestamp()
+where id = $1 and revoked_at is null;
+
+-- name: backfill_progress
+-- Progress in the order of its id, with the real times of steps that are completions already.
+select
+  progress.id,
+  progress.mcp_server_user_id,
+  progress.walkthrough_id,
+  progress.completed_steps,
+  progress.started_at,
+  progress.last_activity_at,
+  progress.completed_at,
+  array(
+    select id from walkthrough_steps where walkthrough_id = progress.walkthrough_id
+  ) as steps,
+  (
+    select coalesce(jsonb_object_agg(done.step_id, done.completed_at), '{}')
+    from walkthrough_step_completions as done
+    where
+      done.mcp_server_user_id = progress.mcp_server_user_id and done.walkthrough_id = progress.walkthrough_id
+  ) as times,
+  exists (
+    select from walkthrough_starts as start
+    where
+      start.mcp_server_user_id = progress.mcp_server_user_id and start.walkthrough_id = progress.walkthrough_id
+  ) as has_start,
+  exists (
+    select from erased_users where mcp_server_user_id = progress.mcp_server_user_id
+  ) as erased,
+  exists (
+    select from outbox
+    where
+      shard = (hashtextextended(progress.mcp_server_user_id, 0) & 63)::integer
+      and key = progress.mcp_server_user_id
+  ) as on_its_way
+from walkthrough_progress as progress
+where progress.id > $1
+order by progress.id
+limit $2;
+
+-- name: backfill_sessions
+-- For each (user, walkthrough, time): the user's last session before the time, else the first after it, on a
+-- server that offers the walkthrough.
+select
+  given.number,
+  session.mcp_server_session_id,
+  session.mcp_server_id
+from unnest($1::text[], $2::text[], $3::bigint[]) with ordinality as given (
+  mcp_server_user_id, walkthrough_id, at, number
+)
+cross join lateral (
+  select
+    own.mcp_server_session_id,
+    server.id as mcp_server_id
+  from mcp_server_session as own
+  inner join mcp_servers as server on own.mcp_server_slug = server.slug
+  inner join mcp_server_walkthroughs as offer on server.id = offer.mcp_server_id
+    and offer.walkthrough_id = given.walkthrough_id
+  where own.mcp_server_user_id = given.mcp_server_user_id
+  order by
+    coalesce(own.connection_timestamp, 0) <= given.at desc,
+    case when coalesce(own.connection_timestamp, 0) <= given.at then -own.connection_timestamp
+    else own.connection_timestamp end nulls last,
+    own.mcp_server_session_id
+  limit 1
+) as session;
+
+-- name: backfill_known
+-- Which of these rows exist.
+select
+  array(select id from mcp_server_user where id = any($1::text[])) as users,
+  array(select mcp_server_user_id from erased_users where mcp_server_user_id = any($1::text[])) as erased,
+  array(select id || chr(31) || walkthrough_id from walkthrough_steps where id = any($2::text[])) as steps,
+  array(select id || chr(31) || slug from mcp_servers where id = any($3::text[]) or slug = $5) as servers,
+  array(
+    select mcp_server_session_id from mcp_server_session where mcp_server_session_id = any($4::text[])
+  ) as sessions;
+
+-- name: backfill_done
+-- Which of these (user, step) are completions already.
+select
+  done.mcp_server_user_id,
+  done.step_id
+from walkthrough_step_completions as done
+inner join unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+  on done.mcp_server_user_id = given.mcp_server_user_id and done.step_id = given.step_id;
+
+-- name: backfill_server
+select true from mcp_servers where slug = $1;
+
+-- name: backfill_make_sessions
+insert into mcp_server_session (
+  mcp_server_session_id, title, mcp_server_slug, connection_date, connection_timestamp, mcp_server_user_id
+)
+select
+  given.mcp_server_session_id,
+  'backfill',
+  given.slug,
+  date '1970-01-01' + (given.at / 86400000)::integer,
+  given.at,
+  given.mcp_server_user_id
+from unnest($1::text[], $2::text[], $3::bigint[], $4::text[]) as given (
+  mcp_server_session_id, slug, at, mcp_server_user_id
+)
+on conflict (mcp_server_session_id) do nothing;
 
 -- name: import_server
 select

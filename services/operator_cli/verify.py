@@ -1,80 +1,180 @@
-"""The Sankey tables against one SQL over completions and starts, from one snapshot."""
+"""The Sankey tables against completions and starts, from one snapshot, also while traffic flows."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from services.runtime.database import Connection, load_queries
+from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.operator_cli.survey import (
+    SQL,
+    Progress,
+    Unsettled,
+    begin,
+    find_cells,
+    find_journeys,
+    prepare,
+    settle,
+)
+from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError
+from services.runtime.settings import Settings
 
-SQL = load_queries(__file__)
 _SHOWN = 20
+#: The most differing cells, and journeys, that are listed.
+LISTED = 1_000
+#: A comparison takes as long as there are rows, in seconds.
+NO_LIMIT = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was compared, and every cell that differs."""
+    """What was compared, and what differs.
+
+    `differing` counts all; the lists hold the first thousand of each kind.
+    """
 
     totals: dict[str, int]
     transitions: list[dict[str, Any]]
     endings: list[dict[str, Any]]
     journeys: list[dict[str, Any]]
+    nodes: list[dict[str, Any]]
+    differing: int
+    in_flight: int = 0
+    why: list[str] = field(default_factory=list)
 
-    @property
-    def differing(self) -> int:
-        """How many cells differ."""
-        return len(self.transitions) + len(self.endings) + len(self.journeys)
+
+async def verify(
+    settings: Settings, *, sample: float = 100.0, wait: float = 30.0, progress: Progress = lambda *_: None
+) -> Verdict:
+    """Compares every cell, every node, and every journey (or a sample of them).
+
+    Args:
+        settings: where the database and the aggregator's group are.
+        sample: the percentage of users whose journeys are held against their rows.
+        wait: seconds to wait for the aggregator to pass what was in flight.
+        progress: told of parts done, of how many.
+    """
+    async with connected(settings, command_timeout=NO_LIMIT) as survey, connected(settings) as fresh:
+        await prepare(survey)
+        async with survey.transaction(isolation="repeatable_read"):
+            horizon = await begin(survey, settings.topic)
+            await find_journeys(survey, progress, sample)
+            outcome = await settle(survey, fresh, settings, horizon, wait)
+            await find_cells(survey)
+            return await _verdict(survey, outcome)
 
 
-async def verify(connection: Connection) -> Verdict:
-    """Compares every cell; all queries see the same snapshot."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        await connection.execute("set local work_mem = '128MB'")
-        totals = await connection.fetchrow(SQL["totals"])
-        assert totals is not None  # noqa: S101 - one row, always
-        found = [
-            [dict(row) for row in await connection.fetch(SQL[name])]
-            for name in ("differing_transitions", "differing_endings", "differing_journeys")
+async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
+    async def fetch(name: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in await survey.fetch(SQL[name], LISTED)]
+
+    totals = await survey.fetchrow(SQL["totals"])
+    counts = await survey.fetchrow(SQL["survey_counts"])
+    missing = await survey.fetch(SQL["triggers"])
+    assert totals is not None  # noqa: S101 - one row, always
+    assert counts is not None  # noqa: S101 - one row, always
+    nodes = await fetch("survey_nodes")
+    cells = counts["transitions"] + counts["endings"]
+    why = list(outcome.reasons)
+    if missing:
+        why.append(
+            "triggers that leave marks are missing or off ("
+            + ", ".join(f"{r['trigger_name']} on {r['table_name']}" for r in missing)
+            + "), so changes by hand, deletions and restores were not counted: put them back, then "
+            "`stepstream rebuild --execute`"
+        )
+    elif counts["journeys"] and outcome.certain:
+        why.append(
+            "journeys are not what their rows say though nothing is on its way: sankey_journeys was changed "
+            "by "
+            "hand or restored alone, marks were removed, or rows came in with triggers off. "
+            "`stepstream rebuild --execute` mends it"
+        )
+    elif cells and not counts["journeys"]:
+        why.append(
+            "counts are not what the journeys contribute, which no traffic explains: sankey_transitions or "
+            "sankey_endings were changed by hand or restored alone. `stepstream rebuild --execute` mends it"
+        )
+    differing = cells + counts["journeys"] + (0 if cells else len(nodes))
+    return Verdict(
+        totals=dict(totals),
+        transitions=await fetch("list_transitions"),
+        endings=await fetch("list_endings"),
+        journeys=await fetch("list_journeys"),
+        nodes=nodes,
+        differing=differing,
+        in_flight=outcome.in_flight,
+        why=why if differing else [],
+    )
+
+
+def show_cells(transitions: list[dict[str, Any]], endings: list[dict[str, Any]]) -> None:
+    """The cells that differ, figure by figure."""
+    for name, cells in (("transitions", transitions), ("endings", endings)):
+        rows = [
+            (_cell(c), figure.replace("_", " "), c[f"expected_{figure}"], c[f"counted_{figure}"])
+            for c in cells
+            for figure in ("journeys", "elapsed_ms", "timed_journeys")
+            if c.get(f"expected_{figure}") != c.get(f"counted_{figure}")
         ]
-    return Verdict(dict(totals), *found)
+        if rows:
+            print_table(f"{name} that differ", ("cell", "figure", "expected", "counted"), rows, _SHOWN)
+
+
+def show_journeys(journeys: list[dict[str, Any]]) -> None:
+    """The journeys that are not counted as their rows say."""
+    rows = [
+        (f"{j['mcp_server_user_id']} in {j['walkthrough_id']}", _told(j, "expected"), _told(j, "counted"))
+        for j in journeys
+    ]
+    if rows:
+        print_table("journeys that differ", ("journey", "as its rows say", "as counted"), rows, _SHOWN)
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """A cell's key on a line: walkthrough, server, day, and where in the flow."""
+    where = f"{cell['walkthrough_id']} {cell['mcp_server_id']} {cell['began_on']}"
+    if "to_step_id" in cell:
+        return f"{where} {cell['position']}: {cell['from_step_id'] or 'start'} > {cell['to_step_id']}"
+    if "position" in cell:
+        return f"{where} {cell['position']}: {cell['step_id']}"
+    last = f", last active {cell['last_active_on']}"
+    return f"{where} {cell['steps_done']} done, at {cell['step_id'] or 'start'}{last}"
+
+
+def _told(journey: dict[str, Any], which: str) -> str:
+    """A journey's start and steps on a line."""
+    steps, started = journey[f"{which}_step_ids"], journey[f"{which}_started_at"]
+    if steps is None:
+        return "none"
+    begin = "" if started is None else f"started {told_time(started)}: "
+    return begin + (" > ".join(steps) or "no step")
 
 
 def report(verdict: Verdict, *, as_json: bool) -> None:
     """Prints the verdict.
 
     Raises:
-        MismatchError: a cell differs.
+        MismatchError: something differs.
     """
-    console = Console(highlight=False)
     if as_json:
-        print(json.dumps({**asdict(verdict), "differing": verdict.differing}, default=str))  # noqa: T201
+        print_json(asdict(verdict))
     else:
-        for name in ("transitions", "endings", "journeys"):
-            _print_table(console, name, getattr(verdict, name))
+        show_cells(verdict.transitions, verdict.endings)
+        show_journeys(verdict.journeys)
+        if verdict.nodes and not verdict.transitions and not verdict.endings:
+            rows = [(_cell(n), n["arrived"], n["went_on_or_ended"]) for n in verdict.nodes]
+            print_table("nodes that keep or make people", ("node", "in", "out"), rows, _SHOWN)
         totals = verdict.totals
-        console.print(
+        say(
             f"{totals['completions']:,} completions, {totals['starts']:,} starts, "
             f"{totals['journeys']:,} journeys, "
             f"{totals['transition_cells']:,} transition cells, {totals['ending_cells']:,} ending cells"
         )
+        if verdict.in_flight:
+            say(f"{verdict.in_flight:,} journeys were in flight, and right when looked at again")
     if verdict.differing:
         raise MismatchError(
-            f"{verdict.differing:,} cells differ from the completions. If the lag is not zero, or marks are "
-            f"left ({verdict.totals['marks']:,} now), wait for the aggregator and verify again"
+            "; ".join([f"{many(verdict.differing, 'cell')} and journeys differ", *verdict.why])
         )
     if not as_json:
-        console.print("[bold green]exact[/]: every cell equals what completions and starts say")
-
-
-def _print_table(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    table = Table(*rows[0], title=f"{name} that differ", title_justify="left")
-    for row in rows[:_SHOWN]:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    console.print(table)
-    if len(rows) > _SHOWN:
-        console.print(f"and {len(rows) - _SHOWN:,} more; -o json lists them all")
+        say("[bold green]exact[/]: every cell equals what completions and starts say")

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from services.outbox_relay import store
 from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
-from services.runtime.database import open_pool
+from services.runtime.database import close_pool, open_pool
 from services.runtime.http import health_routes, problem_of_database
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
@@ -18,6 +18,18 @@ from services.runtime.settings import Settings
 
 class RelayProcess(Process):
     """The service, ready to run."""
+
+    relay: Relay | None = None
+
+    def problem_of_life(self) -> str | None:
+        """A relay that neither takes, nor sends, nor waits for what it knows to be away."""
+        if problem := super().problem_of_life():
+            return problem
+        # A load takes at most a second and two answers of Kafka; then an error, or the next load.
+        bound = self.settings.stuck_seconds + 2 * self.settings.relay_send_timeout_seconds
+        if self.relay is not None and time.monotonic() - self.relay.progress > bound:
+            return f"the relay is stuck: it has not moved on for more than {bound:g} s"
+        return None
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
@@ -33,18 +45,16 @@ def application(process: RelayProcess) -> Starlette:
     """What the process serves; the relay runs beside it."""
     settings = process.settings
     sender = Sender(settings)
-    relay: Relay | None = None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        nonlocal relay
         try:
             pool = await open_pool(
                 settings, server_settings=store.server_settings(settings.relay_send_timeout_seconds)
             )
             try:
                 await check_migrated(pool)
-                relay = Relay(settings, pool, sender, process)
+                relay = process.relay = Relay(settings, pool, sender, process)
                 app.state.pool = pool
                 process.log_start()
                 async with (
@@ -54,24 +64,18 @@ def application(process: RelayProcess) -> Starlette:
                 ):
                     yield
             finally:
-                await pool.close()
+                await close_pool(pool)
         except BaseException as error:
             process.fail(error)
             raise
         process.log_end()
 
-    def problem_of_life() -> str | None:
-        allowed = 3 * settings.relay_send_timeout_seconds + 30
-        if process.failure is not None or relay is None or time.monotonic() - relay.progress > allowed:
-            return "not alive"
-        return None
-
     async def problem_of_readiness() -> str | None:
-        if relay is None:
+        if process.relay is None:
             return "starting"
         if problem := await problem_of_database(app.state.pool):
             return problem
         return None if sender.connected else "Kafka is away; steps complete and their events wait"
 
-    app = Starlette(routes=health_routes(problem_of_life, problem_of_readiness), lifespan=lifespan)
+    app = Starlette(routes=health_routes(process.problem_of_life, problem_of_readiness), lifespan=lifespan)
     return app

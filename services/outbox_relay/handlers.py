@@ -2,19 +2,23 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Coroutine
 
 import asyncpg
 from aiokafka.errors import KafkaError
+from opentelemetry.trace import SpanKind
 
 from services.outbox_relay import store
 from services.outbox_relay.sender import Sender
+from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
+from services.runtime.tracing import message_spans, parents_of
 
 log = logging.getLogger("stepstream.relay")
 SERVICE = "outbox-relay"
@@ -38,7 +42,7 @@ class Relay:
         with contextlib.suppress(Stopped):
             while not self._process.stopping.is_set():
                 self._wake.clear()
-                async for attempt in retrying(SERVICE, self._back_off, _passes):
+                async for attempt in retrying(SERVICE, self._back_off, _passes, self._pool):
                     with attempt:
                         handled = await self._stoppable(self._round())
                 if not handled:
@@ -74,10 +78,19 @@ class Relay:
         await self._sender.start()
         failure: BaseException | None = None
         async with store.take(self._pool, self._settings.relay_batch_records) as load:
-            try:
-                await self._sender.send(load.messages, load.sent, load.refused)
-            except (KafkaError, TimeoutError) as error:
-                failure = error  # what was acknowledged leaves the outbox all the same
+            passing("relay.taken")
+            parents = parents_of(json.loads(m.headers).items() for m in load.messages)
+            with message_spans(
+                SERVICE, f"send {self._settings.topic}", SpanKind.PRODUCER, parents, len(load.messages)
+            ):
+                try:
+                    await self._sender.send(load.messages, load.sent, load.refused)
+                except (KafkaError, TimeoutError) as error:
+                    failure = error  # what was acknowledged leaves the outbox all the same
+            if load.sent:
+                passing("relay.sent")
+        if load.sent:
+            passing("relay.removed")
         OUTBOX_SENT.inc(len(load.sent))
         for refused in load.refused:
             log.error(
@@ -105,7 +118,10 @@ class Relay:
 
     async def _listen_once(self) -> None:
         connection = await asyncpg.connect(
-            self._settings.database_url, server_settings=store.server_settings(3600), timeout=10
+            self._settings.dsn,
+            password=self._settings.database_password.get_secret_value() or None,
+            server_settings=store.server_settings(3600),
+            timeout=10,
         )
         lost = asyncio.Event()
         try:

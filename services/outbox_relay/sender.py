@@ -1,7 +1,6 @@
 """What goes to Kafka: one message of a key at a time, and a refused one alone."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -20,8 +19,7 @@ from aiokafka.errors import (
     UnknownError,
 )
 
-from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import make_producer
+from services.runtime.kafka import RenewedProducer
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.relay")
@@ -36,7 +34,6 @@ REFUSALS = (
 )
 #: A code that aiokafka has no name for. Kafka's INVALID_RECORD is one; troubles of the whole broker are, too.
 _UNCLEAR = UnknownError
-_STOP_SECONDS = 5.0
 _LOAD_SECONDS = 1.0
 
 
@@ -78,19 +75,16 @@ def waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
 
 
 class Sender:
-    """An idempotent producer that is made anew after every failure.
-
-    A batch that Kafka refused leaves a gap in the producer's sequence numbers, and every later one fails.
-    """
+    """Sends through a producer that is made anew after every failure."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._producer: AIOKafkaProducer | None = None
+        self._producer = RenewedProducer(settings, settings.topic, request_timeout_ms=15_000, linger_ms=2)
 
     @property
     def connected(self) -> bool:
         """Whether there is a producer, as far as is known."""
-        return self._producer is not None
+        return self._producer.connected
 
     async def start(self) -> AIOKafkaProducer:
         """The producer; makes one where there is none.
@@ -99,26 +93,11 @@ class Sender:
             KafkaError: Kafka cannot be reached.
             ConfigurationError: there is no such topic.
         """
-        if self._producer is None:
-            producer = make_producer(self._settings, request_timeout_ms=15_000, linger_ms=2)
-            try:
-                await producer.start()
-                metadata = await producer.client.fetch_all_metadata()
-                if self._settings.topic not in metadata.topics():
-                    raise ConfigurationError(
-                        f"Kafka has no topic {self._settings.topic}: run `stepstream migrate` first"
-                    )
-            except BaseException:
-                await _end(producer)
-                raise
-            self._producer = producer
-        return self._producer
+        return await self._producer.start()
 
     async def stop(self) -> None:
         """Ends the producer, if there is one; what it had not sent yet waits in the outbox."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await _end(producer)
+        await self._producer.stop()
 
     async def send(self, messages: Sequence[Message], sent: list[int], refused: list[Refused]) -> None:
         """Sends in order per key; `sent` and `refused` grow as Kafka answers, also when an error ends it.
@@ -196,15 +175,3 @@ class Sender:
 
 def _reason(error: KafkaError) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-async def _end(producer: AIOKafkaProducer) -> None:
-    """Stops a producer in bounded time: its own stop waits for ever while Kafka is away."""
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(_STOP_SECONDS):
-            await producer.stop()
-            return
-    with contextlib.suppress(Exception):
-        await producer._sender.close()  # noqa: SLF001 - what stop would do after the wait
-    with contextlib.suppress(Exception):
-        await producer.client.close()

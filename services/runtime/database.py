@@ -1,5 +1,6 @@
 """PostgreSQL: pool, named queries, and which errors mean that another try may succeed."""
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -23,6 +24,10 @@ from services.runtime.telemetry import RETRIES
 
 log = logging.getLogger("stepstream.database")
 
+#: How long a connection may take to open.
+_CONNECT_SECONDS = 20.0
+_CLOSE_SECONDS = 5.0
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Setup: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
@@ -41,24 +46,26 @@ async def open_pool(
     setup: Setup | None = None,
     server_settings: Mapping[str, str] | None = None,
     reset: Setup | None = None,
-    command_timeout: float = 120,
+    command_timeout: float | None = None,
 ) -> Pool:
     """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
 
     `reset` runs when a connection is given back, in place of a round trip that undoes what a session leaves.
-    `command_timeout` is how long a statement may take, in seconds.
+    `command_timeout` is how long a statement may go without an answer, in seconds; without it, the setting.
 
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
     """
     try:
         pool: Pool = await asyncpg.create_pool(
-            settings.database_url,
+            settings.dsn,
+            password=settings.database_password.get_secret_value() or None,
             min_size=1,
             max_size=settings.database_pool_size,
             init=setup,
             reset=reset,
-            command_timeout=command_timeout,
+            command_timeout=command_timeout or settings.database_timeout_seconds,
+            timeout=min(_CONNECT_SECONDS, command_timeout or settings.database_timeout_seconds),
             server_settings={
                 "application_name": "stepstream",
                 # Each statement after a lock must see what the lock's last holder committed.
@@ -67,54 +74,102 @@ async def open_pool(
             },
         )
     except (OSError, asyncpg.PostgresError) as error:
-        raise StepstreamError(f"PostgreSQL at {_without_password(settings.database_url)}: {error}") from error
+        told = explained(error) if isinstance(error, asyncpg.PostgresError) else error
+        raise StepstreamError(f"PostgreSQL at {_without_password(settings.dsn)}: {told}") from error
     return pool
 
 
+async def close_pool(pool: Pool) -> None:
+    """Closes a pool in bounded time: a server that does not answer would hold it for ever."""
+    try:
+        await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        pool.terminate()
+
+
 @contextlib.asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Connection]:
-    """One connection, for commands.
+async def connected(
+    settings: Settings,
+    setup: Setup | None = None,
+    server_settings: Mapping[str, str] | None = None,
+    command_timeout: float | None = None,
+) -> AsyncIterator[Connection]:
+    """One connection, for commands; the arguments are those of `open_pool`.
 
     Raises:
         StepstreamError: as `open_pool`.
     """
-    pool = await open_pool(settings.model_copy(update={"database_pool_size": 2}))
+    pool = await open_pool(
+        settings.model_copy(update={"database_pool_size": 2}),
+        setup,
+        server_settings,
+        command_timeout=command_timeout,
+    )
     try:
         async with pool.acquire() as connection:
             yield connection
     finally:
-        await pool.close()
+        await close_pool(pool)
 
 
 def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.hostname or 'localhost'}:{parts.port or 5432}{parts.path}"
+    hosts = parts.netloc.rpartition("@")[2] or "localhost"  # one, or several with commas
+    return f"{hosts if ':' in hosts else hosts + ':5432'}{parts.path}"
 
 
-#: Errors that pass by themselves: the server is away, busy or failing over, or somebody else was first.
+#: Errors that pass by themselves, by the classes of SQLSTATE: the server is away, busy, full or failing over,
+#: or somebody else was first.
 _PASSING = (
     OSError,
     TimeoutError,
-    asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     # What asyncpg raises when the server ended the connection between two statements.
     asyncpg.InternalClientError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
+    asyncpg.PostgresConnectionError,  # 08
+    asyncpg.ReadOnlySQLTransactionError,  # 25006
+    asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
+    asyncpg.TransactionRollbackError,  # 40: deadlock, serialization failure
+    asyncpg.InsufficientResourcesError,  # 53: connections, disk, memory
+    asyncpg.LockNotAvailableError,  # 55P03
+    asyncpg.OperatorInterventionError,  # 57: shutdown, starting up, cancelled
+    asyncpg.PostgresIOError,  # 58030
 )
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether trying again can succeed without anybody mending anything."""
+    if isinstance(error, asyncpg.DatabaseDroppedError):
+        return False
     # asyncpg's own complaint about a value is an InterfaceError too, and does not pass.
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
+
+
+def explained(error: Exception) -> Exception:
+    """An error of PostgreSQL with what to do about it; any other as it is."""
+    if may_pass(error) and isinstance(
+        error, asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
+    ):
+        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {without_values(error)}")
+    hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
+        (
+            asyncpg.InvalidAuthorizationSpecificationError,
+            "Are user and password in STEPSTREAM_DATABASE_URL right?",
+        ),
+        (asyncpg.InsufficientPrivilegeError, "The user of the services needs that right"),
+        (
+            (asyncpg.InvalidCatalogNameError, asyncpg.DatabaseDroppedError),
+            "Is the database's name in STEPSTREAM_DATABASE_URL right?",
+        ),
+        (
+            asyncpg.SyntaxOrAccessError,
+            "The schema is not what this version needs: run `stepstream migrate`, and undo changes by hand",
+        ),
+    )
+    for kind, hint in hints:
+        if isinstance(error, kind):
+            return StepstreamError(f"PostgreSQL: {without_values(error)}. {hint}")
+    return error
 
 
 def without_values(error: BaseException) -> BaseException:
@@ -128,14 +183,19 @@ def retrying(
     service: str,
     pause: Callable[[float], Awaitable[None]],
     passes: Callable[[BaseException], bool] = may_pass,
+    pool: "Pool | None" = None,
 ) -> AsyncRetrying:
     """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
 
-    `pause` sleeps, and raises what ends the waiting; `passes` says which errors are waited out.
+    `pause` sleeps, and raises what ends the waiting; `passes` says which errors are waited out; `pool` loses
+    its connections after an error that comes from where they lead.
     """
 
-    def tell(state: RetryCallState) -> None:
+    async def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        if pool is not None and isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            # These connections are to what is a standby now; new ones find the primary.
+            await pool.expire_connections()
         name = type(error).__name__
         RETRIES.labels(service, name).inc()
         log.warning("%s: try %d failed, trying again: %s: %s", service, state.attempt_number, name, error)

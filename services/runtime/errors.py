@@ -27,3 +27,9 @@ class MismatchError(StepstreamError):
 
 class MigrationError(StepstreamError):
     """The database's schema cannot be brought to what this version needs."""
+
+
+class RefusedError(StepstreamError):
+    """What was asked for is not done in this state; nothing was changed."""
+
+    exit_code = 4

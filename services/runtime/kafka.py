@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -11,19 +12,37 @@ from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
     KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
     RebalanceInProgressError,
     TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
     for_code,
 )
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from services.runtime.errors import StepstreamError
+from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
+
+
+class Connection(TypedDict):
+    """How a client of aiokafka connects."""
+
+    bootstrap_servers: list[str]
+    security_protocol: str
+    sasl_mechanism: str
+    sasl_plain_username: str | None
+    sasl_plain_password: str | None
+    ssl_context: ssl.SSLContext | None
+
 
 Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 Offsets: TypeAlias = Mapping[TopicPartition, int]
 
 #: A dead letter is its event and some headers more: the largest event has to fit.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+_STOP_SECONDS = 5.0
+_KNOWN_SECONDS = 10.0
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
@@ -47,7 +66,59 @@ async def ensure_topics(settings: Settings) -> list[str]:
                 raise StepstreamError(
                     f"topic {name} cannot be created: {error.__name__} {' '.join(filter(None, message))}"
                 )
+        await _known(admin, [topic.name for topic in wanted])
         return made
+
+
+async def _known(admin: AIOKafkaAdminClient, topics: list[str]) -> None:
+    """Waits until a broker shows the topics: the controller has made them before the brokers hear of it."""
+    tries = AsyncRetrying(
+        retry=retry_if_exception_type(UnknownTopicOrPartitionError),
+        stop=stop_after_delay(_KNOWN_SECONDS),
+        wait=wait_random_exponential(0.02, max=0.5),
+        reraise=True,
+    )
+    async for attempt in tries:
+        with attempt:
+            described = await admin.describe_topics(topics)
+            if any(topic["error_code"] for topic in described):
+                raise UnknownTopicOrPartitionError(f"Kafka does not show {' and '.join(topics)} yet")
+
+
+def connection(settings: Settings) -> Connection:
+    """The arguments that connect any client of aiokafka: addresses, TLS and sign-in."""
+    return {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "security_protocol": settings.kafka_security_protocol,
+        "sasl_mechanism": settings.kafka_sasl_mechanism,
+        "sasl_plain_username": settings.kafka_username or None,
+        "sasl_plain_password": settings.kafka_password.get_secret_value() or None,
+        "ssl_context": tls_context(settings),
+    }
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS that checks the broker's certificate and name; None where Kafka is spoken to without.
+
+    Raises:
+        ConfigurationError: a file holds no certificate, or no key that fits.
+    """
+    if not settings.kafka_security_protocol.endswith("SSL"):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ca_file or None)
+    except ssl.SSLError as error:
+        raise ConfigurationError(
+            f"STEPSTREAM_KAFKA_CA_FILE: {settings.kafka_ca_file} holds no certificate: {error}"
+        ) from None
+    if settings.kafka_certificate_file:
+        try:
+            context.load_cert_chain(settings.kafka_certificate_file, settings.kafka_key_file)
+        except ssl.SSLError as error:
+            raise ConfigurationError(
+                f"STEPSTREAM_KAFKA_CERTIFICATE_FILE and STEPSTREAM_KAFKA_KEY_FILE: {error}"
+            ) from None
+    return context
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +128,7 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
     Raises:
         StepstreamError: Kafka cannot be reached.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    admin = AIOKafkaAdminClient(**connection(settings))
     try:
         await admin.start()
     except KafkaConnectionError as error:
@@ -71,7 +142,13 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
 
 def unreachable(settings: Settings, error: Exception) -> StepstreamError:
     """What to say when no broker answers."""
-    return StepstreamError(f"Kafka at {', '.join(settings.kafka_bootstrap_servers)}: {error}")
+    hint = ""
+    if settings.kafka_security_protocol != "PLAINTEXT":
+        hint = (
+            ". Are STEPSTREAM_KAFKA_SECURITY_PROTOCOL, user, password and STEPSTREAM_KAFKA_CA_FILE right? "
+            "The lines before this one say what each broker answered"
+        )
+    return StepstreamError(f"Kafka at {', '.join(settings.kafka_bootstrap_servers)}: {error}{hint}")
 
 
 def subscriber_options(settings: Settings) -> dict[str, Any]:
@@ -125,14 +202,95 @@ async def commit_offsets(consumer: AIOKafkaConsumer, offsets: Offsets, timeout: 
     return owned
 
 
+def kafka_may_return(error: BaseException) -> bool:
+    """Whether waiting helps: a broker is away, slow, or hands its partitions over."""
+    if isinstance(error, KafkaError):
+        return error.retriable or isinstance(error, KafkaTimeoutError)
+    return isinstance(error, OSError | TimeoutError)
+
+
 def make_producer(settings: Settings, **options: Any) -> AIOKafkaProducer:
-    """An idempotent producer that waits for all replicas; Kafka's default murmur2 partitioner."""
+    """An idempotent producer that waits for all replicas; Kafka's default murmur2 partitioner.
+
+    aiokafka refuses a record that has neither key nor value, which Kafka takes; as a value, `NULL` is none.
+    """
     return AIOKafkaProducer(
-        bootstrap_servers=settings.kafka_bootstrap_servers,
+        **connection(settings),
+        metadata_max_age_ms=int(settings.metadata_max_age_seconds * 1000),
         enable_idempotence=True,
         acks="all",
+        value_serializer=_serialize,
         **options,
     )
+
+
+class _Null:
+    """Stands for no value."""
+
+
+NULL = _Null()
+
+
+def _serialize(value: bytes | _Null | None) -> bytes | None:
+    return None if isinstance(value, _Null) else value
+
+
+class RenewedProducer:
+    """An idempotent producer that is made anew after every failure.
+
+    A batch that failed leaves a gap in the producer's sequence numbers, and every later one would fail.
+    """
+
+    def __init__(self, settings: Settings, topic: str, **options: Any) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._options = options
+        self._producer: AIOKafkaProducer | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a producer, as far as is known."""
+        return self._producer is not None
+
+    async def start(self) -> AIOKafkaProducer:
+        """The producer; makes one where there is none.
+
+        Raises:
+            KafkaError: Kafka cannot be reached.
+            ConfigurationError: there is no such topic.
+        """
+        if self._producer is None:
+            producer = make_producer(self._settings, **self._options)
+            try:
+                await producer.start()
+                metadata = await producer.client.fetch_all_metadata()
+                if self._topic not in metadata.topics():
+                    raise ConfigurationError(
+                        f"Kafka has no topic {self._topic}: run `stepstream migrate` first"
+                    )
+            except BaseException:
+                await _end(producer)
+                raise
+            self._producer = producer
+        return self._producer
+
+    async def stop(self) -> None:
+        """Ends the producer, if there is one; what it had not sent is not sent."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _end(producer)
+
+
+async def _end(producer: AIOKafkaProducer) -> None:
+    """Stops a producer in bounded time: its own stop waits for ever while Kafka is away."""
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(_STOP_SECONDS):
+            await producer.stop()
+            return
+    with contextlib.suppress(Exception):
+        await producer._sender.close()  # noqa: SLF001 - what stop would do after the wait
+    with contextlib.suppress(Exception):
+        await producer.client.close()
 
 
 #: Headers that a dead letter carries after those of its event.

@@ -1,13 +1,25 @@
-"""How far the consumer groups are."""
+"""How far the consumer groups are, who is in them, and how long events wait."""
 
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import KafkaError
 
-from services.runtime.kafka import admin_client
+from services.runtime.errors import ConfigurationError
+from services.runtime.kafka import admin_client, connection, unreachable
 from services.runtime.settings import Settings
 
 GROUPS = ("completion-recorder", "sankey-aggregator")
+RECORDER, AGGREGATOR = GROUPS
+
+#: How long the oldest waiting events may take to read, in seconds, before lag is told without its age.
+_READ_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +36,233 @@ class Lag:
         return self.end - self.committed
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a group is on a partition.
+
+    `committed` is None where the group never committed, and so begins at `begin`. `waiting_since` is when
+    the oldest event that it has yet to pass came to Kafka, in milliseconds since the epoch; None where none
+    waits, or that could not be read. `lag` counts offsets: markers of transactions among them.
+    """
+
+    partition: int
+    begin: int
+    committed: int | None
+    end: int
+    lag: int
+    waiting_since: int | None = None
+    member: str | None = None
+
+    @property
+    def next_offset(self) -> int:
+        """What the group reads next."""
+        return self.begin if self.committed is None else max(self.committed, self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group: its service and name, Kafka's word for its state, who is in it, and where it is."""
+
+    service: str
+    group: str
+    state: str
+    members: dict[str, list[int]]
+    positions: list[Position] = field(default_factory=list)
+
+    @property
+    def lag(self) -> int:
+        """Events that the group has yet to pass."""
+        return sum(p.lag for p in self.positions)
+
+    @property
+    def waiting_since(self) -> int | None:
+        """When the oldest event that waits came to Kafka."""
+        return min((p.waiting_since for p in self.positions if p.waiting_since is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a group has committed, by partition of the topic, and who is in it."""
+
+    state: str
+    members: dict[str, list[int]]
+    committed: dict[int, int]
+
+
+@contextlib.asynccontextmanager
+async def reader(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer of no group, which commits nothing, for looking.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    consumer = AIOKafkaConsumer(
+        **connection(settings),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        **options,
+    )
+    try:
+        try:
+            await consumer.start()
+        except KafkaError as error:
+            raise unreachable(settings, error) from error
+        await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[TopicPartition]:
+    """The partitions of a topic in order.
+
+    Raises:
+        ConfigurationError: there is no such topic.
+    """
+    (described,) = await admin.describe_topics([topic])
+    if described["error_code"]:
+        raise ConfigurationError(f"Kafka has no topic {topic}: run `stepstream migrate` first")
+    return [TopicPartition(topic, n) for n in sorted(p["partition"] for p in described["partitions"])]
+
+
+async def committed_offsets(settings: Settings, service: str) -> Committed:
+    """What a service's group has committed.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    async with admin_client(settings) as admin:
+        try:
+            return await _committed(admin, settings, service)
+        except KafkaError as error:
+            raise unreachable(settings, error) from error
+
+
+async def _committed(admin: AIOKafkaAdminClient, settings: Settings, service: str) -> Committed:
+    # One group a request: aiokafka reads an answer of several wrongly.
+    answer: Any
+    (answer,) = await admin.describe_consumer_groups([settings.group(service)])
+    state, members = answer.groups[0][2], answer.groups[0][5]
+    offsets = await admin.list_consumer_group_offsets(settings.group(service))
+    at = {p.partition: o.offset for p, o in offsets.items() if p.topic == settings.topic and o.offset >= 0}
+    return Committed(state, {_name(m): _assigned(m[4], settings.topic) for m in members}, at)
+
+
+def _name(member: Sequence[Any]) -> str:
+    """A member in short: the random part of its id, and its host."""
+    member_id, client_id, host = member[:3]
+    return f"{member_id.removeprefix(client_id + '-')[:8]} at {host.removeprefix('/')}"
+
+
+def _assigned(encoded: bytes, topic: str) -> list[int]:
+    if not encoded:
+        return []
+    decoded = ConsumerProtocolMemberAssignment.decode(encoded)
+    return sorted(p.partition for p in decoded.partitions() if p.topic == topic)
+
+
+async def look(settings: Settings, services: Sequence[str] = GROUPS, *, ages: bool = True) -> list[Group]:
+    """Each group of Stepstream, partition by partition.
+
+    Args:
+        settings: where Kafka is.
+        services: whose groups.
+        ages: whether to read the oldest waiting events, for when they came.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+        ConfigurationError: there is no topic.
+    """
+    async with admin_client(settings) as admin, reader(settings) as consumer:
+        groups = await look_with(admin, consumer, settings, services)
+    if not ages:
+        return groups
+    try:
+        return [replace(g, positions=await _with_ages(settings, g.positions)) for g in groups]
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+
+
+async def look_with(
+    admin: AIOKafkaAdminClient,
+    consumer: AIOKafkaConsumer,
+    settings: Settings,
+    services: Sequence[str] = GROUPS,
+) -> list[Group]:
+    """As `look` without ages, with clients that stay open: for those who look again and again."""
+    try:
+        partitions = await partitions_of(admin, settings.topic)
+        begins = await consumer.beginning_offsets(partitions)
+        groups = []
+        for service in services:
+            found = await _committed(admin, settings, service)
+            # After what is committed, so that no group is ahead of the end.
+            ends = await consumer.end_offsets(partitions)
+            members = {p: name for name, owned in found.members.items() for p in owned}
+            positions = []
+            for p in partitions:
+                at = found.committed.get(p.partition)
+                following = begins[p] if at is None else max(at, begins[p])
+                lag = max(0, ends[p] - following)
+                member = members.get(p.partition)
+                positions.append(Position(p.partition, begins[p], at, ends[p], lag, None, member))
+            groups.append(Group(service, settings.group(service), found.state, found.members, positions))
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    return groups
+
+
+async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[Position]:
+    """With when the oldest waiting event came; where only markers of transactions wait, nothing does."""
+    waiting = {TopicPartition(settings.topic, p.partition): p for p in positions if p.lag}
+    since: dict[int, int] = {}
+    passed: set[int] = set()
+    if waiting:
+        # A consumer of its own: one that is assigned a partition again does not get past a marker there.
+        async with reader(settings) as consumer:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_READ_SECONDS):
+                    await _read_oldest(consumer, waiting, since, passed)
+    return [
+        Position(
+            p.partition,
+            p.begin,
+            p.committed,
+            p.end,
+            0 if p.partition in passed else p.lag,
+            since.get(p.partition),
+            p.member,
+        )
+        for p in positions
+    ]
+
+
+async def _read_oldest(
+    consumer: AIOKafkaConsumer,
+    waiting: Mapping[TopicPartition, Position],
+    since: dict[int, int],
+    passed: set[int],
+) -> None:
+    consumer.assign(list(waiting))
+    for partition, position in waiting.items():
+        consumer.seek(partition, position.next_offset)
+    while len(since) + len(passed) < len(waiting):
+        for partition, records in (await consumer.getmany(timeout_ms=100)).items():
+            since.setdefault(partition.partition, records[0].timestamp)
+        for partition, position in waiting.items():
+            number = partition.partition
+            if number not in since and await consumer.position(partition) >= position.end:
+                passed.add(number)
+
+
 async def lags(settings: Settings) -> list[Lag]:
     """The lag of each group of Stepstream; a group that never committed is at the beginning.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
     """
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers)
-    async with admin_client(settings) as admin:
-        await consumer.start()
-        try:
-            described = await admin.describe_topics([settings.topic])
-            partitions = [
-                TopicPartition(settings.topic, p["partition"]) for t in described for p in t["partitions"]
-            ]
-            ends = await consumer.end_offsets(partitions)
-            begins = await consumer.beginning_offsets(partitions)
-            result = []
-            for name in GROUPS:
-                committed = await admin.list_consumer_group_offsets(settings.group(name))
-                at = {
-                    p: committed[p].offset if p in committed and committed[p].offset >= 0 else begins[p]
-                    for p in partitions
-                }
-                result.append(Lag(name, sum(at.values()), sum(ends.values())))
-            return result
-        finally:
-            await consumer.stop()
+    return [
+        Lag(g.service, sum(p.next_offset for p in g.positions), sum(p.end for p in g.positions))
+        for g in await look(settings, ages=False)
+    ]

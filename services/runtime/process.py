@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -12,10 +13,19 @@ from typing import Any
 
 import uvicorn
 
+from services.runtime import crashpoints
+from services.runtime.database import explained
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.process")
+
+#: Between two looks at whether the service lives.
+_WATCH_SECONDS = 5.0
+#: What ending takes beside the batch in hand: connections to close, a group to leave.
+_END_SECONDS = 20.0
+#: How long work beside the service may take to be cancelled.
+_CANCEL_SECONDS = 5.0
 
 
 class Stopped(Exception):  # noqa: N818 - no error: the process ends
@@ -26,6 +36,7 @@ class Process:
     """Serves an ASGI application until SIGTERM, SIGINT or a failure.
 
     Whoever runs in the process looks at `stopping`; `fail` stops it with an error, whose exit code it gets.
+    A watch looks at `problem_of_life` all the time, and ends what lives no more.
     """
 
     def __init__(self, service: str, settings: Settings) -> None:
@@ -39,6 +50,8 @@ class Process:
     def fail(self, error: BaseException) -> None:
         """Stops the service with this error; only the first one counts."""
         if self.failure is None:
+            if isinstance(error, Exception):
+                error = explained(error)
             self.failure = error
             log.critical(
                 "%s stops: %s",
@@ -54,13 +67,27 @@ class Process:
         if self._server is not None:
             self._server.should_exit = True
 
+    def problem_of_life(self) -> str | None:
+        """What keeps the service from ever going on by itself, if anything does."""
+        return None if self.failure is None else f"it stops: {self.failure}"
+
+    async def _look(self) -> None:
+        try:
+            await self.look()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service is not whole without it
+            self.fail(error)
+
+    async def look(self) -> None:
+        """Looks at what takes a round trip to see; called again and again while the service runs."""
+
     def log_start(self) -> None:
         """Says that the service runs, and where its HTTP port is."""
         log.info("%s starts; health and metrics at %s", self.service, self.address)
 
     def log_end(self) -> None:
         """Says that the service ended politely."""
-        log.info("%s ended", self.service)
+        if self.failure is None:
+            log.info("%s ended", self.service)
 
     async def until(self, event: asyncio.Event, seconds: float | None = None) -> None:
         """Waits for the event, at most so many seconds.
@@ -87,7 +114,10 @@ class Process:
 
     @contextlib.asynccontextmanager
     async def beside(self, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        """Runs `work`, which ends soon after `stopping` is set; when it fails, the service stops."""
+        """Runs `work`, which ends soon after `stopping` is set, or is cancelled.
+
+        When it fails, the service stops.
+        """
 
         async def supervised() -> None:
             try:
@@ -100,7 +130,32 @@ class Process:
             yield
         finally:
             self.stopping.set()
-            await task
+            await asyncio.wait({task}, timeout=self.settings.drain_timeout_seconds)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
+
+    async def _watch(self) -> None:
+        """Ends the service when it lives no more; a blocked event loop is ended by a thread.
+
+        The thread is the one of `faulthandler`: it writes where every thread was, and exits with 1.
+        """
+        bound = self.settings.stuck_seconds
+        looking: asyncio.Task[None] | None = None
+        while not self.stopping.is_set():
+            faulthandler.dump_traceback_later(bound + _WATCH_SECONDS, exit=True, file=2)
+            if problem := self.problem_of_life():
+                self.fail(StepstreamError(f"{problem}. A restart reads again what was not committed"))
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), min(_WATCH_SECONDS, bound / 4))
+            if looking is None or looking.done():  # a look may take long, this loop may not
+                looking = asyncio.create_task(self._look())
+        if looking is not None:
+            looking.cancel()
+        # The end takes as long as the batch in hand may, and not for ever.
+        limit = self.settings.drain_timeout_seconds + _END_SECONDS
+        faulthandler.dump_traceback_later(limit, exit=True, file=2)
 
     async def serve(self, app: Any, port: int) -> int:
         """Runs until the end; returns the exit code.
@@ -109,6 +164,7 @@ class Process:
             ConfigurationError: the port cannot be had.
         """
         _calm_the_garbage_collector()
+        crashpoints.arm(self.settings.crash_at)
         sock = _listen(self.settings.http_host, port)
         self.address = "http://{}:{}".format(*sock.getsockname()[:2])
         self._server = _Server(
@@ -127,11 +183,15 @@ class Process:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
+        watch = asyncio.create_task(self._watch())
         if not self.stopping.is_set():
             try:
                 await self._server.serve(sockets=[sock])
             except SystemExit as error:  # uvicorn's way to say that the start failed
                 self.failure = self.failure or error
+        self.stopping.set()
+        await watch
+        faulthandler.cancel_dump_traceback_later()
         if self.failure is None:
             return 0
         return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1

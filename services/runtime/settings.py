@@ -1,19 +1,34 @@
 """Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
 
+import os
 import re
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import DEAD_LETTER_SUFFIX, TOPIC
 from services.runtime.errors import ConfigurationError
 
 PREFIX = "STEPSTREAM_"
+#: The folder of secrets: itself no setting, since it says where settings are.
+SECRETS_DIR = PREFIX + "SECRETS_DIR"
 
 
 def _addresses(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _in_capitals(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
 
 
 def _host_and_port(addresses: list[str]) -> list[str]:
@@ -24,10 +39,20 @@ def _host_and_port(addresses: list[str]) -> list[str]:
     return addresses
 
 
-def _postgres_url(url: str) -> str:
-    if not url.startswith(("postgresql://", "postgres://")):
+def _postgres_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
         raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
     return url
+
+
+def _optional_postgres_url(url: SecretStr) -> SecretStr:
+    return _postgres_url(url) if url.get_secret_value() else url
+
+
+def _file(path: str) -> str:
+    if path and not os.access(path, os.R_OK):
+        raise ValueError(f"the file {path} is not there, or may not be read")
+    return path
 
 
 def _http_url(url: str) -> str:
@@ -44,8 +69,34 @@ class Settings(BaseSettings):
     kafka_bootstrap_servers: Annotated[
         list[str], NoDecode, BeforeValidator(_addresses), AfterValidator(_host_and_port)
     ] = Field(min_length=1, description="Kafka brokers to start from, comma-separated host:port.")
-    database_url: Annotated[str, AfterValidator(_postgres_url)] = Field(
-        description="PostgreSQL, as in postgresql://user:password@host:5432/name."
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="How Kafka is spoken to; SSL is TLS."
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="How the user signs in, with SASL_PLAINTEXT and SASL_SSL."
+    )
+    kafka_username: str = Field(default="", description="The user at Kafka.")
+    kafka_password: SecretStr = Field(default=SecretStr(""), description="The user's password at Kafka.")
+    kafka_ca_file: Annotated[str, AfterValidator(_file)] = Field(
+        default="", description="Who signed Kafka's certificate (PEM); empty is the system's list."
+    )
+    kafka_certificate_file: Annotated[str, AfterValidator(_file)] = Field(
+        default="", description="Our own certificate (PEM), where Kafka asks for one."
+    )
+    kafka_key_file: Annotated[str, AfterValidator(_file)] = Field(
+        default="", description="The private key of our certificate (PEM, without a passphrase)."
+    )
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+        description="PostgreSQL, as in postgresql://user:password@host:5432/name; TLS with "
+        "?sslmode=verify-full&sslrootcert=FILE."
+    )
+    database_password: SecretStr = Field(
+        default=SecretStr(""), description="The password at PostgreSQL, where it is not in the URL."
+    )
+    database_timeout_seconds: float = Field(
+        default=60,
+        ge=1,
+        description="How long a statement of a consumer may go without an answer before it is tried again.",
     )
     topic: str = Field(default=TOPIC, description="The topic of events; dead letters go beside it.")
     topic_partitions: int = Field(default=6, ge=1, description="Partitions of topics that `migrate` creates.")
@@ -56,25 +107,55 @@ class Settings(BaseSettings):
     )
     group_prefix: str = Field(default="", description="Put before the names of the consumer groups.")
     poll_max_records: int = Field(
-        default=60_000, ge=1, le=400_000, description="The most events between two commits of offsets."
+        default=60_000, ge=1, le=400_000, description="The most events that a consumer takes at once."
     )
     batch_max_records: int = Field(
-        default=20_000, ge=1, le=200_000, description="The most events in one transaction of the recorder."
+        default=20_000,
+        ge=1,
+        le=200_000,
+        description="The most events in one transaction of the recorder; offsets are committed after it.",
     )
     database_pool_size: int = Field(
         default=4, ge=2, le=100, description="The most connections a service opens."
     )
     session_timeout_seconds: float = Field(
         default=10,
-        ge=6,
+        ge=1,
         le=300,
-        description="Silence after which Kafka gives a dead consumer's partitions to others.",
+        description="Silence after which Kafka gives a dead consumer's partitions to others; Kafka itself "
+        "takes no less than its group.min.session.timeout.ms, 6 s.",
     )
     commit_timeout_seconds: float = Field(
-        default=30, gt=0, description="How long a commit of offsets may take before the service stops."
+        default=30, gt=0, description="How long a commit of offsets may take before it is tried again."
     )
     drain_timeout_seconds: float = Field(
         default=30, gt=0, description="How long SIGTERM waits for the batch in hand."
+    )
+    revoke_wait_seconds: float = Field(
+        default=15,
+        gt=0,
+        le=25,
+        description="How long a rebalance waits for the batch in hand before that is rolled back.",
+    )
+    metadata_max_age_seconds: float = Field(
+        default=30, ge=1, description="How soon added partitions are seen, at the latest."
+    )
+    stuck_seconds: float = Field(
+        default=120,
+        ge=2,
+        description="A service that makes no progress for so long, and waits for nothing that it knows of, "
+        "exits non-zero.",
+    )
+    flood_percent: float = Field(
+        default=1,
+        ge=0,
+        le=100,
+        description="The recorder stops when more of the last 10,000 events are bad; 100 is never.",
+    )
+    flood_in_a_row: int = Field(
+        default=100,
+        ge=0,
+        description="The recorder stops at so many bad events in a row on a partition; 0 is never.",
     )
     relay_batch_records: int = Field(
         default=2_000,
@@ -118,8 +199,76 @@ class Settings(BaseSettings):
     mcp_access_token: SecretStr = Field(
         default=SecretStr(""), description="Who signs in over stdio, at a server that needs it."
     )
+    api_public_url: Annotated[str, AfterValidator(_http_url)] = Field(
+        default="http://127.0.0.1:8085", description="Where people reach the dashboard and the API."
+    )
+    api_database_url: Annotated[SecretStr, AfterValidator(_optional_postgres_url)] = Field(
+        default=SecretStr(""),
+        description="PostgreSQL for analytics-api: a role that may only read, or a replica; empty is "
+        "STEPSTREAM_DATABASE_URL.",
+    )
+    api_database_pool_size: int = Field(
+        default=10, ge=1, le=100, description="The most database connections that analytics-api opens."
+    )
+    api_statement_seconds: float = Field(
+        default=30, ge=1, description="How long analytics-api lets a statement run before it gives up."
+    )
+    api_sample_people: int = Field(
+        default=20_000,
+        ge=100,
+        description="Percentiles and sessions are of so many people; of more it reads every n-th.",
+    )
+    api_key_rate: str = Field(
+        default="6000/minute", description="How often an API key may ask; empty is no limit."
+    )
+    api_failure_rate: str = Field(
+        default="60/minute",
+        description="How often an address may come with keys that are not good; empty is no limit.",
+    )
+    api_streams: int = Field(
+        default=500, ge=1, le=100_000, description="The most live streams that analytics-api keeps open."
+    )
+    api_allowed_origins: str = Field(
+        default="",
+        description="Origins whose pages may ask the API (CORS), comma-separated; empty is its own "
+        "dashboard alone.",
+    )
     http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
-    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_in_capitals)] = Field(
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    otlp_endpoint: Annotated[str, AfterValidator(lambda url: _http_url(url) if url else url)] = Field(
+        default="",
+        description="Where spans go, as OTLP over HTTP: http://collector:4318/v1/traces; empty is nowhere.",
+    )
+    trace_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="The share of agents' calls that are traced, with their events."
+    )
+    crash_at: str = Field(
+        default="",
+        description="For tests: the crash point (services/runtime/crashpoints.py) at which the process kills "
+        "itself, as in recorder.polled:3 for its third passing.",
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_username and self.kafka_password.get_secret_value()
+        ):
+            raise ValueError(
+                f"{PREFIX}KAFKA_USERNAME and {PREFIX}KAFKA_PASSWORD: both are needed with "
+                f"{self.kafka_security_protocol}"
+            )
+        if bool(self.kafka_certificate_file) != bool(self.kafka_key_file):
+            raise ValueError(
+                f"{PREFIX}KAFKA_CERTIFICATE_FILE and {PREFIX}KAFKA_KEY_FILE: either both or none"
+            )
+        return self
+
+    @property
+    def dsn(self) -> str:
+        """The database's URL with what it keeps secret: for connecting alone, never for a message."""
+        return self.database_url.get_secret_value()
 
     @property
     def dead_letter_topic(self) -> str:
@@ -137,20 +286,28 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Reads the environment.
+    """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
+
+    A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
+    environment goes before.
 
     Raises:
         ConfigurationError: names each variable that is missing or wrong, and how it should look.
     """
+    folder = os.environ.get(SECRETS_DIR)
+    if folder and not Path(folder).is_dir():
+        raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
     try:
-        return Settings(**overrides)
+        return Settings(_secrets_dir=folder or None, **overrides)
     except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False):
-            name = PREFIX + str(problem["loc"][0]).upper()
-            if problem["type"] == "missing":
-                text = f"is not set. {Settings.model_fields[str(problem['loc'][0])].description}"
-            else:
-                text = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{name}: {text}")
-        raise ConfigurationError("\n".join(lines)) from None
+        raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
+
+
+def _explain(problem: Any) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(text)  # of several variables, which it names
+    field = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        text = f"is not set. {Settings.model_fields[field].description}"
+    return f"{PREFIX}{field.upper()}: {text}"

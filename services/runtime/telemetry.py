@@ -8,6 +8,8 @@ from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
 EVENTS = Counter(
     "stepstream_events", "Events read, by what became of them.", ["service", "outcome"], registry=REGISTRY
 )
@@ -22,14 +24,53 @@ BATCH_SECONDS = Histogram(
     "stepstream_batch_seconds",
     "Seconds from a batch's arrival to the commit of its offsets.",
     ["service"],
-    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+    buckets=_SECONDS,
     registry=REGISTRY,
+)
+PHASE_SECONDS = Histogram(
+    "stepstream_phase_seconds",
+    "Seconds of a batch by phase: read, transaction, dead-letters, commit.",
+    ["service", "phase"],
+    buckets=_SECONDS,
+)
+LAG = Gauge(
+    "stepstream_lag_events",
+    "Events of a partition that its consumer has yet to handle; of partitions that this instance has.",
+    ["service", "partition"],
+)
+NEWEST = Gauge(
+    "stepstream_newest_event_timestamp_seconds",
+    "When the newest event that this instance has handled happened, as the event says it.",
+    ["service"],
+)
+READ_AGAIN = Counter(
+    "stepstream_events_read_again", "Events that the recorder had judged before: after a crash, or a replay."
+)
+EXPIRED = Counter(
+    "stepstream_events_expired",
+    "Events that Kafka removed before this consumer read them.",
+    ["service"],
+)
+REBALANCES = Counter(
+    "stepstream_rebalances", "How often the group shared out its partitions anew.", ["service"]
+)
+CANCELLED = Counter(
+    "stepstream_batches_rolled_back",
+    "Batches rolled back because their partitions went to another instance before they were done.",
+    ["service"],
+)
+PAUSED = Gauge(
+    "stepstream_paused",
+    "1 while fetching pauses because the batch in hand waits for something that is away.",
+    ["service"],
 )
 DEAD_LETTERS = Counter(
     "stepstream_dead_letters", "Events sent to the dead letters, by error class.", ["error_class"]
 )
 RETRIES = Counter(
-    "stepstream_database_retries", "Transactions tried again, by the error's name.", ["service", "error"]
+    "stepstream_retries",
+    "Transactions, dead letters and commits of offsets tried again, by the error's name.",
+    ["service", "error"],
 )
 WAITING = Gauge(
     "stepstream_aggregator_waiting", "1 while the aggregator waits for the recorder to judge its events."
@@ -53,6 +94,19 @@ MCP_SECONDS = Histogram(
 MCP_REFUSED = Counter(
     "stepstream_mcp_refused", "HTTP requests refused before a tool ran, by reason.", ["reason"]
 )
+API_REQUESTS = Counter(
+    "stepstream_api_requests", "Requests to the analytics API, by route and HTTP status.", ["route", "status"]
+)
+API_SECONDS = Histogram(
+    "stepstream_api_seconds",
+    "Seconds until the analytics API began to answer, by route.",
+    ["route"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+API_REFUSED = Counter(
+    "stepstream_api_refused", "Questions that were not answered, by HTTP status.", ["status"]
+)
+API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
 
 
@@ -85,12 +139,3 @@ def configure_logging(level: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # While the database is away our own retries say so, a line each; the pool would add its tracebacks.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
-
-
-def configure_tracing(service: str) -> None:
-    """Gives every call a trace, which its events carry on; spans go nowhere until an exporter is added."""
-    from opentelemetry import trace
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-
-    trace.set_tracer_provider(TracerProvider(resource=Resource.create({"service.name": service})))

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-from services.runtime.database import Pool, open_pool
+from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.shell import ConsumerShell
+from services.runtime.shell import Commit, ConsumerShell
 from services.sankey_aggregator import store
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
 
@@ -25,16 +25,21 @@ def build(settings: Settings) -> ConsumerShell:
             async with shell.background(drain_marks):
                 yield pool
         finally:
-            await pool.close()
+            await close_pool(pool)
 
-    async def handle(records: Sequence[Record]) -> None:
+    async def handle(records: Sequence[Record], commit: Commit) -> None:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first batch
-        await aggregator.handle(records)
+        await aggregator.handle(records, commit)
+
+    async def expired() -> None:
+        """Events that are gone name no journeys any more: all are looked at."""
+        assert aggregator is not None  # noqa: S101 - the lifespan made it before the first look
+        await aggregator.mark_all()
 
     async def drain_marks() -> None:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first mark
         if not await aggregator.drain_marks():
             await asyncio.sleep(MARKS_INTERVAL)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources)
+    shell = ConsumerShell(SERVICE, settings, handle, resources, expired)
     return shell

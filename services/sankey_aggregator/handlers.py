@@ -4,11 +4,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from schemas import EventError, decode
+from schemas import EventError, UserErased, decode
+from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, retrying
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, WAITING
+from services.runtime.shell import Commit
+from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, NEWEST, PHASE_SECONDS, WAITING
 from services.sankey_aggregator import store
 from services.sankey_aggregator.store import JourneyKey
 
@@ -32,9 +34,11 @@ class Aggregator:
         self._settings = settings
         self._pool = pool
         self._pause = pause
+        self._newest = 0
 
-    async def handle(self, records: Sequence[Record]) -> None:
+    async def handle(self, records: Sequence[Record], commit: Commit) -> None:
         """Counts what the recorder has judged, as it gets there, until the whole batch is passed."""
+        passing("aggregator.polled")
         rest = list(records)
         looks = 0
         began = time.monotonic()
@@ -44,7 +48,11 @@ class Aggregator:
             if passed:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
                 await self._follow(passed)
+                passing("aggregator.database-committed")
+                await commit(passed)
+                passing("aggregator.offsets-committed")
                 looks = 0
+                WAITING.set(0)
                 began = time.monotonic()
             else:
                 WAITING.set(1)
@@ -57,38 +65,56 @@ class Aggregator:
 
     async def drain_marks(self) -> int:
         """Follows the journeys of one load of marks; returns the number of marks."""
-        async for attempt in retrying(SERVICE, self._pause):
+        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
             with attempt:
                 marks, changed = await store.drain_marks(self._pool, self._settings.batch_max_records)
         MARKS.inc(marks)
         JOURNEYS.labels("yes").inc(changed)
         return marks
 
-    async def _follow(self, records: Sequence[Record]) -> None:
-        journeys = self._journeys(records)
-        async for attempt in retrying(SERVICE, self._pause):
+    async def mark_all(self) -> None:
+        """Marks every journey that there is: told by no event, something may have changed anywhere."""
+        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
             with attempt:
-                changed = await store.follow(self._pool, journeys)
+                marks = await store.mark_all(self._pool)
+        log.warning("marked all journeys, %d of them, to be counted again", marks)
+
+    async def _follow(self, records: Sequence[Record]) -> None:
+        with PHASE_SECONDS.labels(SERVICE, "read").time():
+            journeys, newest = self._journeys(records)
+        with PHASE_SECONDS.labels(SERVICE, "transaction").time():
+            async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+                with attempt:
+                    changed = await store.follow(self._pool, journeys)
+        self._newest = max(self._newest, newest)
+        if self._newest:
+            NEWEST.labels(SERVICE).set(self._newest / 1000)
         JOURNEYS.labels("yes").inc(changed)
         JOURNEYS.labels("no").inc(len(journeys) - changed)
 
     async def _recorded(self, partitions: set[int]) -> dict[int, int]:
-        async for attempt in retrying(SERVICE, self._pause):
+        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
             with attempt:
                 horizon = await store.recorded(self._pool, self._settings.topic, partitions)
         return dict(horizon)
 
-    def _journeys(self, records: Sequence[Record]) -> set[JourneyKey]:
-        """The journeys that events name; what cannot be read the recorder refuses too."""
+    def _journeys(self, records: Sequence[Record]) -> tuple[set[JourneyKey], int]:
+        """The journeys that events name, and the newest event's time.
+
+        What cannot be read the recorder refuses too.
+        """
         journeys: set[JourneyKey] = set()
+        newest = 0
         unreadable = 0
         for record in records:
             try:
                 event = decode(record.value, _ANY_TIME)
             except EventError:
                 unreadable += 1
-            else:
+                continue
+            if not isinstance(event, UserErased):  # what goes with a person leaves marks
                 journeys.add((event.mcp_server_user_id, event.walkthrough_id))
+                newest = max(newest, event.happened_at)
         EVENTS.labels(SERVICE, "followed").inc(len(records) - unreadable)
         EVENTS.labels(SERVICE, "passed-over").inc(unreadable)
-        return journeys
+        return journeys, newest

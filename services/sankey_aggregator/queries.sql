@@ -45,6 +45,28 @@ where id = any(array(
 ))
 returning mcp_server_user_id, walkthrough_id;
 
+-- name: mark_all
+-- Every journey that there is, or was counted.
+with marked as (
+  insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+  select
+    mcp_server_user_id,
+    walkthrough_id
+  from walkthrough_step_completions
+  union
+  select
+    mcp_server_user_id,
+    walkthrough_id
+  from walkthrough_starts
+  union
+  select
+    mcp_server_user_id,
+    walkthrough_id
+  from sankey_journeys
+  returning 1
+)
+select count(*) from marked;
+
 -- name: lock_journeys
 -- Locks the journeys in key order, those never seen before included: they get an empty row, and are
 -- returned. An update whose condition is false changes nothing, but locks the row.
@@ -146,6 +168,7 @@ with written as (
 select count(*) from written where journeys = 0;
 
 -- name: delete_empty_transitions
+-- Cells of nothing; where only the number of journeys is 0 something is wrong, and stays to be found.
 delete from sankey_transitions as kept
 using transition_deltas as delta
 where kept.walkthrough_id = delta.walkthrough_id
@@ -154,7 +177,9 @@ where kept.walkthrough_id = delta.walkthrough_id
   and kept.position = delta.position
   and kept.from_step_id is not distinct from delta.from_step_id
   and kept.to_step_id = delta.to_step_id
-  and kept.journeys = 0;
+  and kept.journeys = 0
+  and kept.elapsed_ms = 0
+  and kept.timed_journeys = 0;
 
 -- name: add_endings
 with written as (
@@ -187,3 +212,15 @@ where kept.walkthrough_id = delta.walkthrough_id
   and kept.step_id is not distinct from delta.step_id
   and kept.last_active_on = delta.last_active_on
   and kept.journeys = 0;
+
+-- name: note_changes
+-- Each batch that changes a walkthrough's counts gives it another number, whichever journeys they were.
+insert into sankey_freshness as kept (walkthrough_id, newest_at, changes)
+select
+  given.walkthrough_id,
+  given.newest_at,
+  1
+from unnest($1::text[], $2::bigint[]) as given (walkthrough_id, newest_at)
+order by given.walkthrough_id
+on conflict (walkthrough_id) do update
+set newest_at = greatest(kept.newest_at, excluded.newest_at), changes = kept.changes + 1;

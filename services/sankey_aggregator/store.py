@@ -6,10 +6,14 @@ from typing import TypeAlias
 import asyncpg
 
 from services.journeys import Delta, Journey, accumulate
+from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, load_queries
 
 SQL = load_queries(__file__)
 SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem": "64MB"}
+
+#: It reads both tables whole.
+_MARK_ALL_SECONDS = 3600.0
 
 #: A user and a walkthrough.
 JourneyKey: TypeAlias = tuple[str, str]
@@ -60,7 +64,9 @@ async def follow(pool: Pool, journeys: Collection[JourneyKey]) -> int:
     if not journeys:
         return 0
     async with pool.acquire() as connection, connection.transaction():
-        return await _follow(connection, journeys)
+        changed = await follow_within(connection, journeys)
+        passing("aggregator.in-transaction")
+        return changed
 
 
 async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
@@ -68,10 +74,24 @@ async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
     async with pool.acquire() as connection, connection.transaction():
         marks = await connection.fetch(SQL["take_marks"], limit)
         journeys = {(m["mcp_server_user_id"], m["walkthrough_id"]) for m in marks}
-        return len(marks), await _follow(connection, journeys) if journeys else 0
+        changed = await follow_within(connection, journeys, marked=True) if journeys else 0
+        if marks:
+            passing("aggregator.marks-in-transaction")
+        return len(marks), changed
 
 
-async def _follow(connection: Connection, journeys: Collection[JourneyKey]) -> int:
+async def mark_all(pool: Pool) -> int:
+    """Marks every journey of completions, of starts and of what was counted; returns how many."""
+    return int(await pool.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
+
+
+async def follow_within(
+    connection: Connection, journeys: Collection[JourneyKey], *, marked: bool = False
+) -> int:
+    """As `follow`, in a transaction that is the caller's, on a connection that is prepared.
+
+    Rows that are `marked` were changed, maybe in what no count shows: the session of a step, say.
+    """
     users = [user for user, _ in journeys]
     walkthroughs = [walkthrough for _, walkthrough in journeys]
     unseen = {
@@ -83,7 +103,21 @@ async def _follow(connection: Connection, journeys: Collection[JourneyKey]) -> i
     gone |= unseen - {(row["mcp_server_user_id"], row["walkthrough_id"]) for row in changed}
     await _write_journeys(connection, counted, gone)
     await _add(connection, delta)
+    await _note_changes(connection, changed, walkthroughs if marked else ())
     return len(changed)
+
+
+async def _note_changes(
+    connection: Connection, changed: Collection[asyncpg.Record], others: Collection[str]
+) -> None:
+    """That these walkthroughs changed, and others, and how new the newest of what was counted is."""
+    newest: dict[str, int] = dict.fromkeys(others, 0)
+    for row in changed:
+        times, walkthrough = row["new_completed_at"], row["walkthrough_id"]
+        at = times[-1] if times else row["new_started_at"] or 0
+        newest[walkthrough] = max(at, newest.get(walkthrough, 0))
+    if newest:
+        await connection.execute(SQL["note_changes"], list(newest), list(newest.values()))
 
 
 def _compare(
@@ -118,10 +152,24 @@ async def _add(connection: Connection, delta: Delta) -> None:
     if delta.transitions:
         rows = [(*key, *flow) for key, flow in delta.transitions.items()]
         await connection.copy_records_to_table("transition_deltas", records=rows, columns=_TRANSITION_COLUMNS)
-        if await connection.fetchval(SQL["add_transitions"]):
-            await connection.execute(SQL["delete_empty_transitions"])
+        await _add_transitions(connection)
     if delta.endings:
         endings = [(*key, journeys) for key, journeys in delta.endings.items()]
         await connection.copy_records_to_table("ending_deltas", records=endings, columns=_ENDING_COLUMNS)
-        if await connection.fetchval(SQL["add_endings"]):
-            await connection.execute(SQL["delete_empty_endings"])
+        await _add_endings(connection)
+
+
+async def add_filled_deltas(connection: Connection) -> None:
+    """Adds what the caller's transaction has put into `transition_deltas` and `ending_deltas`."""
+    await _add_transitions(connection)
+    await _add_endings(connection)
+
+
+async def _add_transitions(connection: Connection) -> None:
+    if await connection.fetchval(SQL["add_transitions"]):
+        await connection.execute(SQL["delete_empty_transitions"])
+
+
+async def _add_endings(connection: Connection) -> None:
+    if await connection.fetchval(SQL["add_endings"]):
+        await connection.execute(SQL["delete_empty_endings"])

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
 
-from services.runtime.database import Pool, open_pool
+from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import health_routes, problem_of_database
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
-from services.runtime.telemetry import configure_tracing
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
@@ -28,7 +27,6 @@ class McpProcess(Process):
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         check_rates(self.settings)
-        configure_tracing(SERVICE)
         return await self.serve(application(self), port)
 
 
@@ -59,13 +57,10 @@ def application(process: McpProcess) -> Starlette:
             raise
         process.log_end()
 
-    def problem_of_life() -> str | None:
-        return "not alive" if process.failure is not None else None
-
     async def problem_of_readiness() -> str | None:
         return "starting" if pool is None else await problem_of_database(pool)
 
-    routes = [*entrance.routes(), *health_routes(problem_of_life, problem_of_readiness)]
+    routes = [*entrance.routes(), *health_routes(process.problem_of_life, problem_of_readiness)]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
@@ -81,7 +76,7 @@ async def _opened(settings: Settings) -> AsyncIterator[Pool]:
         await check_migrated(pool)
         yield pool
     finally:
-        await pool.close()
+        await close_pool(pool)
 
 
 async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> int:
@@ -91,7 +86,6 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         UsageError: there is no such server, or it does not tell people apart in this way.
         StepstreamError: the access token is not good.
     """
-    configure_tracing(SERVICE)
     async with _opened(settings) as pool:
         server = await store.find_server(pool, slug)
         if server is None:

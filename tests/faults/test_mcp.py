@@ -83,7 +83,7 @@ async def test_imported_walkthroughs_led_through_by_agents_agree_with_their_reco
     assert await world.transitions() == transitions_of(records)
     assert await world.endings() == endings_of(records)
     assert await world.dead_letters() == []
-    world.assert_verified()
+    await world.assert_exact()
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ async def test_200_people_at_once_lose_nothing_while_kafka_is_away(lonely: tuple
     assert await world.transitions() == transitions_of(records)
     assert await world.endings() == endings_of(records)
     assert await world.dead_letters() == []
-    world.assert_verified()
+    await world.assert_exact()
     assert service.terminate() == 0
     assert relay.terminate() == 0
 
@@ -199,4 +199,4 @@ async def test_the_mcp_layer_is_killed_again_and_again_and_no_step_is_lost_or_sk
     assert all(shown == steps for shown in seen.values()), "each step was shown to each person, in order"
     assert await world.transitions() == transitions_of([steps] * 12)
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 12
-    world.assert_verified()
+    await world.assert_exact()

@@ -10,7 +10,6 @@ import pytest
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.xdist_group("embedded-stack"),
     pytest.mark.skipif(
         os.environ.get("STEPSTREAM_TEST_STACK", "embedded") != "embedded", reason="about the embedded stack"
     ),

@@ -178,7 +178,7 @@ async def test_resuming_retrying_and_restarting(world: World, generation: str) -
     first = next(e for e in await world.events() if e.value and b'"step_id":"a"' in e.value)
     assert (await world.completions())[await user_of(world, "ann"), "a"][1] in (first.value or b"").decode()
     assert await world.transitions() == {(0, None, "a"): 1, (1, "a", "b"): 1}
-    world.assert_verified()
+    await world.assert_exact()
 
 
 async def user_of(world: World, tracking_id: str) -> str:
@@ -267,7 +267,7 @@ async def test_two_unnamed_calls_that_overlap_complete_one_step(world: World) ->
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
     async with agent(url) as ann, agent(url) as twin:
         await ann.start()
-        other = await asyncpg.connect(world.settings.database_url)
+        other = await asyncpg.connect(world.settings.dsn)
         blocker = other.transaction()
         await blocker.start()
         await other.execute("select from mcp_server_user for update")

@@ -14,6 +14,10 @@ from tests.support.world import create_database, drop_database
 
 pytestmark = pytest.mark.integration
 
+#: The number that the next migration has.
+NEXT = len(read_migrations()) + 1
+BROKEN = f"{NEXT:04}_broken"
+
 ALL = [m.name for m in read_migrations()]
 
 
@@ -118,7 +122,7 @@ def copy_with(folder: Path, **files: str) -> Path:
 async def test_an_edited_migration_is_refused_and_named(db: Db, tmp_path: Path) -> None:
     await migrate(db)
     edited = (FOLDER / "0001_platform.sql").read_text() + "\ncreate table sneaked_in ();\n"
-    folder = copy_with(tmp_path, **{"0001_platform": edited, "0005_more": "create table more ();"})
+    folder = copy_with(tmp_path, **{"0001_platform": edited, f"{NEXT:04}_more": "create table more ();"})
     with pytest.raises(MigrationError, match=r"0001_platform\.sql was edited after it was applied"):
         await migrate(db, folder)
     assert await db.fetchval("select to_regclass('more')") is None
@@ -133,14 +137,14 @@ async def test_line_ends_are_no_edit(db: Db, tmp_path: Path) -> None:
 
 async def test_a_failing_migration_says_where_and_leaves_nothing_half_done(db: Db, tmp_path: Path) -> None:
     broken = "create table half ();\n\nselect * from there_is_no_such_table;\n"
-    folder = copy_with(tmp_path, **{"0005_broken": broken})
-    with pytest.raises(MigrationError, match=r"0005_broken\.sql, line 3: .*there_is_no_such_table") as caught:
+    folder = copy_with(tmp_path, **{BROKEN: broken})
+    with pytest.raises(MigrationError, match=rf"{BROKEN}\.sql, line 3: .*there_is_no_such_table") as caught:
         await migrate(db, folder)
     assert "Nothing of this migration was applied" in str(caught.value)
     assert await db.fetchval("select to_regclass('half')") is None
-    assert await pending(db, folder) == ["0005_broken"]
-    (folder / "0005_broken.sql").write_text("create table half ();")
-    assert await migrate(db, folder) == ["0005_broken"]
+    assert await pending(db, folder) == [BROKEN]
+    (folder / f"{BROKEN}.sql").write_text("create table half ();")
+    assert await migrate(db, folder) == [BROKEN]
 
 
 async def test_what_was_counted_before_there_were_starts_stays_exact(db: Db, tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ async def test_what_was_counted_before_there_were_starts_stays_exact(db: Db, tmp
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("0006_gap", "number 0005 is next"),
+        (f"{NEXT + 1:04}_gap", f"number {NEXT:04} is next"),
         ("3_short", "NNNN_what_it_does"),
         ("0002_twice", "runs? from 0001"),
     ],

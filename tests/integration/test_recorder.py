@@ -30,7 +30,8 @@ async def record(world: World, pool: Pool, events: Sequence[dict[str, Any]], fir
     ]
     accepted, refused = read(records, NOW)
     assert refused == []
-    return await store.record(pool, world.settings.topic, next_offsets(records), accepted)
+    judged = await store.record(pool, world.settings.topic, next_offsets(records), accepted)
+    return judged.refused
 
 
 async def rows(world: World) -> list[tuple[Any, ...]]:
@@ -207,7 +208,7 @@ async def test_a_reference_being_deleted_makes_the_recorder_step_back_not_wait(w
     people = [f"p{i}" for i in range(50)]
     await world.people(people)
     pool = await world.recorder_pool()
-    other = await asyncpg.connect(world.settings.database_url)
+    other = await asyncpg.connect(world.settings.dsn)
     deleting = other.transaction()
     await deleting.start()
     await other.execute("delete from mcp_server_user where id = 'p7'")

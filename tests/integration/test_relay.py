@@ -176,7 +176,8 @@ async def test_the_table_does_not_grow_with_what_passed_through_it(world: World)
         await world.relayed()
         await world.db.execute("vacuum outbox")
         sizes.append(await world.db.fetchval("select pg_total_relation_size('outbox')"))
-    assert max(sizes) <= 2 * sizes[0], sizes
+    one_load = 4_000 * 650  # rows with their overhead and indexes, in bytes; all loads together are six
+    assert max(sizes) <= 2 * one_load, sizes
     assert len(await world.events()) == 24_000
 
 

@@ -105,7 +105,7 @@ async def test_starts_and_steps_in_any_order_with_repeats_are_exact(world: World
     assert any(key[3] == 0 for key in want[1]), "somebody only opened it"
     assert any(key[3] == 0 and key[-1] == "timed" for key in want[0])
     assert await world.dead_letters() == []
-    world.assert_verified()
+    await world.assert_exact()
 
 
 async def test_a_replay_of_either_group_changes_nothing(world: World) -> None:
@@ -175,7 +175,7 @@ async def test_starts_that_vanish_in_flight_are_followed(world: World) -> None:
     ]
     assert {h["event_id"] for h in held} <= {e["event_id"] for e in left}
     assert await counted(world) == expected(held)
-    world.assert_verified()
+    await world.assert_exact()
 
 
 async def test_a_start_mended_inserted_or_deleted_by_hand_is_followed(world: World) -> None:
@@ -200,7 +200,7 @@ async def test_a_start_mended_inserted_or_deleted_by_hand_is_followed(world: Wor
         (date(1970, 1, 1), 0, 0),
         (date(1970, 1, 2), 0, 0),
     ]
-    world.assert_verified()
+    await world.assert_exact()
 
 
 async def test_a_start_with_unknown_references_is_a_dead_letter(world: World) -> None:

@@ -28,12 +28,16 @@ def _embedded() -> Stack:
     from services.devstack import down, up
 
     folder = Path(tempfile.mkdtemp(prefix="stepstream-test-"))
-    addresses = up(folder)
 
     def stop() -> None:
         down(folder, purge=True)
         shutil.rmtree(folder, ignore_errors=True)
 
+    try:
+        addresses = up(folder)
+    except BaseException:
+        stop()
+        raise
     return Stack(addresses.kafka_bootstrap_servers, addresses.database_url, stop)
 
 
@@ -50,16 +54,19 @@ def _docker() -> Stack:
     settings = {
         "KAFKA_NODE_ID": "1",
         "KAFKA_PROCESS_ROLES": "broker,controller",
-        "KAFKA_LISTENERS": "PLAINTEXT://:9092,CONTROLLER://:9093",
-        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port}",
+        # The broker also talks to itself, for transactions: inside, where the published port is not.
+        "KAFKA_LISTENERS": "PLAINTEXT://:9092,INTERNAL://:19092,CONTROLLER://:9093",
+        "KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://127.0.0.1:{port},INTERNAL://localhost:19092",
+        "KAFKA_INTER_BROKER_LISTENER_NAME": "INTERNAL",
         "KAFKA_CONTROLLER_LISTENER_NAMES": "CONTROLLER",
-        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+        "KAFKA_LISTENER_SECURITY_PROTOCOL_MAP": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,INTERNAL:PLAINTEXT",
         "KAFKA_CONTROLLER_QUORUM_VOTERS": "1@localhost:9093",
         "KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR": "1",
         "KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS": "5",
         "KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",
         "KAFKA_TRANSACTION_STATE_LOG_MIN_ISR": "1",
         "KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+        "KAFKA_GROUP_MIN_SESSION_TIMEOUT_MS": "1000",
         "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
     }
     kafka = DockerContainer("apache/kafka:4.3.1").with_bind_ports(9092, port)

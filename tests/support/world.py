@@ -14,28 +14,37 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx2
 import uvicorn
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from typer.testing import CliRunner
 
+from services.analytics_api.app import AnalyticsProcess
+from services.analytics_api.app import application as api_application
 from services.completion_recorder import store as recorder_store
 from services.devstack.processes import free_port
-from services.runtime.database import Pool, open_pool
-from services.runtime.kafka import Record, ensure_topics, make_producer
+from services.operator_cli.app import app as command_line
+from services.operator_cli.keys import create as make_key
+from services.runtime.database import Pool, load_queries, open_pool
+from services.runtime.errors import StepstreamError
+from services.runtime.kafka import NULL, Record, ensure_topics, make_producer
 from services.runtime.lag import GROUPS, lags
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 from services.walkthrough_mcp.app import McpProcess, application
+from tests.support.zygote import Forked, zygote
 
 RECORDER, AGGREGATOR = GROUPS
-RELAY, MCP = "outbox-relay", "walkthrough-mcp"
+TRUTH = load_queries(__file__)
+RELAY, MCP, API = "outbox-relay", "walkthrough-mcp", "analytics-api"
 PATIENCE = 90.0
 
 
@@ -100,7 +109,7 @@ class Service:
     """A service running as a real process."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     log: Path
 
     @property
@@ -158,12 +167,49 @@ class _Inside(Service):
         return self._port
 
 
+class Api:
+    """A client of analytics-api with a key; `get` takes a path below /v1."""
+
+    def __init__(self, world: "World", url: str) -> None:
+        self.world = world
+        self.url = url
+        self.key = ""
+        self.http = httpx2.AsyncClient(base_url=url, timeout=60)
+
+    async def ask(
+        self, path: str, *, key: str | None = None, headers: dict[str, str] | None = None, **query: Any
+    ) -> httpx2.Response:
+        """The response to a question."""
+        given = {"Authorization": f"Bearer {self.key if key is None else key}"} | (headers or {})
+        params = {name.rstrip("_"): value for name, value in query.items() if value is not None}
+        return await self.http.get(f"/v1/{path}", headers=given, params=params)
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """What is answered."""
+        response = await self.ask(path, **query)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+
 class _QuietServer(uvicorn.Server):
     """Leaves this process's signals alone."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+async def metric(service: Service, name: str) -> float:
+    """The sum of a metric's samples."""
+
+    def read() -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{service.port}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(
+            float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name
+        )
+
+    return await asyncio.to_thread(read)
 
 
 @dataclass
@@ -177,23 +223,29 @@ class World:
     services: list[Service] = field(default_factory=list)
     pools: list[Pool] = field(default_factory=list)
     serving: list[tuple[uvicorn.Server, asyncio.Task[None]]] = field(default_factory=list)
+    clients: list[httpx2.AsyncClient] = field(default_factory=list)
+    forks: bool = True
 
     @classmethod
-    async def make(cls, kafka: str, base: str, template: str) -> "World":
+    async def make(
+        cls, kafka: str, base: str, template: str, topic: str | None = None, group_prefix: str | None = None
+    ) -> "World":
         name = f"t_{uuid.uuid4().hex[:12]}"
         url = await create_database(base, name, template)
         settings = Settings(
             kafka_bootstrap_servers=kafka,
             database_url=url,
-            topic=name,
+            topic=topic or name,
             topic_partitions=3,
-            group_prefix=f"{name}.",
+            group_prefix=f"{name}." if group_prefix is None else group_prefix,
             session_timeout_seconds=6,
         )
         await ensure_topics(settings)
         return cls(base, settings, await asyncpg.connect(url), Path(tempfile.mkdtemp(prefix="world-")))
 
     async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
         for server, task in self.serving:
             server.should_exit = True
             await task
@@ -203,11 +255,13 @@ class World:
         for pool in self.pools:
             pool.terminate()
         await self.db.close()
-        await drop_database(self.base, self.settings.database_url.rsplit("/", 1)[1])
+        await drop_database(self.base, self.settings.dsn.rsplit("/", 1)[1])
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_bootstrap_servers)
         await admin.start()
         await admin.delete_topics([self.settings.topic, self.settings.dead_letter_topic])
         await admin.close()
+        if keep := os.environ.get("STEPSTREAM_TEST_LOGS"):
+            shutil.copytree(self.folder, Path(keep) / self.folder.name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- reference rows -------------------------------------------------------------------------------
@@ -253,14 +307,49 @@ class World:
             [(n, server) for n in names],
         )
 
+    async def insert(self, *events: dict[str, Any]) -> None:
+        """Writes completions past the recorder."""
+        await self.db.executemany(
+            "insert into walkthrough_step_completions values ($1, $2, $3, $4, $5, $6, $7, null)",
+            [
+                (
+                    "wtsc_" + e["event_id"],
+                    e["mcp_server_user_id"],
+                    e["walkthrough_id"],
+                    e["step_id"],
+                    e["mcp_server_id"],
+                    e["mcp_server_session_id"],
+                    e["completed_at"],
+                )
+                for e in events
+            ],
+        )
+
+    async def drain_marks(self) -> None:
+        """Does what the aggregator does with marks."""
+        pool = await self.aggregator_pool()
+        while (await aggregator_store.drain_marks(pool, 20_000))[0]:
+            pass
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """Another connection to the database."""
+        connection = await asyncpg.connect(self.settings.dsn)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
     # --- traffic --------------------------------------------------------------------------------------
 
-    async def produce(self, messages: Iterable["Message | dict[str, Any]"]) -> None:
+    async def produce(self, messages: Iterable["Message | dict[str, Any]"], **options: Any) -> None:
         """Sends events, or raw messages, and waits for their acknowledgement."""
-        producer = make_producer(self.settings, linger_ms=5)
+        producer = make_producer(self.settings, linger_ms=5, **options)
         await producer.start()
         futures = [
-            await producer.send(self.settings.topic, m.value, key=m.key, headers=m.headers)
+            await producer.send(
+                self.settings.topic, NULL if m.value is None else m.value, key=m.key, headers=m.headers
+            )
             for m in (x if isinstance(x, Message) else Message.of(x) for x in messages)
         ]
         await asyncio.gather(*futures)
@@ -294,8 +383,9 @@ class World:
         )
         await consumer.start()
         ends = await consumer.end_offsets(list(consumer.assignment()))
+        begins = await consumer.beginning_offsets(list(consumer.assignment()))
         records: list[Record] = []
-        while len(records) < sum(ends.values()):
+        while len(records) < sum(ends.values()) - sum(begins.values()):
             for part in (await consumer.getmany(timeout_ms=200)).values():
                 records += part
         await consumer.stop()
@@ -318,7 +408,7 @@ class World:
         """The environment that leads a process to this world."""
         settings = {
             "KAFKA_BOOTSTRAP_SERVERS": ",".join(self.settings.kafka_bootstrap_servers),
-            "DATABASE_URL": self.settings.database_url,
+            "DATABASE_URL": self.settings.dsn,
             "TOPIC": self.settings.topic,
             "GROUP_PREFIX": self.settings.group_prefix,
             "TOPIC_PARTITIONS": self.settings.topic_partitions,
@@ -343,16 +433,26 @@ class World:
             done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
-    def start(self, name: str, port: int = 0, **more: Any) -> Service:
-        """Starts a service as a process."""
+    async def invoke(self, *args: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+        """As `command`, inside this process, which costs a tenth."""
+        return await asyncio.to_thread(invoke, self.environment(**more), *args)
+
+    def start(self, name: str, port: int = 0, *, anew: bool = False, **more: Any) -> Service:
+        """Starts a service as a process: forked from one that has its imports, or `anew`, from its first line."""
         log = self.folder / f"{name}-{len(self.services)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", str(port)],
-                env=self.environment(**more),
-                stdout=out,
-                stderr=out,
-            )
+        arguments = ["run", name, "--port", str(port)]
+        process: subprocess.Popen[bytes] | Forked
+        if self.forks and not anew:
+            log.touch()
+            process = zygote().start(arguments, self.environment(**more), str(log))
+        else:
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "services.operator_cli", *arguments],
+                    env=self.environment(**more),
+                    stdout=out,
+                    stderr=out,
+                )
         service = Service(name, process, log)
         self.services.append(service)
         return service
@@ -364,8 +464,29 @@ class World:
         if process:
             return await self.start(MCP, port, public_url=url, **more).ready()
         settings = Settings(**{**self.settings.model_dump(), "public_url": url, **more})
+        return await self.serve(MCP, application(McpProcess(MCP, settings)), port)
+
+    async def start_api(self, *, process: bool = False, organization: str = "org", **more: Any) -> "Api":
+        """Serves analytics-api, in this process or as its own, with a key of the organization."""
+        port = free_port()
+        if process:
+            await self.start(API, port, **more).ready()
+        else:
+            settings = Settings(**{**self.settings.model_dump(), **more})
+            await self.serve(API, api_application(AnalyticsProcess(API, settings)), port)
+        api = Api(self, f"http://127.0.0.1:{port}")
+        self.clients.append(api.http)
+        api.key = await self.make_key(organization)
+        return api
+
+    async def make_key(self, organization: str) -> str:
+        """A key of an organization."""
+        return (await make_key(self.db, organization, "test", None)).text
+
+    async def serve(self, name: str, app: Any, port: int) -> Service:
+        """Serves a service's application in this process."""
         config = uvicorn.Config(
-            application(McpProcess(MCP, settings)),
+            app,
             port=port,
             log_config=None,
             timeout_graceful_shutdown=1,
@@ -378,8 +499,8 @@ class World:
             assert not self.serving[-1][1].done(), "it did not start"
             return server.started
 
-        await eventually(started, "walkthrough-mcp is ready", every=0.01)
-        return _Inside(MCP, port)
+        await eventually(started, f"{name} is ready", every=0.01)
+        return _Inside(name, port)
 
     def start_both(self, **more: Any) -> list[Service]:
         return [self.start(RECORDER, **more), self.start(AGGREGATOR, **more)]
@@ -398,11 +519,26 @@ class World:
                 and await self.db.fetchval("select count(*) from sankey_dirty") == 0
             )
 
-        await eventually(done, "drained", seconds, every=0.1)
+        await eventually(done, "drained", seconds, every=0.25)
 
     async def recorded(self) -> int:
         """How many events the recorder has passed."""
         return int(await self.db.fetchval("select coalesce(sum(next_offset), 0) from recorded_offsets"))
+
+    async def set_offsets(self, *groups: str, to: int | None = None) -> None:
+        """Sets the groups' offsets; without one to where partitions begin. They must have no members."""
+        for group in groups or GROUPS:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self.settings.kafka_bootstrap_servers,
+                group_id=self.settings.group(group),
+                enable_auto_commit=False,
+            )
+            await consumer.start()
+            partitions = [TopicPartition(self.settings.topic, p) for p in range(3)]
+            consumer.assign(partitions)
+            begins = await consumer.beginning_offsets(partitions)
+            await consumer.commit(begins if to is None else dict.fromkeys(partitions, to))
+            await consumer.stop()
 
     # --- what the tables say --------------------------------------------------------------------------
 
@@ -443,10 +579,24 @@ class World:
                 counts[i, steps[i - 1] if i else None, step] += 1
         return counts
 
-    def assert_verified(self) -> None:
-        """`stepstream verify` finds every cell equal."""
-        verdict = self.command("verify")
-        assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+    async def assert_exact(self) -> None:
+        """Every cell and journey is what window functions over completions and starts say."""
+        async with self.db.transaction(isolation="repeatable_read", readonly=True):
+            for name in ("differing_transitions", "differing_endings", "differing_journeys"):
+                rows = [dict(row) for row in await self.db.fetch(TRUTH[name])]
+                assert rows == [], (name, rows[:5])
+
+
+def invoke(environment: dict[str, str], *args: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of `stepstream` in this process, in a thread that has no event loop."""
+    others = {name: None for name in os.environ if name.startswith("STEPSTREAM_")}
+    result = CliRunner().invoke(command_line, args, env={**others, **environment, "COLUMNS": "120"})
+    error, code, errors = result.exception, result.exit_code, result.stderr
+    if isinstance(error, StepstreamError):
+        code, errors = error.exit_code, f"{errors}error: {error}\n"
+    elif error is not None and not isinstance(error, SystemExit):
+        raise error
+    return subprocess.CompletedProcess(args, code, result.stdout, errors)
 
 
 @dataclass(frozen=True)
@@ -490,3 +640,15 @@ def started(user: str, at: int, **other: Any) -> dict[str, Any]:
         "mcp_server_session_id": f"s_{user}",
         "started_at": at,
     } | other
+
+
+async def members(world: World, service: str) -> set[str]:
+    """Who is in the group of a service."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
+    await admin.start()
+    try:
+        (answer,) = await admin.describe_consumer_groups([world.settings.group(service)])
+        (group,) = answer.groups
+        return {member[0] for member in group[5]}
+    finally:
+        await admin.close()

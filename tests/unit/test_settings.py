@@ -38,6 +38,12 @@ def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
         ("STEPSTREAM_PUBLIC_URL", "mcp.example.com", "starts with http:// or https://"),
         ("STEPSTREAM_BATCH_MAX_RECORDS", "0", "greater than or equal to 1"),
         ("STEPSTREAM_BATCH_MAX_RECORDS", "many", "valid integer"),
+        ("STEPSTREAM_KAFKA_SECURITY_PROTOCOL", "TLS", "'SASL_SSL'"),
+        ("STEPSTREAM_KAFKA_SASL_MECHANISM", "GSSAPI", "'SCRAM-SHA-512'"),
+        ("STEPSTREAM_KAFKA_CA_FILE", "/there/is/none.pem", "is not there"),
+        ("STEPSTREAM_FLOOD_PERCENT", "101", "less than or equal to 100"),
+        ("STEPSTREAM_LOG_LEVEL", "loud", "'WARNING'"),
+        ("STEPSTREAM_OTLP_ENDPOINT", "collector:4317", "starts with http:// or https://"),
     ],
 )
 def test_a_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, value: str, told: str) -> None:
@@ -46,6 +52,36 @@ def test_a_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, va
         load_settings()
     assert str(caught.value).startswith(name)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, ["KAFKA_USERNAME", "KAFKA_PASSWORD"]),
+        ({"KAFKA_CERTIFICATE_FILE": __file__}, ["KAFKA_CERTIFICATE_FILE", "KAFKA_KEY_FILE"]),
+    ],
+)
+def test_settings_that_go_together_are_named_together(
+    environment: pytest.MonkeyPatch, given: dict[str, str], named: list[str]
+) -> None:
+    for name, value in given.items():
+        environment.setenv(f"STEPSTREAM_{name}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert all(f"STEPSTREAM_{name}" in str(caught.value) for name in named)
+
+
+def test_secrets_are_read_from_files_and_shown_nowhere(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.delenv("STEPSTREAM_DATABASE_URL")
+    (tmp_path / "stepstream_database_url").write_text("postgresql://u:secret@h/db\n")
+    environment.setenv("STEPSTREAM_SECRETS_DIR", str(tmp_path))
+    settings = load_settings()
+    assert settings.dsn == "postgresql://u:secret@h/db"
+    assert "secret" not in repr(settings)
+    environment.setenv("STEPSTREAM_DATABASE_URL", "postgresql://other/db")
+    assert load_settings().dsn == "postgresql://other/db"
 
 
 def test_every_missing_setting_is_named_at_once(environment: pytest.MonkeyPatch) -> None:

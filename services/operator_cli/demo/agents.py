@@ -78,15 +78,14 @@ async def _call(agent: Client, tool: str, **arguments: Any) -> str | None:
     return None if step is None else str(step["id"])
 
 
-def expected(records: Iterable[Led]) -> tuple[Counter[Transition], Counter[Ending]]:
-    """What the Sankey must show, from the agents' records alone."""
+def expected(records: Iterable[tuple[str, Sequence[str]]]) -> tuple[Counter[Transition], Counter[Ending]]:
+    """What the Sankey must show, from records alone: a walkthrough, and the steps somebody did there."""
     transitions: Counter[Transition] = Counter()
     endings: Counter[Ending] = Counter()
-    for led in records:
-        walkthrough = led.person.offer.walkthrough_id
-        for position, step in enumerate(led.steps):
-            transitions[walkthrough, position, led.steps[position - 1] if position else None, step] += 1
-        endings[walkthrough, len(led.steps), led.steps[-1] if led.steps else None] += 1
+    for walkthrough, steps in records:
+        for position, step in enumerate(steps):
+            transitions[walkthrough, position, steps[position - 1] if position else None, step] += 1
+        endings[walkthrough, len(steps), steps[-1] if steps else None] += 1
     return transitions, endings
 
 

@@ -35,11 +35,11 @@ class Person:
 def simulate(offers: Sequence[Offer], people: int, run: str, seed: int = 7) -> list[Person]:
     """People for the offers: one in twelve only looks, about half stop on the way, one in five comes back."""
     chance = random.Random(seed)  # noqa: S311 - no secret, and the same each time
-    weights = _WEIGHTS[: len(offers)]
+    weights = WEIGHTS[: len(offers)]
     return [_person(f"demo-{run}-{i}", chance.choices(offers, weights)[0], chance) for i in range(people)]
 
 
-_WEIGHTS = (5, 3, 4, 2)
+WEIGHTS = (5, 3, 4, 2)
 
 
 def _person(tracking_id: str, offer: Offer, chance: random.Random) -> Person:

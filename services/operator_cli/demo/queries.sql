@@ -81,3 +81,35 @@ update walkthrough_steps
 set display_order = numbered.display_order
 from numbered
 where walkthrough_steps.id = numbered.id;
+
+-- name: steps_in_order
+select id from walkthrough_steps
+where walkthrough_id = $1
+order by display_order, created_at nulls first, id collate "C";
+
+-- name: insert_people
+insert into mcp_server_user (id, first_seen_at)
+select
+  given.id,
+  given.at
+from unnest($1::text[], $2::bigint[]) as given (id, at)
+on conflict do nothing;
+
+-- name: insert_sessions
+insert into mcp_server_session (
+  mcp_server_session_id, mcp_server_slug, connection_date, connection_timestamp, mcp_server_user_id
+)
+select
+  given.id,
+  given.slug,
+  date '1970-01-01' + (given.at / 86400000)::integer,
+  given.at,
+  given.user_id
+from unnest($1::text[], $2::text[], $3::bigint[], $4::text[]) as given (id, slug, at, user_id)
+on conflict do nothing;
+
+-- name: demo_was_here
+select exists (
+  select from sankey_endings
+  where mcp_server_id = any($1::text[])
+);

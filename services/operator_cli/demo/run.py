@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import subprocess
@@ -15,10 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.operator_cli import keys
 from services.operator_cli.demo.agents import Ending, Led, Transition, expected, lead_all
+from services.operator_cli.demo.history import Past, past_month
 from services.operator_cli.demo.people import Offer, Person, simulate
 from services.operator_cli.demo.picture import SQL, draw
 from services.operator_cli.importing import import_walkthrough, read_export
+from services.operator_cli.produce import Outcome, bulk_producer, send_values
 from services.operator_cli.verify import verify
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
@@ -31,26 +35,35 @@ console = Console(highlight=False)
 
 _WALKTHROUGHS = Path(__file__).parent / "walkthroughs"
 _SERVERS = {"hooks-docs": "srvhooks", "query-coach": "srvquery"}
-_SERVICES = ("completion-recorder", "sankey-aggregator", "outbox-relay", "walkthrough-mcp")
+_SERVICES = ("completion-recorder", "sankey-aggregator", "outbox-relay", "walkthrough-mcp", "analytics-api")
+_ORGANIZATION = "org_demo"
+#: People of the month before, for each one who comes now.
+_PAST_PEOPLE = 4
+#: Where the dashboard is, if nobody else is there.
+_DASHBOARD_PORT = 8085
 _PATIENCE_SECONDS = 120
+_PAUSE_SECONDS = 3.0
 
 _Processes = dict[str, subprocess.Popen[bytes]]
 _Counts = tuple[Counter[Transition], Counter[Ending]]
 
 
-def run_on_running_services(people: int) -> None:
+def run_on_running_services(people: int, *, once: bool) -> None:
     """Leads simulated people through services that run already, at the addresses of the environment.
+
+    With `once`, nobody comes where the demo has been already.
 
     Raises:
         StepstreamError: Kafka or PostgreSQL cannot be reached, or the consumers do not get through.
         MismatchError: the Sankey is not exact.
     """
     console.print("[bold]Stepstream demo[/] on running services, with simulated people\n")
-    asyncio.run(_demo(load_settings(), people, {}, None))
+    settings = load_settings()
+    _tell_dashboard(settings, asyncio.run(_demo(settings, people, {}, None, once=once)))
 
 
 def run_demo(folder: Path, people: int, *, keep: bool) -> None:
-    """Shows the whole pipeline, and clears away what it started.
+    """Shows the whole pipeline, and clears away what it started: in a terminal after Ctrl-C, else at once.
 
     Raises:
         StepstreamError: something did not come up, or stopped.
@@ -64,23 +77,40 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
     down(folder, purge=True)
     try:
         addresses = up(folder, lambda text: console.print(f"· {text}"))
-        port = free_port()
-        os.environ |= addresses.environment() | {"STEPSTREAM_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+        os.environ |= addresses.environment() | {
+            "STEPSTREAM_PUBLIC_URL": f"http://127.0.0.1:{free_port()}",
+            "STEPSTREAM_API_PUBLIC_URL": f"http://127.0.0.1:{free_port(_DASHBOARD_PORT)}",
+        }
+        settings = load_settings()
         with _services(folder) as processes:
-            asyncio.run(_demo(load_settings(), people, processes, folder))
-        console.print(f"\nDone in {time.monotonic() - began:.0f} s. Where to go next:")
-        console.print("  README.md               what Stepstream is, and its commands")
-        console.print("  docs/operating.md       how to run it: settings, health, what to do when")
-        console.print("  docker compose up       the same services as containers")
-        if keep:
-            console.print(
-                f'  eval "$(.venv/bin/stepstream stack env --dir {folder})"   this stack still runs'
-            )
-        else:
-            console.print("  make demo ARGS=--keep   leaves the stack running for a look with psql")
+            key = asyncio.run(_demo(settings, people, processes, folder))
+            console.print(f"\nDone in {time.monotonic() - began:.0f} s. Where to go next:")
+            console.print("  README.md               what Stepstream is, and its commands")
+            console.print("  docs/dashboard.md       what the dashboard shows, and how it is computed")
+            console.print("  docs/operating.md       how to run it: settings, health, what to do when")
+            console.print("  docker compose up       the same services as containers")
+            if keep:
+                console.print(
+                    f'  eval "$(.venv/bin/stepstream stack env --dir {folder})"   this stack still runs'
+                )
+            else:
+                console.print("  make demo ARGS=--keep   leaves the stack running for a look with psql")
+            _tell_dashboard(settings, key)
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                console.print(
+                    "It is live: somebody new comes every few seconds. [bold]Ctrl-C[/] ends everything."
+                )
+                with contextlib.suppress(KeyboardInterrupt):
+                    asyncio.run(_go_on(settings, processes))
+                console.print("\nending")
     finally:
         if not keep:
             down(folder, purge=True)
+
+
+def _tell_dashboard(settings: Settings, key: str) -> None:
+    """Where the dashboard is; the key goes behind `#`, which no server sees and no log keeps."""
+    console.print(f"\n[bold]Dashboard:[/] {settings.api_public_url.rstrip('/')}/#key={key}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -101,9 +131,12 @@ def _services(folder: Path) -> Iterator[_Processes]:
 
 
 def _start(settings: Settings, folder: Path, processes: _Processes) -> None:
-    mcp_port = settings.public_url.rpartition(":")[2]
+    ports = {
+        "walkthrough-mcp": settings.public_url.rpartition(":")[2],
+        "analytics-api": settings.api_public_url.rpartition(":")[2],
+    }
     for name in _SERVICES:
-        port = mcp_port if name == "walkthrough-mcp" else "0"
+        port = ports.get(name, "0")
         with (folder / f"{name}.log").open("wb") as log:
             processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "services.operator_cli", "run", name, "--port", port],
@@ -113,44 +146,93 @@ def _start(settings: Settings, folder: Path, processes: _Processes) -> None:
             )
 
 
-async def _demo(settings: Settings, people: int, processes: _Processes, folder: Path | None) -> None:
+async def _demo(
+    settings: Settings, people: int, processes: _Processes, folder: Path | None, *, once: bool = False
+) -> str:
+    """Returns a key for the dashboard."""
     async with connected(settings) as db:
         console.print("· migrating")
         await migrate(db)
         await ensure_topics(settings)
         await _insert_servers(db)
         offers = await _import(db)
+        key = await keys.create(db, _ORGANIZATION, "demo", 7 * 86_400)
+        if once and await db.fetchval(SQL["demo_was_here"], list(_SERVERS.values())):
+            console.print("· the demo has been here: nobody comes again")
+            return key.text
         if folder is not None:
             console.print(f"· starting {', '.join(_SERVICES)}")
             _start(settings, folder, processes)
-        await _wait_for_mcp(settings, processes)
-        crowd = simulate(offers, people, run=secrets.token_hex(4))
+        await _wait_until_ready(settings.public_url, "walkthrough-mcp", processes)
+        before = await _counts(db)
+        run = secrets.token_hex(4)
+        past = await _send_the_past(settings, db, offers, people * _PAST_PEOPLE, run)
+        crowd = simulate(offers, people, run=run)
         console.print(
             f"· {people:,} people and their agents, MCP clients over HTTP. Some people only look, some\n"
             "  stop, some come back later; some agents call twice; half-way the team moves a step\n",
             soft_wrap=True,
         )
-        before = await _counts(db)
         records = await _lead_and_watch(settings, db, crowd, processes)
         now_ms = int(time.time() * 1000)
         for walkthrough in dict.fromkeys(offer.walkthrough_id for offer in offers):
             await draw(db, console, walkthrough, now_ms)
-        await _verdict(db, records, before)
+        await _verdict(settings, db, records, past, before)
+        if folder is not None:
+            await _wait_until_ready(settings.api_public_url, "analytics-api", processes)
+        return key.text
+
+
+async def _send_the_past(
+    settings: Settings, db: Connection, offers: list[Offer], people: int, run: str
+) -> list[Past]:
+    """Sends what people did in the month before, as a producer of events would."""
+    steps = {
+        walkthrough: [row["id"] for row in await db.fetch(SQL["steps_in_order"], walkthrough)]
+        for walkthrough in {offer.walkthrough_id for offer in offers}
+    }
+    past = past_month(offers, steps, _SERVERS, people, int(time.time() * 1000), run)
+    await db.execute(SQL["insert_people"], [p.user for p in past], [p.started_at for p in past])
+    sessions = [(session, p.offer.slug, at, p.user) for p in past for session, at in p.sessions.items()]
+    await db.execute(SQL["insert_sessions"], *map(list, zip(*sessions, strict=True)))
+    values = [event for p in past for event in p.events()]
+    # As they would have come, each person's in order, and everybody's mixed.
+    outcome = Outcome()
+    async with bulk_producer(settings) as producer:
+        await send_values(producer, settings.topic, enumerate(values), outcome)
+    if outcome.bad or outcome.not_acknowledged:
+        raise StepstreamError(f"{len(outcome.bad) + len(outcome.not_acknowledged):,} events were not sent")
+    console.print(f"· {len(past):,} people of the month before, as {len(values):,} events from a producer")
+    return past
+
+
+async def _go_on(settings: Settings, processes: _Processes) -> None:
+    """Leads somebody new every few seconds, until somebody ends it."""
+    async with connected(settings) as db:
+        offers = await _import(db, tell=False)
+    for person in itertools.chain.from_iterable(
+        simulate(offers, 100, run=secrets.token_hex(4), seed=secrets.randbelow(2**32))
+        for _ in itertools.count()
+    ):
+        _check(processes)
+        await lead_all(settings.public_url, [person], lambda _: None)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def _insert_servers(db: Connection) -> None:
     await db.execute(
-        "insert into organization (id, name, slug, created_at) values ('org_demo', 'Demo', 'demo', now())"
-        " on conflict do nothing"
+        "insert into organization (id, name, slug, created_at) values ($1, 'Demo', 'demo', now())"
+        " on conflict do nothing",
+        _ORGANIZATION,
     )
     await db.executemany(
         "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
-        " values ($1, 'org_demo', $2, $2, $2) on conflict do nothing",
-        [(server, slug) for slug, server in _SERVERS.items()],
+        " values ($1, $3, $2, $2, $2) on conflict do nothing",
+        [(server, slug, _ORGANIZATION) for slug, server in _SERVERS.items()],
     )
 
 
-async def _import(db: Connection) -> list[Offer]:
+async def _import(db: Connection, *, tell: bool = True) -> list[Offer]:
     """Both walkthroughs on both servers."""
     offers = []
     for file in sorted(_WALKTHROUGHS.glob("*.json")):
@@ -158,12 +240,13 @@ async def _import(db: Connection) -> list[Offer]:
         for slug in _SERVERS:
             plan = await import_walkthrough(db, export, slug)
             offers.append(Offer(slug, plan.walkthrough_id, export.walkthrough.title, len(export.steps)))
-        console.print(f"· imported [bold]{export.walkthrough.title}[/], {len(export.steps)} steps")
+        if tell:
+            console.print(f"· imported [bold]{export.walkthrough.title}[/], {len(export.steps)} steps")
     return offers
 
 
-async def _wait_for_mcp(settings: Settings, processes: _Processes) -> None:
-    """Waits until walkthrough-mcp takes connections."""
+async def _wait_until_ready(url: str, service: str, processes: _Processes) -> None:
+    """Waits until a service takes connections."""
     import httpx2
 
     deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -171,10 +254,10 @@ async def _wait_for_mcp(settings: Settings, processes: _Processes) -> None:
         while True:
             _check(processes)
             with contextlib.suppress(httpx2.HTTPError):
-                if (await http.get(f"{settings.public_url}/health/ready")).status_code == 200:
+                if (await http.get(f"{url.rstrip('/')}/health/ready")).status_code == 200:
                     return
             if time.monotonic() > deadline:
-                raise StepstreamError(f"walkthrough-mcp does not answer at {settings.public_url}")
+                raise StepstreamError(f"{service} does not answer at {url}")
             await asyncio.sleep(0.1)
 
 
@@ -257,17 +340,25 @@ def _differing(want: Counter[Any], before: Counter[Any], after: Counter[Any]) ->
     return sum(1 for cell in cells if after[cell] - before[cell] != want[cell])
 
 
-async def _verdict(db: Connection, records: list[Led], before: _Counts) -> None:
+async def _verdict(
+    settings: Settings, db: Connection, records: list[Led], past: list[Past], before: _Counts
+) -> None:
     after = await _counts(db)
-    transitions, endings = expected(records)
+    transitions, endings = expected(
+        [
+            *((led.person.offer.walkthrough_id, led.steps) for led in records),
+            *((p.offer.walkthrough_id, p.steps) for p in past),
+        ]
+    )
     differing = _differing(transitions, before[0], after[0]) + _differing(endings, before[1], after[1])
-    verdict = await verify(db)
+    verdict = await verify(settings)
     totals = verdict.totals
     console.print()
     console.rule("[bold]exact?[/]", align="left")
-    steps = sum(len(led.steps) for led in records)
+    steps = sum(len(led.steps) for led in records) + sum(len(p.steps) for p in past)
     console.print(
-        f"the agents' own records: {steps:,} steps of {len(records):,} people, compared with the Sankey\n"
+        f"the agents' and the producer's own records: {steps:,} steps of {len(records) + len(past):,} "
+        "people, compared with the Sankey\n"
         f"verify: {totals['completions']:,} completions of {totals['journeys']:,} journeys, "
         f"{totals['transition_cells']:,} transition cells and {totals['ending_cells']:,} ending cells "
         "compared with SQL"

@@ -1,0 +1,170 @@
+"""Wiring of analytics-api: the API, the MCP tools, the dashboard."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.analytics_api import problems
+from services.analytics_api.answers import Answers
+from services.analytics_api.freshness import FreshnessWatch
+from services.analytics_api.guard import Guard
+from services.analytics_api.live import Changes
+from services.analytics_api.pages import dashboard_routes
+from services.analytics_api.routes import Shared, router
+from services.analytics_api.store import SERVER_SETTINGS, Store
+from services.analytics_api.tools import Entrance
+from services.runtime.database import close_pool, open_pool
+from services.runtime.http import health_routes, problem_of_database
+from services.runtime.migrate import check_migrated
+from services.runtime.process import Process
+from services.runtime.settings import Settings
+from services.runtime.telemetry import API_REQUESTS, API_SECONDS
+
+SERVICE = "analytics-api"
+VERSION = "1"
+_DESCRIPTION = (
+    "Where people go in walkthroughs, where they stop and how long it takes. Send an API key of your "
+    "organization as `Authorization: Bearer KEY`; tables come as CSV with `Accept: text/csv`."
+)
+
+
+class AnalyticsProcess(Process):
+    """The service, ready to run."""
+
+    async def run(self, port: int) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        return await self.serve(application(self), port)
+
+
+def build(settings: Settings) -> AnalyticsProcess:
+    """The service, ready to run."""
+    return AnalyticsProcess(SERVICE, settings)
+
+
+def describe() -> FastAPI:
+    """The application with the routes of the API alone: what its OpenAPI document tells of."""
+    app = FastAPI(
+        title="Stepstream analytics",
+        version=VERSION,
+        description=_DESCRIPTION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(router)
+    return app
+
+
+def application(process: Process) -> ASGIApp:
+    """What the process serves."""
+    settings = process.settings
+    app = describe()
+    guard = Guard(settings)
+    entrance = Entrance(lambda: app.state.shared, settings.mcp_max_request_bytes)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            async with _opened(settings, guard, process) as app.state.shared, entrance.running():
+                process.log_start()
+                yield
+        except BaseException as error:
+            process.fail(error)
+            raise
+        process.log_end()
+
+    async def problem_of_readiness() -> str | None:
+        uses: Shared | None = getattr(app.state, "shared", None)
+        return "starting" if uses is None else await problem_of_database(uses.answers.store.pool)
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(app.openapi())
+
+    app.router.lifespan_context = lifespan
+    app.router.routes += [
+        Route("/v1/openapi.json", openapi),
+        Route("/mcp/analytics", endpoint=entrance),
+        *health_routes(process.problem_of_life, problem_of_readiness),
+        *dashboard_routes(),
+    ]
+    problems.install(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1_000)
+    if origins := settings.names(settings.api_allowed_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET"],
+            allow_headers=["Authorization", "Accept", "If-None-Match", "Last-Event-ID"],
+            expose_headers=["ETag", "Link", "Retry-After"],
+        )
+    return Measured(app)
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIterator[Shared]:
+    seconds = settings.api_statement_seconds
+    pool = await open_pool(
+        settings.model_copy(
+            update={
+                "database_pool_size": settings.api_database_pool_size,
+                "database_url": (
+                    settings.api_database_url
+                    if settings.api_database_url.get_secret_value()
+                    else settings.database_url
+                ),
+            }
+        ),
+        server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
+        command_timeout=seconds + 5,
+    )
+    try:
+        await check_migrated(pool)
+        store = Store(pool)
+        freshness = FreshnessWatch(settings, store)
+        answers = Answers(store, freshness, settings.api_sample_people)
+        changes = Changes(answers)
+        async with freshness.running(), changes.running():
+            yield Shared(answers, guard, changes, process.stopping, settings.api_streams)
+    finally:
+        await close_pool(pool)
+
+
+class Measured:
+    """Counts requests and how long each took to begin to answer, by route and status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def measured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = _route(scope)
+                API_REQUESTS.labels(route, str(message["status"])).inc()
+                API_SECONDS.labels(route).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, measured)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route, so that ids are no labels."""
+    route: Any = scope.get("route")
+    path = getattr(route, "path", None)
+    if path is None:
+        return "/mcp/analytics" if scope["path"] == "/mcp/analytics" else "other"
+    return str(path)

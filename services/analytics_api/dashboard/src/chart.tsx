@@ -1,0 +1,35 @@
+/** A chart of Observable Plot, drawn anew when its data, its room or the theme change. */
+
+import * as Plot from "@observablehq/plot";
+import type { JSX } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import { useWidth } from "./sankey";
+
+export interface ChartProps {
+  label: string;
+  /** Everything that the chart depends on. */
+  data: unknown;
+  make: (width: number) => Plot.PlotOptions;
+}
+
+export function Chart({ label, data, make }: ChartProps): JSX.Element {
+  const [measure, width] = useWidth();
+  const place = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    const room = Math.max(width, 260);
+    const plot = Plot.plot({
+      ...make(room),
+      width: room,
+      style: { background: "transparent", color: "inherit", fontFamily: "inherit", fontSize: "12px" },
+    });
+    // What is in it is told by the table beside it; the picture has its name alone.
+    for (const part of plot.querySelectorAll("[aria-label], [aria-description]")) {
+      part.removeAttribute("aria-label");
+      part.removeAttribute("aria-description");
+    }
+    plot.setAttribute("role", "img");
+    plot.setAttribute("aria-label", label);
+    place.current?.replaceChildren(plot);
+  }, [data, width]);
+  return <div class="chart" ref={(element) => { measure(element); place.current = element; }} />;
+}

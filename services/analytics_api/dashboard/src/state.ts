@@ -1,0 +1,136 @@
+/** What the page shows, kept in its address: whoever gets the link sees the same. */
+
+import { daysAgo } from "./format";
+
+export const TABS = ["flow", "steps", "trends", "compare", "people"] as const;
+export type Tab = (typeof TABS)[number];
+export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
+export type Period = (typeof PERIODS)[number];
+
+/** The people behind a figure: parameters of the journeys route, in their order. */
+export type Figure = [string, string][];
+
+export interface View {
+  walkthrough: string;
+  tab: Tab;
+  servers: string[];
+  period: Period;
+  from: string;
+  to: string;
+  startAt: string;
+  endAt: string;
+  hidden: string[];
+  detail: number;
+  places: number;
+  unfolded: number[];
+  pins: string[];
+  table: boolean;
+  by: "day" | "week";
+  compare: "servers" | "periods";
+  a: string;
+  b: string;
+  figure: Figure;
+  label: string;
+  journey: string;
+  session: string;
+}
+
+export const NOTHING: View = {
+  walkthrough: "", tab: "flow", servers: [], period: "all", from: "", to: "", startAt: "", endAt: "",
+  hidden: [], detail: 6, places: 16, unfolded: [], pins: [], table: false, by: "day", compare: "servers", a: "", b: "",
+  figure: [], label: "", journey: "", session: "",
+};
+
+const isDay = (text: string): boolean => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
+
+function oneOf<T extends string>(all: readonly T[], value: string | null, otherwise: T): T {
+  return all.includes(value as T) ? (value as T) : otherwise;
+}
+
+/** Reads an address; what makes no sense is left out. */
+export function readView(search: string): View {
+  const given = new URLSearchParams(search);
+  const text = (name: string) => given.get(name) ?? "";
+  const detail = Number(given.get("detail") ?? NOTHING.detail);
+  const places = Number(given.get("places") ?? NOTHING.places);
+  const from = text("from"), to = text("to");
+  return {
+    walkthrough: text("w"),
+    tab: oneOf(TABS, given.get("tab"), NOTHING.tab),
+    servers: given.getAll("server"),
+    period: oneOf(PERIODS, given.get("period"), NOTHING.period),
+    from: isDay(from) ? from : "",
+    to: isDay(to) ? to : "",
+    startAt: text("start"),
+    endAt: text("end"),
+    hidden: given.getAll("hide"),
+    detail: Number.isInteger(detail) && detail >= 0 && detail <= 200 ? detail : NOTHING.detail,
+    places: Number.isInteger(places) && places >= 0 && places <= 200 ? places : NOTHING.places,
+    unfolded: given.getAll("open").map(Number).filter((n) => Number.isInteger(n) && n >= 0),
+    pins: given.getAll("pin").filter((pin) => /^\d{1,4}:./.test(pin)),
+    table: given.get("table") === "1",
+    by: oneOf(["day", "week"] as const, given.get("by"), NOTHING.by),
+    compare: oneOf(["servers", "periods"] as const, given.get("compare"), NOTHING.compare),
+    a: text("a"),
+    b: text("b"),
+    figure: [...new URLSearchParams(text("people"))],
+    label: text("of"),
+    journey: text("journey"),
+    session: text("session"),
+  };
+}
+
+/** Writes an address: only what differs from the beginning. */
+export function writeView(view: View): string {
+  const out = new URLSearchParams();
+  const put = (name: string, value: string, otherwise = "") => {
+    if (value !== otherwise) out.append(name, value);
+  };
+  put("w", view.walkthrough);
+  put("tab", view.tab, NOTHING.tab);
+  for (const server of view.servers) out.append("server", server);
+  put("period", view.period, NOTHING.period);
+  if (view.period === "custom") {
+    put("from", view.from);
+    put("to", view.to);
+  }
+  put("start", view.startAt);
+  put("end", view.endAt);
+  for (const step of view.hidden) out.append("hide", step);
+  put("detail", String(view.detail), String(NOTHING.detail));
+  put("places", String(view.places), String(NOTHING.places));
+  for (const position of view.unfolded) out.append("open", String(position));
+  for (const pin of view.pins) out.append("pin", pin);
+  put("table", view.table ? "1" : "");
+  put("by", view.by, NOTHING.by);
+  put("compare", view.compare, NOTHING.compare);
+  put("a", view.a);
+  put("b", view.b);
+  put("people", new URLSearchParams(view.figure).toString());
+  put("of", view.label);
+  put("journey", view.journey);
+  put("session", view.session);
+  const text = out.toString();
+  return text ? `?${text}` : location.pathname;
+}
+
+export type Query = Record<string, string | number | (string | number)[] | undefined>;
+
+/** Which journeys: servers and days. */
+export function cohort(view: View): Query {
+  const days: Query =
+    view.period === "all" ? {}
+    : view.period === "custom" ? { from: view.from || undefined, to: view.to || undefined }
+    : { from: daysAgo(Number(view.period) - 1) };
+  return { server: view.servers, ...days };
+}
+
+/** Which journeys, and which part of them. */
+export function paths(view: View): Query {
+  return {
+    ...cohort(view),
+    start_at: view.startAt || undefined,
+    end_at: view.endAt || undefined,
+    exclude: view.hidden,
+  };
+}

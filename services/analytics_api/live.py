@@ -1,0 +1,125 @@
+"""Live streams: a walkthrough's figures changed, or how fresh they are.
+
+An event's id is the version that it tells of, and a stream begins with the version as it is unless the client
+has it (`Last-Event-ID`). So whoever comes back after a cut learns of what changed in between: there is
+no history to replay, since each version holds all that came before.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final
+
+from sse_starlette.event import ServerSentEvent
+
+from services.analytics_api.answers import Answers
+from services.analytics_api.models import Freshness
+from services.analytics_api.store import Newest
+from services.runtime.tasks import beside
+from services.runtime.telemetry import API_LIVE
+
+log = logging.getLogger("stepstream.analytics")
+
+#: Between two looks at the change numbers of all watched walkthroughs: one query for everybody. A look works
+#: through a pooler and on a read replica, where notifications of PostgreSQL do not arrive.
+_EVERY_SECONDS: Final = 0.5
+_FRESHNESS_SECONDS: Final = 2.0
+#: Between two looks at whether the key is still good.
+_KEY_SECONDS: Final = 15.0
+
+
+class Changes:
+    """What version each watched walkthrough is at."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+        self._watched: Counter[str] = Counter()
+        self._known: dict[str, tuple[str, Newest]] = {}
+        self._looked = asyncio.Condition()
+        self._somebody = asyncio.Event()
+
+    @property
+    def streams(self) -> int:
+        """How many streams are open."""
+        return self._watched.total()
+
+    @contextlib.contextmanager
+    def watching(self, walkthrough: str) -> Iterator[None]:
+        """Looks at a walkthrough while the block lasts."""
+        self._watched[walkthrough] += 1
+        self._somebody.set()
+        API_LIVE.inc()
+        try:
+            yield
+        finally:
+            API_LIVE.dec()
+            self._watched[walkthrough] -= 1
+            if not self._watched[walkthrough]:
+                del self._watched[walkthrough]
+                self._known.pop(walkthrough, None)
+
+    async def next(self, walkthrough: str) -> tuple[str, Newest] | None:
+        """The version, and the newest events' times, at the next look; None where the walkthrough is gone."""
+        async with self._looked:
+            await self._looked.wait()
+            return self._known.get(walkthrough)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Looks while the block lasts, and somebody watches."""
+        async with beside(self._run()):
+            yield
+
+    async def _run(self) -> None:
+        while True:
+            if not self._watched:
+                self._somebody.clear()
+                await self._somebody.wait()
+            try:
+                self._known = await self._answers.store.changes(list(self._watched))
+            except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
+                log.warning("live streams wait: %s", type(error).__name__)
+                await asyncio.sleep(_EVERY_SECONDS * 4)
+                continue
+            async with self._looked:
+                self._looked.notify_all()
+            await asyncio.sleep(_EVERY_SECONDS)
+
+
+class Stream:
+    """The events of one client."""
+
+    def __init__(self, changes: Changes, answers: Answers, walkthrough: str) -> None:
+        self._changes = changes
+        self._answers = answers
+        self._walkthrough = walkthrough
+
+    async def events(
+        self, last_id: str | None, is_admitted: Callable[[], Awaitable[bool]], stopping: asyncio.Event
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Until the key is no longer good, the walkthrough is gone, or the service stops."""
+        seen, told = last_id, None
+        clock = asyncio.get_running_loop().time
+        freshness_at, key_at = clock(), clock() + _KEY_SECONDS
+        with self._changes.watching(self._walkthrough):
+            while not stopping.is_set():
+                known = await self._changes.next(self._walkthrough)
+                if known is None or (clock() >= key_at and not await is_admitted()):
+                    yield ServerSentEvent(event="gone", data="{}")
+                    return
+                if clock() >= key_at:
+                    key_at = clock() + _KEY_SECONDS
+                fresh = await self._answers.fresh_of(*known)
+                if fresh.version != seen:
+                    seen, told, freshness_at = fresh.version, _notable(fresh), clock()
+                    yield ServerSentEvent(event="changed", id=seen, data=fresh.model_dump_json())
+                elif clock() - freshness_at >= _FRESHNESS_SECONDS and _notable(fresh) != told:
+                    told, freshness_at = _notable(fresh), clock()
+                    yield ServerSentEvent(event="freshness", data=fresh.model_dump_json())
+
+
+def _notable(fresh: Freshness) -> Freshness:
+    """What is worth an event: not the time of the look alone."""
+    return fresh.model_copy(update={"looked_at": None})

@@ -1,0 +1,334 @@
+"""The routes under /v1: who asks, what about, and how the answer is written."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+from sse_starlette.sse import EventSourceResponse
+from starlette.responses import Response
+
+from services.analytics_api.answers import Answers
+from services.analytics_api.guard import Guard
+from services.analytics_api.live import Changes, Stream
+from services.analytics_api.models import (
+    Cohort,
+    CompareQuestion,
+    Comparison,
+    Endings,
+    FlowQuestion,
+    Funnel,
+    JourneyDetail,
+    Journeys,
+    JourneysQuestion,
+    Overview,
+    Problem,
+    Sankey,
+    SankeyQuestion,
+    Session,
+    Steps,
+    Summary,
+    Trends,
+    TrendsQuestion,
+)
+from services.analytics_api.problems import MEDIA_TYPE as PROBLEM
+from services.analytics_api.problems import ProblemError, not_found
+from services.analytics_api.store import Context, Key
+from services.analytics_api.tables import MEDIA_TYPE as CSV
+from services.analytics_api.tables import csv_of
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all routes use; the lifespan makes it."""
+
+    answers: Answers
+    guard: Guard
+    changes: Changes
+    stopping: asyncio.Event
+    most_streams: int
+
+
+def _problems(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {
+        status: {"description": what, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
+        for status, what in statuses
+    }
+
+
+_COMMON: Final = _problems(
+    (401, "No key, or none that is good"),
+    (404, "There is none, or it is another organization's"),
+    (422, "A parameter makes no sense"),
+    (429, "Too many requests"),
+    (503, "The database is away, or the question takes too long"),
+)
+_TABLE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {CSV: {"schema": {"type": "string"}}}, "description": "As JSON, or as CSV."},
+    304: {"description": "Nothing has changed since the given ETag."},
+}
+
+router = APIRouter(prefix="/v1", responses=_COMMON)
+_bearer = HTTPBearer(auto_error=False, description="A key of `stepstream keys create`.")
+
+
+def shared(request: Request) -> Shared:
+    """What the lifespan made."""
+    made: Shared = request.app.state.shared
+    return made
+
+
+async def admitted(
+    request: Request,
+    uses: Annotated[Shared, Depends(shared)],
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Key:
+    """Whose key the request has."""
+    return await admit(uses, request)
+
+
+async def admit(uses: Shared, request: Request) -> Key:
+    """Whose key the request has.
+
+    Raises:
+        ProblemError: none that is good.
+    """
+    address = request.client.host if request.client else ""
+    return await uses.guard.admit(uses.answers.store, request.headers.get("authorization"), address)
+
+
+Uses = Annotated[Shared, Depends(shared)]
+Who = Annotated[Key, Depends(admitted)]
+Id = Annotated[str, Path(min_length=1, max_length=64)]
+
+
+class Reply:
+    """How an answer is written: JSON or CSV, with its ETag."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._is_csv = _wants_csv(request.headers.get("accept", ""))
+
+    def unchanged(self, *version: str) -> Response | None:
+        """304, where the client has what these stand for."""
+        tag = self._tag(*version)
+        return Response(status_code=304, headers=self._headers(tag)) if self._has(tag) else None
+
+    def of(self, answer: BaseModel, *version: str, following: str | None = None) -> Response:
+        """The answer; without a version, its contents beside the freshness are the version."""
+        tag = self._tag(*(version or (answer.model_dump_json(exclude={"freshness"}),)))
+        if self._has(tag):
+            return Response(status_code=304, headers=self._headers(tag))
+        headers = self._headers(tag)
+        if following is not None:
+            query = [(k, v) for k, v in self._request.query_params.multi_items() if k != "after"]
+            target = f"{self._request.url.path}?{urlencode([*query, ('after', following)])}"
+            headers["Link"] = f'<{target}>; rel="next"'
+        if self._is_csv:
+            name = quote(self._request.url.path.removeprefix("/v1/").replace("/", "-"), safe="")
+            headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+            return Response(csv_of(answer), media_type=CSV, headers=headers)
+        return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+
+    def _tag(self, *version: str) -> str:
+        url = self._request.url
+        parts = "\0".join((*version, url.path, url.query, str(self._is_csv)))
+        return f'W/"{hashlib.blake2b(parts.encode(), digest_size=12).hexdigest()}"'
+
+    def _has(self, tag: str) -> bool:
+        given = [part.strip() for part in self._request.headers.get("if-none-match", "").split(",")]
+        return "*" in given or any(part.removeprefix("W/") == tag.removeprefix("W/") for part in given)
+
+    @staticmethod
+    def _headers(tag: str) -> dict[str, str]:
+        return {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Authorization, Accept"}
+
+
+def _wants_csv(accept: str) -> bool:
+    for part in accept.split(","):
+        kind = part.split(";")[0].strip().lower()
+        if kind == CSV:
+            return True
+        if kind in {"application/json", "*/*"}:
+            return False
+    return False
+
+
+class _Narrowed(Protocol):
+    @property
+    def servers(self) -> set[str]: ...
+
+
+Asked = TypeVar("Asked", bound=_Narrowed)
+Answer: TypeAlias = Callable[[Answers, Context, Asked], Awaitable[BaseModel]]
+
+
+async def _about(
+    request: Request, uses: Shared, key: Key, walkthrough: str, question: Asked, answer: Answer[Asked]
+) -> Response:
+    """An answer whose figures change with the walkthrough's version, and at midnight."""
+    context = await uses.answers.context(key.organization_id, walkthrough, question.servers)
+    reply = Reply(request)
+    version = (context.version, str(uses.answers.today), context.walkthrough.model_dump_json())
+    return reply.unchanged(*version) or reply.of(await answer(uses.answers, context, question), *version)
+
+
+@router.get("/organization", response_model=Overview, responses=_TABLE)
+async def organization(
+    request: Request, uses: Uses, key: Who, question: Annotated[Cohort, Query()]
+) -> Response:
+    """Every walkthrough of the key's organization, by server too."""
+    return Reply(request).of(await uses.answers.overview(key.organization_id, question))
+
+
+@router.get("/servers/{server_id}", response_model=Overview, responses=_TABLE)
+async def server(
+    request: Request, uses: Uses, key: Who, server_id: Id, question: Annotated[Cohort, Query()]
+) -> Response:
+    """Every walkthrough that a server offers, or that people began there."""
+    return Reply(request).of(await uses.answers.overview(key.organization_id, question, server_id))
+
+
+@router.get("/walkthroughs/{walkthrough_id}", response_model=Summary, responses=_TABLE)
+async def summary(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+) -> Response:
+    """A walkthrough in a few figures."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.summary)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/sankey", response_model=Sankey, responses=_TABLE)
+async def sankey(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[SankeyQuestion, Query()]
+) -> Response:
+    """Where people go and where they stop: nodes, links and endings.
+
+    Without `start_at`, `end_at` and `exclude` it is read from the counts, in a time that does not grow with
+    the number of completions.
+    """
+    return await _about(request, uses, key, walkthrough_id, question, Answers.sankey)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/funnel", response_model=Funnel, responses=_TABLE)
+async def funnel(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+) -> Response:
+    """How many people get how far, in display order."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.funnel)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/steps", response_model=Steps, responses=_TABLE)
+async def steps(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+) -> Response:
+    """What became of each step, and how long it took."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.steps)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/endings", response_model=Endings, responses=_TABLE)
+async def endings(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[FlowQuestion, Query()]
+) -> Response:
+    """How journeys end, and after which step."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.endings)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/trends", response_model=Trends, responses=_TABLE)
+async def trends(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[TrendsQuestion, Query()]
+) -> Response:
+    """Started, finished and active, by day or week."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.trends)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/compare", response_model=Comparison, responses=_TABLE)
+async def compare(
+    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[CompareQuestion, Query()]
+) -> Response:
+    """Two servers or two periods side by side, and whether what differs is more than chance."""
+    return await _about(request, uses, key, walkthrough_id, question, Answers.compare)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/journeys", response_model=Journeys, responses=_TABLE)
+async def journeys(
+    request: Request,
+    uses: Uses,
+    key: Who,
+    walkthrough_id: Id,
+    question: Annotated[JourneysQuestion, Query()],
+) -> Response:
+    """The people behind a figure, the last active first; `Link` and `next` lead to the next page."""
+    context = await uses.answers.context(key.organization_id, walkthrough_id, question.server)
+    page = await uses.answers.journeys(context, question)
+    return Reply(request).of(page, following=page.next)
+
+
+@router.get(
+    "/walkthroughs/{walkthrough_id}/journeys/{user_id}", response_model=JourneyDetail, responses=_TABLE
+)
+async def journey(request: Request, uses: Uses, key: Who, walkthrough_id: Id, user_id: Id) -> Response:
+    """Somebody's journey: what happened in it, in order, with the time between."""
+    _may_be_an_id("person", user_id)
+    context = await uses.answers.context(key.organization_id, walkthrough_id)
+    return Reply(request).of(await uses.answers.journey(context, user_id))
+
+
+@router.get("/sessions/{session_id}", response_model=Session, responses=_TABLE)
+async def session(request: Request, uses: Uses, key: Who, session_id: Id) -> Response:
+    """A session replayed: its events in order, with the time between."""
+    _may_be_an_id("session", session_id)
+    return Reply(request).of(await uses.answers.session(key.organization_id, session_id))
+
+
+@router.get(
+    "/walkthroughs/{walkthrough_id}/live",
+    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {}}, "description": "Events until either side ends it."}
+    },
+)
+async def live(
+    request: Request,
+    uses: Uses,
+    key: Who,
+    walkthrough_id: Id,
+    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+) -> Response:
+    """Server-sent events: `changed` when figures change, with their version as id; `freshness` when that
+    changes; `gone` at the end, when the key is no longer good or the walkthrough is deleted.
+
+    Each carries the freshness. Who comes back with `Last-Event-ID` learns of what changed meanwhile.
+    """
+    context = await uses.answers.context(key.organization_id, walkthrough_id)
+    if uses.changes.streams >= uses.most_streams:
+        raise ProblemError(
+            503, "Too many live streams", "ask again later, or ask without one", {"Retry-After": "30"}
+        )
+
+    async def is_admitted() -> bool:
+        text = request.headers["authorization"].split()[-1]
+        now = await uses.guard.find(uses.answers.store, text)
+        return now is not None and now.organization_id == key.organization_id
+
+    stream = Stream(uses.changes, uses.answers, context.id)
+    return EventSourceResponse(
+        stream.events(last_event_id, is_admitted, uses.stopping),
+        ping=15,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+def _may_be_an_id(what: str, identifier: str) -> None:
+    if "\x00" in identifier:
+        raise not_found(what, identifier.replace("\x00", "\\0"))
+
+
+def paths() -> Iterator[str]:
+    """The paths of all routes, for tests that try each."""
+    for route in router.routes:
+        yield str(getattr(route, "path", ""))

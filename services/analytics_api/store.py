@@ -1,0 +1,336 @@
+"""What is read, in read-only transactions: the counts, and the journeys where a question needs them."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any, Final, NamedTuple, TypeVar
+
+import asyncpg
+from cachetools import LRUCache
+
+from services.analytics_api.models import Cohort, Server, Step, Walkthrough
+from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
+from services.runtime.database import Connection, Pool, load_queries
+
+SQL = load_queries(__file__)
+SERVER_SETTINGS: Final = {
+    "application_name": "stepstream analytics-api",
+    "default_transaction_read_only": "on",
+    # Compiling takes longer than most of these statements.
+    "jit": "off",
+}
+_EPOCH: Final = date(1970, 1, 1)
+_DAY_MS: Final = 86_400_000
+#: Variants kept in memory, in steps: of some 50 bytes each.
+_KEPT_STEPS: Final = 2_000_000
+#: Answers of other questions that read journeys.
+_KEPT_FIGURES: Final = 500
+_AT_ONCE: Final = 2
+
+T = TypeVar("T")
+
+
+class Newest(NamedTuple):
+    """The times of the newest events of a walkthrough: of what is counted, and of the recorded steps."""
+
+    counted_at: int | None = None
+    recorded_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A walkthrough as it is now, with the number that changes with its figures."""
+
+    walkthrough: Walkthrough
+    newest: Newest
+    version: str
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.walkthrough.id
+
+    @property
+    def steps(self) -> list[Step]:
+        """Its steps in display order."""
+        return self.walkthrough.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key that is good: its id, and whose it is."""
+
+    id: str
+    organization_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """What is kept of a key."""
+
+    organization_id: str
+    hash: bytes
+    is_valid: bool
+
+
+def _days(of: Cohort) -> tuple[list[str] | None, date | None, date | None]:
+    return of.server or None, of.since, of.until
+
+
+def _times(of: Cohort) -> tuple[list[str] | None, int | None, int | None]:
+    """As `_days`, in milliseconds, from the first day's beginning to before the end of the last."""
+    return of.server or None, day_ms(of.since), day_ms(of.until, 1)
+
+
+def day_ms(day: date | None, later: int = 0) -> int | None:
+    """When a UTC day begins, or so many days later, in milliseconds since the epoch."""
+    return None if day is None else ((day - _EPOCH).days + later) * _DAY_MS
+
+
+class Store:
+    """The database, and what was read of journeys lately."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._variants: LRUCache[Hashable, list[Variant]] = LRUCache(_KEPT_STEPS, _size)
+        self._figures: LRUCache[Hashable, list[asyncpg.Record]] = LRUCache(_KEPT_FIGURES)
+        # A read of all journeys keeps a core busy: a few at once, and the same one once.
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._reading: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def key(self, identifier: str) -> StoredKey | None:
+        """The key of that id."""
+        row = await self.pool.fetchrow(SQL["find_key"], identifier)
+        return None if row is None else StoredKey(**dict(row))
+
+    async def walkthrough(self, identifier: str, organization: str) -> Context | None:
+        """A walkthrough of the organization."""
+        row = await self.pool.fetchrow(SQL["walkthrough"], identifier, organization)
+        if row is None:
+            return None
+        walkthrough = Walkthrough(
+            id=row["id"],
+            title=row["title"],
+            type=row["type"],
+            status=row["status"],
+            steps=[Step(**step) for step in json.loads(row["steps"])],
+            servers=[Server(**server) for server in json.loads(row["servers"])],
+        )
+        return Context(walkthrough, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
+
+    async def foreign_servers(self, servers: Sequence[str], organization: str) -> set[str]:
+        """Of these servers, those that are not the organization's."""
+        rows = await self.pool.fetch(SQL["servers_of"], list(servers), organization)
+        return set(servers) - {row["id"] for row in rows}
+
+    async def counts(self, context: Context, cohort: Cohort, today: date) -> Flows:
+        """Links and endings of paths as they are."""
+        recent = today - timedelta(days=cohort.active_days)
+        rows = await self.pool.fetch(SQL["counts"], context.id, *_days(cohort), recent)
+        steps = len(context.steps)
+        return flows(
+            (
+                Link(
+                    r["position"],
+                    r["from_step_id"],
+                    r["to_step_id"],
+                    r["journeys"],
+                    int(r["elapsed_ms"]),
+                    r["timed_journeys"],
+                )
+                for r in rows
+                if r["is_link"]
+            ),
+            (
+                Ending(
+                    r["position"],
+                    r["from_step_id"],
+                    outcome_of(r["position"], r["is_recent"], steps),
+                    r["journeys"],
+                )
+                for r in rows
+                if not r["is_link"]
+            ),
+        )
+
+    async def variants(self, context: Context, cohort: Cohort, today: date) -> list[Variant]:
+        """The distinct paths of a cohort: kept for as long as nothing changes."""
+        key = (
+            context.id,
+            context.version,
+            today,
+            cohort.active_days,
+            tuple(cohort.server),
+            *_days(cohort)[1:],
+        )
+        return await self._once(self._variants, key, lambda: self._read_variants(context, cohort, today))
+
+    async def _once(
+        self, kept: LRUCache[Hashable, T], key: Hashable, read: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
+        """What is kept, or is being read for somebody else, or else is read."""
+        if (found := kept.get(key)) is not None:
+            return found
+        task: asyncio.Task[T] | None = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(read())
+            task.add_done_callback(lambda _: self._reading.pop(key, None))
+        found = await asyncio.shield(task)
+        with contextlib.suppress(ValueError):  # larger than all that is kept
+            kept[key] = found
+        return found
+
+    async def _read_variants(self, context: Context, cohort: Cohort, today: date) -> list[Variant]:
+        recent_ms = day_ms(today - timedelta(days=cohort.active_days), 1)
+        async with (
+            self._gate,
+            self.pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            most = await connection.fetchval(SQL["most_steps"], context.id)
+            sums = ", ".join(
+                f"sum(completed_at[{i}] - coalesce(started_at, completed_at[1]))" for i in range(1, most + 1)
+            )
+            query = SQL["variants"].replace("SUMS", sums)
+            rows = await connection.fetch(query, context.id, *_times(cohort), recent_ms)
+        return await asyncio.to_thread(_variants_of, rows, len(context.steps))
+
+    async def every(self, context: Context, cohort: Cohort, most_people: int) -> tuple[int, int]:
+        """How many journeys a cohort has, and every how many-th person is read so that they are not more."""
+        journeys = await self.pool.fetchval(SQL["journeys_counted"], context.id, *_days(cohort))
+        return journeys, max(1, -(-journeys // most_people))
+
+    async def step_times(self, context: Context, cohort: Cohort, every: int) -> dict[str, asyncpg.Record]:
+        """Times before each step."""
+        rows = await self._heavy(context, "step_times", *_times(cohort), every)
+        return {row["id"]: row for row in rows}
+
+    async def time_to_finish(self, context: Context, cohort: Cohort, every: int) -> asyncpg.Record:
+        """How long finished journeys took."""
+        steps = len(context.steps)
+        (row,) = await self._heavy(context, "time_to_finish", *_times(cohort), every, steps)
+        return row
+
+    async def sessions_and_days(self, context: Context, cohort: Cohort, every: int) -> asyncpg.Record:
+        """In how many sessions and on how many days people came."""
+        (row,) = await self._heavy(context, "sessions_and_days", *_times(cohort), every)
+        return row
+
+    async def trends(self, context: Context, cohort: Cohort, by: str) -> list[asyncpg.Record]:
+        """Begun and finished journeys by day or week."""
+        rows: list[asyncpg.Record] = await self.pool.fetch(
+            SQL["trends"], context.id, *_days(cohort), by, len(context.steps)
+        )
+        return rows
+
+    async def active_people(self, context: Context, cohort: Cohort, by: str) -> dict[date, int]:
+        """People active by day or week."""
+        rows = await self._heavy(context, "active_people", *_times(cohort), by)
+        return {row["since"]: row["people"] for row in rows}
+
+    async def _heavy(self, context: Context, name: str, *arguments: Any) -> list[asyncpg.Record]:
+        """What reads the journeys of a walkthrough: kept for as long as nothing changes."""
+
+        async def read() -> list[asyncpg.Record]:
+            async with self._gate:
+                rows: list[asyncpg.Record] = await self.pool.fetch(SQL[name], context.id, *arguments)
+            return rows
+
+        plain = tuple(tuple(a) if isinstance(a, list) else a for a in arguments)
+        return await self._once(self._figures, (name, context.id, context.version, plain), read)
+
+    @contextlib.asynccontextmanager
+    async def journeys(self, *arguments: Any) -> AsyncIterator[AsyncIterator[asyncpg.Record]]:
+        """Journeys that may be behind a figure, in order, read as they are taken."""
+        async with (
+            self._gate,
+            self.pool.acquire() as connection,
+            connection.transaction(readonly=True),
+        ):
+            yield aiter(_cursor(connection, SQL["journeys"], arguments))
+
+    async def journey(self, context: Context, user: str) -> asyncpg.Record | None:
+        """Somebody's journey as it was counted."""
+        row: asyncpg.Record | None = await self.pool.fetchrow(SQL["journey"], user, context.id)
+        return row
+
+    async def journey_events(self, context: Context, user: str) -> list[asyncpg.Record]:
+        """What somebody did in a walkthrough."""
+        rows: list[asyncpg.Record] = await self.pool.fetch(SQL["journey_events"], user, context.id)
+        return rows
+
+    async def session(
+        self, identifier: str, organization: str
+    ) -> tuple[asyncpg.Record, list[asyncpg.Record]] | None:
+        """A session on a server of the organization, and its events."""
+        row = await self.pool.fetchrow(SQL["session"], identifier, organization)
+        if row is None:
+            return None
+        return row, await self.pool.fetch(SQL["session_events"], identifier, organization)
+
+    async def organization(self, identifier: str) -> asyncpg.Record:
+        """The organization of a key: it cannot be gone while the key is there."""
+        row = await self.pool.fetchrow(SQL["organization"], identifier)
+        assert row is not None  # noqa: S101 - the key's foreign key says so
+        return row
+
+    async def servers(self, organization: str) -> list[Server]:
+        """The servers of an organization."""
+        return [Server(**dict(row)) for row in await self.pool.fetch(SQL["servers"], organization)]
+
+    async def overview(self, organization: str, cohort: Cohort, today: date) -> list[asyncpg.Record]:
+        """Each walkthrough's journeys by server."""
+        recent = today - timedelta(days=cohort.active_days)
+        rows: list[asyncpg.Record] = await self.pool.fetch(
+            SQL["overview"], organization, *_days(cohort), recent
+        )
+        return rows
+
+    async def offered_by(self, server: str) -> set[str]:
+        """The ids of the walkthroughs that a server offers."""
+        return {row["walkthrough_id"] for row in await self.pool.fetch(SQL["offered_by"], server)}
+
+    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[str, Newest]]:
+        """For each walkthrough, what changes with its figures, and its newest events' times."""
+        rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
+        return {r["id"]: (version_of(r), Newest(r["newest_at"], r["recorded_at"])) for r in rows}
+
+    async def marks(self) -> int:
+        """Journeys that wait to be counted again."""
+        return int(await self.pool.fetchval(SQL["marks"]))
+
+
+async def _cursor(
+    connection: Connection, query: str, arguments: Sequence[Any]
+) -> AsyncIterator[asyncpg.Record]:
+    async for row in connection.cursor(query, *arguments, prefetch=500):
+        yield row
+
+
+def _size(variants: list[Variant]) -> int:
+    return 1 + sum(3 + len(v.step_ids) for v in variants)
+
+
+def version_of(row: asyncpg.Record) -> str:
+    """What changes with the counts of a walkthrough and with its steps."""
+    return f"{row['changes']}-{row['fingerprint'][:8]}"
+
+
+def outcome_of(steps_done: int, is_recent: bool, steps: int) -> Outcome:
+    """How a journey stands, by how many steps there are."""
+    if steps_done == steps and steps_done > 0:
+        return Outcome.FINISHED
+    return Outcome.IN_PROGRESS if is_recent else Outcome.DROPPED
+
+
+def _variants_of(rows: Sequence[asyncpg.Record], steps: int) -> list[Variant]:
+    found = []
+    for step_ids, is_started, is_recent, journeys, sums in rows:
+        done = len(step_ids)
+        times = tuple(int(sum_) for sum_ in sums[:done])
+        outcome = outcome_of(done, is_recent, steps)
+        found.append(Variant(tuple(step_ids), outcome, is_started, journeys, times))
+    return found

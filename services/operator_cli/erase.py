@@ -1,0 +1,302 @@
+"""Forgetting a person: rows, counts, what is on its way, dead letters; and an event, so that it stays so.
+
+The database forgets in one transaction, which also writes the `user-erased` event into the outbox. Dead
+letters cannot be removed from a topic one by one: the letters of others in the same partition are copied
+behind the last one, and what lies before the copies is removed.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import uuid_utils
+from aiokafka import TopicPartition
+from aiokafka.admin.records_to_delete import RecordsToDelete
+from aiokafka.errors import KafkaError
+
+from schemas import decode
+from services.operator_cli.dead_letters import Source, parse, read_partitions
+from services.operator_cli.options import not_executed, print_json, print_table, say, told_time
+from services.runtime.crashpoints import passing
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.kafka import (
+    DEAD_LETTER_MAX_BYTES,
+    NULL,
+    Record,
+    admin_client,
+    make_producer,
+    unreachable,
+)
+from services.runtime.lag import RECORDER, committed_offsets
+from services.runtime.settings import Settings
+from services.sankey_aggregator import store
+
+SQL = load_queries(__file__)
+#: How long to wait for the recorder to pass the event, so that no dead letter comes later, in seconds.
+_RECORDER_SECONDS = 30.0
+_LOOK_AGAIN = 0.2
+
+
+@dataclass
+class Receipt:
+    """What is, or was, there of a person; and where the topic says that they are erased."""
+
+    user: str
+    known: bool
+    erased_at: int | None
+    removed: dict[str, int] = field(default_factory=dict)
+    event_id: str | None = None
+    executed: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nothing_known(self) -> bool:
+        """Whether there is no trace of such a person."""
+        return not self.known and self.erased_at is None and not any(self.removed.values())
+
+
+async def find_person(db: Connection, who: str) -> str:
+    """The id of somebody given by id, tracking id or e-mail address; what nobody has is taken for an id.
+
+    Raises:
+        UsageError: it means several people.
+    """
+    found = [r["id"] for r in await db.fetch(SQL["erase_find"], who)]
+    if who in found:
+        return who
+    if len(found) > 1:
+        raise UsageError(f"`{who}` is {len(found)} people: {', '.join(found)}. Name one by id")
+    return found[0] if found else who
+
+
+async def plan(settings: Settings, who: str) -> Receipt:
+    """What there is of a person.
+
+    Raises:
+        UsageError: it means several people.
+        StepstreamError: the database or Kafka cannot be reached.
+    """
+    async with connected(settings) as db:
+        user = await find_person(db, who)
+        row = await db.fetchrow(SQL["erase_plan"], user)
+    assert row is not None  # noqa: S101 - one row, always
+    counts = dict(row)
+    known, erased_at = counts.pop("known"), counts.pop("erased_at")
+    _, letters = await _letters_of(settings, user)
+    counts["dead_letters"] = sum(len(found) for found in letters.values())
+    return Receipt(user, known, erased_at, counts)
+
+
+async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
+    """Forgets a person. Doing it again removes what came since, and changes nothing else.
+
+    Raises:
+        UsageError: nothing is known of such a person, and `unknown_too` is not set.
+        StepstreamError: the database or Kafka cannot be reached.
+    """
+    found = await plan(settings, who)
+    if found.nothing_known and not unknown_too:
+        raise UsageError(
+            f"nothing is known of `{found.user}`: is it right? To have events of somebody whose rows are "
+            "gone "
+            "already refused for good, add --even-if-unknown"
+        )
+    async with connected(settings, store.prepare, store.SERVER_SETTINGS) as db:
+        receipt = await _forget(db, found.user)
+        passing("operator.erase-committed")
+        try:
+            told = await _announce(settings, db, receipt)
+            await _wait_for_recorder(settings, told, receipt)
+            receipt.removed["dead_letters"] = await _remove_letters(settings, receipt.user)
+        except StepstreamError as error:
+            raise StepstreamError(
+                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. The event "
+                "waits in "
+                "the outbox; run the same command again for the dead letters"
+            ) from error
+    receipt.executed = True
+    return receipt
+
+
+async def _forget(db: Connection, user: str) -> Receipt:
+    """All of the database's part, in one transaction, the counts too."""
+    erased_at, event_id = int(time.time() * 1000), str(uuid_utils.uuid7())
+    event = {
+        "type": "user-erased",
+        "event_id": event_id,
+        "mcp_server_user_id": user,
+        "erased_at": erased_at,
+    }
+    value = json.dumps(event, ensure_ascii=False)
+    decode(value.encode(), erased_at)
+    async with db.transaction():
+        known = await db.fetchval(SQL["erase_lock"], user) is not None
+        first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
+        row = await db.fetchrow(SQL["erase_plan"], user)
+        assert row is not None  # noqa: S101 - one row, always
+        counts = {k: v for k, v in row.items() if k not in {"known", "erased_at"}}
+        journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
+        for name in ("erase_outbox", "erase_set_aside", "erase_user"):
+            await db.execute(SQL[name], user)
+        await store.follow_within(db, journeys)
+        await db.execute(SQL["erase_marks"], user)
+        if first:
+            headers = json.dumps(_headers(event_id, erased_at))
+            await db.execute(SQL["erase_announce"], user, value, headers)
+        else:
+            told = await db.fetchrow(SQL["erase_told"], user)
+            assert told is not None  # noqa: S101 - it was just written
+            erased_at, event_id = told["erased_at"], told["event_id"]
+    return Receipt(user, known, erased_at, counts, event_id)
+
+
+def _headers(event_id: str, at: int) -> dict[str, str]:
+    """CloudEvents 1.0 in binary mode, as the MCP layer's events."""
+    return {
+        "ce_specversion": "1.0",
+        "ce_id": event_id,
+        "ce_type": "user-erased",
+        "ce_source": "/stepstream/erase",
+        "ce_time": told_time(at),
+    }
+
+
+async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
+    """Sends the event that waits in the outbox, unless a relay is quicker; returns where it is."""
+    row = await db.fetchrow(SQL["erase_waiting"], receipt.user)
+    if row is None:
+        return None
+    producer = make_producer(settings)
+    try:
+        await producer.start()
+        headers = [(name, text.encode()) for name, text in json.loads(row["headers"]).items()]
+        sent = await producer.send_and_wait(
+            settings.topic, row["value"].encode(), key=row["key"].encode(), headers=headers
+        )
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await producer.stop()
+    await db.execute(SQL["erase_sent"], row["id"])
+    return sent.partition, sent.offset
+
+
+async def _wait_for_recorder(settings: Settings, told: tuple[int, int] | None, receipt: Receipt) -> None:
+    """Until it has passed the event: what it refused before is among the dead letters then."""
+    deadline = time.monotonic() + _RECORDER_SECONDS
+    while told is not None:
+        group = await committed_offsets(settings, RECORDER)
+        if group.committed.get(told[0], 0) > told[1]:
+            return
+        if not group.members or time.monotonic() > deadline:
+            receipt.notes.append(
+                f"the {RECORDER} has not passed the event yet; it will, and then drops what is left of this "
+                "person"
+            )
+            return
+        await asyncio.sleep(_LOOK_AGAIN)
+
+
+# --- dead letters --------------------------------------------------------------------------------------
+
+
+def is_of(record: Record, user: str) -> bool:
+    """Whether a dead letter is about this person: by its key, or by what its value says."""
+    if record.key == user.encode():
+        return True
+    value = record.value
+    if value is None or user.encode() not in value:
+        return False
+    try:
+        told = json.loads(value)
+    except ValueError:
+        return True  # it cannot be read, and names them
+    return not isinstance(told, dict) or told.get("mcp_server_user_id", user) == user
+
+
+async def _letters_of(
+    settings: Settings, user: str
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, list[Record]]]:
+    """How far the partitions go, and the person's letters by partition."""
+    found: dict[TopicPartition, list[Record]] = {}
+    ends: dict[TopicPartition, int] = {}
+    async for record in read_partitions(settings, settings.dead_letter_topic, ends=ends):
+        if is_of(record, user):
+            found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
+    return ends, found
+
+
+async def _remove_letters(settings: Settings, user: str) -> int:
+    ends, found = await _letters_of(settings, user)
+    for partition in found:
+        await _copy_others(settings, partition, ends[partition], user)
+        passing("operator.letters-copied")
+        async with admin_client(settings) as admin:
+            try:
+                await admin.delete_records({partition: RecordsToDelete(ends[partition])})
+            except KafkaError as error:
+                raise unreachable(settings, error) from error
+    return sum(len(letters) for letters in found.values())
+
+
+async def _copy_others(settings: Settings, partition: TopicPartition, end: int, user: str) -> None:
+    """Sends the letters of others before `end` again, each once, with the times that they had."""
+    producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
+    copied: set[Source] = set()
+    sent = []
+    try:
+        await producer.start()
+        begin = {partition.partition: 0}
+        async for record in read_partitions(settings, partition.topic, begin):
+            source = parse(record).source
+            if record.offset >= end or is_of(record, user) or source in copied:
+                continue
+            copied.add(source)
+            sent.append(
+                await producer.send(
+                    partition.topic,
+                    NULL if record.value is None else record.value,
+                    key=record.key,
+                    partition=partition.partition,
+                    timestamp_ms=record.timestamp,
+                    headers=list(record.headers),
+                )
+            )
+        await asyncio.gather(*sent)
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await producer.stop()
+
+
+# --- telling -------------------------------------------------------------------------------------------
+
+
+def report(receipt: Receipt, *, as_json: bool) -> None:
+    """The plan, or the receipt."""
+    if as_json:
+        print_json(
+            asdict(receipt) | {"erased_at": told_time(receipt.erased_at) if receipt.erased_at else None}
+        )
+    else:
+        title = f"{'removed of' if receipt.executed else 'what there is of'} {receipt.user}"
+        rows: Sequence[tuple[Any, ...]] = [(k.replace("_", " "), n) for k, n in receipt.removed.items()]
+        print_table(title, ("what", "rows"), rows)
+    for note in receipt.notes:
+        say(f"[yellow]{note}[/]")
+    if not receipt.executed:
+        if receipt.erased_at is not None:
+            say(f"erased before, at {told_time(receipt.erased_at)}")
+        if receipt.nothing_known:
+            say("[yellow]nothing is known of such a person[/]: is the id right?")
+        not_executed()
+        return
+    say(
+        f"[bold green]erased[/]: the event {receipt.event_id} keeps it so under replay and on other "
+        "consumers. "
+        "Earlier events stay in the topic until its retention removes them, and count nowhere"
+    )

@@ -1,0 +1,617 @@
+"""The commands that operate a running Stepstream: see, replay, mend, verify, rebuild, forget."""
+
+import asyncio
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+
+from services.operator_cli.options import (
+    ExecuteOption,
+    Output,
+    OutputOption,
+    console,
+    current_settings,
+    many,
+    not_executed,
+    parse_duration,
+    print_json,
+    print_result,
+    progress,
+    say,
+    time_option,
+)
+from services.runtime.errors import UsageError
+
+dlq = typer.Typer(
+    help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
+)
+keys = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
+
+
+class GroupName(StrEnum):
+    """A consumer group, by its service."""
+
+    COMPLETION_RECORDER = "completion-recorder"
+    SANKEY_AGGREGATOR = "sankey-aggregator"
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: each line is tried by the tests."""
+    return "\n\n".join(["Examples:", *(f"$ stepstream {line}" for line in lines)])
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the command line."""
+    app.command(epilog=examples("status", "status -o json"))(status)
+    app.command(epilog=examples("lag", "lag --group completion-recorder", "lag --fail-above 5m -o json"))(lag)
+    app.command(
+        epilog=examples(
+            "replay --group sankey-aggregator --from-beginning",
+            "replay --group completion-recorder --from -2h --execute",
+            "replay --group completion-recorder --from 2026-11-24T09:00:00Z --to 2026-11-24T10:00:00Z",
+            "replay --group completion-recorder --from-offset 0 --to-offset 5 --partitions 0,1 --execute",
+        )
+    )(replay)
+    app.command(epilog=examples("verify", "verify --sample 5 -o json"))(verify)
+    app.command(epilog=examples("rebuild", "rebuild --execute"))(rebuild)
+    app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))(
+        erase
+    )
+    app.command(
+        epilog=examples(
+            "backfill completions.csv",
+            "backfill completions.csv --server docs --execute",
+            "backfill --from-progress",
+        )
+    )(backfill)
+    app.add_typer(dlq, name="dlq")
+    app.add_typer(keys, name="keys")
+
+
+# --- seeing --------------------------------------------------------------------------------------------
+
+WatchOption = Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")]
+EveryOption = Annotated[
+    float,
+    typer.Option("--every", metavar="DURATION", parser=parse_duration, help="With --watch: how often."),
+]
+GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
+
+
+def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, every: EveryOption = 2.0) -> None:
+    """See how far everything is: groups, dead letters, outbox, and which services are down.
+
+    Works while services, Kafka or the database are down, and says which. Exit 1 when Kafka or the
+    database does not answer.
+    """
+    from services.operator_cli import status as page
+
+    settings = current_settings()
+
+    async def once() -> Any:
+        return await page.status(settings)
+
+    seen = _look(once, page.as_json, page.status_page, output, every if watch else None)
+    if seen.unreachable:
+        raise typer.Exit(1)
+
+
+def lag(
+    group: Annotated[GroupName | None, typer.Option("--group", help="Only this one.")] = None,
+    fail_above: Annotated[
+        str | None,
+        typer.Option(metavar="N|DURATION", help="Exit 3 when more events wait, or the oldest waits longer."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
+) -> None:
+    """See each group partition by partition: committed, end, lag in events and in time, and who reads it."""
+    from services.operator_cli import status as page
+    from services.runtime.lag import GROUPS, look
+
+    settings = current_settings()
+    limits = _limits(fail_above)
+    services = GROUPS if group is None else (group.value,)
+
+    async def once() -> Any:
+        return await look(settings, services), int(time.time() * 1000)
+
+    groups, at = _look(
+        once,
+        lambda seen: page.groups_json(*seen),
+        lambda seen: page.lag_tables(*seen),
+        output,
+        every if watch else None,
+    )
+    page.check_lag(groups, at, *limits)
+
+
+def _limits(text: str | None) -> tuple[int | None, float | None]:
+    if text is None:
+        return None, None
+    if text.isdigit():
+        return int(text), None
+    return None, parse_duration(text)
+
+
+def _look(once: Any, as_json: Any, page: Any, output: Output, every: float | None) -> Any:
+    """Prints what `once` sees: once, or again and again."""
+    if every is None:
+        seen = asyncio.run(once())
+        if output is Output.JSON:
+            print_json(as_json(seen))
+        else:
+            print_result(page(seen))
+        return seen
+
+    async def forever() -> None:
+        if output is Output.JSON or not console.is_terminal:
+            while True:
+                seen = await once()
+                print_json(as_json(seen)) if output is Output.JSON else print_result(page(seen))
+                await asyncio.sleep(every)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                live.update(page(await once()), refresh=True)
+                await asyncio.sleep(every)
+
+    try:
+        asyncio.run(forever())
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+# --- replay --------------------------------------------------------------------------------------------
+
+
+def replay(
+    group: GroupOption,
+    from_time: Annotated[
+        int | None, time_option("--from", "From events that came to Kafka at this time or later.")
+    ] = None,
+    from_offset: Annotated[
+        int | None, typer.Option(min=0, help="From this offset of each partition.")
+    ] = None,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="From the first event.")] = False,
+    to_time: Annotated[
+        int | None,
+        time_option("--to", "Up to events that came before this time; the group stays where it is."),
+    ] = None,
+    to_offset: Annotated[
+        int | None, typer.Option(min=0, help="Up to this offset, exclusively; the group stays where it is.")
+    ] = None,
+    partitions: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Only these partitions; else all.")
+    ] = None,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Read events again: move a stopped group back, or feed a bounded range through once more.
+
+    The tables are the same afterwards. Refused (exit 4) while the group has members. Nothing is skipped: a
+    partition of which the group has not yet come so far stays where it is.
+    """
+    from services.operator_cli import replay as replaying
+
+    if [from_time is not None, from_offset is not None, from_beginning].count(True) != 1:
+        raise UsageError("say where to begin: one of --from, --from-offset and --from-beginning")
+    if to_time is not None and to_offset is not None:
+        raise UsageError("say where to stop once: --to or --to-offset")
+    settings = current_settings()
+    numbers = _numbers(partitions)
+
+    async def work() -> tuple[Any, int]:
+        start = replaying.Start(from_time, from_offset, from_beginning)
+        end = replaying.End(to_time, to_offset)
+        plan = await replaying.make_plan(settings, group.value, start, end, numbers)
+        await replaying.refuse_gaps(settings, plan)
+        if not execute:
+            return plan, 0
+        with progress("reading again", "events", plan.events) as advance:
+            return plan, await replaying.execute(settings, plan, advance)
+
+    plan, fed = asyncio.run(work())
+    replaying.show_plan(plan, as_json=output is Output.JSON, executed=execute, fed=fed)
+    if not execute and plan.members:
+        say(
+            f"[yellow]the group has {many(plan.members, 'member')} now[/]: stop every {group.value} before "
+            "--execute, "
+            "which is refused until then"
+        )
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--partitions: `{text}` is no list of numbers like 0,3")
+    return [int(part) for part in parts]
+
+
+# --- verify and rebuild --------------------------------------------------------------------------------
+
+
+def verify(
+    sample: Annotated[
+        float,
+        typer.Option(
+            min=0.0001,
+            max=100,
+            metavar="PERCENT",
+            help="Hold only so many people's journeys against their rows.",
+        ),
+    ] = 100.0,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="DURATION",
+            parser=parse_duration,
+            help="How long to wait for what is on its way to be counted.",
+        ),
+    ] = 30.0,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Hold the Sankey tables against one SQL over completions and starts, from one snapshot.
+
+    Also while traffic flows: counts are held against journeys as they are at any moment, and journeys
+    whose rows differ are looked at again until the aggregator has passed them. Exit 3 with the differing
+    cells, and a guess at why.
+    """
+    from services.operator_cli.verify import report
+    from services.operator_cli.verify import verify as compare
+
+    settings = current_settings()
+    with progress("comparing journeys", "parts") as advance:
+        verdict = asyncio.run(compare(settings, sample=sample, wait=wait, progress=advance))
+    report(verdict, as_json=output is Output.JSON)
+
+
+def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE) -> None:
+    """Make the Sankey tables what completions and starts say, beside running services.
+
+    Shows what differs first. The aggregator waits for the last transaction alone; what changes meanwhile is
+    kept; interrupted, it leaves nothing behind.
+    """
+    from services.operator_cli.rebuild import rebuild as build
+    from services.operator_cli.rebuild import report, show
+
+    settings = current_settings()
+    as_json = output is Output.JSON
+    with progress("counting anew", "parts") as advance:
+        found = asyncio.run(
+            build(settings, execute=execute, progress=advance, before_swap=None if as_json else show)
+        )
+    report(found, as_json=as_json)
+
+
+# --- dead letters --------------------------------------------------------------------------------------
+
+ClassOption = Annotated[str | None, typer.Option("--class", help="Only of this error class.")]
+PartitionOption = Annotated[
+    int | None, typer.Option("--partition", min=0, help="Only of this partition of the topic of events.")
+]
+SinceOption = Annotated[
+    int | None, time_option("--from", "Only those whose event came at this time or later.")
+]
+UntilOption = Annotated[int | None, time_option("--to", "Only those whose event came before this time.")]
+KeyOption = Annotated[str | None, typer.Option("--key", help="Only of this key: the user's id.")]
+IdOption = Annotated[
+    list[str] | None, typer.Option("--id", metavar="P:O", help="Only this one; may be given several times.")
+]
+
+
+def _filter(
+    error_class: str | None,
+    partition: int | None,
+    since: int | None,
+    until: int | None,
+    key: str | None,
+    ids: list[str] | None = None,
+) -> Any:
+    from schemas import Rejection
+    from services.operator_cli.dead_letters import Filter
+
+    if error_class is not None and error_class not in {*(r.value for r in Rejection), "unknown"}:
+        raise UsageError(
+            f"--class: there is no error class {error_class}; there are "
+            f"{', '.join(r.value for r in Rejection)}"
+        )
+    return Filter(error_class, partition, since, until, key, frozenset(ids or ()))
+
+
+@dlq.command(
+    "list",
+    epilog=examples("dlq list", "dlq list --class unknown-user --from -24h -o json", "dlq list --all"),
+)
+def dlq_list(
+    error_class: ClassOption = None,
+    partition: PartitionOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    key: KeyOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also those that were redriven or dropped.")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List dead letters that wait, by error class and newest first."""
+    from services.operator_cli import dead_letters
+    from services.runtime.database import connected
+
+    settings = current_settings()
+    wanted = _filter(error_class, partition, since, until, key)
+
+    async def work() -> Any:
+        async with connected(settings) as db:
+            return await dead_letters.find(settings, db, wanted, handled=everything)
+
+    dead_letters.show_list(asyncio.run(work()), as_json=output is Output.JSON)
+
+
+@dlq.command("show", epilog=examples("dlq show 0:4", "dlq show 0:4 -o json"))
+def dlq_show(
+    identifier: Annotated[
+        str, typer.Argument(metavar="ID", help="Partition and offset of its event, as `dlq list` shows it.")
+    ],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one dead letter with what it holds and all that it went through."""
+    from services.operator_cli import dead_letters
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> Any:
+        async with connected(settings) as db:
+            return await dead_letters.find(settings, db, dead_letters.Filter(), handled=True)
+
+    letter = dead_letters.one_of(asyncio.run(work()), identifier)
+    dead_letters.show_one(letter, as_json=output is Output.JSON)
+
+
+@dlq.command(
+    "redrive",
+    epilog=examples(
+        "dlq redrive --class unknown-user", "dlq redrive --class unknown-user --rate 50 --execute"
+    ),
+)
+def dlq_redrive(
+    error_class: ClassOption = None,
+    partition: PartitionOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    key: KeyOption = None,
+    ids: IdOption = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="The most that are sent in a second.")] = 200.0,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Send dead letters to their topic again, once what refused them is mended.
+
+    Key, value, headers and event id stay. Interrupted, it can be run again: nothing is sent twice. What
+    fails again comes back as one dead letter, with its history.
+    """
+    from services.operator_cli import dead_letters
+    from services.runtime.crashpoints import arm
+    from services.runtime.database import connected
+
+    settings = current_settings()
+    arm(settings.crash_at)
+    wanted = _filter(error_class, partition, since, until, key, ids)
+
+    async def work() -> tuple[Any, Any]:
+        async with connected(settings) as db, dead_letters.alone(db):
+            letters = await dead_letters.find(settings, db, wanted)
+            able = [letter for letter in letters if letter.source.topic == settings.topic]
+            if not execute:
+                return (letters, able), None
+            with progress("sending again", "letters", len(able)) as advance:
+                return (letters, able), await dead_letters.redrive(settings, db, able, rate, advance)
+
+    (letters, able), outcome = asyncio.run(work())
+    if len(able) < len(letters):
+        say(
+            f"[yellow]{len(letters) - len(able):,} do not say that they come from {settings.topic}: they "
+            "stay[/]"
+        )
+    if output is Output.JSON:
+        print_json(
+            {
+                "matching": len(letters),
+                "executed": execute,
+                "sent": outcome.sent if outcome else 0,
+                "sent_before": outcome.found_sent if outcome else 0,
+                "ids": [str(letter.source) for letter in able],
+            }
+        )
+    elif outcome is None:
+        dead_letters.show_list(able, as_json=False)
+    if outcome is None:
+        say(f"{len(able):,} would be sent to {settings.topic}, at most {rate:g} a second")
+        not_executed()
+    else:
+        again = f", {outcome.found_sent:,} had been sent before" if outcome.found_sent else ""
+        say(f"[green]done[/]: {outcome.sent:,} sent again{again}")
+
+
+@dlq.command(
+    "drop", epilog=examples("dlq drop --class not-json --to -24h", "dlq drop --class not-json --execute")
+)
+def dlq_drop(
+    error_class: ClassOption = None,
+    partition: PartitionOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    key: KeyOption = None,
+    ids: IdOption = None,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
+    from services.operator_cli import dead_letters
+    from services.runtime.database import connected
+
+    settings = current_settings()
+    wanted = _filter(error_class, partition, since, until, key, ids)
+
+    async def work() -> Any:
+        async with connected(settings) as db, dead_letters.alone(db):
+            letters = await dead_letters.find(settings, db, wanted)
+            if execute:
+                await dead_letters.drop(db, letters)
+            return letters
+
+    letters = asyncio.run(work())
+    if output is Output.JSON:
+        print_json({"matching": len(letters), "executed": execute, "ids": [str(x.source) for x in letters]})
+    elif not execute:
+        dead_letters.show_list(letters, as_json=False)
+    if execute:
+        say(f"[green]done[/]: {len(letters):,} dropped")
+    else:
+        not_executed()
+
+
+# --- people and keys -----------------------------------------------------------------------------------
+
+
+def erase(
+    user: Annotated[str, typer.Argument(help="A person: id, tracking id or e-mail address.")],
+    execute: ExecuteOption = False,
+    even_if_unknown: Annotated[
+        bool, typer.Option("--even-if-unknown", help="Also where nothing is known of such an id (any more).")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Forget a person: completions, progress, sessions, journeys and counts, outbox and dead letters.
+
+    A `user-erased` event in the topic keeps it so under replay and on other consumers. Doing it again is
+    harmless.
+    """
+    from services.operator_cli import erase as erasing
+    from services.runtime.crashpoints import arm
+
+    settings = current_settings()
+    arm(settings.crash_at)
+    work = (
+        erasing.erase(settings, user, unknown_too=even_if_unknown)
+        if execute
+        else erasing.plan(settings, user)
+    )
+    erasing.report(asyncio.run(work), as_json=output is Output.JSON)
+
+
+@keys.command(
+    "create", epilog=examples("keys create --organization org_demo --name dashboard --expires-in 90d")
+)
+def keys_create(
+    organization: Annotated[str, typer.Option(help="Id of the organization whose figures it opens.")],
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    expires_in: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DURATION", parser=parse_duration, help="How long it is valid; else until revoked."
+        ),
+    ] = None,
+) -> None:
+    """Make a key and print it: it is shown this once, and kept as a hash alone."""
+    from services.operator_cli import keys as api_keys
+    from services.operator_cli.options import told_time
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> api_keys.Key:
+        async with connected(settings) as db:
+            return await api_keys.create(db, organization, name, expires_in)
+
+    key = asyncio.run(work())
+    typer.echo(key.text)
+    until = (
+        "until it is revoked"
+        if key.expires_at is None
+        else f"until {told_time(key.expires_at.timestamp() * 1000)}"
+    )
+    say(f"[dim]its id is {key.id}; it is valid {until}. It is not shown again[/]")
+
+
+@keys.command("list", epilog=examples("keys list", "keys list --organization org_demo -o json"))
+def keys_list(
+    organization: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List keys, without their secrets."""
+    from services.operator_cli import keys as api_keys
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> None:
+        async with connected(settings) as db:
+            await api_keys.show_all(db, organization, as_json=output is Output.JSON)
+
+    asyncio.run(work())
+
+
+@keys.command("revoke", epilog=examples("keys revoke 1f9c3a7b20de", "keys revoke 1f9c3a7b20de --execute"))
+def keys_revoke(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the key itself.")],
+    execute: ExecuteOption = False,
+) -> None:
+    """Make a key invalid, from now on."""
+    from services.operator_cli import keys as api_keys
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> dict[str, Any]:
+        async with connected(settings) as db:
+            found = await api_keys.find(db, identifier)
+            if execute:
+                await api_keys.revoke(db, found["id"])
+            return found
+
+    found = asyncio.run(work())
+    say(f"{found['id']} ({found['name'] or 'without a name'}) of {found['organization_id']}", markup=False)
+    if found["revoked_at"] is not None:
+        say("it was revoked before")
+    elif execute:
+        say("[green]done[/]: it opens nothing any more")
+    else:
+        not_executed()
+
+
+def backfill(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="CSV (.csv) or NDJSON: one completed step a line, with the fields of the event."),
+    ] = None,
+    from_progress: Annotated[
+        bool,
+        typer.Option("--from-progress", help="From the platform's walkthrough_progress, without a file."),
+    ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SLUG", help="Where people went of whom no session is known; one is made for each."
+        ),
+    ] = None,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Send completions from before Stepstream, as events with stable ids: doing it again changes nothing.
+
+    Without --execute it says what it would send, and what it cannot know.
+    """
+    from services.operator_cli import backfill as filling
+
+    if (file is None) != from_progress:
+        raise UsageError("name a file, or say --from-progress")
+    outcome = asyncio.run(filling.backfill(current_settings(), file, server, execute=execute))
+    filling.report(outcome, as_json=output is Output.JSON)

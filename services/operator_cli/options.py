@@ -1,0 +1,218 @@
+"""What the commands share: options, output, times, and how a plan is confirmed."""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import durationpy
+import typer
+from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.console import Group as Lines
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from services.runtime.settings import Settings
+
+#: For people: what a command says beside its result.
+console = Console(stderr=True, highlight=False)
+
+#: How wide results are where there is no terminal.
+_WIDE = 120
+#: Texts so short are never broken.
+_SHORT = 24
+
+
+class Output(StrEnum):
+    """How a command prints its result on stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+ExecuteOption = Annotated[
+    bool, typer.Option("--execute", help="Do it. Without this the plan is shown and nothing changes.")
+]
+
+
+def current_settings() -> "Settings":
+    """The settings of the environment."""
+    from services.runtime.settings import load_settings
+
+    return load_settings()
+
+
+# --- times ---------------------------------------------------------------------------------------------
+
+_AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
+_TIMES = (
+    "an RFC 3339 time (2026-11-24T09:00:00Z), seconds or milliseconds since the epoch, or -2h for two "
+    "hours ago"
+)
+
+
+def parse_time(text: str) -> int:
+    """A time of the command line in milliseconds since the epoch.
+
+    RFC 3339 with an offset; seconds or milliseconds since the epoch; or a duration before now: `-2h`,
+    `-1h30m`, `-7d`.
+
+    Raises:
+        typer.BadParameter: it is none of these.
+    """
+    if re.fullmatch(r"-\s*(\d+(\.\d+)?[a-z]+)+", text):
+        try:
+            return int((time.time() - durationpy.from_str(text[1:].strip()).total_seconds()) * 1000)
+        except durationpy.DurationError:
+            raise typer.BadParameter(f"`{text}` is not a time: give {_TIMES}") from None
+    if re.fullmatch(r"\d+", text):
+        number = int(text)
+        return number if number >= 100_000_000_000 else number * 1000
+    try:
+        return round(_AWARE.validate_python(text).timestamp() * 1000)
+    except ValidationError:
+        raise typer.BadParameter(f"`{text}` is not a time: give {_TIMES}") from None
+
+
+def parse_duration(text: str | float) -> float:
+    """A duration of the command line in seconds: `30s`, `10m`, `2h`, `90d`.
+
+    Raises:
+        typer.BadParameter: it is none.
+    """
+    if isinstance(text, float):  # a default
+        return text
+    try:
+        return float(durationpy.from_str(text).total_seconds())
+    except durationpy.DurationError:
+        raise typer.BadParameter(f"`{text}` is not a duration: give one like 30s, 10m, 2h or 90d") from None
+
+
+def time_option(name: str, help_: str) -> Any:
+    """An option that takes a time."""
+    return typer.Option(name, metavar="TIME", parser=parse_time, help=help_)
+
+
+def told_time(ms: float | None) -> str:
+    """A time in milliseconds as RFC 3339 in UTC, to the second."""
+    if ms is None:
+        return ""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def told_duration(seconds: float) -> str:
+    """A duration in its two largest units."""
+    parts = []
+    rest = int(seconds)
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2]) or "0s"
+
+
+# --- output --------------------------------------------------------------------------------------------
+
+
+def print_json(value: Any) -> None:
+    """The result for programs: one JSON document on stdout."""
+    typer.echo(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def print_result(what: RenderableType) -> None:
+    """The result for people, on stdout."""
+    _out().print(what)
+
+
+def _out() -> Console:
+    """Stdout; where it is no terminal and nobody says how wide, lines are not broken early."""
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
+    return Console(highlight=False, width=wide)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], shown: int | None = None
+) -> None:
+    """As `make_table`, on stdout; with `shown`, no more than so many rows."""
+    print_result(make_table(title, columns, rows[:shown]))
+    if shown is not None and len(rows) > shown:
+        typer.echo(f"and {len(rows) - shown:,} more; -o json lists them all")
+
+
+def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> RenderableType:
+    """A table for people: texts are shown as they are, numbers to the right."""
+    table = Table(header_style="dim", box=SIMPLE_HEAD, pad_edge=False)
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max((len(row[i]) for row in [columns, *cells]), default=0) for i in range(len(columns))]
+    keep = [w for w in widths if w <= _SHORT]
+    fits = sum(keep) + 3 * len(widths) <= _out().width
+    for number, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(r[number], int | float | None) for r in rows)
+        table.add_column(
+            name,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=fits and widths[number] <= _SHORT,
+        )
+    for row in cells:
+        table.add_row(*row)
+    return Lines(Text(title, style="bold", no_wrap=True), table) if title else table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else escape(safe(str(value)))
+
+
+def safe(text: str) -> str:
+    """A text of unknown origin for a terminal: control characters are shown, not sent."""
+    return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text)
+
+
+def many(count: int, noun: str) -> str:
+    """A number and its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def say(text: str, **style: Any) -> None:
+    """A line for people, on stderr."""
+    console.print(text, soft_wrap=True, **style)
+
+
+def not_executed() -> None:
+    """What ends a plan."""
+    say("[yellow]nothing was changed[/]: this is the plan; --execute carries it out")
+
+
+@contextmanager
+def progress(description: str, unit: str, total: int | None = None) -> Iterator[Any]:
+    """A progress bar on a terminal, nothing elsewhere; yields a function of (done, total)."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit, style="dim"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, completed=done, total=of)
+
+        yield advance

@@ -1,0 +1,144 @@
+"""Journeys and counts anew from completions and starts, beside the running aggregator.
+
+What differs is found in one snapshot and kept in tables of this session, which vanish with it however it
+ends. Then one transaction puts it right. Only that one makes the aggregator wait: it keeps others from
+writing journeys (reading goes on), leaves alone what the aggregator has counted since the snapshot, and
+marks the rest, so that whatever changed meanwhile is looked at again. Why this is exact:
+docs/decisions/0009-rebuild.md.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from services.journeys import Delta, Journey, accumulate
+from services.operator_cli.options import many, not_executed, print_json, say
+from services.operator_cli.survey import SQL, Progress, begin, find_cells, find_journeys
+from services.operator_cli.survey import prepare as prepare_survey
+from services.operator_cli.verify import LISTED, NO_LIMIT, show_cells, show_journeys
+from services.runtime.database import Connection, connected
+from services.runtime.settings import Settings
+from services.sankey_aggregator import store
+
+
+@dataclass
+class Rebuilt:
+    """What differed, and what became of it."""
+
+    journeys: int
+    transitions: list[dict[str, Any]]
+    endings: list[dict[str, Any]]
+    differing_journeys: list[dict[str, Any]]
+    transition_cells: int
+    ending_cells: int
+    executed: bool = False
+    #: Journeys that the aggregator had counted anew before the swap.
+    counted_meanwhile: int = 0
+    swap_seconds: float = 0.0
+
+    @property
+    def differing(self) -> int:
+        """How many cells and journeys differed."""
+        return self.journeys + self.transition_cells + self.ending_cells
+
+
+async def rebuild(
+    settings: Settings, *, execute: bool, progress: Progress = lambda *_: None, before_swap: Any = None
+) -> Rebuilt:
+    """Finds what differs, and with `execute` puts it right.
+
+    Args:
+        settings: where the database is.
+        execute: whether to change anything.
+        progress: told of parts done, of how many.
+        before_swap: shown what differs before anything changes.
+    """
+    async with connected(settings, _prepare, store.SERVER_SETTINGS, NO_LIMIT) as db:
+        async with db.transaction(isolation="repeatable_read"):
+            await begin(db, settings.topic)
+            await find_journeys(db, progress)
+            await find_cells(db)
+            found = await _found(db)
+        if before_swap is not None:
+            before_swap(found)
+        if execute and found.differing:
+            # The planner knows nothing of tables that were just filled.
+            await db.execute("analyze differing_journeys")
+            await _swap(db, found)
+        found.executed = execute
+        return found
+
+
+async def _prepare(connection: Connection) -> None:
+    await store.prepare(connection)
+    await prepare_survey(connection)
+
+
+async def _found(db: Connection) -> Rebuilt:
+    counts = await db.fetchrow(SQL["survey_counts"])
+    assert counts is not None  # noqa: S101 - one row, always
+    transitions = [dict(r) for r in await db.fetch(SQL["list_transitions"], LISTED)]
+    endings = [dict(r) for r in await db.fetch(SQL["list_endings"], LISTED)]
+    journeys = [dict(r) for r in await db.fetch(SQL["list_journeys"], LISTED)]
+    return Rebuilt(
+        counts["journeys"], transitions, endings, journeys, counts["transitions"], counts["endings"]
+    )
+
+
+async def _swap(db: Connection, found: Rebuilt) -> None:
+    async with db.transaction():
+        await db.execute(SQL["swap_lock"])
+        began = time.monotonic()
+        touched = await db.fetch(SQL["swap_touched"])
+        # Their counts moved from what was counted at the survey; the cells that were found say otherwise.
+        delta = Delta()
+        for walkthrough, *values in touched:
+            accumulate(delta, _journey(walkthrough, values[4:]), _journey(walkthrough, values[:4]))
+        await db.execute(SQL["swap_delete_journeys"])
+        await db.execute(SQL["swap_write_journeys"])
+        await db.execute(
+            SQL["swap_transitions"],
+            *_columns([(*key, *flow) for key, flow in delta.transitions.items()], 9),
+        )
+        await db.execute(SQL["swap_endings"], *_columns([(*key, n) for key, n in delta.endings.items()], 7))
+        await store.add_filled_deltas(db)
+        await db.execute(SQL["swap_mark"])
+        await db.execute(SQL["swap_freshness"])
+    found.swap_seconds = time.monotonic() - began
+    found.counted_meanwhile = len(touched)
+
+
+def _journey(walkthrough: str, values: list[Any]) -> Journey:
+    server, steps, times, started_at = values
+    if not server:  # contributes nothing, as in queries.sql
+        return Journey(walkthrough, None, (), ())
+    return Journey(walkthrough, server, steps or (), times or (), started_at)
+
+
+def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def show(found: Rebuilt) -> None:
+    """Tells what differs, on stdout."""
+    show_cells(found.transitions, found.endings)
+    show_journeys(found.differing_journeys)
+    say(
+        f"{many(found.transition_cells, 'transition cell')}, {many(found.ending_cells, 'ending cell')} and "
+        f"{many(found.journeys, 'journey')} differ from completions and starts"
+    )
+
+
+def report(found: Rebuilt, *, as_json: bool) -> None:
+    """Tells what was done."""
+    if as_json:
+        print_json(asdict(found) | {"differing": found.differing})
+    if not found.differing:
+        say("[bold green]nothing to do[/]: every cell equals what completions and starts say")
+    elif not found.executed:
+        not_executed()
+    else:
+        say(
+            f"[bold green]rebuilt[/]: the aggregator waited {found.swap_seconds:.2f} s for the swap; "
+            f"{found.counted_meanwhile:,} of the journeys it had counted anew itself meanwhile"
+        )

@@ -1,0 +1,316 @@
+"""Events again: a stopped group's offsets moved back, or a bounded range fed through without moving them.
+
+A replay never skips events: where the group is already before the wanted place, it stays. Whatever is read
+again changes nothing in the tables; it mends what a wrong version or a restored database lacks.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError
+from rich.markup import escape
+
+from services.completion_recorder import store as recorder_store
+from services.completion_recorder.handlers import Recorder
+from services.operator_cli.options import many, not_executed, print_json, print_table, say
+from services.runtime.database import close_pool, connected, load_queries, open_pool
+from services.runtime.errors import RefusedError, StepstreamError, UsageError
+from services.runtime.kafka import (
+    DEAD_LETTER_MAX_BYTES,
+    Record,
+    RenewedProducer,
+    connection,
+    unreachable,
+)
+from services.runtime.lag import RECORDER, look, reader
+from services.runtime.settings import Settings
+from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator.handlers import Aggregator
+
+SQL = load_queries(__file__)
+_COMMIT_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to begin: one of the three."""
+
+    time_ms: int | None = None
+    offset: int | None = None
+    beginning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where to stop, exclusively: a time or an offset; neither is where the group is."""
+
+    time_ms: int | None = None
+    offset: int | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an end before where the group is."""
+        return self.time_ms is not None or self.offset is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What becomes of a partition: it is read from `new` up to `until`.
+
+    `expired` is how many of the wanted events Kafka has removed; with `expired_at_most` it is known only that
+    there are no more than so many.
+    """
+
+    partition: int
+    present: int
+    new: int
+    until: int
+    events: int
+    expired: int
+    expired_at_most: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a replay would do."""
+
+    service: str
+    group: str
+    topic: str
+    bounded: bool
+    members: int
+    moves: list[Move]
+
+    @property
+    def events(self) -> int:
+        """How many events are read again."""
+        return sum(m.events for m in self.moves)
+
+
+async def make_plan(
+    settings: Settings, service: str, start: Start, end: End, partitions: Sequence[int] | None
+) -> Plan:
+    """Looks where the group is, and where it would be.
+
+    Raises:
+        UsageError: there is no such partition.
+        StepstreamError: Kafka cannot be reached.
+    """
+    (group,) = await look(settings, [service], ages=False)
+    chosen = [p for p in group.positions if partitions is None or p.partition in partitions]
+    if absent := set(partitions or ()) - {p.partition for p in group.positions}:
+        raise UsageError(
+            f"{settings.topic} has partitions 0 to {len(group.positions) - 1}, and no "
+            f"{', '.join(map(str, absent))}"
+        )
+    tps = {p.partition: TopicPartition(settings.topic, p.partition) for p in chosen}
+    starts = await _offsets_at(settings, tps.values(), start.time_ms)
+    ends = await _offsets_at(settings, tps.values(), end.time_ms)
+    moves = []
+    for p in chosen:
+        tp, present = tps[p.partition], p.next_offset
+        wanted, at_most = 0, False
+        if start.offset is not None:
+            wanted = start.offset
+        elif start.time_ms is not None:
+            # No offset: nothing is as new as that.
+            wanted = present if starts[tp] is None else starts[tp] or 0
+            # Everything there is is newer: what was before it may have been, too.
+            at_most = wanted == p.begin and p.begin > 0
+            wanted = 0 if at_most else wanted
+        until = present
+        if end.offset is not None:
+            until = min(present, end.offset)
+        elif end.time_ms is not None and ends[tp] is not None:
+            until = min(present, ends[tp] or 0)
+        new = min(max(wanted, p.begin), present)
+        expired = max(0, min(p.begin, until) - wanted)
+        moves.append(Move(p.partition, present, new, max(new, until), max(0, until - new), expired, at_most))
+    return Plan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
+
+
+async def _offsets_at(
+    settings: Settings, partitions: Iterable[TopicPartition], time_ms: int | None
+) -> dict[TopicPartition, int | None]:
+    """The first offset of each partition that came at the time or later."""
+    if time_ms is None:
+        return {}
+    try:
+        async with reader(settings) as consumer:
+            found = await consumer.offsets_for_times(dict.fromkeys(partitions, time_ms))
+    except KafkaError as error:
+        raise StepstreamError(f"Kafka does not say which offsets are of that time: {error}") from error
+    return {p: o.offset if o is not None else None for p, o in found.items()}
+
+
+def refuse_members(plan: Plan) -> None:
+    """Raises RefusedError while the group has members."""
+    if plan.members:
+        raise RefusedError(
+            f"the group {plan.group} has {many(plan.members, 'member')}: stop every {plan.service} "
+            "first (SIGTERM), then replay, then start them again. A killed one leaves its group after "
+            "STEPSTREAM_SESSION_TIMEOUT_SECONDS"
+        )
+
+
+async def refuse_gaps(settings: Settings, plan: Plan) -> None:
+    """Raises RefusedError where the database has not judged what lies before or in the range.
+
+    So it is with a database that is an older copy: a replay from later on would leave events out for good.
+    """
+    async with connected(settings) as db:
+        rows = await db.fetch(SQL["replay_recorded"], plan.topic)
+    recorded = {r["partition"]: r["next_offset"] for r in rows}
+    for move in plan.moves:
+        known = recorded.get(move.partition, 0)
+        needed = move.new if plan.service == RECORDER else move.until if plan.bounded else 0
+        if move.events and known < needed:
+            raise RefusedError(
+                f"partition {move.partition}: this database has judged events only up to offset {known:,}, "
+                "so "
+                f"what lies between there and {needed:,} would be left out: replay {RECORDER} from "
+                f"{known:,} or "
+                "before, without --to"
+            )
+
+
+async def execute(settings: Settings, plan: Plan, progress: Callable[[int, int], None]) -> int:
+    """Carries the plan out; returns how many events were fed through (0 where offsets were moved).
+
+    Raises:
+        RefusedError: the group has members.
+        StepstreamError: Kafka or the database cannot be reached.
+    """
+    refuse_members(plan)
+    if plan.bounded:
+        return await _feed(settings, plan, progress)
+    await _set_offsets(settings, plan)
+    return 0
+
+
+async def _set_offsets(settings: Settings, plan: Plan) -> None:
+    """Commits the new offsets as nobody's: the broker takes that only while the group has no members."""
+    moved = {TopicPartition(plan.topic, m.partition): m.new for m in plan.moves if m.new != m.present}
+    if not moved:
+        return
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=plan.group, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        consumer.assign(list(moved))
+        async with asyncio.timeout(_COMMIT_SECONDS):
+            await consumer.commit(moved)
+    except CommitFailedError:
+        raise RefusedError(
+            f"the group {plan.group} got members meanwhile, and nothing was moved: stop every {plan.service}"
+        ) from None
+    except TimeoutError:
+        raise StepstreamError(
+            f"Kafka did not answer in {_COMMIT_SECONDS:g} s; look at the plan again"
+        ) from None
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await consumer.stop()
+
+
+async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], None]) -> int:
+    """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
+    ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
+    recording = plan.service == RECORDER
+    store = recorder_store if recording else aggregator_store
+    pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
+    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
+    try:
+        handler: Recorder | Aggregator = (
+            Recorder(settings, pool, letters, asyncio.sleep)
+            if recording
+            else Aggregator(settings, pool, asyncio.sleep)
+        )
+        return await _read_ranges(settings, ranges, handler.handle, progress)
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await letters.stop()
+        await close_pool(pool)
+
+
+async def _read_ranges(
+    settings: Settings,
+    ranges: Mapping[TopicPartition, Move],
+    handle: Callable[[Sequence[Record], Callable[[Sequence[Record]], Awaitable[None]]], Awaitable[None]],
+    progress: Callable[[int, int], None],
+) -> int:
+    async def commit_nothing(_: Sequence[Record]) -> None:
+        pass
+
+    total = sum(m.events for m in ranges.values())
+    fed = 0
+    async with reader(settings, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
+        left = set(ranges)
+        consumer.assign(list(left))
+        for partition, move in ranges.items():
+            consumer.seek(partition, move.new)
+        while left:
+            batch: list[Record] = []
+            got = await consumer.getmany(timeout_ms=200, max_records=settings.batch_max_records)
+            for partition, records in got.items():
+                batch += [r for r in records if r.offset < ranges[partition].until]
+            if batch:
+                await handle(batch, commit_nothing)
+                fed += len(batch)
+                progress(fed, total)
+            for partition in list(left):
+                if await consumer.position(partition) >= ranges[partition].until:
+                    left.discard(partition)
+                    consumer.pause(partition)
+    return fed
+
+
+def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> None:
+    """Tells the plan, and whether it was carried out."""
+    if as_json:
+        print_json(
+            {
+                "service": plan.service,
+                "group": plan.group,
+                "topic": plan.topic,
+                "bounded": plan.bounded,
+                "members": plan.members,
+                "events": plan.events,
+                "partitions": [asdict(m) for m in plan.moves],
+                "executed": executed,
+            }
+        )
+    else:
+        columns = ("topic", "partition", "group is at", "from", "up to", "events", "expired")
+        rows = [
+            (
+                plan.topic,
+                m.partition,
+                m.present,
+                m.new,
+                m.until,
+                m.events,
+                f"up to {m.expired:,}" if m.expired and m.expired_at_most else m.expired,
+            )
+            for m in plan.moves
+        ]
+        what = "fed through again, the group stays" if plan.bounded else "read again by the group"
+        print_table(f"{plan.group}: {many(plan.events, 'event')} {what}", columns, rows)
+    if expired := sum(m.expired for m in plan.moves):
+        at_most = "up to " if any(m.expired_at_most and m.expired for m in plan.moves) else ""
+        say(
+            f"[yellow]{at_most}{expired:,} of the wanted events have expired[/]: Kafka has removed them, "
+            "and what "
+            "is there is read from its first event on. The completions that they made stay"
+        )
+    if not executed:
+        not_executed()
+    elif plan.bounded:
+        say(f"[green]done[/]: {fed:,} events were fed through; {escape(plan.group)} is where it was")
+    elif plan.events:
+        say(f"[green]done[/]: start {plan.service} again, and it reads {plan.events:,} events once more")
+    else:
+        say("[green]done[/]: there was nothing to move")

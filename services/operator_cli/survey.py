@@ -1,0 +1,204 @@
+"""What differs between completions, journeys and counts, found in one snapshot of the database.
+
+Two things are compared. *Counts against journeys*: the aggregator writes both in one transaction, so they
+agree at every moment, whatever is in flight. *Journeys against completions and starts*: a journey whose
+event or mark is still on its way differs, so `settle` looks at those again until the aggregator has passed
+them.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import asyncpg
+
+from services.runtime.database import Connection, load_queries
+from services.runtime.errors import StepstreamError
+from services.runtime.lag import AGGREGATOR, committed_offsets
+from services.runtime.settings import Settings
+
+SQL = load_queries(__file__)
+
+#: Rows of completions and starts that are looked at in one go: they fit into `work_mem`.
+_SHARE_ROWS = 500_000
+_WORK_MEM = "128MB"
+#: Users fall into so many classes by the hash of their id (queries.sql knows the number too).
+_CLASSES = 2**20
+#: More journeys than this are not looked at one by one.
+_LOOKED_AT_AGAIN = 50_000
+#: Without Kafka nobody knows what is in flight; this long, in seconds, differing journeys are looked at
+#: again.
+_WITHOUT_KAFKA = 5.0
+_LOOK_AGAIN = 0.2
+
+#: Told how many of how many parts are done.
+Progress = Callable[[int, int], None]
+_Key = tuple[str, str]
+
+
+class Horizon(NamedTuple):
+    """What the aggregator has to pass, for what a snapshot shows to be settled."""
+
+    newest_mark: int
+    next_offsets: dict[int, int]
+
+
+@dataclass
+class Unsettled:
+    """Why journeys may be in flight, or that they are not."""
+
+    #: Journeys that differed and were right at a later look.
+    in_flight: int = 0
+    #: Whether all that still differ is known to be wrong.
+    certain: bool = True
+    reasons: list[str] = field(default_factory=list)
+
+
+async def prepare(connection: Connection) -> None:
+    """Makes the session's temporary tables; they vanish with it."""
+    await connection.execute(SQL["create_survey"])
+
+
+async def begin(connection: Connection, topic: str) -> Horizon:
+    """The first statements in the survey's transaction, which is repeatable read."""
+    await connection.execute(f"set local work_mem = '{_WORK_MEM}'")
+    return await _horizon(connection, topic)
+
+
+async def find_journeys(connection: Connection, progress: Progress, sample: float = 100.0) -> int:
+    """Fills `differing_journeys`, share by share of all users, so that memory stays bounded.
+
+    Args:
+        connection: in the survey's transaction.
+        progress: told after each share.
+        sample: the percentage of users that is looked at.
+
+    Returns:
+        How many journeys differ.
+    """
+    classes = max(1, round(_CLASSES * sample / 100))
+    rows = await connection.fetchval(SQL["survey_size"])
+    shares = max(1, math.ceil(rows * sample / 100 / _SHARE_ROWS))
+    bounds = [classes * i // shares for i in range(shares + 1)]
+    for number, (low, high) in enumerate(itertools.pairwise(bounds), start=1):
+        await connection.execute(SQL["survey_journeys"], low, high - 1)
+        progress(number, shares)
+    return int(await connection.fetchval("select count(*) from differing_journeys"))
+
+
+async def find_cells(connection: Connection) -> None:
+    """Fills `differing_transitions` and `differing_endings`.
+
+    What a cell should hold is what the journeys contribute, the differing ones as their rows say.
+    """
+    for name in ("survey_transitions", "survey_endings"):
+        await connection.execute(SQL[name])
+
+
+async def settle(
+    survey: Connection, fresh: Connection, settings: Settings, horizon: Horizon, seconds: float
+) -> Unsettled:
+    """Leaves in `differing_journeys` those that are wrong, and not only on their way.
+
+    Args:
+        survey: the connection of the survey.
+        fresh: another one, to look at what is there now.
+        settings: where the aggregator's group is.
+        horizon: as of the survey's snapshot.
+        seconds: how long to wait for the aggregator.
+    """
+    outcome = Unsettled()
+    #: Journeys that may be on their way, each as its rows were when the horizon was.
+    waiting = {_key(row): _state(row) for row in await survey.fetch(SQL["survey_rows"])}
+    suspected: set[_Key] = set()
+    deadline = time.monotonic() + seconds
+    while waiting:
+        passed, trouble = await _passed(fresh, settings, horizon)
+        if trouble and trouble.startswith("Kafka"):
+            deadline = min(deadline, time.monotonic() + _WITHOUT_KAFKA)
+        if len(waiting) > _LOOKED_AT_AGAIN:
+            still, later = waiting, horizon
+        else:
+            still, later = await _look_again(fresh, settings.topic, waiting)
+        right = [key for key in waiting if key not in still]
+        await survey.execute(SQL["survey_forget"], [u for u, _ in right], [w for _, w in right])
+        outcome.in_flight += len(right)
+        if passed:
+            # Passed, and neither changed nor counted, twice in a row: that is wrong. (Once is not enough:
+            # rows may have changed and changed back.) What has changed is on its way again.
+            same = {key for key, state in still.items() if waiting[key] == state}
+            waiting = {key: state for key, state in still.items() if key not in same & suspected}
+            suspected, horizon = same, later
+        else:
+            waiting = {key: waiting[key] for key in still}
+        if waiting and (trouble == "no members" or time.monotonic() > deadline):
+            outcome.certain = False
+            outcome.reasons.append(_why_unsettled(trouble, seconds))
+            break
+        if waiting:
+            await asyncio.sleep(_LOOK_AGAIN)
+    return outcome
+
+
+def _why_unsettled(trouble: str | None, seconds: float) -> str:
+    if trouble == "no members":
+        return (
+            "the sankey-aggregator has not passed the newest events or marks, and none is running: start it, "
+            "and verify again"
+        )
+    if trouble:
+        return f"whether they are only on their way is not known: {trouble}"
+    return (
+        f"the sankey-aggregator did not get through what was waiting in {seconds:g} s (`stepstream lag` "
+        "shows "
+        "how far it is); verify again, or with a longer --wait"
+    )
+
+
+async def _look_again(
+    fresh: Connection, topic: str, states: dict[_Key, Any]
+) -> tuple[dict[_Key, Any], Horizon]:
+    async with fresh.transaction(isolation="repeatable_read", readonly=True):
+        later = await _horizon(fresh, topic)
+        rows = await fresh.fetch(SQL["look_again"], [u for u, _ in states], [w for _, w in states])
+    return {_key(row): _state(row) for row in rows}, later
+
+
+async def _passed(fresh: Connection, settings: Settings, horizon: Horizon) -> tuple[bool, str | None]:
+    """Whether the aggregator has passed the horizon; and what keeps it from it, where that is known."""
+    marks = await fresh.fetchval(SQL["marks_up_to"], horizon.newest_mark)
+    try:
+        group = await committed_offsets(settings, AGGREGATOR)
+    except StepstreamError as error:
+        return False, f"Kafka is away ({error})"
+    behind = any(group.committed.get(p, 0) < offset for p, offset in horizon.next_offsets.items())
+    if not behind and not marks:
+        return True, None
+    return False, None if group.members else "no members"
+
+
+async def _horizon(connection: Connection, topic: str) -> Horizon:
+    row = await connection.fetchrow(SQL["horizon"], topic)
+    assert row is not None  # noqa: S101 - one row, always
+    return Horizon(row["newest_mark"], dict(zip(row["partitions"], row["next_offsets"], strict=True)))
+
+
+def _key(row: asyncpg.Record) -> _Key:
+    return row["mcp_server_user_id"], row["walkthrough_id"]
+
+
+def _state(row: asyncpg.Record) -> tuple[Any, ...]:
+    """The journey's rows, and what is counted of it."""
+    return tuple(
+        (
+            row[f"{which}_server_id"],
+            row[f"{which}_started_at"],
+            tuple(row[f"{which}_step_ids"] or ()),
+            tuple(row[f"{which}_completed_at"] or ()),
+        )
+        for which in ("expected", "counted")
+    )

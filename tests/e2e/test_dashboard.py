@@ -1,0 +1,424 @@
+"""The dashboard in a real browser: what it shows is what a plain walk over the rows says, by mouse and by keys."""
+
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
+
+from tests.support.crowd import WALKTHROUGH, gather
+from tests.support.figures import DAY, Figures
+from tests.support.world import Api, World, completed, eventually
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def full(addresses: tuple[str, str], template: str) -> AsyncIterator[World]:
+    world = await World.make(*addresses, template)
+    try:
+        await gather(world)
+        await world.offer("wt_empty", ("x", "y"))
+        yield world
+    finally:
+        await world.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(full: World) -> Api:
+    return await full.start_api()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        await opened.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, api: Api) -> AsyncIterator[Page]:
+    """A page that must not complain, nor ask anybody else for anything."""
+    context = await browser.new_context(viewport=WIDE, reduced_motion="reduce")  # type: ignore[arg-type]
+    opened = await context.new_page()
+    complaints: list[str] = []
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on(
+        "request",
+        lambda r: None if r.url.startswith((api.url, "blob:", "data:")) else complaints.append(r.url),
+    )
+    yield opened
+    await context.close()
+    assert complaints == []
+
+
+async def show(page: Page, api: Api, query: str = f"?w={WALKTHROUGH}") -> None:
+    await page.goto("about:blank")
+    await page.goto(f"{api.url}/{query}#key={api.key}")
+
+
+async def flow(page: Page, api: Api, more: str = "") -> None:
+    await show(page, api, f"?w={WALKTHROUGH}&detail=0{more}")
+    await page.wait_for_selector(".sankey .node")
+
+
+async def drawn(page: Page) -> dict[tuple[int, str], int]:
+    """(place, title) of each step that is drawn, to its people, as a screen reader is told."""
+    found = {}
+    for label in await page.locator(".node").evaluate_all(
+        "all => all.map(n => n.getAttribute('aria-label'))"
+    ):
+        if match := re.match(r"title of (\w), place (\d+): ([\d,]+) pe", label):
+            found[int(match[2]) - 1, match[1]] = int(match[3].replace(",", ""))
+    return found
+
+
+def nodes(of: Figures, **view: Any) -> dict[tuple[int, str], int]:
+    counts: Counter[tuple[int, str]] = Counter()
+    for shown in of.shown(**view):
+        counts.update(enumerate(shown.steps))
+    return dict(counts)
+
+
+async def test_without_a_key_it_asks_for_one_and_says_when_it_is_wrong(page: Page, api: Api) -> None:
+    await page.goto(f"{api.url}/")
+    await page.get_by_label("API key of your organization").fill("sst_wrong_key")
+    await page.get_by_role("button", name="Show the figures").click()
+    await expect(page.get_by_role("alert")).to_contain_text("not good")
+    await page.get_by_label("API key of your organization").fill(api.key)
+    await page.get_by_role("button", name="Show the figures").click()
+    await expect(page.get_by_role("heading", name="Walkthroughs of org")).to_be_visible()
+    await page.reload()
+    await expect(page.get_by_role("heading", name="Walkthroughs of org")).to_be_visible()
+    await page.get_by_role("button", name="Forget key").click()
+    await expect(page.get_by_label("API key of your organization")).to_be_visible()
+
+
+async def test_a_key_behind_the_address_is_taken_out_of_it(page: Page, api: Api) -> None:
+    await show(page, api, "")
+    await expect(page.get_by_role("heading", name="Walkthroughs of org")).to_be_visible()
+    assert "sst_" not in page.url
+
+
+async def test_every_number_of_the_flow_is_what_a_plain_walk_says(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    assert await drawn(page) == nodes(truth)
+    outcomes = Counter(truth.outcome(w) for w in truth.walks)
+    figures = page.get_by_role("list", name="Key figures")
+    await expect(figures.get_by_role("listitem").first).to_have_text(f"{len(truth.walks)}started")
+    await expect(figures).to_contain_text(f"finished ({outcomes['finished']})")
+    await expect(figures.locator(".in_progress b")).to_have_text(str(outcomes["in_progress"]))
+    await expect(figures.locator(".dropped b")).to_have_text(str(outcomes["dropped"]))
+    # The same as a table.
+    await page.get_by_role("button", name="Table").click()
+    rows = await page.locator("tbody tr").evaluate_all(
+        "all => all.map(r => [...r.cells].map(c => c.innerText))"
+    )
+    wanted = Counter(
+        (f"title of {a}" if a else "Start", f"title of {b}", str(p + 1), str(n))
+        for (p, a, b), (n, _, _) in truth.links().items()
+    )
+    assert Counter(tuple(r[:4]) for r in rows if r[1].startswith("title")) == wanted
+    assert sum(int(r[3]) for r in rows if r[1] in {"Finished", "Stopped", "In progress"}) == len(truth.walks)
+
+
+async def test_a_click_pins_the_paths_through_a_step_and_escape_clears(
+    page: Page, api: Api, full: World
+) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    await page.locator('.node[data-id="1:step:b"]').click()
+    through = nodes(truth, through=["1:b"])
+    await expect(page.locator('.node[data-id="0:step:a"] .figure')).to_contain_text(
+        f"{through[0, 'a']} of {nodes(truth)[0, 'a']}"
+    )
+    assert "pin=1%3Ab" in page.url
+    await page.reload()
+    await expect(page.locator('.node[data-id="1:step:b"]')).to_have_class(re.compile("pinned"))
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".node.pinned")).to_have_count(0)
+    assert "pin" not in page.url
+
+
+async def test_the_whole_sankey_is_one_tab_stop_and_arrows_walk_it(page: Page, api: Api) -> None:
+    await flow(page, api)
+    stops = await page.locator(".sankey svg [tabindex='0']").count()
+    assert stops == 1
+
+    async def here() -> str:
+        return await page.evaluate("document.activeElement.getAttribute('data-id') || ''")
+
+    await page.get_by_role("button", name="Download CSV").focus()
+    await page.keyboard.press("Tab")
+    assert await here() == "start"
+    await page.keyboard.press("Tab")
+    assert not await page.evaluate("document.activeElement.closest('.sankey')")
+    await page.keyboard.press("Shift+Tab")
+    assert await here() == "start"
+    await page.keyboard.press("ArrowRight")
+    link = await here()
+    assert link.startswith("start→0:step:")
+    await page.keyboard.press("ArrowRight")
+    first = await here()
+    assert first == link.split("→")[1]
+    await page.keyboard.press("ArrowDown")
+    assert (await here()) != first
+    await page.keyboard.press("ArrowUp")
+    assert await here() == first
+    assert await page.locator(".sankey svg [tabindex='0']").count() == 1
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".node.pinned")).to_have_count(1)
+    await expect(page.locator(".sankey [role=status]")).to_contain_text("people")
+    await page.keyboard.press("m")
+    await expect(page.get_by_role("complementary").get_by_role("button").first).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(page.locator(".node.pinned")).to_have_count(0)
+
+
+async def test_a_tooltip_tells_of_what_is_pointed_at(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    await page.locator('.node[data-id="0:step:a"] .bar').hover()
+    tip = page.locator(".tip")
+    await expect(tip).to_contain_text(f"People{nodes(truth)[0, 'a']}")
+    await expect(tip).to_contain_text("Mean time before it")
+    assert await page.locator(".flow.faint").count() > 0
+
+
+async def test_start_end_and_hide_from_the_panel(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    for button, query, view in (
+        ("Start here", "start=b", {"start_at": "b"}),
+        ("End here", "end=b", {"end_at": "b"}),
+        ("Hide this step", "hide=b", {"exclude": ["b"]}),
+    ):
+        await flow(page, api)
+        await page.locator('.node[data-id="1:step:b"]').click()
+        await page.get_by_role("button", name=button).click()
+        await expect(page.locator(".chip")).to_have_count(1)
+        assert query in page.url
+
+        async def is_so(view: Any = view) -> bool:
+            return await drawn(page) == nodes(truth, **view)
+
+        await eventually(is_so, button, 15)
+        await page.locator(".chip").click()
+
+        async def is_whole() -> bool:
+            return await drawn(page) == nodes(truth)
+
+        await eventually(is_whole, "whole again", 15)
+
+
+async def test_small_steps_fold_into_other_and_it_opens(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await show(page, api, f"?w={WALKTHROUGH}&detail=3")
+    await page.wait_for_selector(".node.other")
+    other = page.locator(".node.other").first
+    place = int((await other.get_attribute("data-id") or "").split(":")[0])
+    await other.click()
+    await page.get_by_role("button", name=re.compile(r"Show these \d steps")).click()
+    await expect(page.locator(f'.node.other[data-id="{place}:other"]')).to_have_count(0)
+    here = {step: n for (p, step), n in nodes(truth).items() if p == place}
+
+    async def is_so() -> bool:
+        return {s: n for (p, s), n in (await drawn(page)).items() if p == place} == here
+
+    await eventually(is_so, "opened", 15)
+
+
+async def test_from_a_figure_to_the_people_to_what_they_did(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    await page.locator('.node[data-id="1:step:b"]').click()
+    await page.get_by_role("button", name="People who did not go on").click()
+    wanted = {
+        w.user
+        for w in truth.walks
+        if len(w.steps) == 2 and w.steps[1] == "b" and truth.outcome(w) != "finished"
+    }
+    await expect(page.locator("tbody tr")).to_have_count(len(wanted))
+    assert set(await page.locator("tbody th").all_inner_texts()) == wanted
+    await page.locator("tbody th button").first.click()
+    walk = next(w for w in truth.walks if w.user in page.url.split("journey=")[1])
+    await expect(page.locator(".timeline li.completed")).to_have_count(len(walk.steps))
+    await page.locator(".timeline .gap button").first.click()
+    await expect(page.get_by_role("heading", name=re.compile("Session"))).to_be_visible()
+    await page.go_back()
+    await expect(page.locator(".timeline li.completed")).to_have_count(len(walk.steps))
+
+
+async def test_who_stopped_before_a_step_on_a_day(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await show(page, api, f"?w={WALKTHROUGH}&tab=people")
+    await page.get_by_label("Stand").select_option("c")
+    await page.get_by_label("Outcome").select_option(label="not finished")
+    await page.get_by_role("button", name="Yesterday").click()
+    yesterday = int(time.time() * 1000) // DAY - 1
+    wanted = {
+        w.user
+        for w in truth.walks
+        if truth.next_step(w) == "c" and truth.outcome(w) != "finished" and w.last_at // DAY == yesterday
+    }
+    if wanted:
+        await expect(page.locator("tbody tr")).to_have_count(len(wanted))
+        assert set(await page.locator("tbody th").all_inner_texts()) == wanted
+    else:
+        await expect(page.get_by_text("No journey is like that")).to_be_visible()
+
+
+async def test_where_most_people_stop_and_which_step_is_slowest(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await show(page, api, f"?w={WALKTHROUGH}&tab=steps")
+    findings = page.locator(".findings")
+    steps = truth.steps()
+    most = max(s["dropped_here"] for s in steps.values())
+    await expect(findings).to_contain_text(f"{most} people")
+    slowest = max(steps, key=lambda s: steps[s]["median_ms"] or 0)
+    await expect(findings).to_contain_text(f"title of {slowest}")
+    rows = await page.locator("tbody tr").evaluate_all(
+        "all => all.map(r => [...r.cells].map(c => c.innerText))"
+    )
+    assert [(int(r[1]), int(r[2]), int(r[4]), int(r[5])) for r in rows] == [
+        (s["reached"], s["completed"], s["dropped_here"], s["in_progress_here"]) for s in steps.values()
+    ]
+
+
+async def test_two_servers_side_by_side(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await show(page, api, f"?w={WALKTHROUGH}&tab=compare&detail=0")
+    await expect(page.locator(".findings")).to_contain_text("on A (srv_1)")
+    await expect(page.locator(".sankey")).to_have_count(2)
+    sides = [truth.only(lambda w, s=s: w.server == s) for s in ("srv_1", "srv_2")]
+    for i, side in enumerate(sides):
+        start = page.locator(".sankey").nth(i).locator('.node[data-id="start"]')
+        await expect(start).to_have_attribute("aria-label", re.compile(f"Start: {len(side.walks)} people"))
+
+
+async def test_servers_and_days_narrow_everything(page: Page, api: Api, full: World) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    await page.get_by_role("button", name="srv_2").click()
+    await page.get_by_role("button", name="7 days").click()
+    since = int(time.time() * 1000) // DAY - 6
+    of = truth.only(lambda w: w.server == "srv_2" and w.began_at // DAY >= since)
+
+    async def is_so() -> bool:
+        return await drawn(page) == nodes(of)
+
+    await eventually(is_so, "narrowed", 15)
+    assert "server=srv_2" in page.url
+    assert "period=7" in page.url
+
+
+async def test_a_change_appears_by_itself_and_nothing_jumps(page: Page, api: Api, full: World) -> None:
+    await flow(page, api)
+    figures = page.get_by_role("list", name="Key figures").get_by_role("listitem").first
+    before = int((await figures.inner_text()).split()[0])
+    await page.locator('.node[data-id="0:step:a"]').click()
+    await page.evaluate("window.scrollTo(0, 120)")
+    places = (
+        "all => Object.fromEntries(all.map(n => [n.dataset.id, n.querySelector('.bar').getAttribute('x')]))"
+    )
+    drawn_before = await page.locator(".node").evaluate_all(places)
+    scrolled = await page.evaluate("window.scrollY")
+    await expect(page.locator(".freshness")).to_contain_text("Exact now")
+    await full.people(["newcomer"])
+    await full.insert(completed("newcomer", "a", int(time.time() * 1000)))
+    await full.drain_marks()
+    await expect(figures).to_have_text(f"{before + 1}started", timeout=15_000)
+    await expect(page.locator('.node[data-id="start"]')).to_have_attribute(
+        "aria-label", re.compile(f"Start: {before + 1} people"), timeout=15_000
+    )
+    assert await page.evaluate("window.scrollY") == scrolled
+    assert await page.locator(".node").evaluate_all(places) == drawn_before
+    await expect(page.locator(".panel")).to_be_visible()
+    await expect(page.locator(".node.pinned")).to_have_count(1)
+
+
+async def test_what_is_not_there_is_said(page: Page, api: Api) -> None:
+    await show(page, api, "?w=wt_empty")
+    await expect(page.get_by_text("Nobody has begun this walkthrough yet")).to_be_visible()
+    await show(page, api, "?w=wt_nope")
+    await expect(page.get_by_role("alert").first).to_contain_text("no walkthrough with the id `wt_nope`")
+    await show(page, api, f"?w={WALKTHROUGH}&period=custom&from=1999-01-01&to=1999-01-02")
+    await expect(page.get_by_text("No journey is in these days")).to_be_visible()
+
+
+async def test_when_the_server_is_away_it_says_so_and_comes_back(page: Page, api: Api) -> None:
+    await flow(page, api)
+    await page.context.set_offline(True)
+    await page.get_by_role("button", name="30 days").click()
+    await expect(page.get_by_role("alert").first).to_contain_text("does not answer")
+    await page.context.set_offline(False)
+    await expect(page.locator(".sankey .node").first).to_be_visible(timeout=20_000)
+
+
+async def test_while_it_loads_it_says_so(page: Page, api: Api) -> None:
+    async def hold(_: Route) -> None:
+        """Answers nothing, until it is taken away."""
+
+    await page.route("**/sankey*", hold)
+    await show(page, api)
+    await expect(page.locator("section .loading")).to_be_visible()
+    await page.unroute("**/sankey*")
+    await expect(page.locator(".sankey .node").first).to_be_visible()
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: Any) -> None:
+    context = await browser.new_context(viewport=size, color_scheme=theme, reduced_motion="reduce")
+    page = await context.new_page()
+    try:
+        for name, query, ready in (
+            ("key", None, ".key-screen"),
+            ("overview", "", "table"),
+            ("flow", f"?w={WALKTHROUGH}", ".node"),
+            ("pinned", f"?w={WALKTHROUGH}&pin=1:b", ".node.pinned"),
+            ("table", f"?w={WALKTHROUGH}&table=1", "section tbody"),
+            ("steps", f"?w={WALKTHROUGH}&tab=steps", ".findings"),
+            ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
+            ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
+            ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),
+            ("journey", f"?w={WALKTHROUGH}&tab=people&journey=u001", ".timeline"),
+            ("empty", "?w=wt_empty", ".empty"),
+        ):
+            await page.goto("about:blank")
+            await page.goto(f"{api.url}/" if query is None else f"{api.url}/{query}#key={api.key}")
+            await page.wait_for_selector(ready)
+            if name == "pinned":
+                await page.locator(".node.pinned").focus()
+                await page.keyboard.press("m")
+            found = await Axe().run(page)
+            problems = [(v["id"], n["html"][:160]) for v in found.response["violations"] for n in v["nodes"]]
+            assert problems == [], (name, problems[:6])
+            # Nothing is wider than the page.
+            wide = await page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert wide <= 0, name
+    finally:
+        await context.close()
+
+
+async def test_nothing_moves_for_whoever_wants_that(page: Page, api: Api) -> None:
+    await flow(page, api)
+    moving = await page.evaluate(
+        "[...document.querySelectorAll('*')].filter(e => getComputedStyle(e).transitionDuration !== '0s').length"
+    )
+    assert moving == 0

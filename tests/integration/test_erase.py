@@ -1,0 +1,220 @@
+"""Forgetting a person: nothing of them is left, and nothing brings it back."""
+
+import json
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from services.completion_recorder import store
+from services.completion_recorder.judge import read
+from services.runtime.kafka import next_offsets
+from tests.support.agents import agent
+from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, started
+
+pytestmark = pytest.mark.integration
+
+DAY = 86_400_000
+
+
+def erased(user: str, **other: Any) -> dict[str, Any]:
+    return {
+        "type": "user-erased",
+        "event_id": "0192f4c9-11d2-4c40-9a3b-7e8f90a1b2c3",
+        "mcp_server_user_id": user,
+        "erased_at": 5,
+    } | other
+
+
+async def traces(world: World, user: str) -> dict[str, int]:
+    """In how many rows of which tables the person's id is found, whichever column it is in."""
+    columns = await world.db.fetch(
+        "select table_name, column_name from information_schema.columns where table_schema = 'public'"
+        " and data_type in ('text', 'jsonb') and table_name <> 'erased_users'"
+    )
+    found: dict[str, int] = {}
+    for table, column in columns:
+        count = await world.db.fetchval(
+            f"select count(*) from {table} where position($1 in {column}::text) > 0", user
+        )
+        if count:
+            found[f"{table}.{column}"] = count
+    return found
+
+
+async def fill(world: World) -> list[Message | dict[str, Any]]:
+    """Ann and bob, with rows everywhere and dead letters."""
+    await world.offer()
+    await world.people(["ann-who-leaves", "bob"])
+    await world.db.execute(
+        "update mcp_server_user set distinct_id = 'visitor-1', email = 'ann@example.org' where id = 'ann-who-leaves';"
+        "insert into walkthrough_progress (id, mcp_server_user_id, walkthrough_id, completed_steps)"
+        " values ('wtp_1', 'ann-who-leaves', 'wt_a', '[\"a\"]');"
+        "insert into mcp_user_identities values ('issuer', 'subject', 'ann-who-leaves');"
+        "insert into outbox_set_aside values (7, 'ann-who-leaves', '{}', '{}', now(), now(), 'too large')"
+    )
+    return [
+        *(completed(p, s, i * DAY) for p in ("ann-who-leaves", "bob") for i, s in enumerate("abc")),
+        started("ann-who-leaves", 0),
+        Message(b"ann-who-leaves", b"not json"),
+        Message.of(completed("ann-who-leaves", "unknown", 4)),
+        Message(None, json.dumps(completed("ann-who-leaves", "no", 4)).encode()),
+        Message(b"bob", b"not json either", [("h", b"\xff")]),
+    ]
+
+
+async def test_everything_goes_and_stays_gone_under_replay(world: World) -> None:
+    events = await fill(world)
+    await world.produce(events)
+    services = world.start_both()
+    await world.drained()
+    bobs = [(r.key, r.value, r.headers) for r in await world.dead_letters() if r.key == b"bob"]
+    assert len(await world.dead_letters()) == 4
+    await world.put_in_outbox(
+        [("ann-who-leaves", json.dumps(completed("ann-who-leaves", "d", 9))), ("bob", "{}")]
+    )
+    assert len(await traces(world, "ann-who-leaves")) > 8
+
+    plan = await world.invoke("erase", "visitor-1", "-o", "json")
+    assert plan.returncode == 0
+    expected = {
+        "completions": 3,
+        "starts": 1,
+        "journeys": 1,
+        "progress": 1,
+        "sessions": 1,
+        "identities": 1,
+        "outbox": 1,
+        "outbox_set_aside": 1,
+        "dead_letters": 3,
+    }
+    assert json.loads(plan.stdout)["removed"] == expected
+    assert len(await world.completions()) == 6
+
+    done = await world.invoke("erase", "ann@example.org", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout)
+    assert (receipt["user"], receipt["removed"]) == ("ann-who-leaves", expected)
+    assert await traces(world, "ann-who-leaves") == {}
+    assert (await world.invoke("verify")).returncode == 0
+    assert await world.db.fetchval("select array_agg(key) from outbox") == ["bob"]
+    await world.db.execute("delete from outbox")
+
+    assert [(r.key, r.value, r.headers) for r in await world.dead_letters()] == bobs
+    (told,) = [r for r in await world.events() if b'"user-erased"' in (r.value or b"")]
+    assert told.key == b"ann-who-leaves"
+    assert dict(told.headers)["ce_id"].decode() == receipt["event_id"]
+
+    again = await world.invoke("erase", "ann-who-leaves", "--execute", "-o", "json")
+    assert json.loads(again.stdout)["removed"] == dict.fromkeys(expected, 0)
+    assert json.loads(again.stdout)["event_id"] == receipt["event_id"]
+    await world.drained()
+    for service in services:
+        assert service.terminate() == 0
+    for group in (RECORDER, AGGREGATOR):
+        replayed = await world.invoke("replay", "--group", group, "--from-beginning", "--execute")
+        assert replayed.returncode == 0, replayed.stderr
+    await world.produce([completed("ann-who-leaves", "e", 3), Message(b"ann-who-leaves", b"\xff")])
+    world.start_both()
+    await world.drained()
+    assert await traces(world, "ann-who-leaves") == {}
+    assert {user for user, _ in await world.completions()} == {"bob"}
+    assert b"ann-who-leaves" not in b"".join(
+        (r.key or b"") + (r.value or b"") for r in await world.dead_letters()
+    )
+    await world.assert_exact()
+
+
+async def test_another_consumer_with_a_database_of_its_own_forgets_too(world: World) -> None:
+    """It never ran the command: the event alone says it, wherever it is in the topic."""
+    events = await fill(world)
+    await world.produce(
+        [erased("bob"), *events, erased("ann-who-leaves"), completed("ann-who-leaves", "e", 1)]
+    )
+    world.start_both()
+    await world.drained()
+    assert await traces(world, "ann-who-leaves") == {}
+    assert await traces(world, "bob") == {}
+    assert await world.completions() == {}
+    assert await world.transitions() == {}
+    # What has no key can be on another partition, and be refused before the event is read.
+    assert all(letter.key is None for letter in await world.dead_letters())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(world: World, batch: int) -> None:
+    await world.offer()
+    await world.people(["ann", "bob"])
+    pool = await world.recorder_pool()
+    events = [completed("ann", "a", 1), completed("bob", "a", 1), erased("ann"), completed("ann", "b", 2)]
+    events += [started("ann", 0), erased("ann", erased_at=1), completed("bob", "b", 2), erased("nobody")]
+    records = [
+        ConsumerRecord(world.settings.topic, 0, i, 0, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
+        for i, e in enumerate(events)
+    ]
+    for i in range(0, len(records), batch):
+        part = records[i : i + batch]
+        accepted, unreadable = read(part, 10**13)
+        refused, _ = await store.record(pool, world.settings.topic, next_offsets(part), accepted, unreadable)
+        assert refused == []
+    assert set(await world.completions()) == {("bob", "a"), ("bob", "b")}
+    assert await world.db.fetchval("select count(*) from walkthrough_starts") == 0
+    rows = await world.db.fetch("select mcp_server_user_id from erased_users order by 1")
+    assert [r[0] for r in rows] == ["ann", "nobody"]
+
+
+@pytest.mark.parametrize("point", ["operator.erase-committed", "operator.letters-copied"])
+async def test_killed_in_the_middle_and_run_again(world: World, point: str) -> None:
+    await world.produce(await fill(world))
+    services = world.start_both()
+    await world.drained()
+    for service in services:
+        service.terminate()
+    killed = world.command("erase", "ann-who-leaves", "--execute", crash_at=point)
+    assert killed.returncode < 0
+    done = await world.invoke("erase", "ann-who-leaves", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert [r.value for r in await world.dead_letters()] == [b"not json either"]
+    assert len([r for r in await world.events() if b'"user-erased"' in (r.value or b"")]) == 1
+    assert await traces(world, "ann-who-leaves") == {}
+    world.start_both()
+    await world.drained()
+    await world.assert_exact()
+
+
+async def test_with_kafka_away_the_database_forgets_and_the_event_waits(world: World) -> None:
+    await fill(world)
+    await world.insert(completed("ann-who-leaves", "a", 1))
+    refused = await world.invoke("erase", "ann-who-leaves", kafka_bootstrap_servers="127.0.0.1:1")
+    assert refused.returncode == 1
+    assert "Kafka at 127.0.0.1:1" in refused.stderr
+
+
+async def test_nobody_known_is_a_mistake_until_it_is_meant(world: World) -> None:
+    await world.offer()
+    typo = await world.invoke("erase", "an", "--execute")
+    assert typo.returncode == 2
+    assert "is it right" in typo.stderr
+    assert (await world.invoke("erase", "an")).returncode == 0
+    meant = await world.invoke("erase", "an", "--execute", "--even-if-unknown")
+    assert meant.returncode == 0
+    assert await world.db.fetchval("select count(*) from erased_users") == 1
+    await world.people(["x", "y"])
+    await world.db.execute("update mcp_server_user set email = 'shared@example.org'")
+    several = await world.invoke("erase", "shared@example.org")
+    assert several.returncode == 2
+    assert "is 2 people: x, y" in several.stderr
+
+
+async def test_who_comes_back_by_the_same_tracking_id_is_somebody_new(world: World) -> None:
+    await world.offer()
+    url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1/visitor-9"
+    async with agent(url) as before:
+        await before.start()
+    (first,) = [r[0] for r in await world.db.fetch("select id from mcp_server_user")]
+    assert (await world.invoke("erase", "visitor-9", "--execute")).returncode == 0
+    assert await traces(world, first) == {}
+    async with agent(url) as after:
+        await after.start()
+    (second,) = [r[0] for r in await world.db.fetch("select id from mcp_server_user")]
+    assert second != first

@@ -1,0 +1,309 @@
+"""The commands as an operator uses them, in one go; what they print is what docs/operating.md shows.
+
+`make docs` writes the page's part anew from a run of this file.
+"""
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from schemas import TOPIC
+from services.operator_cli.app import app as command_line
+from services.runtime.kafka import make_producer
+from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, started
+
+pytestmark = pytest.mark.integration
+
+PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
+BEGIN, END = "<!-- what the commands print: written by `make docs` -->", "<!-- end of what they print -->"
+DAY = 86_400_000
+START = 20_400 * DAY  # 2025-11-08
+STEPS = ("install", "sign-in", "configure", "deploy")
+WHERE = {"walkthrough_id": "wt_quick", "mcp_server_id": "docs"}
+
+
+@pytest.fixture
+async def plain(addresses: tuple[str, str], template: str) -> AsyncIterator[World]:
+    """A world with the names that an operator sees."""
+    made = await World.make(*addresses, template, topic=TOPIC, group_prefix="")
+    try:
+        await furnish(made)
+        yield made
+    finally:
+        await made.close()
+
+
+async def furnish(world: World) -> None:
+    await world.offer("wt_quick", STEPS, "docs")
+    await world.people([f"mcpu_{name}" for name in NAMES], "docs")
+
+
+NAMES = [f"{chr(97 + i % 26)}{i:02}" for i in range(30)]
+
+
+def crowd() -> list[dict[str, Any]]:
+    """Thirty people, who each come a little further."""
+    events: list[dict[str, Any]] = []
+    for i, name in enumerate(NAMES):
+        user = f"mcpu_{name}"
+        at = START + i * 3_600_000
+        session = {"mcp_server_session_id": f"s_{user}"}
+        events.append(started(user, at, **WHERE, **session))
+        events += [completed(user, STEPS[n], at + (n + 1) * 90_000, **WHERE, **session) for n in range(i % 5)]
+    return events
+
+
+def bad() -> list[Message]:
+    """What dead letters are made of."""
+    late = completed("mcpu_new", "install", START, **WHERE, event_id="0192f4c1-7a3d-4b11-8e20-5f6a7b8c9d0e")
+    return [
+        Message(b"mcpu_a00", b'{"type": "step-completed", "event_id": 17'),
+        Message.of(late),
+        Message.of(late | {"step_id": "configure", "event_id": "0192f4c1-7a3d-4b11-8e20-5f6a7b8c9d0f"}),
+    ]
+
+
+class Terminal:
+    """Runs commands, and keeps what a terminal would show, without what differs from run to run."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.text: list[str] = []
+
+    async def __call__(self, line: str, code: int = 0) -> str:
+        done = await self.world.invoke(*line.split())
+        assert done.returncode == code, (line, done.stdout, done.stderr)
+        shown = "\n".join(text.rstrip() for text in (done.stdout + done.stderr).splitlines())
+        told = f"  (exit {code})" if code else ""
+        self.text.append(f"$ stepstream {_steady(line)}{told}\n{_steady(shown).strip(chr(10))}\n")
+        return done.stdout
+
+    def block(self) -> str:
+        text, self.text = "\n".join(self.text), []
+        return f"```console\n{text.rstrip()}\n```\n"
+
+
+def _steady(text: str) -> str:
+    """The same text with times, random ids and durations of no meaning, in the same width."""
+
+    def same_width(value: str) -> Callable[[re.Match[str]], str]:
+        return lambda match: value.ljust(len(match[0]))
+
+    text = re.sub(r"\n\s*\n\s*\n", "\n\n", text)
+    text = re.sub(r"20[2-9]\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", _moment, text)
+    text = re.sub(r"\b[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-", "019b2c3d-4e5f-7a6b-", text)
+    text = re.sub(r"(019b2c3d-4e5f-7a6b-)[0-9a-f]{4}-[0-9a-f]{12}", r"\g<1>8c7d-6e5f4a3b2c1d", text)
+    text = re.sub(r"sst_[0-9a-f]{12}_[\w-]{43}", "sst_1f9c3a7b20de_" + "k3J" * 14 + "9", text)
+    text = re.sub(r"\b[0-9a-f]{12}\b", "1f9c3a7b20de", text)
+    text = re.sub(r"\b\d+\.\d\d s\b", "0.01 s", text)
+    text = re.sub(r", [\d,]+ a second$", ", 2,000 a second", text, flags=re.MULTILINE)
+    return re.sub(r"(?<= )(\d+m)?\d+s(?=\s*$)", same_width("2s"), text, flags=re.MULTILINE)
+
+
+def _moment(match: re.Match[str]) -> str:
+    """Times of the events are always the same; those of this run become one."""
+    if match[0] < "2025-12-31":
+        return match[0]
+    ahead = datetime.fromisoformat(match[0]) > datetime.now(UTC) + timedelta(days=1)
+    return "2027-02-22T09:00:00Z" if ahead else "2026-11-24T09:00:00Z"
+
+
+Action = Callable[[], Awaitable[Any]]
+
+
+async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to end
+    """The section, from a run of everything that it shows."""
+    run = Terminal(world)
+    parts: list[str] = []
+
+    def part(title: str, text: str) -> None:
+        parts.append(f"### {title}\n\n{text}\n\n{run.block()}")
+
+    recorder, aggregator = world.start_both()
+    await world.produce(crowd())
+    await world.drained()
+    for message in bad():
+        await world.produce([message])
+    await world.drained()
+
+    await run("status")
+    part(
+        "See how far everything is",
+        "`status` looks at Kafka and at the database, each without the other, and says what is down; `lag` goes\n"
+        "partition by partition. Both watch with `--watch`; `lag --fail-above 1000` or `--fail-above 5m` is for a\n"
+        "cron job.",
+    )
+    assert recorder.terminate() == 0
+    await world.produce(
+        [completed("mcpu_a00", "install", START + 5, **WHERE, mcp_server_session_id="s_mcpu_a00")]
+    )
+    await run("lag --group completion-recorder --fail-above 0", 3)
+    part("A service is down", "Who waits, since when, and where.")
+
+    await run("dlq list")
+    letters = json.loads((await world.invoke("dlq", "list", "-o", "json")).stdout)
+    await run(f"dlq show {letters[0]['id']}")
+    await run("dlq redrive --class unknown-user")
+    await world.people(["mcpu_new"], "docs")
+    recorder = await world.start(RECORDER).ready()
+    await run("dlq redrive --class unknown-user --execute")
+    await world.drained()
+    await run("dlq drop --class not-json --execute")
+    await run("dlq list --all")
+    part(
+        "Dead letters",
+        "By error class, then the newest. The cause is mended between the plan and the redrive. What fails again\n"
+        "comes back as one letter, with its history; what was sent is never sent twice, also when the command was\n"
+        "interrupted.",
+    )
+
+    await world.db.execute(
+        "update sankey_transitions set journeys = journeys + 4 where to_step_id = 'deploy'"
+    )
+    await world.db.execute("delete from sankey_journeys where mcp_server_user_id = 'mcpu_j09'")
+    await run("verify", 3)
+    await run("rebuild")
+    await run("rebuild --execute")
+    await run("verify")
+    part(
+        "Verify and rebuild",
+        "Somebody has changed the Sankey tables by hand. Both commands work while traffic flows; neither stops\n"
+        "anybody.",
+    )
+
+    await run("replay --group sankey-aggregator --from-beginning --execute", 4)
+    assert aggregator.terminate() == 0
+    await run("replay --group sankey-aggregator --from-beginning")
+    await run("replay --group sankey-aggregator --from-beginning --execute")
+    aggregator = await world.start(AGGREGATOR).ready()
+    await world.drained()
+    assert recorder.terminate() == 0
+    await run("replay --group completion-recorder --from -1h --to-offset 10 --execute")
+    part(
+        "Replay",
+        "Stop the group's services, replay, start them again. With an end, the range is fed through and the group\n"
+        "stays where it is. Whichever is replayed, the tables are the same afterwards.",
+    )
+
+    await run("erase mcpu_e04")
+    await run("erase mcpu_e04 --execute")
+    recorder = await world.start(RECORDER).ready()
+    await world.drained()
+    await run("verify")
+    part("Forget a person", "By id, tracking id or e-mail address.")
+
+    await run("keys create --organization org --name dashboard --expires-in 90d")
+    await run("keys list")
+    (key,) = await world.db.fetch("select id from api_keys")
+    await run(f"keys revoke {key[0]} --execute")
+    part("API keys", "The key alone is on stdout.")
+
+    await world.people([f"mcpu_old{i}" for i in range(3)], "docs")
+    await world.db.executemany(
+        "insert into walkthrough_progress (id, mcp_server_user_id, walkthrough_id, completed_steps, started_at,"
+        " last_activity_at) values ($1, $2, 'wt_quick', $3, $4, $5)",
+        [
+            ("wtp_1", "mcpu_old0", '["install", "sign-in"]', START, START + 600_000),
+            ("wtp_2", "mcpu_old1", '["install", "removed-step"]', START, START + 300_000),
+            ("wtp_3", "mcpu_old2", '["install"]', None, None),
+        ],
+    )
+    await run("backfill --from-progress")
+    await run("backfill --from-progress --execute")
+    await world.drained()
+    await run("backfill --from-progress")
+    part(
+        "Completions from before",
+        "From a file (`backfill completions.csv`, with the fields of the event as columns), or from what the platform\n"
+        "knows: there a step's time is not known, only when the person began and was last active, so times are\n"
+        "spread evenly in between and marked so in `metadata`. What is a completion already is left out.",
+    )
+    await run("status")
+    part("And afterwards", "The relay and the MCP layer do not run in this example.")
+    await world.assert_exact()
+    return "\n".join(parts)
+
+
+async def test_the_page_shows_what_the_commands_print(plain: World) -> None:
+    told = await tell(plain)
+    page = PAGE.read_text("utf-8")
+    before, _, rest = page.partition(BEGIN)
+    shown, _, after = rest.partition(END)
+    if os.environ.get("STEPSTREAM_WRITE_DOCS"):
+        PAGE.write_text(f"{before}{BEGIN}\n\n{told}\n{END}{after}", "utf-8")
+        return
+    assert shown.strip() == told.strip(), (
+        "docs/operating.md is stale: run `make docs`, and look at what changed"
+    )
+
+
+# --- the examples in the help ----------------------------------------------------------------------------
+
+
+def examples() -> Iterator[str]:
+    """The lines of every command's help that begin with `$ stepstream`."""
+
+    def walk(command: Any) -> Iterator[str]:
+        for line in (command.epilog or "").splitlines():
+            if line.startswith("$ stepstream "):
+                yield line.removeprefix("$ stepstream ")
+        for child in getattr(command, "commands", {}).values():
+            yield from walk(child)
+
+    yield from walk(typer.main.get_command(command_line))
+
+
+async def test_each_example_of_the_help_works(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, on a world that has what they name."""
+    from services.operator_cli.demo import run as demo
+
+    await furnish(world)
+
+    monkeypatch.chdir(tmp_path)
+    export = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
+    (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
+    (tmp_path / "events.ndjson").write_text("")
+    (tmp_path / "completions.csv").write_text(
+        "mcp_server_user_id,walkthrough_id,step_id,completed_at\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z\n"
+    )
+    await world.people(["mcpu_k3Jd82LsQ0aZ"], "docs")
+    await world.db.execute(
+        "insert into organization (id, name, created_at) values ('org_demo', 'demo', now());"
+        "insert into api_keys values ('1f9c3a7b20de', 'org_demo', '', '\\x')"
+    )
+    producer = make_producer(world.settings)
+    await producer.start()
+    for _ in range(5):
+        await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=0)
+    await producer.stop()
+    services = world.start_both()
+    await world.drained()
+    for service in services:
+        assert service.terminate() == 0
+    lines = list(examples())
+    assert len(lines) > 25
+    for line in lines:
+        done = await world.invoke(*line.split())
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+
+
+def test_every_command_that_operates_has_an_example_and_says_what_it_is() -> None:
+    def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        children = getattr(command, "commands", {})
+        if not children:
+            yield name, command
+        for child, found in children.items():
+            yield from walk(f"{name} {child}".strip(), found)
+
+    without = {n for n, c in walk("", typer.main.get_command(command_line)) if not c.epilog}
+    assert without == {"stack up", "stack env", "stack down", "run", "demo"}
+    assert all(c.help for _, c in walk("", typer.main.get_command(command_line)))

