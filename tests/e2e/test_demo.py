@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx2
@@ -31,52 +32,87 @@ def start(terminal: int, folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-async def test_in_a_terminal_it_stays_up_until_ctrl_c(short_tmp: Path) -> None:
-    mine, its = pty.openpty()
-    demo = start(its, short_tmp / "d")
-    os.close(its)
-    said = bytearray()
+class Demo:
+    """A demo in a terminal of its own, and what it said there."""
 
-    def listen() -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.terminal, its = pty.openpty()
+        self.process = start(its, folder)
+        os.close(its)
+        self._said = bytearray()
+        self._listening = asyncio.create_task(asyncio.to_thread(self._listen))
+
+    def _listen(self) -> None:
         while True:
             try:
-                said.extend(os.read(mine, 65_536))
+                self._said.extend(os.read(self.terminal, 65_536))
             except OSError:  # the other side is gone
                 return
 
-    listening = asyncio.create_task(asyncio.to_thread(listen))
-    try:
+    @property
+    def said(self) -> str:
+        return self._said.decode(errors="replace")
 
-        async def is_up() -> re.Match[str] | None:
-            assert demo.poll() is None, said.decode()
-            text = said.decode(errors="replace")
-            return (
-                re.search(r"(http://127\.0\.0\.1:\d+)/#key=(sst_[\w-]+)", text) if "Ctrl-C" in text else None
-            )
+    async def says(self, pattern: str) -> re.Match[str]:
+        async def it_is_there() -> re.Match[str] | None:
+            assert self.process.poll() is None, self.said
+            return re.search(pattern, self.said, re.DOTALL)
 
-        found = await eventually(is_up, "it says where the dashboard is", 150)
-        async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {found[2]}"}) as http:
+        return await eventually(it_is_there, f"it says {pattern}", 150)
 
-            async def started() -> int:
-                answer = (await http.get(f"{found[1]}/v1/organization")).json()
-                return sum(w["started"] for w in answer["walkthroughs"])
+    async def ends(self, how: Callable[[psutil.Process], None]) -> int:
+        """Ends the demo; returns its exit code, when nothing of it is left."""
+        demo = psutil.Process(self.process.pid)
+        family = [demo, *demo.children(recursive=True)]
+        how(demo)
+        code = await asyncio.to_thread(self.process.wait, 60)
+        assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], self.said
+        assert not (self.folder / "stack.json").exists()
+        return code
 
-            before = await started()
-            assert before >= 100
+    async def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+        await asyncio.to_thread(down, self.folder, purge=True)
+        await self._listening
+        os.close(self.terminal)
 
-            async def has_grown() -> bool:
-                return await started() > before
 
-            await eventually(has_grown, "somebody new comes", 60)
-        processes = psutil.Process(demo.pid).children(recursive=True)
-        os.write(mine, b"\x03")
-        assert await asyncio.to_thread(demo.wait, 60) == 0, said.decode()
-        assert not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        assert not (short_tmp / "d" / "stack.json").exists()
-    finally:
-        if demo.poll() is None:
-            demo.terminate()
-            demo.wait(30)
-        await asyncio.to_thread(down, short_tmp / "d", purge=True)
-        await listening
-        os.close(mine)
+@pytest.fixture
+async def demo(short_tmp: Path) -> AsyncIterator[Demo]:
+    demo = Demo(short_tmp / "d")
+    yield demo
+    await demo.close()
+
+
+async def test_in_a_terminal_it_stays_up_until_ctrl_c(demo: Demo) -> None:
+    found = await demo.says(r"(http://127\.0\.0\.1:\d+)/#key=(sst_[\w-]+).*Ctrl-C")
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {found[2]}"}) as http:
+
+        async def started() -> int:
+            answer = (await http.get(f"{found[1]}/v1/organization")).json()
+            return sum(w["started"] for w in answer["walkthroughs"])
+
+        before = await started()
+        assert before >= 100
+
+        async def has_grown() -> bool:
+            return await started() > before
+
+        await eventually(has_grown, "somebody new comes", 60)
+    assert await demo.ends(lambda _: os.write(demo.terminal, b"\x03")) == 0, demo.said
+    assert "error" not in demo.said
+
+
+async def test_ctrl_c_ends_it_while_agents_are_at_work(demo: Demo) -> None:
+    await demo.says(r"led by agents .* [1-9]\d*/20")
+    assert await demo.ends(lambda _: os.write(demo.terminal, b"\x03")) == 130, demo.said
+    assert "error" not in demo.said
+
+
+async def test_sigterm_leaves_nothing_behind(demo: Demo) -> None:
+    await demo.says(r"starting completion-recorder")
+    assert await demo.ends(psutil.Process.terminate) == 130, demo.said
+    assert "error" not in demo.said

@@ -51,6 +51,9 @@ async def lead_all(url: str, people: Sequence[Person], tell: Callable[[Led], Non
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(lead(person)) for person in people]
     except BaseExceptionGroup as errors:
+        # A client that is cancelled may report that its connection broke: that is not why it ended.
+        if (this := asyncio.current_task()) is not None and this.cancelling():
+            raise asyncio.CancelledError from errors
         raise StepstreamError(f"an agent got no further: {_innermost(errors)}") from errors
     return [task.result() for task in tasks]
 
@@ -89,7 +92,7 @@ def expected(records: Iterable[tuple[str, Sequence[str]]]) -> tuple[Counter[Tran
     return transitions, endings
 
 
-def _innermost(error: BaseException) -> BaseException:
+def _innermost(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error
+    return str(error) or type(error).__name__

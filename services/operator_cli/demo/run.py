@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,9 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
     from services.devstack.processes import free_port
 
     began = time.monotonic()
+    # Told to end, or its terminal closed: what it started must not stay.
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
     console.print("[bold]Stepstream demo[/]: real Kafka, real PostgreSQL, all services, simulated people\n")
     down(folder, purge=True)
     try:
@@ -143,6 +147,8 @@ def _start(settings: Settings, folder: Path, processes: _Processes) -> None:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                # Ctrl-C goes to the terminal's group: the services end after the agents, not under them.
+                process_group=0,
             )
 
 
