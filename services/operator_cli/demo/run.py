@@ -291,7 +291,8 @@ async def _lead_and_watch(
         async def work() -> list[Led]:
             half = len(crowd) // 2
             records = await lead_all(settings.public_url, crowd[:half], lambda _: progress.advance(led))
-            await _move_a_step(db, {person.offer.walkthrough_id for person in crowd})
+            async with connected(settings) as own:  # the other one is busy with what is shown meanwhile
+                await _move_a_step(own, {person.offer.walkthrough_id for person in crowd})
             return records + await lead_all(
                 settings.public_url, crowd[half:], lambda _: progress.advance(led)
             )
