@@ -32,6 +32,7 @@ from aiokafka.errors import KafkaError
 from schemas import EventError, StepCompleted, decode
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
+from services.runtime.database import DATABASE_ERRORS
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import RenewedProducer
 from services.runtime.lag import lags
@@ -114,7 +115,7 @@ class Soak:
                     return list(await db.fetch(statement, *arguments))
                 finally:
                     db.terminate()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except DATABASE_ERRORS:
                 await asyncio.sleep(0.3)
 
     # --- processes --------------------------------------------------------------------------------------
@@ -358,7 +359,7 @@ class Soak:
         with contextlib.suppress(StepstreamError, KafkaError, OSError, TimeoutError):
             async with asyncio.timeout(2):
                 lag = {found.group: found.events for found in await lags(self.world.settings)}
-        with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(*DATABASE_ERRORS):
             db = await asyncpg.connect(self.world.settings.dsn, timeout=1, command_timeout=1)
             outbox = await db.fetchval("select count(*) from outbox")
             db.terminate()
@@ -380,7 +381,7 @@ async def run(minutes: float, seed: int, picture: Path, *, faults: bool) -> int:
         async def answers() -> bool:
             try:
                 await (await asyncpg.connect(soak.base)).close()
-            except (OSError, asyncpg.PostgresError):
+            except DATABASE_ERRORS:
                 return False
             return True
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from services.analytics_api.models import Problem
-from services.runtime.database import may_pass, without_values
+from services.runtime.database import DATABASE_ERRORS, may_pass, without_values
 from services.runtime.telemetry import API_REFUSED
 
 log = logging.getLogger("stepstream.analytics")
@@ -111,7 +111,7 @@ def install(app: FastAPI) -> None:
     async def _(_request: Request, _error: Exception) -> Response:
         return respond(ProblemError(500, "Internal error", "this is a fault of ours; the log has more"))
 
-    for passing in (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    for passing in DATABASE_ERRORS:
         app.add_exception_handler(passing, _of_database)
 
 

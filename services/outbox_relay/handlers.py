@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 from services.outbox_relay import store
 from services.outbox_relay.sender import Sender
 from services.runtime.crashpoints import passing
-from services.runtime.database import Pool, may_pass, retrying
+from services.runtime.database import DATABASE_ERRORS, Pool, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
@@ -23,7 +23,6 @@ from services.runtime.tracing import message_spans, parents_of
 log = logging.getLogger("stepstream.relay")
 SERVICE = "outbox-relay"
 _DEPTH_INTERVAL = 5.0
-_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class Relay:
@@ -53,7 +52,7 @@ class Relay:
         """Wakes the loop when rows are written; while this connection is away, polling does it alone."""
         with contextlib.suppress(Stopped):
             while True:
-                with contextlib.suppress(*_AWAY):
+                with contextlib.suppress(*DATABASE_ERRORS):
                     await self._listen_once()
                 await self._process.sleep(1.0)
 
@@ -61,7 +60,7 @@ class Relay:
         """Keeps the gauges of the outbox."""
         with contextlib.suppress(Stopped):
             while True:
-                with contextlib.suppress(*_AWAY):
+                with contextlib.suppress(*DATABASE_ERRORS):
                     depth = await store.depth(self._pool)
                     OUTBOX_WAITING.set(depth.waiting)
                     OUTBOX_AGE.set(depth.age_seconds)

@@ -28,6 +28,16 @@ log = logging.getLogger("stepstream.database")
 _CONNECT_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 
+#: What the use of a connection can raise. The last one is, among others, what asyncpg says when the server
+#: ended the connection between two statements.
+DATABASE_ERRORS = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Setup: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
@@ -73,8 +83,8 @@ async def open_pool(
                 **(server_settings or {}),
             },
         )
-    except (OSError, asyncpg.PostgresError) as error:
-        told = explained(error) if isinstance(error, asyncpg.PostgresError) else error
+    except DATABASE_ERRORS as error:
+        told = error if isinstance(error, OSError) else explained(error)
         raise StepstreamError(f"PostgreSQL at {_without_password(settings.dsn)}: {told}") from error
     return pool
 
@@ -83,7 +93,7 @@ async def close_pool(pool: Pool) -> None:
     """Closes a pool in bounded time: a server that does not answer would hold it for ever."""
     try:
         await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
-    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except DATABASE_ERRORS:
         pool.terminate()
 
 
@@ -124,7 +134,6 @@ _PASSING = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    # What asyncpg raises when the server ended the connection between two statements.
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,  # 08
     asyncpg.ReadOnlySQLTransactionError,  # 25006
@@ -147,9 +156,7 @@ def may_pass(error: BaseException) -> bool:
 
 def explained(error: Exception) -> Exception:
     """An error of PostgreSQL with what to do about it; any other as it is."""
-    if may_pass(error) and isinstance(
-        error, asyncpg.PostgresError | asyncpg.InterfaceError | asyncpg.InternalClientError
-    ):
+    if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
         return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {without_values(error)}")
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (

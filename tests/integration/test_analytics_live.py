@@ -241,6 +241,34 @@ async def test_while_the_database_is_away_it_says_so_and_then_answers_again(worl
         await eventually(answers, "it answers again", 30)
 
 
+async def test_connections_cut_under_questions_are_a_database_away_and_no_fault(world: World) -> None:
+    api = await begin(world)
+    titles: Counter[str] = Counter()
+    over = False
+
+    async def ask() -> None:
+        while not over:
+            response = await api.ask(f"{WT}/sankey")
+            titles["answered" if response.status_code == 200 else response.json()["title"]] += 1
+
+    asking = [asyncio.create_task(ask()) for _ in range(6)]
+    while titles.total() < 300:
+        await world.db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'stepstream analytics-api'"
+        )
+        await asyncio.sleep(0)
+    over = True
+    await asyncio.gather(*asking)
+    assert titles["Database away"] > 0
+    assert titles.keys() <= {"answered", "Database away"}
+
+    async def answers() -> bool:
+        return (await api.ask(f"{WT}/sankey")).status_code == 200
+
+    await eventually(answers, "it answers again", 30)
+
+
 async def test_a_question_that_takes_too_long_is_given_up(world: World) -> None:
     await begin(world)
     api = await world.start_api(api_statement_seconds=1)
