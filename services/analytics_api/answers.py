@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from services.analytics_api import comparison
-from services.analytics_api.freshness import FreshnessWatch
+from services.analytics_api.freshness import FreshnessWatch, Look, Newest
 from services.analytics_api.models import (
     Cohort,
     ComparedDrop,
@@ -54,7 +54,7 @@ from services.analytics_api.models import (
     TrendsQuestion,
 )
 from services.analytics_api.problems import not_found, unanswerable
-from services.analytics_api.store import Context, Newest, Store, day_ms, outcome_of
+from services.analytics_api.store import Context, Store, day_ms, outcome_of
 from services.journeys import utc_day
 from services.journeys.flow import (
     START,
@@ -100,7 +100,7 @@ class Answers:
         Raises:
             ProblemError: it, or one of the servers, does not belong to the organization.
         """
-        context = await self.store.walkthrough(walkthrough, organization)
+        context = await self.store.walkthrough(walkthrough, organization, await self.look())
         if context is None:
             raise not_found("walkthrough", walkthrough)
         foreign = set(servers) - {server.id for server in context.walkthrough.servers}
@@ -108,13 +108,17 @@ class Answers:
             raise not_found("server", min(foreign))
         return context
 
-    async def fresh(self, context: Context) -> Freshness:
-        """How fresh the figures of a walkthrough are."""
-        return await self.fresh_of(context.version, context.newest)
+    async def look(self) -> Look:
+        """What waits: to be taken before figures are read."""
+        return await self._freshness.look()
 
-    async def fresh_of(self, version: str, newest: Newest) -> Freshness:
+    def fresh(self, context: Context) -> Freshness:
+        """How fresh the figures of a walkthrough are."""
+        return self.fresh_of(context.look, context.newest, context.version)
+
+    def fresh_of(self, look: Look, newest: Newest, version: str) -> Freshness:
         """As `fresh`. What is in progress is dropped on some later day, so the day is in the version."""
-        return await self._freshness.now(newest, f"{version}-{self.today:%Y%m%d}")
+        return look.freshness(newest, f"{version}-{self.today:%Y%m%d}")
 
     # --- flows --------------------------------------------------------------------------------------
 
@@ -131,7 +135,7 @@ class Answers:
         flows = await self.flows(context, question)
         if question.positions is not None:
             flows = first_positions(flows, question.positions)
-        return _sankey(context, question, flows, await self.fresh(context))
+        return _sankey(context, question, flows, self.fresh(context))
 
     async def endings(self, context: Context, question: FlowQuestion) -> Endings:
         """How journeys end, and after which step."""
@@ -154,14 +158,14 @@ class Answers:
                 )
                 for (outcome, step), journeys in counts.most_common()
             ],
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     async def compare(self, context: Context, question: CompareQuestion) -> Comparison:
         """Two cohorts side by side."""
         a = await self.flows(context, question.side("a"))
         b = await self.flows(context, question.side("b"))
-        return _comparison(context, a, b, await self.fresh(context))
+        return _comparison(context, a, b, self.fresh(context))
 
     # --- steps --------------------------------------------------------------------------------------
 
@@ -196,7 +200,7 @@ class Answers:
                 )
                 for i, step in enumerate(context.steps)
             ],
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     async def steps(self, context: Context, cohort: Cohort) -> Steps:
@@ -213,7 +217,7 @@ class Answers:
                 for i, step in enumerate(context.steps)
             ],
             times=Sampling(exact=every == 1, every=every, journeys=journeys),
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     # --- over time ----------------------------------------------------------------------------------
@@ -240,7 +244,7 @@ class Answers:
             walkthrough=context.walkthrough,
             by=question.by,
             points=points,
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     async def summary(self, context: Context, cohort: Cohort) -> Summary:
@@ -268,7 +272,7 @@ class Answers:
             resume_rate=_share(active["resumed"], active["journeys"]),
             return_rate=_share(active["returned"], active["journeys"]),
             times=Sampling(exact=every == 1, every=every, journeys=journeys),
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     # --- people -------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ class Answers:
                 found.append(journey)
                 rows.append(row)
         return Journeys(
-            walkthrough=context.walkthrough, journeys=found, next=last, freshness=await self.fresh(context)
+            walkthrough=context.walkthrough, journeys=found, next=last, freshness=self.fresh(context)
         )
 
     async def journey(self, context: Context, user: str) -> JourneyDetail:
@@ -310,11 +314,12 @@ class Answers:
             journey=journey,
             sessions=len({e["mcp_server_session_id"] for e in events}),
             events=list(_events(told)),
-            freshness=await self.fresh(context),
+            freshness=self.fresh(context),
         )
 
     async def session(self, organization: str, identifier: str) -> Session:
         """A session, replayed."""
+        look = await self.look()
         found = await self.store.session(identifier, organization)
         if found is None:
             raise not_found("session", identifier)
@@ -328,13 +333,14 @@ class Answers:
             connected_at=row["connection_timestamp"],
             duration_ms=events[-1]["at"] - events[0]["at"] if events else 0,
             events=list(_events([dict(e) for e in events])),
-            freshness=await self._freshness.now(Newest()),
+            freshness=look.freshness(Newest()),
         )
 
     # --- overviews ----------------------------------------------------------------------------------
 
     async def overview(self, organization: str, cohort: Cohort, server: str | None = None) -> Overview:
         """All walkthroughs of an organization; with a server, those that it offers or that began there."""
+        look = await self.look()
         row = await self.store.organization(organization)
         servers = await self.store.servers(organization)
         known = {s.id: s.name for s in servers}
@@ -353,7 +359,7 @@ class Answers:
             organization=Organization(**dict(row)),
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
-            freshness=await self._freshness.now(Newest(newest)),
+            freshness=look.freshness(Newest(newest)),
         )
 
 

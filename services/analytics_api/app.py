@@ -129,7 +129,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
     try:
         await check_migrated(pool)
         store = Store(pool)
-        freshness = FreshnessWatch(settings, store)
+        freshness = FreshnessWatch(settings, store.marks)
         answers = Answers(store, freshness, settings.api_sample_people)
         changes = Changes(answers)
         async with freshness.running(), changes.running():

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiokafka.errors import KafkaError
 
 from services.analytics_api.models import Freshness, GroupFreshness
-from services.analytics_api.store import Newest, Store
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import admin_client
 from services.runtime.lag import AGGREGATOR, RECORDER, Group, look_with, reader
@@ -21,39 +22,38 @@ log = logging.getLogger("stepstream.analytics")
 #: Between two looks while somebody asks, and how long after the last question there are more.
 _EVERY_SECONDS = 1.0
 _ASKED_SECONDS = 30.0
-#: How long a look may take, and how long one stays good.
+#: How long a look may take, how long a question waits for the first one, and how long one stays good while
+#: the next takes its time.
 _LOOK_SECONDS = 10.0
+_WAIT_SECONDS = 3.0
 _GOOD_SECONDS = 15.0
 
 
-class FreshnessWatch:
-    """What is known of the consumers' lag and of the marks, and when it was looked at."""
+class Newest(NamedTuple):
+    """The times of the newest events of a walkthrough: of what is counted, and of the recorded steps."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        self._settings = settings
-        self._store = store
-        self._groups: list[Group] | None = None
-        self._marks: int | None = None
-        self._looked_at: float | None = None
-        self._problem: str | None = "nothing was looked at yet"
-        self._asked_at = 0.0
-        self._asked = asyncio.Event()
-        self._looked = asyncio.Event()
+    counted_at: int | None = None
+    recorded_at: int | None = None
 
-    async def now(self, newest: Newest, version: str | None = None) -> Freshness:
-        """How fresh figures are, by their newest events and version; waits for the first look alone."""
-        self._asked_at = time.monotonic()
-        self._asked.set()
-        if not self._is_good():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._looked.wait(), 3)
-        good = self._is_good()
-        groups = self._groups if good else None
-        lags = {g.service: g.lag for g in groups} if groups is not None else {}
-        marks = self._marks if good else None
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What waited at a moment: consumer groups' events and marks, None with a problem where not known.
+
+    `at` is from before the look, in seconds since the epoch.
+    """
+
+    groups: Sequence[Group] | None = None
+    marks: int | None = None
+    problem: str | None = None
+    at: float | None = None
+
+    def freshness(self, newest: Newest, version: str | None = None) -> Freshness:
+        """How fresh figures are that were read after the look, by their newest events and version."""
+        lags = {g.service: g.lag for g in self.groups or ()}
         current = None
-        if groups is not None and marks is not None:
-            current = not any(lags.values()) and marks == 0
+        if self.groups is not None and self.marks is not None:
+            current = not any(lags.values()) and self.marks == 0
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -61,14 +61,45 @@ class FreshnessWatch:
                 GroupFreshness(group=RECORDER, lag=lags.get(RECORDER), newest_event_at=newest.recorded_at),
                 GroupFreshness(group=AGGREGATOR, lag=lags.get(AGGREGATOR), newest_event_at=newest.counted_at),
             ],
-            marks=marks,
-            looked_at=None if self._looked_at is None else int(self._looked_at * 1000),
+            marks=self.marks,
+            looked_at=None if self.at is None else int(self.at * 1000),
             current=current,
-            problem=None if current is not None else self._problem or "the last look is too long ago",
+            problem=self.problem,
         )
 
-    def _is_good(self) -> bool:
-        return self._looked_at is not None and time.time() - self._looked_at < _GOOD_SECONDS
+
+class FreshnessWatch:
+    """Looks again and again while somebody asks.
+
+    Args:
+        settings: where Kafka is, and the names of the groups.
+        marks: counts the journeys that wait to be counted again.
+    """
+
+    def __init__(self, settings: Settings, marks: Callable[[], Awaitable[int]]) -> None:
+        self._settings = settings
+        self._marks = marks
+        self._last = Look(problem="nothing was looked at yet")
+        self._asked_at = 0.0
+        self._asked = asyncio.Event()
+        self._looked = asyncio.Event()
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether it looks now and then; else at the next question."""
+        return self._looked.is_set()
+
+    async def look(self) -> Look:
+        """The last look, of a second ago; waits for one where nobody has asked for a while."""
+        self._asked_at = time.monotonic()
+        self._asked.set()
+        if not self.is_looking:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._looked.wait(), _WAIT_SECONDS)
+        last = self._last
+        if last.at is not None and time.time() - last.at >= _GOOD_SECONDS:
+            return Look(problem="the last look is too long ago", at=last.at)
+        return last
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -84,29 +115,31 @@ class FreshnessWatch:
             try:
                 await self._look_again_and_again()
             except (KafkaError, StepstreamError, OSError, TimeoutError) as error:
-                self._know(None, None, f"Kafka: {error or type(error).__name__}")
+                self._know(Look(problem=f"Kafka: {error or type(error).__name__}"))
                 await asyncio.sleep(_EVERY_SECONDS)
             except Exception as error:  # noqa: BLE001 - figures are answered without it
                 log.warning("cannot tell how fresh figures are: %s: %s", type(error).__name__, error)
-                self._know(None, None, f"{type(error).__name__}")
+                self._know(Look(problem=type(error).__name__))
                 await asyncio.sleep(_EVERY_SECONDS)
+            # Looked at anew: somebody may have asked while the clients closed.
+            if not self._is_asked():
+                self._asked.clear()
+                self._looked.clear()
+
+    def _is_asked(self) -> bool:
+        return time.monotonic() - self._asked_at < _ASKED_SECONDS
 
     async def _look_again_and_again(self) -> None:
         """With the same clients, until nobody asks any more."""
         async with admin_client(self._settings) as admin, reader(self._settings) as consumer:
-            while time.monotonic() - self._asked_at < _ASKED_SECONDS:
+            while self._is_asked():
                 at = time.time()
                 async with asyncio.timeout(_LOOK_SECONDS):
                     groups = await look_with(admin, consumer, self._settings)
-                    marks = await self._store.marks()
-                self._know(groups, marks, None, at)
+                    marks = await self._marks()
+                self._know(Look(groups, marks, at=at))
                 await asyncio.sleep(_EVERY_SECONDS)
-        self._asked.clear()
-        self._looked.clear()
 
-    def _know(
-        self, groups: list[Group] | None, marks: int | None, problem: str | None, at: float | None = None
-    ) -> None:
-        self._groups, self._marks, self._problem = groups, marks, problem
-        self._looked_at = at
+    def _know(self, look: Look) -> None:
+        self._last = look
         self._looked.set()

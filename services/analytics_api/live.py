@@ -16,7 +16,6 @@ from sse_starlette.event import ServerSentEvent
 
 from services.analytics_api.answers import Answers
 from services.analytics_api.models import Freshness
-from services.analytics_api.store import Newest
 from services.runtime.tasks import beside
 from services.runtime.telemetry import API_LIVE
 
@@ -36,7 +35,7 @@ class Changes:
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self._watched: Counter[str] = Counter()
-        self._known: dict[str, tuple[str, Newest]] = {}
+        self._known: dict[str, Freshness] = {}
         self._looked = asyncio.Condition()
         self._somebody = asyncio.Event()
 
@@ -60,8 +59,8 @@ class Changes:
                 del self._watched[walkthrough]
                 self._known.pop(walkthrough, None)
 
-    async def next(self, walkthrough: str) -> tuple[str, Newest] | None:
-        """The version, and the newest events' times, at the next look; None where the walkthrough is gone."""
+    async def next(self, walkthrough: str) -> Freshness | None:
+        """How it is at the next look; None where the walkthrough is gone."""
         async with self._looked:
             await self._looked.wait()
             return self._known.get(walkthrough)
@@ -78,7 +77,9 @@ class Changes:
                 self._somebody.clear()
                 await self._somebody.wait()
             try:
-                self._known = await self._answers.store.changes(list(self._watched))
+                look = await self._answers.look()
+                found = await self._answers.store.changes(list(self._watched))
+                self._known = {w: self._answers.fresh_of(look, *known) for w, known in found.items()}
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
                 log.warning("live streams wait: %s", type(error).__name__)
                 await asyncio.sleep(_EVERY_SECONDS * 4)
@@ -105,13 +106,12 @@ class Stream:
         freshness_at, key_at = clock(), clock() + _KEY_SECONDS
         with self._changes.watching(self._walkthrough):
             while not stopping.is_set():
-                known = await self._changes.next(self._walkthrough)
-                if known is None or (clock() >= key_at and not await is_admitted()):
+                fresh = await self._changes.next(self._walkthrough)
+                if fresh is None or (clock() >= key_at and not await is_admitted()):
                     yield ServerSentEvent(event="gone", data="{}")
                     return
                 if clock() >= key_at:
                     key_at = clock() + _KEY_SECONDS
-                fresh = await self._answers.fresh_of(*known)
                 if fresh.version != seen:
                     seen, told, freshness_at = fresh.version, _notable(fresh), clock()
                     yield ServerSentEvent(event="changed", id=seen, data=fresh.model_dump_json())

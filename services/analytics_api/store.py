@@ -6,11 +6,12 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from cachetools import LRUCache
 
+from services.analytics_api.freshness import Look, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, load_queries
@@ -33,18 +34,15 @@ _AT_ONCE: Final = 2
 T = TypeVar("T")
 
 
-class Newest(NamedTuple):
-    """The times of the newest events of a walkthrough: of what is counted, and of the recorded steps."""
-
-    counted_at: int | None = None
-    recorded_at: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A walkthrough as it is now, with the number that changes with its figures."""
+    """A walkthrough as it is now, with the number that changes with its figures.
+
+    `look` is from before: events that were handled by then are in what is read of the context.
+    """
 
     walkthrough: Walkthrough
+    look: Look
     newest: Newest
     version: str
 
@@ -106,7 +104,7 @@ class Store:
         row = await self.pool.fetchrow(SQL["find_key"], identifier)
         return None if row is None else StoredKey(**dict(row))
 
-    async def walkthrough(self, identifier: str, organization: str) -> Context | None:
+    async def walkthrough(self, identifier: str, organization: str, look: Look) -> Context | None:
         """A walkthrough of the organization."""
         row = await self.pool.fetchrow(SQL["walkthrough"], identifier, organization)
         if row is None:
@@ -119,7 +117,7 @@ class Store:
             steps=[Step(**step) for step in json.loads(row["steps"])],
             servers=[Server(**server) for server in json.loads(row["servers"])],
         )
-        return Context(walkthrough, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
+        return Context(walkthrough, look, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
 
     async def foreign_servers(self, servers: Sequence[str], organization: str) -> set[str]:
         """Of these servers, those that are not the organization's."""
@@ -293,10 +291,10 @@ class Store:
         """The ids of the walkthroughs that a server offers."""
         return {row["walkthrough_id"] for row in await self.pool.fetch(SQL["offered_by"], server)}
 
-    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[str, Newest]]:
-        """For each walkthrough, what changes with its figures, and its newest events' times."""
+    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[Newest, str]]:
+        """For each walkthrough, its newest events' times, and what changes with its figures."""
         rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
-        return {r["id"]: (version_of(r), Newest(r["newest_at"], r["recorded_at"])) for r in rows}
+        return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
 
     async def marks(self) -> int:
         """Journeys that wait to be counted again."""

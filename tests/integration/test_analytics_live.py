@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
-from services.analytics_api import live
+from services.analytics_api import freshness, live
+from services.analytics_api.freshness import Newest
 from services.analytics_api.generate import FILE, document
 from services.analytics_api.tools import TOOLS
 from services.devstack.processes import free_port
@@ -158,6 +159,30 @@ async def test_waiting_events_and_marks_are_told(world: World) -> None:
         )
 
     await eventually(is_behind, "it says what waits", 20)
+
+
+async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freshness, "_ASKED_SECONDS", 0.1)
+    marks = 0
+
+    async def count_marks() -> int:
+        return marks
+
+    async def rests() -> bool:
+        return not watch.is_looking
+
+    watch = freshness.FreshnessWatch(world.settings, count_marks)
+    async with watch.running():
+        assert (await watch.look()).freshness(Newest()).current is True
+        await eventually(rests, "nobody asks any more")
+        await world.produce([completed("bob", "a", 2000)])
+        fresh = (await watch.look()).freshness(Newest())
+        assert (fresh.current, [g.lag for g in fresh.groups]) == (False, [1, 1])
+        await eventually(rests, "nobody asks any more")
+        marks = 3
+        assert (await watch.look()).marks == 3
 
 
 async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_known(world: World) -> None:
