@@ -36,6 +36,16 @@ class Newest(NamedTuple):
     recorded_at: int | None = None
 
 
+class Marks(NamedTuple):
+    """How many journeys wait to be counted again, and whether that is the answer of a standby.
+
+    A standby's figures and marks may be older than what the consumers have committed.
+    """
+
+    waiting: int
+    on_replica: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What waited at a moment: consumer groups' events and marks, None with a problem where not known.
@@ -44,16 +54,19 @@ class Look:
     """
 
     groups: Sequence[Group] | None = None
-    marks: int | None = None
+    marks: Marks | None = None
     problem: str | None = None
     at: float | None = None
 
     def freshness(self, newest: Newest, version: str | None = None) -> Freshness:
         """How fresh figures are that were read after the look, by their newest events and version."""
         lags = {g.service: g.lag for g in self.groups or ()}
-        current = None
+        current, problem = None, self.problem
         if self.groups is not None and self.marks is not None:
-            current = not any(lags.values()) and self.marks == 0
+            if self.marks.on_replica:
+                problem = "the figures come from a replica of the database, which may be behind"
+            else:
+                current = not any(lags.values()) and self.marks.waiting == 0
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -61,10 +74,10 @@ class Look:
                 GroupFreshness(group=RECORDER, lag=lags.get(RECORDER), newest_event_at=newest.recorded_at),
                 GroupFreshness(group=AGGREGATOR, lag=lags.get(AGGREGATOR), newest_event_at=newest.counted_at),
             ],
-            marks=self.marks,
+            marks=None if self.marks is None else self.marks.waiting,
             looked_at=None if self.at is None else int(self.at * 1000),
             current=current,
-            problem=self.problem,
+            problem=problem,
         )
 
 
@@ -76,7 +89,7 @@ class FreshnessWatch:
         marks: counts the journeys that wait to be counted again.
     """
 
-    def __init__(self, settings: Settings, marks: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, settings: Settings, marks: Callable[[], Awaitable[Marks]]) -> None:
         self._settings = settings
         self._marks = marks
         self._last = Look(problem="nothing was looked at yet")

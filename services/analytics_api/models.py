@@ -253,7 +253,8 @@ class Freshness(_Model):
     )
     looked_at: int | None = Field(description="When lag and marks were looked at.")
     current: bool | None = Field(
-        description="Whether nothing waited then: the figures were exact. Null where that is not known."
+        description="Whether nothing waited then: every event of before is in the figures, exactly. "
+        "Null where that is not known, as on a replica of the database."
     )
     problem: str | None = Field(default=None, description="Why it is not known.")
 

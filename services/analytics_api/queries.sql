@@ -469,4 +469,5 @@ where mcp_server_id = $1;
 
 -- name: marks
 -- Journeys that wait to be counted again, up to 10,000.
-select count(*) from (select from sankey_dirty limit 10000) as waiting;
+select count(*) as waiting, pg_is_in_recovery() as on_replica
+from (select from sankey_dirty limit 10000) as marks;

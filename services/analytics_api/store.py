@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 from cachetools import LRUCache
 
-from services.analytics_api.freshness import Look, Newest
+from services.analytics_api.freshness import Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, load_queries
@@ -296,9 +296,10 @@ class Store:
         rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
         return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
 
-    async def marks(self) -> int:
+    async def marks(self) -> Marks:
         """Journeys that wait to be counted again."""
-        return int(await self.pool.fetchval(SQL["marks"]))
+        (row,) = await self.pool.fetch(SQL["marks"])
+        return Marks(row["waiting"], row["on_replica"])
 
 
 async def _cursor(

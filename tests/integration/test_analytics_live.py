@@ -15,7 +15,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from services.analytics_api import freshness, live
-from services.analytics_api.freshness import Newest
+from services.analytics_api.freshness import Marks, Newest
 from services.analytics_api.generate import FILE, document
 from services.analytics_api.tools import TOOLS
 from services.devstack.processes import free_port
@@ -167,8 +167,8 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
     monkeypatch.setattr(freshness, "_ASKED_SECONDS", 0.1)
     marks = 0
 
-    async def count_marks() -> int:
-        return marks
+    async def count_marks() -> Marks:
+        return Marks(marks, on_replica=False)
 
     async def rests() -> bool:
         return not watch.is_looking
@@ -182,7 +182,7 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
         assert (fresh.current, [g.lag for g in fresh.groups]) == (False, [1, 1])
         await eventually(rests, "nobody asks any more")
         marks = 3
-        assert (await watch.look()).marks == 3
+        assert (await watch.look()).freshness(Newest()).marks == 3
 
 
 async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_known(world: World) -> None:

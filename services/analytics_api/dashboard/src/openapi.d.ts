@@ -528,7 +528,7 @@ export interface components {
             looked_at: number | null;
             /**
              * Current
-             * @description Whether nothing waited then: the figures were exact. Null where that is not known.
+             * @description Whether nothing waited then: every event of before is in the figures, exactly. Null where that is not known, as on a replica of the database.
              */
             current: boolean | null;
             /**

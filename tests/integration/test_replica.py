@@ -1,0 +1,80 @@
+"""The API on a standby: the same answers, never called current, and live all the same."""
+
+import asyncio
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.devstack.postgres import BIN, start_postgres
+from services.devstack.processes import free_port
+from tests.integration.test_analytics_live import WT, begin, listening
+from tests.support.world import World, completed, eventually
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        os.environ.get("STEPSTREAM_TEST_STACK", "embedded") != "embedded",
+        reason="a server in a container lets nobody outside replicate",
+    ),
+]
+
+
+@pytest.fixture
+def standby(world: World, short_tmp: Path) -> Iterator[str]:
+    """A standby of the server of the world; its URL for the database of the world."""
+    data, port = short_tmp / "data", free_port()
+    copy = [BIN / "pg_basebackup", "-d", world.base, "-D", data, "-R", "-c", "fast", "--no-sync"]
+    subprocess.run(copy, check=True, capture_output=True)
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", data], check=True)
+    server = start_postgres(short_tmp, port)
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{port}/{world.settings.dsn.rsplit('/', 1)[1]}"
+    finally:
+        # The API is still connected.
+        server.stop(0)
+
+
+async def connected(url: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """A connection, once the standby takes some."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await asyncpg.connect(url)
+            except (OSError, asyncpg.CannotConnectNowError):
+                await asyncio.sleep(0.05)
+
+
+async def test_a_standby_answers_is_never_called_current_and_is_live(world: World, standby: str) -> None:
+    primary = await begin(world)
+    db = await connected(standby)
+
+    async def caught_up() -> bool:
+        return await db.fetchval("select count(*) from api_keys") == 2
+
+    api = await world.start_api(api_database_url=standby)
+    await eventually(caught_up, "the standby has the keys")
+    assert await api.get(f"{WT}/journeys") | {"freshness": 0} == (
+        await primary.get(f"{WT}/journeys") | {"freshness": 0}
+    )
+    async with listening(api) as heard:
+        await heard.next("changed")
+        await db.execute("select pg_wal_replay_pause()")
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        assert (await primary.get(f"{WT}/sankey"))["journeys"] == 2
+        behind = await api.get(f"{WT}/sankey")
+        assert behind["journeys"] == 1
+        assert behind["freshness"]["current"] is None
+        assert "replica" in behind["freshness"]["problem"]
+        assert [g["lag"] for g in behind["freshness"]["groups"]] == [0, 0]
+        await db.execute("select pg_wal_replay_resume()")
+        assert (await heard.next("changed"))["newest_event_at"] == 2000
+    assert (await api.get(f"{WT}/sankey"))["journeys"] == 2
+    await db.close()
