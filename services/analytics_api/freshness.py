@@ -143,15 +143,17 @@ class FreshnessWatch:
         return time.monotonic() - self._asked_at < _ASKED_SECONDS
 
     async def _look_again_and_again(self) -> None:
-        """With the same clients, until nobody asks any more."""
+        """With the same clients, once at least, until nobody asks any more."""
         async with admin_client(self._settings) as admin, reader(self._settings) as consumer:
-            while self._is_asked():
+            while True:
                 at = time.time()
                 async with asyncio.timeout(_LOOK_SECONDS):
                     groups = await look_with(admin, consumer, self._settings)
                     marks = await self._marks()
                 self._know(Look(groups, marks, at=at))
                 await asyncio.sleep(_EVERY_SECONDS)
+                if not self._is_asked():
+                    return
 
     def _know(self, look: Look) -> None:
         self._last = look

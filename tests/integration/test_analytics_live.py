@@ -165,6 +165,7 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(freshness, "_ASKED_SECONDS", 0.1)
+    monkeypatch.setattr(freshness, "_WAIT_SECONDS", 30.0)
     marks = 0
 
     async def count_marks() -> Marks:
