@@ -16,7 +16,7 @@ import pytest_asyncio
 from services.analytics_api import routes
 from tests.support.crowd import FOREIGN, STEPS, WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
-from tests.support.world import Api, World
+from tests.support.world import Api, World, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 GRANTS = Path(__file__).parents[2] / "ops" / "analytics-reader.sql"
@@ -545,7 +545,11 @@ async def test_answers_are_compressed_and_for_their_own_page_alone(api: Api, ful
 
 
 async def test_each_answer_says_how_fresh_it_is(api: Api, truth: Figures) -> None:
-    fresh = (await api.get(f"{WT}/sankey"))["freshness"]
+    async def looked() -> dict[str, Any] | None:
+        fresh: dict[str, Any] = (await api.get(f"{WT}/sankey"))["freshness"]
+        return fresh if fresh["looked_at"] is not None else None
+
+    fresh = await eventually(looked, "the groups were looked at")
     assert fresh["newest_event_at"] == max(w.last_at for w in truth.walks)
     assert [g["group"] for g in fresh["groups"]] == ["completion-recorder", "sankey-aggregator"]
     assert [g["lag"] for g in fresh["groups"]] == [0, 0]

@@ -145,7 +145,11 @@ async def test_sigterm_ends_a_process_that_streams(world: World) -> None:
 
 async def test_waiting_events_and_marks_are_told(world: World) -> None:
     api = await begin(world)
-    assert (await api.get(f"{WT}/sankey"))["freshness"]["current"] is True
+
+    async def is_current() -> bool:
+        return (await api.get(f"{WT}/sankey"))["freshness"]["current"] is True
+
+    await eventually(is_current, "nothing waits", 20)
     await world.produce([completed("bob", "a", 2000), completed("bob", "b", 3000)])
     await world.insert(completed("ann", "b", 1500))
 

@@ -60,6 +60,11 @@ async def test_a_standby_answers_is_never_called_current_and_is_live(world: Worl
 
     api = await world.start_api(api_database_url=standby)
     await eventually(caught_up, "the standby has the keys")
+
+    async def looked() -> bool:
+        return (await api.get(f"{WT}/sankey"))["freshness"]["looked_at"] is not None
+
+    await eventually(looked, "the groups were looked at")
     assert await api.get(f"{WT}/journeys") | {"freshness": 0} == (
         await primary.get(f"{WT}/journeys") | {"freshness": 0}
     )
