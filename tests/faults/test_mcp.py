@@ -135,13 +135,13 @@ async def test_200_people_at_once_lose_nothing_while_kafka_is_away(lonely: tuple
     async def did(goal: int) -> bool:
         return everybody_did(goal)
 
-    await eventually(lambda: did(1), "everybody did a step", seconds=180)
+    await eventually(lambda: did(1), "everybody did a step")
     state = json.loads((folder / "stack.json").read_text())
     kafka = psutil.Process(state["kafka"]["process"]["pid"])
     kafka.kill()
     kafka.wait(30)
     kafka_is_away.set()
-    await eventually(lambda: did(3), "everybody did two more, without Kafka", seconds=180)
+    await eventually(lambda: did(3), "everybody did two more, without Kafka")
     assert await world.db.fetchval("select count(*) from outbox") >= 200
     assert relay.process.poll() is None
     await asyncio.to_thread(up, folder)
