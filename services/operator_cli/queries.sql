@@ -668,9 +668,13 @@ select
   (select count(*) from mcp_user_identities where mcp_server_user_id = $1) as identities,
   (
     select count(*) from outbox
-    where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value not like '%"user-erased"%'
+    where
+      shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type is distinct from 'user-erased'
   ) as outbox,
-  (select count(*) from outbox_set_aside where key = $1) as outbox_set_aside;
+  (
+    select count(*) from outbox_set_aside
+    where key = $1 and type is distinct from 'user-erased'
+  ) as outbox_set_aside;
 
 -- name: erase_note
 insert into erased_users (mcp_server_user_id, erased_at, event_id) values ($1, $2, $3)
@@ -692,11 +696,13 @@ union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 
 -- name: erase_outbox
+-- All that is on its way of a person but the event that says that they are erased.
 delete from outbox
-where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value not like '%"user-erased"%';
+where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type is distinct from 'user-erased';
 
 -- name: erase_set_aside
-delete from outbox_set_aside where key = $1;
+delete from outbox_set_aside
+where key = $1 and type is distinct from 'user-erased';
 
 -- name: erase_user
 delete from mcp_server_user where id = $1;
@@ -705,7 +711,7 @@ delete from mcp_server_user where id = $1;
 delete from sankey_dirty where mcp_server_user_id = $1;
 
 -- name: erase_announce
-insert into outbox (key, value, headers) values ($1, $2, $3);
+insert into outbox (key, value, headers, type) values ($1, $2, $3, 'user-erased');
 
 -- name: erase_waiting
 select
@@ -714,7 +720,7 @@ select
   value,
   headers
 from outbox
-where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and value like '%"user-erased"%'
+where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type = 'user-erased'
 order by id
 limit 1;
 

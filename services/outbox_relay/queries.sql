@@ -41,15 +41,16 @@ with refused as (
   delete from outbox
   using unnest($1::bigint[], $2::text[]) as given (id, error)
   where outbox.id = given.id
-  returning outbox.id, outbox.key, outbox.value, outbox.headers, outbox.created_at, given.error
+  returning outbox.id, outbox.key, outbox.value, outbox.headers, outbox.created_at, outbox.type, given.error
 )
-insert into outbox_set_aside (id, key, value, headers, created_at, error)
+insert into outbox_set_aside (id, key, value, headers, created_at, type, error)
 select
   id,
   key,
   value,
   headers,
   created_at,
+  type,
   error
 from refused
 on conflict (id) do nothing;

@@ -1,4 +1,4 @@
-"""The contract's events as rows of the outbox: key, value and headers."""
+"""The contract's events as rows of the outbox: key, value, headers and type."""
 
 import json
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ class OutboxRow:
     key: str
     value: str
     headers: str
+    type: str
 
 
 def events_of(move: Move, where: Where, at: int) -> list[OutboxRow]:
@@ -74,7 +75,7 @@ def _row(
     value = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
     at = int(moment["started_at" if kind == "walkthrough-started" else "completed_at"])
     decode(value.encode(), at)
-    return OutboxRow(where.user_id, value, json.dumps(_headers(event, at, where.slug)))
+    return OutboxRow(where.user_id, value, json.dumps(_headers(event, at, where.slug)), kind)
 
 
 def _headers(event: dict[str, Any], at: int, slug: str) -> dict[str, str]:

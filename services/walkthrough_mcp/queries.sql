@@ -211,13 +211,16 @@ progress as (
     last_activity_at = excluded.last_activity_at
 ),
 events as (
-  insert into outbox (key, value, headers)
+  insert into outbox (key, value, headers, type)
   select
     given.key,
     given.value,
-    given.headers
+    given.headers,
+    given.type
   from place
-  cross join unnest($13::text[], $14::text[], $15::jsonb[]) with ordinality as given (key, value, headers, number)
+  cross join unnest($13::text[], $14::text[], $15::jsonb[], $16::text[]) with ordinality as given (
+    key, value, headers, type, number
+  )
   order by given.number
 )
 select

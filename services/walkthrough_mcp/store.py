@@ -186,6 +186,7 @@ async def _save(
         [event.key for event in events],
         [event.value for event in events],
         [event.headers for event in events],
+        [event.type for event in events],
     )
     assert written is not None  # noqa: S101 - one row, always
     if not written["places"] or (move.shows is not None and not written["steps"]):

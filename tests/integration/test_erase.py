@@ -218,3 +218,42 @@ async def test_who_comes_back_by_the_same_tracking_id_is_somebody_new(world: Wor
         await after.start()
     (second,) = [r[0] for r in await world.db.fetch("select id from mcp_server_user")]
     assert second != first
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_an_event_that_only_speaks_of_erasure_goes_with_the_others(world: World, told: bool) -> None:
+    """What is announced is the erasure, and not a step whose metadata hold the same words.
+
+    The version before wrote rows without their type.
+    """
+    await world.offer()
+    await world.people(["ann"])
+    step = json.dumps(completed("ann", "a", 9, metadata={"note": "user-erased", "type": "user-erased"}))
+    kind = "step-completed" if told else None
+    await world.db.execute("insert into outbox (key, value, type) values ('ann', $1, $2)", step, kind)
+    await world.db.execute(
+        "insert into outbox_set_aside (id, key, value, headers, created_at, error, type)"
+        " values (7, 'ann', $1, '{}', now(), 'too large', $2)",
+        step,
+        kind,
+    )
+    plan = await world.invoke("erase", "ann", "-o", "json")
+    removed = json.loads(plan.stdout)["removed"]
+    assert (removed["outbox"], removed["outbox_set_aside"]) == (1, 1)
+    done = await world.invoke("erase", "ann", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert await traces(world, "ann") == {}
+    (event,) = await world.events()
+    assert json.loads(event.value or b"")["event_id"] == json.loads(done.stdout)["event_id"]
+
+
+async def test_an_announcement_that_kafka_refused_waits_for_whoever_sends_it_again(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
+    await world.db.execute(
+        "insert into outbox_set_aside (id, key, value, headers, created_at, error, type)"
+        " values (7, 'ann', '{}', '{}', now(), 'a policy', 'user-erased')"
+    )
+    assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
+    assert await world.db.fetchval("select count(*) from outbox_set_aside") == 1
