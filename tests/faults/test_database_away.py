@@ -16,6 +16,7 @@ from tests.support.world import (
     AGGREGATOR,
     RECORDER,
     RELAY,
+    ROLES,
     Service,
     World,
     completed,
@@ -115,7 +116,8 @@ async def test_every_error_that_passes_is_waited_out(world: World) -> None:
     await prepare(world)
     await world.db.execute(
         "create table troubles (id integer generated always as identity (increment by 2), place text, code text);"
-        "create sequence raised_recorder; create sequence raised_aggregator;"
+        "create sequence raised_recorder; create sequence raised_aggregator; grant all on troubles to public;"
+        "grant all on sequence raised_recorder, raised_aggregator to public;"
         "create function trouble() returns trigger language plpgsql as $$ declare t record; n bigint; begin"
         " n := nextval('raised_' || tg_argv[0]);"  # a sequence keeps what a rolled back transaction counted
         " select * into t from troubles where place = tg_argv[0] and id = n;"
@@ -210,8 +212,7 @@ class role:  # noqa: N801 - reads as a block
 
     async def __aenter__(self) -> tuple[str, str]:
         await self.world.db.execute(
-            f"create role {self.name} login password 'secret'; grant all on all tables in schema public to {self.name};"
-            f"grant all on all sequences in schema public to {self.name}"
+            f"create role {self.name} login password 'secret' in role {', '.join(ROLES.values())}"
         )
         head, _, tail = self.world.settings.dsn.partition("://")
         return self.name, f"{head}://{self.name}:secret@{tail.rpartition('@')[2]}"
@@ -232,7 +233,10 @@ async def cut_off(world: World, name: str) -> None:
 WRONG = {
     "a table is gone": ("alter table recorded_offsets rename to elsewhere", "recorded_offsets"),
     "a column is gone": ("alter table recorded_offsets rename next_offset to elsewhere", "next_offset"),
-    "a right is gone": ("revoke all on recorded_offsets from {role}", "recorded_offsets"),
+    "a right is gone": (
+        "revoke all on recorded_offsets from stepstream_recorder, stepstream_aggregator, stepstream_operator",
+        "recorded_offsets",
+    ),
     "the user may not sign in": ("alter role {role} nologin", "STEPSTREAM_DATABASE_URL"),
 }
 

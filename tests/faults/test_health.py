@@ -35,7 +35,7 @@ async def test_an_injured_consumer_is_found_and_exits(world: World, injury: str)
     with log.open("wb") as out:
         process = subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-m", "tests.support.sick", injury],
-            env=world.environment(stuck_seconds=2, drain_timeout_seconds=2),
+            env=world.environment(RECORDER, stuck_seconds=2, drain_timeout_seconds=2),
             stdout=out,
             stderr=out,
         )

@@ -32,7 +32,7 @@ async def audited(world: World) -> AsyncIterator[tuple[str, str]]:
         "create function note() returns trigger language plpgsql as $$ begin"
         " insert into audit values (new.partition, current_user); return new; end $$;"
         "create trigger note after insert or update on recorded_offsets for each row execute function note();"
-        "create table slow (seconds float8);"
+        "create table slow (seconds float8); grant all on audit, slow to public;"
         "create function be_slow() returns trigger language plpgsql as $$ begin"
         " perform pg_sleep(seconds) from slow; return null; end $$;"
         "create trigger be_slow after insert on walkthrough_step_completions for each statement"

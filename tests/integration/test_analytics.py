@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from tests.support.figures import DAY, Figures, Walk, day_of
 from tests.support.world import Api, World, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-GRANTS = Path(__file__).parents[2] / "ops" / "analytics-reader.sql"
 WT = f"walkthroughs/{WALKTHROUGH}"
 
 
@@ -559,21 +557,6 @@ async def test_each_answer_says_how_fresh_it_is(api: Api, truth: Figures) -> Non
     ]
     assert fresh["current"] is True
     assert fresh["version"]
-
-
-async def test_a_role_that_may_only_read_is_enough(full: World) -> None:
-    name = full.settings.dsn.rsplit("/", 1)[1]
-    role = f"reader_{name}"
-    await full.db.execute(f"create role {role} login password 'read'")
-    try:
-        await full.db.execute(GRANTS.read_text().replace(':"role"', role))
-        host = full.settings.dsn.split("@")[-1]
-        api = await full.start_api(api_database_url=f"postgresql://{role}:read@{host}")
-        for path in every_path():
-            if not path.endswith("/live"):
-                assert (await api.ask(path)).status_code == 200, path
-    finally:
-        await full.db.execute(f"drop owned by {role}; drop role {role}")
 
 
 async def test_the_day_before_yesterday_is_a_cohort(api: Api, truth: Figures) -> None:

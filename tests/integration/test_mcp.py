@@ -27,8 +27,9 @@ both_generations = pytest.mark.parametrize("generation", GENERATIONS)
 
 
 async def outbox(world: World) -> list[StepCompleted | WalkthroughStarted]:
-    rows = await world.db.fetch("select key, value from outbox order by id")
+    rows = await world.db.fetch("select key, value, type from outbox order by id")
     events = [decode(row["value"].encode(), 2**62) for row in rows]
+    assert [json.loads(row["value"])["type"] for row in rows] == [row["type"] for row in rows]
     assert all(e.mcp_server_user_id == row["key"] for e, row in zip(events, rows, strict=True))
     return events
 

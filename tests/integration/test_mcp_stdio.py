@@ -15,7 +15,7 @@ def child(world: World, *more: str) -> StdioServerParameters:
     return StdioServerParameters(
         command=sys.executable,
         args=["-m", "services.operator_cli", "run", MCP, "--stdio", "srv_1", *more],
-        env=world.environment(),
+        env=world.environment(MCP),
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 from services.runtime.kafka import make_producer
 from tests.support.world import (
     AGGREGATOR,
+    OPERATOR,
     RECORDER,
     Message,
     World,
@@ -220,7 +221,7 @@ async def test_what_is_counted_between_survey_and_swap_stays(counted: World) -> 
 
     rebuilding._swap = late
     try:
-        found = await rebuilding.rebuild(counted.settings, execute=True)
+        found = await rebuilding.rebuild(counted.settings_of(OPERATOR), execute=True)
     finally:
         rebuilding._swap = real
     assert found.counted_meanwhile == 2

@@ -18,12 +18,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 import httpx2
 import uvicorn
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from services.analytics_api.app import AnalyticsProcess
@@ -45,7 +47,23 @@ from tests.support.zygote import Forked, zygote
 RECORDER, AGGREGATOR = GROUPS
 TRUTH = load_queries(__file__)
 RELAY, MCP, API = "outbox-relay", "walkthrough-mcp", "analytics-api"
+#: Who uses the command line; `migrate` is for the owner of the tables.
+OPERATOR = "operator"
 PATIENCE = 90.0
+
+#: The role that each has in the database, as `ops/roles.sql` makes them.
+ROLES = {
+    RECORDER: "stepstream_recorder",
+    AGGREGATOR: "stepstream_aggregator",
+    RELAY: "stepstream_relay",
+    MCP: "stepstream_mcp",
+    API: "stepstream_api",
+    OPERATOR: "stepstream_operator",
+}
+ROLES_SQL = (Path(__file__).parents[2] / "ops" / "roles.sql").read_text()
+#: What the file says of a database, and not of tables: a copy of a template has to be told again.
+_OF_DATABASE = ROLES_SQL.partition("\n-- --- tables ---")[0]
+ROLE_PASSWORD = "of a role"
 
 
 async def eventually(
@@ -65,14 +83,39 @@ def _url(base: str, database: str) -> str:
     return base.rsplit("/", 1)[0] + "/" + database
 
 
+def as_role(url: str, service: str, owner: str) -> str:
+    """The URL with the role of a service, where it has the owner of the tables; any other stays."""
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    if service not in ROLES or user != urlsplit(owner).netloc.rpartition("@")[0]:
+        return url
+    return urlunsplit(parts._replace(netloc=f"{ROLES[service]}:{quote(ROLE_PASSWORD)}@{hosts}"))
+
+
+async def make_roles(base: str) -> None:
+    """The roles of `ops/roles.sql`, which sign in with a password here; several may ask for them at once."""
+    admin = await asyncpg.connect(base)
+    try:
+        await admin.execute("select pg_advisory_lock(1)")
+        for role in ROLES.values():
+            may = await admin.fetchval("select rolcanlogin from pg_roles where rolname = $1", role)
+            if not may:
+                change = "create" if may is None else "alter"
+                await admin.execute(f"{change} role {role} login password '{ROLE_PASSWORD}'")
+    finally:
+        await admin.close()
+
+
 def make_template(base: str) -> str:
     """Makes a migrated database to copy."""
     name = f"template_{uuid.uuid4().hex[:8]}"
 
     async def make() -> None:
+        await make_roles(base)
         await create_database(base, name)
         connection = await asyncpg.connect(_url(base, name))
         await migrate(connection)
+        await connection.execute(ROLES_SQL)
         await connection.close()
 
     asyncio.run(make())
@@ -241,7 +284,10 @@ class World:
             session_timeout_seconds=6,
         )
         await ensure_topics(settings)
-        return cls(base, settings, await asyncpg.connect(url), Path(tempfile.mkdtemp(prefix="world-")))
+        db = await asyncpg.connect(url)
+        if template != "template0":
+            await db.execute(_OF_DATABASE)
+        return cls(base, settings, db, Path(tempfile.mkdtemp(prefix="world-")))
 
     async def close(self) -> None:
         for client in self.clients:
@@ -393,19 +439,27 @@ class World:
 
     # --- the services ---------------------------------------------------------------------------------
 
+    def settings_of(self, service: str, **more: Any) -> Settings:
+        """The settings, with the role that a service, or an operator, has in the database."""
+        given = {**self.settings.model_dump(), **more}
+        for name in ("database_url", "api_database_url"):
+            url = given[name].get_secret_value() if isinstance(given[name], SecretStr) else given[name]
+            given[name] = as_role(url, service, self.base)
+        return Settings(**given)
+
     async def recorder_pool(self) -> Pool:
-        return await self._pool(recorder_store.prepare, recorder_store.SERVER_SETTINGS)
+        return await self._pool(RECORDER, recorder_store.prepare, recorder_store.SERVER_SETTINGS)
 
     async def aggregator_pool(self) -> Pool:
-        return await self._pool(aggregator_store.prepare, aggregator_store.SERVER_SETTINGS)
+        return await self._pool(AGGREGATOR, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS)
 
-    async def _pool(self, prepare: Any, server_settings: Any) -> Pool:
-        pool = await open_pool(self.settings, prepare, server_settings)
+    async def _pool(self, service: str, prepare: Any, server_settings: Any) -> Pool:
+        pool = await open_pool(self.settings_of(service), prepare, server_settings)
         self.pools.append(pool)
         return pool
 
-    def environment(self, **more: Any) -> dict[str, str]:
-        """The environment that leads a process to this world."""
+    def environment(self, service: str = OPERATOR, **more: Any) -> dict[str, str]:
+        """The environment that leads a process to this world, with the role that it has in the database."""
         settings = {
             "KAFKA_BOOTSTRAP_SERVERS": ",".join(self.settings.kafka_bootstrap_servers),
             "DATABASE_URL": self.settings.dsn,
@@ -414,6 +468,9 @@ class World:
             "TOPIC_PARTITIONS": self.settings.topic_partitions,
             "SESSION_TIMEOUT_SECONDS": 6,
         } | {name.upper(): value for name, value in more.items()}
+        for name in ("DATABASE_URL", "API_DATABASE_URL"):
+            if name in settings:
+                settings[name] = as_role(settings[name], service, self.base)
         clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")}
         return clean | {f"STEPSTREAM_{name}": str(value) for name, value in settings.items()}
 
@@ -423,7 +480,7 @@ class World:
         """Runs `stepstream` to its end."""
         done = subprocess.run(
             [sys.executable, "-m", "services.operator_cli", *args],
-            env=self.environment(**more),
+            env=self.environment(_whose(args), **more),
             input=stdin,
             capture_output=True,
             timeout=120,
@@ -435,7 +492,7 @@ class World:
 
     async def invoke(self, *args: str, **more: Any) -> "subprocess.CompletedProcess[str]":
         """As `command`, inside this process, which costs a tenth."""
-        return await asyncio.to_thread(invoke, self.environment(**more), *args)
+        return await asyncio.to_thread(invoke, self.environment(_whose(args), **more), *args)
 
     def start(self, name: str, port: int = 0, *, anew: bool = False, **more: Any) -> Service:
         """Starts a service as a process: forked from one that has its imports, or `anew`, from its first line."""
@@ -444,12 +501,12 @@ class World:
         process: subprocess.Popen[bytes] | Forked
         if self.forks and not anew:
             log.touch()
-            process = zygote().start(arguments, self.environment(**more), str(log))
+            process = zygote().start(arguments, self.environment(name, **more), str(log))
         else:
             with log.open("wb") as out:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "services.operator_cli", *arguments],
-                    env=self.environment(**more),
+                    env=self.environment(name, **more),
                     stdout=out,
                     stderr=out,
                 )
@@ -463,7 +520,7 @@ class World:
         url = f"http://127.0.0.1:{port}"
         if process:
             return await self.start(MCP, port, public_url=url, **more).ready()
-        settings = Settings(**{**self.settings.model_dump(), "public_url": url, **more})
+        settings = self.settings_of(MCP, public_url=url, **more)
         return await self.serve(MCP, application(McpProcess(MCP, settings)), port)
 
     async def start_api(self, *, process: bool = False, organization: str = "org", **more: Any) -> "Api":
@@ -472,7 +529,7 @@ class World:
         if process:
             await self.start(API, port, **more).ready()
         else:
-            settings = Settings(**{**self.settings.model_dump(), **more})
+            settings = self.settings_of(API, **more)
             await self.serve(API, api_application(AnalyticsProcess(API, settings)), port)
         api = Api(self, f"http://127.0.0.1:{port}")
         self.clients.append(api.http)
@@ -585,6 +642,13 @@ class World:
             for name in ("differing_transitions", "differing_endings", "differing_journeys"):
                 rows = [dict(row) for row in await self.db.fetch(TRUTH[name])]
                 assert rows == [], (name, rows[:5])
+
+
+def _whose(arguments: Sequence[str]) -> str:
+    """Whose rights a command needs: a service's own, the owner's, or an operator's."""
+    if arguments and arguments[0] == "run":
+        return arguments[1] if len(arguments) > 1 else OPERATOR
+    return "owner" if arguments and arguments[0] == "migrate" else OPERATOR
 
 
 def invoke(environment: dict[str, str], *args: str) -> "subprocess.CompletedProcess[str]":

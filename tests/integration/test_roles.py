@@ -1,0 +1,138 @@
+"""The roles of ops/roles.sql: enough for each service, which all tests run under, and no more."""
+
+import re
+
+import asyncpg
+import pytest
+
+from tests.support.world import (
+    AGGREGATOR,
+    API,
+    MCP,
+    OPERATOR,
+    RECORDER,
+    RELAY,
+    ROLES,
+    ROLES_SQL,
+    World,
+    as_role,
+    completed,
+    eventually,
+)
+
+pytestmark = pytest.mark.integration
+
+#: What each role is not let do; `everybody` is tried by all of them.
+REFUSED = {
+    "everybody": [
+        "create table theirs ()",
+        "alter table walkthrough_step_completions disable trigger all",
+        "create trigger t after delete on sankey_dirty for each statement execute function outbox_notify()",
+        "create trigger t after delete on outbox for each statement execute function sankey_mark_truncated()",
+        "truncate walkthrough_step_completions",
+        "delete from walkthrough_step_completions",
+        "delete from walkthrough_starts",
+        "delete from recorded_offsets",
+        "delete from erased_users",
+        "delete from organization",
+        "update organization set name = 'theirs'",
+        "delete from mcp_servers",
+        "update mcp_servers set organization_id = 'theirs'",
+        "update mcp_servers set oauth_issuer_url = 'https://theirs.example'",
+        "delete from walkthroughs",
+        "delete from walkthrough_steps",
+        "delete from stepstream_migrations",
+        "set session authorization {owner}",
+        "copy sankey_journeys to program 'cat'",
+    ],
+    RECORDER: [
+        "insert into sankey_transitions select * from sankey_transitions",
+        "delete from sankey_dirty",
+        "select * from api_keys",
+        "insert into outbox (key, value) values ('k', 'v')",
+        "insert into mcp_server_user (id) values ('theirs')",
+        "update walkthroughs set title = 'theirs'",
+    ],
+    AGGREGATOR: [
+        "insert into walkthrough_step_completions select * from walkthrough_step_completions",
+        "update walkthrough_starts set started_at = 0",
+        "update recorded_offsets set next_offset = 0",
+        "select * from mcp_server_user",
+        "select * from outbox",
+        "select * from api_keys",
+    ],
+    RELAY: [
+        "create temporary table t ()",
+        "insert into outbox (key, value) values ('k', 'v')",
+        "update outbox set value = 'theirs'",
+        "select * from walkthrough_step_completions",
+        "select * from mcp_server_user",
+        "select * from api_keys",
+    ],
+    MCP: [
+        "create temporary table t ()",
+        "select * from outbox",
+        "delete from outbox",
+        "select * from walkthrough_step_completions",
+        "select * from sankey_journeys",
+        "select * from api_keys",
+        "delete from mcp_server_user",
+        "update mcp_server_user set upstream_sub = 'theirs'",
+        "update walkthroughs set title = 'theirs'",
+    ],
+    API: [
+        "create temporary table t ()",
+        "insert into sankey_dirty (mcp_server_user_id, walkthrough_id) values ('u', 'w')",
+        "update sankey_transitions set journeys = 0",
+        "update api_keys set revoked_at = null",
+        "select * from mcp_server_user",
+        "select * from outbox",
+    ],
+    OPERATOR: ["update mcp_server_user set email = 'theirs'", "delete from api_keys"],
+}
+
+
+async def refused(db: "asyncpg.Connection[asyncpg.Record]", statement: str) -> bool:
+    try:
+        await db.execute(statement)
+    except asyncpg.InsufficientPrivilegeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("service", ROLES)
+async def test_a_role_may_do_no_more_than_its_service_does(world: World, service: str) -> None:
+    await world.offer()
+    owner = await world.db.fetchval("select quote_ident(current_user)")
+    db = await asyncpg.connect(as_role(world.settings.dsn, service, world.base))
+    try:
+        for statement in REFUSED["everybody"] + REFUSED[service]:
+            assert await refused(db, statement.format(owner=owner)), f"{service} could: {statement}"
+    finally:
+        await db.close()
+
+
+async def test_the_file_can_be_run_again_and_knows_every_table(world: World) -> None:
+    await world.db.execute(ROLES_SQL)
+    tables = await world.db.fetch(
+        "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+    )
+    named = set(re.findall(r"[a-z_]+", ROLES_SQL))
+    assert {r[0] for r in tables} <= named, "say in ops/roles.sql which service may do what with a new table"
+
+
+async def test_the_recorder_leaves_no_marks_under_its_role_and_others_do(world: World) -> None:
+    """The database believes that somebody is the recorder who may move its offsets, and nobody else."""
+    await world.offer()
+    await world.people(["ann"])
+    await world.produce([completed("ann", "a", 1)])
+    recorder = world.start(RECORDER)
+
+    async def recorded() -> bool:
+        return await world.recorded() == 1
+
+    await eventually(recorded, "it is recorded")
+    recorder.terminate()
+    assert await world.db.fetchval("select count(*) from sankey_dirty") == 0
+    await world.insert(completed("ann", "b", 2))
+    assert await world.db.fetchval("select count(*) from sankey_dirty") == 1
