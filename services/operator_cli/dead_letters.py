@@ -21,7 +21,7 @@ from aiolimiter import AsyncLimiter
 from services.operator_cli.options import print_json, print_table, safe, say, told_time
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, load_queries
-from services.runtime.errors import RefusedError, StepstreamError, UsageError
+from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_HEADERS,
     DEAD_LETTER_MAX_BYTES,
@@ -237,18 +237,6 @@ class Redriven:
     sent: int = 0
     #: Sent by somebody who was interrupted before it was noted.
     found_sent: int = 0
-
-
-@contextlib.asynccontextmanager
-async def alone(db: Connection) -> AsyncIterator[None]:
-    """Keeps other operators from handling dead letters at the same time.
-
-    Raises:
-        RefusedError: somebody else does.
-    """
-    if not await db.fetchval(SQL["lock_letters"]):
-        raise RefusedError("somebody else is at the dead letters of this database: wait until they are done")
-    yield  # the lock goes with the connection
 
 
 async def redrive(

@@ -276,7 +276,7 @@ def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE)
     """Make the Sankey tables what completions and starts say, beside running services.
 
     Shows what differs first. The aggregator waits for the last transaction alone; what changes meanwhile is
-    kept; interrupted, it leaves nothing behind.
+    kept; interrupted, it leaves nothing behind. Refused (exit 4) while somebody else rebuilds.
     """
     from services.operator_cli.rebuild import rebuild as build
     from services.operator_cli.rebuild import report, show
@@ -398,6 +398,7 @@ def dlq_redrive(
     fails again comes back as one dead letter, with its history.
     """
     from services.operator_cli import dead_letters
+    from services.operator_cli.alone import Act, alone
     from services.runtime.crashpoints import arm
     from services.runtime.database import connected
 
@@ -406,7 +407,7 @@ def dlq_redrive(
     wanted = _filter(error_class, partition, since, until, key, ids)
 
     async def work() -> tuple[Any, Any]:
-        async with connected(settings) as db, dead_letters.alone(db):
+        async with connected(settings) as db, alone(db, Act.HANDLE_LETTERS):
             letters = await dead_letters.find(settings, db, wanted)
             able = [letter for letter in letters if letter.source.topic == settings.topic]
             if not execute:
@@ -455,13 +456,14 @@ def dlq_drop(
 ) -> None:
     """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
     from services.operator_cli import dead_letters
+    from services.operator_cli.alone import Act, alone
     from services.runtime.database import connected
 
     settings = current_settings()
     wanted = _filter(error_class, partition, since, until, key, ids)
 
     async def work() -> Any:
-        async with connected(settings) as db, dead_letters.alone(db):
+        async with connected(settings) as db, alone(db, Act.HANDLE_LETTERS):
             letters = await dead_letters.find(settings, db, wanted)
             if execute:
                 await dead_letters.drop(db, letters)

@@ -5,20 +5,29 @@ ends. Then one transaction puts it right. Only that one makes the aggregator wai
 writing journeys (reading goes on), leaves alone what the aggregator has counted since the snapshot, and
 marks the rest, so that whatever changed meanwhile is looked at again. Why this is exact:
 docs/decisions/0009-rebuild.md.
+
+That holds while nobody but the aggregator writes journeys and counts. So there is one rebuild at a time, and
+after the swap the cells are compared again: what somebody else did to them in between is mended too, or told.
 """
 
+import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.journeys import Delta, Journey, accumulate
+from services.operator_cli.alone import Act, alone
 from services.operator_cli.options import many, not_executed, print_json, say
 from services.operator_cli.survey import SQL, Progress, begin, find_cells, find_journeys
 from services.operator_cli.survey import prepare as prepare_survey
 from services.operator_cli.verify import LISTED, NO_LIMIT, show_cells, show_journeys
 from services.runtime.database import Connection, connected
+from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store
+
+#: How often cells that somebody else changes are put right, before the command gives up.
+_ROUNDS = 3
 
 
 @dataclass
@@ -35,6 +44,8 @@ class Rebuilt:
     #: Journeys that the aggregator had counted anew before the swap.
     counted_meanwhile: int = 0
     swap_seconds: float = 0.0
+    #: Cells that were wrong after the swap, because somebody else had changed them since they were compared.
+    changed_meanwhile: int = 0
 
     @property
     def differing(self) -> int:
@@ -52,8 +63,15 @@ async def rebuild(
         execute: whether to change anything.
         progress: told of parts done, of how many.
         before_swap: shown what differs before anything changes.
+
+    Raises:
+        RefusedError: somebody else rebuilds this database; nothing was changed.
+        MismatchError: somebody else changes the counts all the time.
     """
-    async with connected(settings, _prepare, store.SERVER_SETTINGS, NO_LIMIT) as db:
+    async with contextlib.AsyncExitStack() as stack:
+        db = await stack.enter_async_context(connected(settings, _prepare, store.SERVER_SETTINGS, NO_LIMIT))
+        if execute:
+            await stack.enter_async_context(alone(db, Act.REBUILD))
         async with db.transaction(isolation="repeatable_read"):
             await begin(db, settings.topic)
             await find_journeys(db, progress)
@@ -65,8 +83,29 @@ async def rebuild(
             # The planner knows nothing of tables that were just filled.
             await db.execute("analyze differing_journeys")
             await _swap(db, found)
+            await _compare_again(db, settings, found)
         found.executed = execute
         return found
+
+
+async def _compare_again(db: Connection, settings: Settings, found: Rebuilt) -> None:
+    """Holds the cells against the journeys as they are now, and puts right what somebody else did to them."""
+    for _ in range(_ROUNDS):
+        await prepare_survey(db)
+        async with db.transaction(isolation="repeatable_read"):
+            await begin(db, settings.topic)
+            await find_cells(db)
+            counts = await db.fetchrow(SQL["survey_counts"])
+        assert counts is not None  # noqa: S101 - one row, always
+        differing = counts["transitions"] + counts["endings"]
+        if not differing:
+            return
+        found.changed_meanwhile += differing
+        await _swap(db, found)
+    raise MismatchError(
+        f"{many(differing, 'cell')} were wrong again after each of {_ROUNDS} corrections: somebody else "
+        "changes sankey_transitions, sankey_endings or sankey_journeys. Find out who, and run this again"
+    )
 
 
 async def _prepare(connection: Connection) -> None:
@@ -104,8 +143,8 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
         await store.add_filled_deltas(db)
         await db.execute(SQL["swap_mark"])
         await db.execute(SQL["swap_freshness"])
-    found.swap_seconds = time.monotonic() - began
-    found.counted_meanwhile = len(touched)
+    found.swap_seconds += time.monotonic() - began
+    found.counted_meanwhile += len(touched)
 
 
 def _journey(walkthrough: str, values: list[Any]) -> Journey:
@@ -142,3 +181,8 @@ def report(found: Rebuilt, *, as_json: bool) -> None:
             f"[bold green]rebuilt[/]: the aggregator waited {found.swap_seconds:.2f} s for the swap; "
             f"{found.counted_meanwhile:,} of the journeys it had counted anew itself meanwhile"
         )
+        if found.changed_meanwhile:
+            say(
+                f"[yellow]{many(found.changed_meanwhile, 'cell')} were changed by somebody else[/] "
+                "meanwhile, and put right as well"
+            )

