@@ -5,6 +5,7 @@ import json
 import struct
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -173,3 +174,39 @@ async def test_commands_read_topics_that_the_broker_compresses(compressing: Worl
         assert json.loads(fed.stdout)["events"] == len(await world.events()) == 9 + 2 + 3 + 1
     assert await world.completions() == before
     await world.assert_exact()
+
+
+#: A module that cannot be loaded, found before the installed one.
+_BROKEN = "raise ImportError('libcramjam.so: cannot open shared object file')"
+_READING = (
+    ("run", RECORDER, "--port", "0"),
+    ("run", AGGREGATOR, "--port", "0"),
+    ("replay", "--group", RECORDER, "--from-beginning", "--to-offset", "9", "--execute"),
+    ("dlq", "list"),
+    ("dlq", "redrive", "--key", "ann", "--execute"),
+    ("erase", "ann", "--execute"),
+    ("lag",),
+)
+
+
+async def test_without_a_codec_nothing_that_reads_starts(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not such a record is there now: once it came, all partitions would stand still."""
+    await world.offer()
+    await world.people(["ann"])
+    await world.produce([completed("ann", "a", 1)])
+    services = world.start_both()
+    await world.drained()
+    for service in services:
+        assert service.terminate() == 0
+    await world.produce([completed("ann", "b", 2)])
+    (tmp_path / "cramjam.py").write_text(_BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ends = await asyncio.gather(*(asyncio.to_thread(world.command, *command) for command in _READING))
+    for command, end in zip(_READING, ends, strict=True):
+        assert end.returncode == 2, (command, end.stderr)
+        assert "snappy, lz4 and zstd cannot be read" in end.stderr, command
+        assert "cramjam" in end.stderr, command
+        assert "gzip" not in end.stderr, command
+    assert len(await world.completions()) == 1
