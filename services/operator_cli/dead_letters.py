@@ -28,6 +28,7 @@ from services.runtime.kafka import (
     NULL,
     Record,
     admin_client,
+    check_codecs,
     make_producer,
     unreachable,
 )
@@ -172,8 +173,10 @@ async def read_partitions(
     `ends` is filled with how far the partitions go.
 
     Raises:
+        ConfigurationError: a codec cannot be read.
         StepstreamError: Kafka cannot be reached.
     """
+    check_codecs()
     async with (
         admin_client(settings) as admin,
         reader(settings, max_partition_fetch_bytes=DEAD_LETTER_MAX_BYTES) as consumer,

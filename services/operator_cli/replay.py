@@ -21,6 +21,7 @@ from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     Record,
     RenewedProducer,
+    check_codecs,
     connection,
     unreachable,
 )
@@ -181,10 +182,12 @@ async def execute(settings: Settings, plan: Plan, progress: Callable[[int, int],
 
     Raises:
         RefusedError: the group has members.
+        ConfigurationError: events are to be fed through, and a codec cannot be read.
         StepstreamError: Kafka or the database cannot be reached.
     """
     refuse_members(plan)
     if plan.bounded:
+        check_codecs()
         return await _feed(settings, plan, progress)
     await _set_offsets(settings, plan)
     return 0

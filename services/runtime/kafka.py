@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
 from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
@@ -43,6 +44,8 @@ Offsets: TypeAlias = Mapping[TopicPartition, int]
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 _STOP_SECONDS = 5.0
 _KNOWN_SECONDS = 10.0
+#: The codecs of Kafka, and whether this installation has what reads them.
+_CODECS = {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
@@ -138,6 +141,22 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
         yield admin
     finally:
         await admin.close()
+
+
+def check_codecs() -> None:
+    """Looks whether records can be read, whichever codec a producer or a broker compressed them with.
+
+    One record that cannot be read holds up every partition that is read with it.
+
+    Raises:
+        ConfigurationError: names the codecs that cannot be read, and the package that reads them.
+    """
+    if missing := [name for name, there in _CODECS.items() if not there()]:
+        codecs = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        raise ConfigurationError(
+            f"records that are compressed with {codecs} cannot be read: the Python package cramjam is "
+            "missing, or cannot be loaded. Install it; requirements.txt names its version"
+        )
 
 
 def unreachable(settings: Settings, error: Exception) -> StepstreamError:

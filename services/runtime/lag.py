@@ -12,7 +12,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
 from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import admin_client, connection, unreachable
+from services.runtime.kafka import admin_client, check_codecs, connection, unreachable
 from services.runtime.settings import Settings
 
 GROUPS = ("completion-recorder", "sankey-aggregator")
@@ -172,7 +172,7 @@ async def look(settings: Settings, services: Sequence[str] = GROUPS, *, ages: bo
 
     Raises:
         StepstreamError: Kafka cannot be reached.
-        ConfigurationError: there is no topic.
+        ConfigurationError: there is no topic, or a codec cannot be read.
     """
     async with admin_client(settings) as admin, reader(settings) as consumer:
         groups = await look_with(admin, consumer, settings, services)
@@ -219,6 +219,7 @@ async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[
     since: dict[int, int] = {}
     passed: set[int] = set()
     if waiting:
+        check_codecs()
         # A consumer of its own: one that is assigned a partition again does not get past a marker there.
         async with reader(settings) as consumer:
             with contextlib.suppress(TimeoutError):

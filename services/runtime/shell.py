@@ -26,6 +26,7 @@ from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.kafka import (
     Record,
     admin_client,
+    check_codecs,
     commit_offsets,
     kafka_may_return,
     next_offsets,
@@ -428,8 +429,9 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
     """Looks for what a service cannot do without.
 
     Raises:
-        ConfigurationError: migrations are pending, or the topics do not exist.
+        ConfigurationError: a codec cannot be read, migrations are pending, or the topics do not exist.
     """
+    check_codecs()
     await check_migrated(pool)
     async with admin_client(settings) as admin:
         there = await admin.list_topics()

@@ -59,6 +59,17 @@ class Refusal(Exception):  # noqa: N818 - an answer, and no fault of ours
         return JSONResponse(body, status_code=self.status, headers=headers)
 
 
+class SignIn(ProtectedResourceMetadata):
+    """Protected resource metadata (RFC 9728) whose addresses are sent as they are written.
+
+    Clients compare them letter by letter with the issuer's own metadata and with what tokens are for; a URL
+    of pydantic's writes them anew, with a slash behind the host for instance.
+    """
+
+    resource: str  # type: ignore[assignment]
+    authorization_servers: list[str]  # type: ignore[assignment]
+
+
 class Rates:
     """How often an address, and a person, may call: counted in this process."""
 
@@ -181,9 +192,9 @@ class Entrance:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
         except Refusal as refusal:
             return refusal.response()
-        metadata = ProtectedResourceMetadata(
-            resource=AnyHttpUrl(self.resource(server)),
-            authorization_servers=[AnyHttpUrl(self._issuer(server))],
+        metadata = SignIn(
+            resource=self.resource(server),
+            authorization_servers=[self._issuer(server)],
             resource_name=server.name,
         )
         return await ProtectedResourceMetadataHandler(metadata).handle(request)

@@ -1,17 +1,23 @@
 """Servers where people sign in: whose tokens open what, and whose do not."""
 
+import base64
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider
+from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from mcp.shared.exceptions import MCPError
+from pydantic import AnyUrl
 
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.world import MCP, Service, World
@@ -20,25 +26,43 @@ pytestmark = pytest.mark.integration
 
 
 class Issuer:
-    """An authorization server: metadata, keys, and tokens as a test wants them."""
+    """An authorization server: metadata, keys, and tokens as a test wants them.
+
+    Clients register at it, and it signs in at once whoever is sent there. A test may write `url` in another
+    way; the metadata names it so.
+    """
 
     def __init__(self) -> None:
         self.keys = {"one": rsa.generate_private_key(65537, 2048)}
         self.fetched: list[str] = []
+        self.clients: dict[str, Any] = {}
+        self.codes: dict[str, dict[str, str]] = {}
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.fetched.append(self.path)
-                answers = {
-                    "/.well-known/oauth-authorization-server": {
-                        "issuer": issuer.url,
-                        "jwks_uri": f"{issuer.url}/keys",
-                    },
-                    "/keys": {"keys": [issuer.public(kid) for kid in issuer.keys]},
-                }
-                body = json.dumps(answers.get(self.path, {})).encode()
-                self.send_response(200 if self.path in answers else 404)
+                path, _, query = self.path.partition("?")
+                if path == "/authorize":
+                    self.send_response(302)
+                    self.send_header("location", issuer.authorize(dict(parse_qsl(query))))
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                else:
+                    answers = issuer.documents()
+                    self.answer(200 if path in answers else 404, answers.get(path, {}))
+
+            def do_POST(self) -> None:
+                issuer.fetched.append(self.path)
+                body = self.rfile.read(int(self.headers["content-length"])).decode()
+                if self.path == "/register":
+                    self.answer(201, issuer.register(json.loads(body)))
+                else:
+                    self.answer(*issuer.exchange(dict(parse_qsl(body))))
+
+            def answer(self, status: int, content: Any) -> None:
+                body = json.dumps(content).encode()
+                self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(body)))
                 self.end_headers()
@@ -48,8 +72,53 @@ class Issuer:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.origin = f"http://127.0.0.1:{self.server.server_port}"
+        self.url = self.origin
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def documents(self) -> dict[str, Any]:
+        """What is to be had by path; the metadata is where RFC 8414 wants it."""
+        path = self.url.removeprefix(self.origin).rstrip("/")
+        metadata = {
+            "issuer": self.url,
+            "jwks_uri": f"{self.origin}/keys",
+            "registration_endpoint": f"{self.origin}/register",
+            "authorization_endpoint": f"{self.origin}/authorize",
+            "token_endpoint": f"{self.origin}/token",
+            "response_types_supported": ["code"],
+            "code_challenge_methods_supported": ["S256"],
+            "token_endpoint_auth_methods_supported": ["none"],
+        }
+        return {
+            f"/.well-known/oauth-authorization-server{path}": metadata,
+            "/keys": {"keys": [self.public(kid) for kid in self.keys]},
+        }
+
+    def register(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Takes a new client (RFC 7591)."""
+        client = wanted | {"client_id": f"client-{len(self.clients)}", "token_endpoint_auth_method": "none"}
+        self.clients[client["client_id"]] = client
+        return client
+
+    def authorize(self, asked: dict[str, str]) -> str:
+        """Where somebody who was asked, and agreed, is sent."""
+        assert asked["redirect_uri"] in self.clients[asked["client_id"]]["redirect_uris"]
+        assert (asked["response_type"], asked["code_challenge_method"]) == ("code", "S256")
+        code = f"code-{len(self.codes)}"
+        self.codes[code] = asked
+        back = {"code": code, "state": asked["state"], "iss": self.url}
+        return f"{asked['redirect_uri']}?{urlencode(back)}"
+
+    def exchange(self, given: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        """A token for a code, for whoever knows the verifier (RFC 7636), at the resource that was asked for."""
+        asked = self.codes.pop(given.get("code", ""), {})
+        digest = hashlib.sha256(given.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        same = all(asked.get(name) == given.get(name) for name in ("client_id", "redirect_uri", "resource"))
+        if not same or asked["code_challenge"] != challenge:
+            return 400, {"error": "invalid_grant"}
+        token = self.token(given["resource"], client_id=given["client_id"])
+        return 200, {"access_token": token, "token_type": "Bearer", "expires_in": 300}
 
     def public(self, kid: str) -> dict[str, Any]:
         key = jwt.algorithms.RSAAlgorithm.to_jwk(self.keys[kid].public_key(), as_dict=True)
@@ -182,11 +251,119 @@ async def test_an_agent_finds_out_where_to_sign_in(world: World, issuer: Issuer)
     service, base = await prepare(world, issuer)
     well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
     async with httpx2.AsyncClient() as http:
-        told = (await http.get(f"{well_known}/secure")).json()
+        told = await http.get(f"{well_known}/secure")
         missing = [(await http.get(f"{well_known}/{slug}")).status_code for slug in ("srv_1", "nothing")]
-    assert told["resource"] == f"{base}/secure"
-    assert [url.rstrip("/") for url in told["authorization_servers"]] == [issuer.url]
+    assert told.json() == {
+        "resource": f"{base}/secure",
+        "authorization_servers": [issuer.url],
+        "bearer_methods_supported": ["header"],
+        "resource_name": "secure",
+    }
+    assert told.headers["cache-control"] == "public, max-age=3600"
     assert missing == [404, 404]
+
+
+async def test_issuer_and_resource_are_sent_as_they_are_written(world: World, issuer: Issuer) -> None:
+    """Clients compare them with what they know, letter by letter."""
+    issuer.url = "https://Issuer.example:443"
+    service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
+    well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
+    async with httpx2.AsyncClient() as http:
+        of_all = (await http.get(f"{well_known}/other")).json()
+        assert of_all["authorization_servers"] == ["https://Issuer.example:443"]
+        assert of_all["resource"] == "https://Mcp.example:443/mcp/other"
+        for path in ("", "/", "/tenant", "/tenant/"):
+            written = f"https://issuer.example{path}"
+            await world.db.execute(
+                "update mcp_servers set oauth_issuer_url = $1 where slug = 'secure'", written
+            )
+            told = (await http.get(f"{well_known}/secure")).json()
+            assert told["authorization_servers"] == [written]
+
+
+async def test_a_token_for_the_resource_that_was_sent_is_good(world: World, issuer: Issuer) -> None:
+    service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
+    here = f"http://127.0.0.1:{service.port}"
+    async with httpx2.AsyncClient() as http:
+        told = (await http.get(f"{here}/.well-known/oauth-protected-resource/mcp/secure")).json()
+    token = issuer.token(told["resource"])
+    answer = await post(f"{here}/mcp/secure", HELLO, authorization=f"Bearer {token}")
+    assert answer.status_code == 200
+
+
+class Memory:
+    """What a client of the SDK keeps: its registration and its tokens."""
+
+    def __init__(self, client: OAuthClientInformationFull | None = None) -> None:
+        self.client = client
+        self.tokens: OAuthToken | None = None
+
+    async def get_tokens(self) -> OAuthToken | None:
+        return self.tokens
+
+    async def set_tokens(self, tokens: OAuthToken) -> None:
+        self.tokens = tokens
+
+    async def get_client_info(self) -> OAuthClientInformationFull | None:
+        return self.client
+
+    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
+        self.client = client_info
+
+
+CALLBACK = "http://127.0.0.1:1/callback"
+
+
+def signing_in(url: str, memory: Memory) -> OAuthClientProvider:
+    """The SDK's own sign-in; its browser goes where it is sent, and back."""
+    returned: list[dict[str, str]] = []
+
+    async def browse(address: str) -> None:
+        async with httpx2.AsyncClient(follow_redirects=False) as browser:
+            location = (await browser.get(address)).headers["location"]
+        assert location.startswith(f"{CALLBACK}?")
+        returned.append(dict(parse_qsl(location.partition("?")[2])))
+
+    async def come_back() -> AuthorizationCodeResult:
+        return AuthorizationCodeResult(**returned.pop())
+
+    metadata = OAuthClientMetadata(client_name="agent", redirect_uris=[AnyUrl(CALLBACK)])
+    return OAuthClientProvider(url, metadata, memory, browse, come_back)
+
+
+@pytest.mark.parametrize(
+    ("path", "generation"),
+    [*(("", generation) for generation in GENERATIONS), *((p, GENERATIONS[0]) for p in ("/", "/a", "/a/"))],
+)
+async def test_the_official_client_signs_in_by_itself(
+    world: World, issuer: Issuer, path: str, generation: str
+) -> None:
+    """From the address alone: it finds the issuer, registers, asks the person, and gets a token."""
+    issuer.url = issuer.origin + path
+    _, base = await prepare(world, issuer)
+    memory = Memory()
+    async with agent(f"{base}/secure", generation, sign_in=signing_in(f"{base}/secure", memory)) as ann:
+        assert (await ann.start())["outcome"] == "started"
+        assert (await ann.next(current_step_id="a"))["step"]["id"] == "b"
+    assert memory.client is not None
+    assert (memory.client.client_id, memory.client.issuer) == ("client-0", issuer.url)
+    async with agent(f"{base}/secure", generation, sign_in=signing_in(f"{base}/secure", memory)) as ann:
+        assert (await ann.start())["step"]["id"] == "b"
+    assert [path for path in issuer.fetched if path == "/token"] == ["/token"], "the token is kept"
+    users = await world.db.fetch("select upstream_sub from mcp_server_user")
+    assert [user["upstream_sub"] for user in users] == ["sub-1"]
+
+
+async def test_the_official_client_signs_in_with_a_registration_of_its_own(
+    world: World, issuer: Issuer
+) -> None:
+    """An operator has registered it: nothing is registered anew."""
+    _, base = await prepare(world, issuer)
+    known = issuer.register({"redirect_uris": [CALLBACK]})
+    memory = Memory(OAuthClientInformationFull.model_validate(known))
+    async with agent(f"{base}/secure", sign_in=signing_in(f"{base}/secure", memory)) as ann:
+        assert (await ann.start())["outcome"] == "started"
+    assert "/register" not in issuer.fetched
 
 
 async def test_a_tracking_id_opens_no_server_where_people_sign_in(world: World, issuer: Issuer) -> None:

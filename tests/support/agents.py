@@ -73,10 +73,15 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def agent(url: str, generation: str = GENERATIONS[0], token: str | None = None) -> AsyncIterator[Agent]:
+async def agent(
+    url: str,
+    generation: str = GENERATIONS[0],
+    token: str | None = None,
+    sign_in: httpx2.Auth | None = None,
+) -> AsyncIterator[Agent]:
     """An agent that is connected to an MCP server."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx2.AsyncClient(headers=headers, timeout=30, verify=_TLS) as http:
+    async with httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=30, verify=_TLS) as http:
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=generation, cache=None) as client:
             yield Agent(client)
