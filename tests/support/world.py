@@ -520,7 +520,7 @@ class World:
         url = f"http://127.0.0.1:{port}"
         if process:
             return await self.start(MCP, port, public_url=url, **more).ready()
-        settings = self.settings_of(MCP, public_url=url, **more)
+        settings = self.settings_of(MCP, **{"public_url": url, **more})
         return await self.serve(MCP, application(McpProcess(MCP, settings)), port)
 
     async def start_api(self, *, process: bool = False, organization: str = "org", **more: Any) -> "Api":
