@@ -6,11 +6,15 @@ import socket
 from collections.abc import AsyncIterator
 from enum import IntEnum
 
+from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
+
 from services.operator_cli.options import told_time
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import RefusedError
 
 SQL = load_queries(__file__)
+#: Who was killed a moment ago holds its lock until PostgreSQL notices.
+_PATIENCE_SECONDS = 2.0
 
 
 class Act(IntEnum):
@@ -34,8 +38,18 @@ async def alone(db: Connection, act: Act) -> AsyncIterator[None]:
     """
     # Whoever is refused reads it there.
     await db.execute(SQL["say_who"], f"stepstream-cli {_me()}")
-    if not await db.fetchval(SQL["lock_act"], act.value):
-        raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again")
+
+    async def lock() -> bool:
+        return bool(await db.fetchval(SQL["lock_act"], act.value))
+
+    try:
+        await AsyncRetrying(
+            retry=retry_if_result(lambda locked: not locked),
+            stop=stop_after_delay(_PATIENCE_SECONDS),
+            wait=wait_fixed(0.1),
+        )(lock)
+    except RetryError:
+        raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again") from None
     try:
         yield
     finally:

@@ -134,6 +134,7 @@ async def test_interrupted_and_run_again_nothing_is_sent_twice(some: World, poin
     killed = some.command(*args, crash_at=f"{point}:2")  # two at a time: in the second load
     assert killed.returncode < 0
     done = await some.invoke(*args[:-1], "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["sent"] + told["sent_before"] == 1
     assert told["sent_before"] == point.endswith("sent")
