@@ -4,7 +4,7 @@ import logging
 import re
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from urllib.parse import quote
 
 import uuid_utils
 from starlette.types import Scope
@@ -42,10 +42,12 @@ class Exchange:
     """A request and its answer, by the id that stands in both and in the log.
 
     `scope` is the ASGI scope, of which the log gets the method and the route's template; None over stdio.
+    `secrets` are texts beside those of the scope that must not get into the log.
     """
 
     service: str
     scope: Scope | None = None
+    secrets: tuple[str, ...] = ()
     id: str = field(default_factory=_new_id)
     failed: bool = False
 
@@ -83,7 +85,7 @@ class Exchange:
         """The traceback, without values of rows and without what the request keeps secret."""
         text = "".join(traceback.format_exception(without_values(error)))
         text = _INPUT.sub(f"input_value={_HIDDEN}, input_type=", text)
-        for secret in _secrets_of(self.scope or {}):
+        for secret in (*self.secrets, *_secrets_of(self.scope or {})):
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
         return text
 
@@ -91,10 +93,12 @@ class Exchange:
 def _secrets_of(scope: Scope) -> list[str]:
     """What of a request must not get into a log: its token, session, tracking id and query string."""
     headers: dict[bytes, bytes] = dict(scope.get("headers", ()))
-    found: list[Any] = [
+    tracking_id = str(scope.get("path_params", {}).get("tracking_id") or "")
+    found = (
         headers.get(b"authorization", b"").decode("latin-1").rpartition(" ")[2],
         headers.get(b"mcp-session-id", b"").decode("latin-1"),
         scope.get("query_string", b"").decode("latin-1"),
-        scope.get("path_params", {}).get("tracking_id"),
-    ]
-    return [str(secret) for secret in found if secret]
+        tracking_id,
+        quote(tracking_id, safe=""),
+    )
+    return [secret for secret in found if secret]

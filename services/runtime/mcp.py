@@ -1,6 +1,6 @@
 """Faults of ours in the MCP servers: errors of JSON-RPC that show the id under which the log has more."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -23,6 +23,7 @@ _MESSAGE: Final = (
     "The server's log has more under the request id {}."
 )
 _REASON: Final = "internal_error"
+_LONG: Final = 8
 
 
 def fault_as_rpc(_: Scope, request_id: str) -> ASGIApp:
@@ -76,5 +77,13 @@ class Faults:
     def _fault(self, ctx: Context, error: Exception | None) -> MCPError:
         request = ctx.request
         exchange = Exchange.of(self._service, request.scope if isinstance(request, Request) else None)
+        exchange.secrets = _long_arguments(ctx)
         exchange.fail("a call failed", error, call=ctx.method)
         return MCPError(INTERNAL_ERROR, _MESSAGE.format(exchange.id), _data(exchange.id))
+
+
+def _long_arguments(ctx: Context) -> tuple[str, ...]:
+    """What of a call may be an id that nobody should guess; shorter texts are words."""
+    arguments = (ctx.params or {}).get("arguments")
+    values = arguments.values() if isinstance(arguments, Mapping) else ()
+    return tuple(v for v in values if isinstance(v, str) and len(v) >= _LONG)

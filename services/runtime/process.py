@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.runtime import crashpoints
-from services.runtime.database import explained
+from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
 
@@ -53,6 +53,7 @@ class Process:
         if self.failure is None:
             if isinstance(error, Exception):
                 error = explained(error)
+                without_values(error)
             self.failure = error
             log.critical(
                 "%s stops: %s",

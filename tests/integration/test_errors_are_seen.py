@@ -171,7 +171,7 @@ async def test_a_call_that_fails_tells_the_agent_its_id(world: World, generation
 async def test_an_answer_that_cannot_be_made_is_a_fault_and_not_the_agent_s(
     world: World, generation: str
 ) -> None:
-    """A platform's column of another type: PostgreSQL answers, and the answer is none of ours."""
+    """A title that is null, where the platform lets it be: what is read makes no answer."""
     base, service = await mcp_process(world)
     await world.db.execute(
         "alter table walkthroughs alter title drop not null; update walkthroughs set title = null;"

@@ -121,12 +121,12 @@ async def test_the_log_has_no_token_tracking_id_session_or_query_string(lines: L
         raise ValueError(f"{request.url} {dict(request.headers)} {request.path_params['tracking_id']}")
 
     secret = {"authorization": "Bearer sst_abc_def", "mcp-session-id": "session-of-ann"}
-    answer = await ask(served(broken), "/mcp/docs/ann-17?distinct=ann-18", **secret)
+    answer = await ask(served(broken), "/mcp/docs/ann%20%C3%A9-17?distinct=ann-18", **secret)
     assert answer.status_code == 500
     (line,) = lines.faults()
     assert line["path"] == "/mcp/{slug}/{tracking_id}"
     assert "docs" in line["exception"]
-    for told in ("sst_abc_def", "session-of-ann", "ann-17", "ann-18"):
+    for told in ("sst_abc_def", "session-of-ann", "ann é", "ann%20", "C3%A9", "-17", "ann-18"):
         assert told not in lines.text
 
 
@@ -308,7 +308,7 @@ def context(method: str = "tools/call") -> Any:
         session=None,  # type: ignore[arg-type]
         lifespan_context=None,
         method=method,
-        params=None,
+        params={"name": "get_next_step", "arguments": {"visitor": "visitor_of_ann", "step": "a"}},
         request_id=1,
         meta=None,
         protocol_version="2025-11-25",
@@ -337,7 +337,7 @@ def _raise(error: Exception) -> None:
 
 @pytest.mark.parametrize(
     "breaks",
-    [_not_valid, lambda: _raise(KeyError("x")), lambda: _raise(AssertionError())],
+    [_not_valid, lambda: _raise(KeyError(f"visitor_of_{'ann'}")), lambda: _raise(AssertionError())],
     ids=["a model that is not valid", "a key that is missing", "an assertion"],
 )
 async def test_whatever_a_handler_raises_is_an_error_with_an_id(lines: Lines, breaks: Any) -> None:
@@ -354,6 +354,7 @@ async def test_whatever_a_handler_raises_is_an_error_with_an_id(lines: Lines, br
     assert "Traceback" in line["exception"]
     assert (line["path"], line["call"]) == ("stdio", "tools/call")
     assert "ann-17" not in lines.text
+    assert "visitor_of_ann" not in lines.text
     assert counted() == before + 1
 
 
