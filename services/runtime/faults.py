@@ -30,11 +30,11 @@ def route_of(scope: Scope) -> str:
     `other` where no route was found, and for files.
     """
     path = getattr(scope.get("route"), "path", None)
-    if path is None and "endpoint" in scope and not scope.get("path_params") and not scope.get("root_path"):
-        path = scope[
-            "path"
-        ]  # FastAPI does not say the route where it is Starlette's; this one has no parameters
-    return "other" if path is None else str(path)
+    if path is not None:
+        return str(path)
+    # FastAPI does not name a route that is Starlette's. Without parameters its path is its template.
+    is_plain = "endpoint" in scope and not scope.get("path_params") and not scope.get("root_path")
+    return str(scope["path"]) if is_plain else "other"
 
 
 @dataclass(slots=True)
