@@ -2,8 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -21,15 +20,23 @@ from services.analytics_api.live import Changes
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import SERVER_SETTINGS, Store
-from services.analytics_api.tools import Entrance
+from services.analytics_api.tools import SERVICE, Entrance
 from services.runtime.database import close_pool, open_pool
-from services.runtime.http import health_routes, problem_of_database
+from services.runtime.faults import route_of
+from services.runtime.http import (
+    REQUEST_ID,
+    Answered,
+    AnswerFault,
+    fault_as_text,
+    health_routes,
+    problem_of_database,
+)
+from services.runtime.mcp import fault_as_rpc
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.runtime.telemetry import API_REQUESTS, API_SECONDS
 
-SERVICE = "analytics-api"
 VERSION = "1"
 _DESCRIPTION = (
     "Where people go in walkthroughs, where they stop and how long it takes. Send an API key of your "
@@ -98,15 +105,37 @@ def application(process: Process) -> ASGIApp:
     ]
     problems.install(app)
     app.add_middleware(GZipMiddleware, minimum_size=1_000)
-    if origins := settings.names(settings.api_allowed_origins):
-        app.add_middleware(
-            CORSMiddleware,
+    shared_with = _other_origins(settings)
+
+    def answer_fault(scope: Scope, request_id: str) -> ASGIApp:
+        return shared_with(_fault(scope["path"])(scope, request_id))
+
+    return Answered(Measured(shared_with(app)), SERVICE, answer_fault)
+
+
+def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
+    """A layer that lets the pages of other origins read what is answered, if any may."""
+    origins = settings.names(settings.api_allowed_origins)
+
+    def shared_with(app: ASGIApp) -> ASGIApp:
+        if not origins:
+            return app
+        return CORSMiddleware(
+            app,
             allow_origins=origins,
             allow_methods=["GET"],
             allow_headers=["Authorization", "Accept", "If-None-Match", "Last-Event-ID"],
-            expose_headers=["ETag", "Link", "Retry-After"],
+            expose_headers=["ETag", "Link", "Retry-After", REQUEST_ID],
         )
-    return Measured(app)
+
+    return shared_with
+
+
+def _fault(path: str) -> AnswerFault:
+    """How a fault of ours is answered there."""
+    if path.startswith("/v1/"):
+        return problems.fault
+    return fault_as_rpc if path == "/mcp/analytics" else fault_as_text
 
 
 @contextlib.asynccontextmanager
@@ -149,22 +178,24 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, status = time.perf_counter(), 0
+
+        def count() -> None:
+            route = route_of(scope)
+            API_REQUESTS.labels(route, str(status)).inc()
+            API_SECONDS.labels(route).observe(time.perf_counter() - began)
 
         async def measured(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                route = _route(scope)
-                API_REQUESTS.labels(route, str(message["status"])).inc()
-                API_SECONDS.labels(route).observe(time.perf_counter() - began)
+                status = message["status"]
+                count()
             await send(message)
 
-        await self._app(scope, receive, measured)
-
-
-def _route(scope: Scope) -> str:
-    """The template of the route, so that ids are no labels."""
-    route: Any = scope.get("route")
-    path = getattr(route, "path", None)
-    if path is None:
-        return "/mcp/analytics" if scope["path"] == "/mcp/analytics" else "other"
-    return str(path)
+        try:
+            await self._app(scope, receive, measured)
+        except Exception:
+            if not status:  # further out it is answered with 500
+                status = 500
+                count()
+            raise

@@ -654,3 +654,6 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = Field(
         default=None, description="Of parameters: `where` each is, and `what` is wrong with it."
     )
+    request_id: str | None = Field(
+        default=None, description="Of a fault of ours: what the log names it by, as in `X-Request-Id`."
+    )

@@ -10,9 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Scope
 
 from services.analytics_api.models import Problem
 from services.runtime.database import DATABASE_ERRORS, may_pass, without_values
+from services.runtime.http import leave_unanswered
 from services.runtime.telemetry import API_REFUSED
 
 log = logging.getLogger("stepstream.analytics")
@@ -64,11 +66,23 @@ def of_database(error: Exception) -> ProblemError:
     )
 
 
-def respond(problem: ProblemError) -> Response:
+def fault(_: Scope, request_id: str) -> ASGIApp:
+    """The answer to a request that failed by a fault of ours."""
+    problem = ProblemError(
+        500, "Internal error", f"this is a fault of ours; the log has more under the request id {request_id}"
+    )
+    return respond(problem, request_id)
+
+
+def respond(problem: ProblemError, request_id: str | None = None) -> Response:
     """The answer."""
     API_REFUSED.labels(str(problem.status)).inc()
     body = Problem(
-        title=problem.title, status=problem.status, detail=str(problem), errors=problem.errors
+        title=problem.title,
+        status=problem.status,
+        detail=str(problem),
+        errors=problem.errors,
+        request_id=request_id,
     ).model_dump(exclude_none=True)
     headers = {"Cache-Control": "no-store", **problem.headers}
     return JSONResponse(body, problem.status, headers, media_type=MEDIA_TYPE)
@@ -88,7 +102,7 @@ def invalid(errors: list[Any]) -> ProblemError:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of an application a problem."""
+    """Makes every error of an application a problem; faults of ours are answered further out."""
 
     @app.exception_handler(ProblemError)
     async def _(_request: Request, error: ProblemError) -> Response:
@@ -107,10 +121,7 @@ def install(app: FastAPI) -> None:
             detail = f"{request.method} is not taken at {request.url.path}"
         return respond(ProblemError(error.status_code, str(error.detail), detail, error.headers))
 
-    @app.exception_handler(Exception)
-    async def _(_request: Request, _error: Exception) -> Response:
-        return respond(ProblemError(500, "Internal error", "this is a fault of ours; the log has more"))
-
+    app.add_exception_handler(Exception, leave_unanswered)
     for passing in DATABASE_ERRORS:
         app.add_exception_handler(passing, _of_database)
 

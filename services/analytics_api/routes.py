@@ -66,6 +66,7 @@ _COMMON: Final = _problems(
     (404, "There is none, or it is another organization's"),
     (422, "A parameter makes no sense"),
     (429, "Too many requests"),
+    (500, "A fault of ours; the log has more under the request id"),
     (503, "The database is away, or the question takes too long"),
 )
 _TABLE: Final[dict[int | str, dict[str, Any]]] = {

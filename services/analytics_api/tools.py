@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from mcp.server import Server as McpServer
-from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
-    INTERNAL_ERROR,
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
@@ -52,9 +50,11 @@ from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
 from services.analytics_api.store import Key
 from services.runtime.database import may_pass, without_values
+from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
+SERVICE: Final = "analytics-api"
 _KEY = "stepstream.key"
 
 INSTRUCTIONS: Final = (
@@ -65,7 +65,6 @@ INSTRUCTIONS: Final = (
     "milliseconds, days are UTC days."
 )
 
-Context = ServerRequestContext[Any, Any]
 _Call: TypeAlias = Callable[[Answers, str, Any], Awaitable[BaseModel]]
 
 
@@ -270,14 +269,17 @@ class Tools:
 
     def server(self) -> McpServer[Any]:
         """The MCP server with them."""
-        return McpServer(
+        faults = Faults(SERVICE)
+        server: McpServer[Any] = McpServer(
             "stepstream-analytics",
             title="Walkthrough analytics",
             instructions=INSTRUCTIONS,
             get_tool_input_schema=self._schemas.get,
-            on_list_tools=self.list,
-            on_call_tool=self.call,
+            on_list_tools=faults.seen(self.list),
+            on_call_tool=faults.seen(self.call),
         )
+        server.middleware.append(faults)
+        return server
 
     async def list(self, _: Context, __: PaginatedRequestParams | None) -> ListToolsResult:
         """All of them."""
@@ -290,33 +292,41 @@ class Tools:
             raise MCPError(
                 INVALID_PARAMS, f"There is no tool of that name here; there are {', '.join(TOOLS)}."
             )
-        request = ctx.request
-        assert isinstance(request, Request)  # noqa: S101 - over HTTP there is one
-        key: Key = request.scope[_KEY]
         outcome = "error"
         with MCP_SECONDS.labels(params.name).time():
             try:
-                question = tool.arguments.model_validate(params.arguments or {})
-                answer = await tool.call(self._uses().answers, key.organization_id, question)
+                question = _question(tool, params)
+                answer = await tool.call(self._uses().answers, _key_of(ctx).organization_id, question)
+                result = CallToolResult(
+                    content=[TextContent(type="text", text=answer.model_dump_json())],
+                    structured_content=answer.model_dump(mode="json"),
+                )
                 outcome = "answered"
-            except ValidationError as error:
-                outcome = "wrong-arguments"
-                return _complaint(str(invalid(list(error.errors(include_url=False)))))
             except ProblemError as problem:
                 outcome = "wrong-arguments"
                 return _complaint(str(problem))
             except Exception as error:
-                if may_pass(error):
-                    log.warning("%s: %s: %s", params.name, type(error).__name__, without_values(error))
-                    return _complaint(str(of_database(error)))
-                log.exception("a call failed", exc_info=without_values(error))
-                raise MCPError(INTERNAL_ERROR, "This is a fault of ours; the log has more.") from None
+                if not may_pass(error):
+                    raise
+                log.warning("%s: %s: %s", params.name, type(error).__name__, without_values(error))
+                return _complaint(str(of_database(error)))
             finally:
                 MCP_CALLS.labels(params.name, outcome).inc()
-        text = answer.model_dump_json()
-        return CallToolResult(
-            content=[TextContent(type="text", text=text)], structured_content=answer.model_dump(mode="json")
-        )
+        return result
+
+
+def _question(tool: _Tool, params: CallToolRequestParams) -> BaseModel:
+    try:
+        return tool.arguments.model_validate(params.arguments or {})
+    except ValidationError as error:
+        raise invalid(list(error.errors(include_url=False))) from None
+
+
+def _key_of(ctx: Context) -> Key:
+    request = ctx.request
+    assert isinstance(request, Request)  # noqa: S101 - over HTTP there is one
+    key: Key = request.scope[_KEY]
+    return key
 
 
 def _complaint(message: str) -> CallToolResult:

@@ -85,8 +85,9 @@ GroupOption = Annotated[GroupName, typer.Option("--group", help="The service who
 def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, every: EveryOption = 2.0) -> None:
     """See how far everything is: groups, dead letters, outbox, and which services are down.
 
-    Works while services, Kafka or the database are down, and says which. Exit 1 when Kafka or the
-    database does not answer.
+    Works while services, Kafka or the database are down, and says which; also before `migrate`. Exit 1 when
+    Kafka or the database does not answer, a part of either is missing or may not be read, or migrations are
+    pending.
     """
     from services.operator_cli import status as page
 
@@ -96,7 +97,7 @@ def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, ever
         return await page.status(settings)
 
     seen = _look(once, page.as_json, page.status_page, output, every if watch else None)
-    if seen.unreachable:
+    if seen.is_incomplete:
         raise typer.Exit(1)
 
 

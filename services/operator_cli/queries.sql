@@ -548,29 +548,41 @@ select
   (select count(*) from sankey_endings) as ending_cells,
   (select count(*) from sankey_dirty) as marks;
 
--- name: status
--- The newest completion is the newest of each server's, by the index on (server, time).
+-- name: status_newest_recorded
+-- The newest of each server's, by the index on (server, time).
+select max(newest.completed_at) as newest_recorded
+from mcp_servers
+cross join lateral (
+  select completed_at from walkthrough_step_completions as row_
+  where row_.mcp_server_id = mcp_servers.id
+  order by completed_at desc
+  limit 1
+) as newest;
+
+-- name: status_newest_counted
+select nullif(max(newest_at), 0) as newest_counted from sankey_freshness;
+
+-- name: status_marks
+select count(*) as marks from sankey_dirty;
+
+-- name: status_outbox
 select
-  (
-    select max(newest.completed_at)
-    from mcp_servers
-    cross join lateral (
-      select completed_at from walkthrough_step_completions as row_
-      where row_.mcp_server_id = mcp_servers.id
-      order by completed_at desc
-      limit 1
-    ) as newest
-  ) as newest_recorded,
-  (select nullif(max(newest_at), 0) from sankey_freshness) as newest_counted,
-  (select count(*) from sankey_dirty) as marks,
-  (select count(*) from outbox) as outbox,
-  coalesce(
-    (select extract(epoch from clock_timestamp() - min(created_at)) from outbox), 0
-  )::double precision as outbox_seconds,
-  (select count(*) from outbox_set_aside) as set_aside,
-  (select count(*) from dead_letters_handled) as handled,
-  array(select partition from recorded_offsets where topic = $1 order by partition) as partitions,
-  array(select next_offset from recorded_offsets where topic = $1 order by partition) as next_offsets;
+  count(*) as outbox,
+  coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::double precision as outbox_seconds
+from outbox;
+
+-- name: status_set_aside
+select count(*) as set_aside from outbox_set_aside;
+
+-- name: status_handled
+select count(*) as handled from dead_letters_handled;
+
+-- name: status_offsets
+select
+  coalesce(array_agg(partition order by partition), '{}') as partitions,
+  coalesce(array_agg(next_offset order by partition), '{}') as next_offsets
+from recorded_offsets
+where topic = $1;
 
 -- name: status_services
 -- Who is connected to this database; each service says its name.

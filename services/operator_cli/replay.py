@@ -15,7 +15,7 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.handlers import Recorder
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
-from services.runtime.database import close_pool, connected, load_queries, open_pool
+from services.runtime.database import close_pool, connected, explaining, load_queries, open_pool
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
@@ -231,7 +231,8 @@ async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], N
             if recording
             else Aggregator(settings, pool, asyncio.sleep)
         )
-        return await _read_ranges(settings, ranges, handler.handle, progress)
+        with explaining():
+            return await _read_ranges(settings, ranges, handler.handle, progress)
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:

@@ -1,24 +1,39 @@
 """How far everything is: groups, services, dead letters, outbox. What is down is said, and the rest shown."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import asyncpg
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.text import Text
 
 from services.operator_cli.options import make_table, many, told_duration, told_time
-from services.runtime.database import connected, load_queries
-from services.runtime.errors import MismatchError, StepstreamError
-from services.runtime.kafka import admin_client
+from services.runtime.database import Connection, connected, explained, load_queries
+from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
+from services.runtime.kafka import admin_client, unreachable
 from services.runtime.lag import GROUPS, RECORDER, Group, look, partitions_of, reader
+from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
+
+#: What is read of the database, each part without the others.
+_PARTS = {
+    "status_newest_recorded": "the newest completion",
+    "status_newest_counted": "the newest that is counted",
+    "status_marks": "marks to count again",
+    "status_outbox": "the outbox",
+    "status_set_aside": "what was set aside",
+    "status_handled": "dead letters that are handled",
+}
+_UNKNOWN = "not known"
 
 #: How long Kafka, and the database, may take to answer, in seconds.
 _PATIENCE = 15.0
@@ -30,19 +45,26 @@ _OPTIONAL = "analytics-api"
 
 @dataclass
 class Status:
-    """What was seen; a part that could not be is None, and `problems` says why."""
+    """What was seen; a part that could not be is None, and `problems` says why.
+
+    `database` has what could be read of it. `kafka` is whether Kafka answered, with or without our topics.
+    """
 
     at: int
+    kafka: bool = False
     groups: list[Group] | None = None
     dead_letters: int | None = None
     database: dict[str, Any] | None = None
+    migrations_pending: list[str] | None = None
     services: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unreadable: bool = False
 
     @property
-    def unreachable(self) -> bool:
-        """Whether Kafka or the database did not answer."""
-        return self.groups is None or self.database is None
+    def is_incomplete(self) -> bool:
+        """Whether something did not answer, is missing, could not be read, or is not migrated."""
+        missing = self.groups is None or self.dead_letters is None or self.database is None
+        return missing or self.unreadable or self.migrations_pending != []
 
 
 async def status(settings: Settings) -> Status:
@@ -56,12 +78,33 @@ async def status(settings: Settings) -> Status:
 async def _look_at_kafka(settings: Settings, seen: Status) -> None:
     try:
         async with asyncio.timeout(_PATIENCE):
-            seen.groups = await look(settings)
-            seen.dead_letters = await _count_records(settings, settings.dead_letter_topic)
+            for part in (_look_at_groups, _look_at_dead_letters):
+                with _shown(seen, ConfigurationError):  # a topic is missing: the other part is shown
+                    await part(settings, seen)
+            seen.kafka = True
     except StepstreamError as error:
         seen.problems.append(str(error))
+    except KafkaError as error:
+        seen.problems.append(str(unreachable(settings, error)))
     except TimeoutError:
         seen.problems.append(f"Kafka does not answer within {_PATIENCE:g} s")
+
+
+@contextlib.contextmanager
+def _shown(seen: Status, kind: type[StepstreamError]) -> Iterator[None]:
+    """Makes an error of that kind a problem among others."""
+    try:
+        yield
+    except kind as error:
+        seen.problems.append(str(error))
+
+
+async def _look_at_groups(settings: Settings, seen: Status) -> None:
+    seen.groups = await look(settings)
+
+
+async def _look_at_dead_letters(settings: Settings, seen: Status) -> None:
+    seen.dead_letters = await _count_records(settings, settings.dead_letter_topic)
 
 
 async def _count_records(settings: Settings, topic: str) -> int:
@@ -74,16 +117,55 @@ async def _count_records(settings: Settings, topic: str) -> int:
 async def _look_at_database(settings: Settings, seen: Status) -> None:
     try:
         async with asyncio.timeout(_PATIENCE), connected(settings) as db:
-            row = await db.fetchrow(SQL["status"], settings.topic)
+            await _look_for_migrations(db, seen)
+            database = await _look_at_parts(db, settings, seen)
             names = await db.fetch(SQL["status_services"])
     except StepstreamError as error:
         seen.problems.append(str(error))
     except TimeoutError:
         seen.problems.append(f"PostgreSQL does not answer within {_PATIENCE:g} s")
     else:
-        assert row is not None  # noqa: S101 - one row, always
-        seen.database = dict(row)
+        seen.database = database
         seen.services = {r["service"]: r["connections"] for r in names}
+
+
+async def _look_for_migrations(db: Connection, seen: Status) -> None:
+    with _shown(seen, MigrationError):  # an applied one was edited
+        try:
+            seen.migrations_pending = await pending(db)
+        except asyncpg.SyntaxOrAccessError as error:
+            _could_not_read("which migrations are pending", error, seen)
+    if seen.migrations_pending:
+        names = ", ".join(seen.migrations_pending)
+        seen.problems.append(f"migrations are pending: {names}: run `stepstream migrate`")
+
+
+async def _look_at_parts(db: Connection, settings: Settings, seen: Status) -> dict[str, Any]:
+    """What can be read."""
+    database: dict[str, Any] = {}
+    for query, what in _PARTS.items():
+        database |= await _read(db, seen, what, SQL[query])
+    return database | await _read(
+        db, seen, "offsets that are recorded", SQL["status_offsets"], settings.topic
+    )
+
+
+async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
+    """The one row of a query; nothing, where that cannot be read."""
+    try:
+        row = await db.fetchrow(query, *arguments)
+    except asyncpg.SyntaxOrAccessError as error:
+        is_missing = isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
+        if not (seen.migrations_pending and is_missing):  # that is said already
+            _could_not_read(what, error, seen)
+        return {}
+    assert row is not None  # noqa: S101 - one row, always
+    return dict(row)
+
+
+def _could_not_read(what: str, error: Exception, seen: Status) -> None:
+    seen.unreadable = True
+    seen.problems.append(f"{what}: {explained(error)}")
 
 
 def _judge(seen: Status) -> None:
@@ -98,9 +180,11 @@ def _judge(seen: Status) -> None:
     for service in _SERVICES[2:]:
         if not seen.services.get(service) and service != _OPTIONAL:
             seen.problems.append(f"no {service} is connected to the database")
-    if seen.database["set_aside"]:
+    if seen.database.get("set_aside"):
         seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
-    _judge_offsets(seen, dict(zip(seen.database["partitions"], seen.database["next_offsets"], strict=True)))
+    if "partitions" in seen.database:
+        recorded = zip(seen.database["partitions"], seen.database["next_offsets"], strict=True)
+        _judge_offsets(seen, dict(recorded))
 
 
 def _judge_offsets(seen: Status, recorded: Mapping[int, int]) -> None:
@@ -125,26 +209,27 @@ def as_json(seen: Status) -> dict[str, Any]:
     """For programs."""
     return {
         "at": told_time(seen.at),
-        "kafka": seen.groups is not None,
+        "kafka": seen.kafka,
         "database": seen.database is not None,
+        "migrations_pending": seen.migrations_pending,
         "groups": None if seen.groups is None else groups_json(seen.groups, seen.at),
         "services": seen.services,
         "dead_letters": None
         if seen.database is None or seen.dead_letters is None
-        else {"in_topic": seen.dead_letters, "handled": seen.database["handled"]},
+        else {"in_topic": seen.dead_letters, "handled": seen.database.get("handled")},
         "outbox": None
         if seen.database is None
         else {
-            "waiting": seen.database["outbox"],
-            "oldest_seconds": seen.database["outbox_seconds"],
-            "set_aside": seen.database["set_aside"],
+            "waiting": seen.database.get("outbox"),
+            "oldest_seconds": seen.database.get("outbox_seconds"),
+            "set_aside": seen.database.get("set_aside"),
         },
-        "marks": seen.database and seen.database["marks"],
+        "marks": None if seen.database is None else seen.database.get("marks"),
         "newest": None
         if seen.database is None
         else {
-            "recorded": told_time(seen.database["newest_recorded"]) or None,
-            "counted": told_time(seen.database["newest_counted"]) or None,
+            "recorded": told_time(seen.database.get("newest_recorded")) or None,
+            "counted": told_time(seen.database.get("newest_counted")) or None,
         },
         "problems": seen.problems,
     }
@@ -207,19 +292,15 @@ def status_page(seen: Status) -> RenderableType:
     if seen.database is not None:
         db = seen.database
         facts = [
-            ("newest completion", told_time(db["newest_recorded"]) or "none"),
-            ("newest counted", told_time(db["newest_counted"]) or "none"),
-            ("marks to count again", f"{db['marks']:,}"),
-            (
-                "outbox",
-                f"{db['outbox']:,} waiting"
-                + (f", the oldest for {told_duration(db['outbox_seconds'])}" if db["outbox"] else "")
-                + (f", {db['set_aside']:,} set aside" if db["set_aside"] else ""),
-            ),
+            ("newest completion", _told_newest(db, "newest_recorded")),
+            ("newest counted", _told_newest(db, "newest_counted")),
+            ("marks to count again", f"{db['marks']:,}" if "marks" in db else _UNKNOWN),
+            ("outbox", _told_outbox(db)),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),
         ]
     if seen.dead_letters is not None:
-        handled = f", {seen.database['handled']:,} handled" if seen.database else ""
+        done = (seen.database or {}).get("handled")
+        handled = "" if done is None else f", {done:,} handled"
         facts.append(("dead letters", f"{seen.dead_letters:,} in the topic{handled}"))
     width = max((len(name) for name, _ in facts), default=0)
     parts += [Text(f"{name:<{width}}  {text}") for name, text in facts]
@@ -227,6 +308,18 @@ def status_page(seen: Status) -> RenderableType:
     if not seen.problems:
         parts.append(Text("all services are running", style="bold green"))
     return Lines(*parts)
+
+
+def _told_newest(database: Mapping[str, Any], column: str) -> str:
+    return (told_time(database[column]) or "none") if column in database else _UNKNOWN
+
+
+def _told_outbox(database: Mapping[str, Any]) -> str:
+    if "outbox" not in database:
+        return _UNKNOWN
+    oldest = f", the oldest for {told_duration(database['outbox_seconds'])}" if database["outbox"] else ""
+    set_aside = f", {database['set_aside']:,} set aside" if database.get("set_aside") else ""
+    return f"{database['outbox']:,} waiting{oldest}{set_aside}"
 
 
 def check_lag(groups: Sequence[Group], at: int, events: int | None, seconds: float | None) -> None:

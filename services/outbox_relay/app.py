@@ -5,12 +5,13 @@ import time
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from services.outbox_relay import store
 from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
 from services.runtime.database import close_pool, open_pool
-from services.runtime.http import health_routes, problem_of_database
+from services.runtime.http import Answered, health_routes, leave_unanswered, problem_of_database
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
@@ -41,7 +42,7 @@ def build(settings: Settings) -> RelayProcess:
     return RelayProcess(SERVICE, settings)
 
 
-def application(process: RelayProcess) -> Starlette:
+def application(process: RelayProcess) -> ASGIApp:
     """What the process serves; the relay runs beside it."""
     settings = process.settings
     sender = Sender(settings)
@@ -77,5 +78,9 @@ def application(process: RelayProcess) -> Starlette:
             return problem
         return None if sender.connected else "Kafka is away; steps complete and their events wait"
 
-    app = Starlette(routes=health_routes(process.problem_of_life, problem_of_readiness), lifespan=lifespan)
-    return app
+    app = Starlette(
+        routes=health_routes(process.problem_of_life, problem_of_readiness),
+        exception_handlers={Exception: leave_unanswered},
+        lifespan=lifespan,
+    )
+    return Answered(app, SERVICE)

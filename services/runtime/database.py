@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -28,15 +29,10 @@ log = logging.getLogger("stepstream.database")
 _CONNECT_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 
+_OF_POSTGRESQL = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: What the use of a connection can raise. The last one is, among others, what asyncpg says when the server
 #: ended the connection between two statements.
-DATABASE_ERRORS = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
+DATABASE_ERRORS = (OSError, TimeoutError, *_OF_POSTGRESQL)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -107,7 +103,7 @@ async def connected(
     """One connection, for commands; the arguments are those of `open_pool`.
 
     Raises:
-        StepstreamError: as `open_pool`.
+        StepstreamError: as `open_pool`; or PostgreSQL refuses something while the block lasts.
     """
     pool = await open_pool(
         settings.model_copy(update={"database_pool_size": 2}),
@@ -116,10 +112,31 @@ async def connected(
         command_timeout=command_timeout,
     )
     try:
-        async with pool.acquire() as connection:
-            yield connection
+        with explaining():
+            async with pool.acquire() as connection:
+                yield connection
     finally:
         await close_pool(pool)
+
+
+@contextlib.contextmanager
+def explaining() -> Iterator[None]:
+    """Makes errors of PostgreSQL, which a person would see as a traceback, errors for people.
+
+    Raises:
+        StepstreamError: what PostgreSQL, or its client, says, with what to do about it.
+    """
+    try:
+        yield
+    except _OF_POSTGRESQL as error:
+        told = explained(error)
+        if not isinstance(told, StepstreamError):
+            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {without_values(error)}")
+        raise told from error
+    except (ConnectionResetError, ConnectionRefusedError) as error:
+        raise StepstreamError(f"PostgreSQL is away: {error}") from error
+    except TimeoutError as error:
+        raise StepstreamError("PostgreSQL, or Kafka, does not answer in time") from error
 
 
 def _without_password(url: str) -> str:
@@ -127,6 +144,9 @@ def _without_password(url: str) -> str:
     hosts = parts.netloc.rpartition("@")[2] or "localhost"  # one, or several with commas
     return f"{hosts if ':' in hosts else hosts + ':5432'}{parts.path}"
 
+
+#: What asyncpg says of an argument that it cannot encode, up to the argument.
+_ARGUMENT = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
 
 #: Errors that pass by themselves, by the classes of SQLSTATE: the server is away, busy, full or failing over,
 #: or somebody else was first.
@@ -180,9 +200,24 @@ def explained(error: Exception) -> Exception:
 
 
 def without_values(error: BaseException) -> BaseException:
-    """The error without PostgreSQL's detail, which holds the values of the row: for logs."""
-    if isinstance(error, asyncpg.PostgresError):
-        error.detail = None
+    """The error, and those that led to it, without the values of rows and of a query's arguments: for logs.
+
+    PostgreSQL's detail holds those of the row, asyncpg's complaint about an argument holds the argument.
+    """
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or one in seen:
+            continue
+        seen.append(one)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+        if isinstance(one, asyncpg.PostgresError):
+            one.detail = None
+        if isinstance(one, asyncpg.PostgresError | asyncpg.InterfaceError) and one.args:
+            one.args = (_ARGUMENT.sub(r"\1", str(one.args[0])), *one.args[1:])
     return error
 
 

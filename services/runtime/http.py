@@ -1,15 +1,24 @@
-"""Health and metrics of a service that is no consumer, as routes of its HTTP application."""
+"""The HTTP side of a service: health and metrics as routes, and what becomes of a request that fails."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.runtime.database import Pool
+from services.runtime.faults import Exchange
 from services.runtime.migrate import pending
+from services.runtime.telemetry import HTTP_ERRORS
+
+#: The header with the id of the request, in every answer.
+REQUEST_ID: Final = "X-Request-Id"
+#: Makes the answer to a request that failed by a fault of ours, from its scope and its id.
+AnswerFault: TypeAlias = Callable[[Scope, str], ASGIApp]
 
 
 def health_routes(
@@ -42,3 +51,100 @@ async def problem_of_database(pool: Pool) -> str | None:
     except Exception as error:  # noqa: BLE001 - any failure of the check means: not ready
         return f"database: {type(error).__name__}"
     return None
+
+
+# --- requests that fail ----------------------------------------------------------------------------------
+
+
+def fault_as_text(_: Scope, request_id: str) -> ASGIApp:
+    """A fault of ours as a line of text."""
+    return PlainTextResponse(f"a fault of ours; the log has more under the request id {request_id}\n", 500)
+
+
+class _Nothing(Response):
+    """Answers nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends nothing."""
+
+
+async def leave_unanswered(_: Request, __: Exception) -> Response:
+    """A handler of exceptions for Starlette, which would answer by itself: `Answered` does, further out."""
+    return _Nothing()
+
+
+class Answered:
+    """The outermost layer of a service's HTTP port: no request fails unseen.
+
+    Each request gets an id of ours, which its answer shows as `X-Request-Id`. What fails is written to the
+    log with its traceback, counted, and answered with 500 where nothing was sent yet. A client that went away
+    is no fault of ours.
+
+    Args:
+        app: what answers.
+        service: its name.
+        answer_fault: makes the answer to a request that failed.
+    """
+
+    def __init__(self, app: ASGIApp, service: str, answer_fault: AnswerFault = fault_as_text) -> None:
+        self._app = app
+        self._service = service
+        self._answer_fault = answer_fault
+        HTTP_ERRORS.labels(service)  # there from the start, so that the first increase is seen as one
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange.begin(self._service, scope)
+        wire = _Wire(receive, send, exchange.id)
+        try:
+            await self._app(scope, wire.receive, wire.send)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told here and nowhere else
+            if not _is_disconnect(error):
+                exchange.fail("a request failed", error)
+                await self._answer(scope, wire, exchange.id)
+            return
+        if wire.is_gone or (wire.is_finished and wire.status != 500):
+            return
+        if not exchange.failed:
+            exchange.fail("a request was answered with 500" if wire.is_finished else "an answer has no end")
+        await self._answer(scope, wire, exchange.id)
+
+    async def _answer(self, scope: Scope, wire: "_Wire", request_id: str) -> None:
+        if wire.status is None:
+            await self._answer_fault(scope, request_id)(scope, wire.receive, wire.send)
+
+
+class _Wire:
+    """What passes between client and application: how far the answer is, and whether the client left."""
+
+    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+        self._receive = receive
+        self._send = send
+        self._header = (REQUEST_ID.lower().encode(), request_id.encode())
+        self.status: int | None = None
+        self.is_finished = False
+        self.is_gone = False
+
+    async def receive(self) -> Message:
+        """The next message of the client."""
+        message = await self._receive()
+        self.is_gone = self.is_gone or message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Passes a message of the answer on, at once."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), self._header]}
+        else:
+            self.is_finished = not message.get("more_body", False)
+        await self._send(message)
+
+
+def _is_disconnect(error: Exception) -> bool:
+    if isinstance(error, ExceptionGroup):
+        return all(_is_disconnect(e) for e in error.exceptions)
+    return isinstance(error, ClientDisconnect)

@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.runtime import crashpoints
-from services.runtime.database import explained
+from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
 
@@ -52,6 +53,7 @@ class Process:
         if self.failure is None:
             if isinstance(error, Exception):
                 error = explained(error)
+                without_values(error)
             self.failure = error
             log.critical(
                 "%s stops: %s",
@@ -157,7 +159,20 @@ class Process:
         limit = self.settings.drain_timeout_seconds + _END_SECONDS
         faulthandler.dump_traceback_later(limit, exit=True, file=2)
 
-    async def serve(self, app: Any, port: int) -> int:
+    def _telling_of_lifespan(self, app: ASGIApp) -> ASGIApp:
+        """The application, whose start and end do not fail unseen: uvicorn's words on that are not logged."""
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except BaseException as error:
+                if scope["type"] == "lifespan":
+                    self.fail(error)
+                raise
+
+        return watched
+
+    async def serve(self, app: ASGIApp, port: int) -> int:
         """Runs until the end; returns the exit code.
 
         Raises:
@@ -169,7 +184,7 @@ class Process:
         self.address = "http://{}:{}".format(*sock.getsockname()[:2])
         self._server = _Server(
             uvicorn.Config(
-                app,
+                self._telling_of_lifespan(app),
                 log_config=None,
                 access_log=False,
                 lifespan="on",

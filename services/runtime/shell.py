@@ -15,14 +15,15 @@ from typing import Any, TypeAlias
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 from faststream import AckPolicy
-from faststream.asgi import AsgiFastStream, AsgiResponse, get
+from faststream.asgi import AsgiFastStream
 from faststream.kafka import KafkaBroker, KafkaMessage
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 from opentelemetry.trace import SpanKind
-from prometheus_client import make_asgi_app
+from starlette.routing import Router
 
 from services.runtime.database import Pool, retrying
 from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.http import Answered, health_routes, problem_of_database
 from services.runtime.kafka import (
     Record,
     admin_client,
@@ -34,7 +35,7 @@ from services.runtime.kafka import (
     tls_context,
     unreachable,
 )
-from services.runtime.migrate import check_migrated, pending
+from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.runtime.telemetry import (
@@ -51,6 +52,7 @@ from services.runtime.tracing import message_spans, parents_of
 
 log = logging.getLogger("stepstream.shell")
 
+_PATHS = ("/health/live", "/health/ready", "/metrics", "/metrics/")
 #: How long Kafka may take to say where partitions begin and end.
 _LOOK_SECONDS = 5.0
 #: How long a cancelled batch may take to roll back.
@@ -124,17 +126,20 @@ class ConsumerShell(Process):
             **subscriber_options(settings),
         )
         self.subscriber(self._on_batch)
+        routes: Any = Router(health_routes(self.problem_of_life, self.problem_of_readiness))
         self.app = AsgiFastStream(
             broker,
             lifespan=self._lifespan,
             logger=None,
-            asgi_routes=[
-                ("/health/live", get(self._live)),
-                ("/health/ready", get(self._ready)),
-                ("/metrics", make_asgi_app()),
-                ("/metrics/", make_asgi_app()),
-            ],
+            # Not FastStream's own handlers: they would swallow an error and answer 500 without a line.
+            asgi_routes=[(path, routes) for path in _PATHS],
         )
+
+    @property
+    def served(self) -> Answered:
+        """What the HTTP port serves."""
+        app: Any = self.app
+        return Answered(app, self.service)
 
     @property
     def consumer(self) -> AIOKafkaConsumer:
@@ -355,26 +360,18 @@ class ConsumerShell(Process):
             raise
         self.log_end()
 
-    async def _live(self, scope: Any) -> AsgiResponse:
-        problem = self.problem_of_life()
-        return AsgiResponse(f"{problem or 'alive'}\n".encode(), 503 if problem else 200)
-
-    async def _ready(self, scope: Any) -> AsgiResponse:
+    async def problem_of_readiness(self) -> str | None:
+        """What keeps the service from handling events: no partitions, no database, or pending migrations."""
         try:
             if self._pool is None or not self.consumer.assignment():
-                return AsgiResponse(b"no partitions are assigned yet\n", 503)
-            async with asyncio.timeout(5), self._pool.acquire() as connection:
-                if missing := await pending(connection):
-                    return AsgiResponse(f"migrations are pending: {', '.join(missing)}\n".encode(), 503)
+                return "no partitions are assigned yet"
         except Interrupted:
-            return AsgiResponse(b"stopping\n", 503)
-        except Exception as error:  # noqa: BLE001 - any failure of the check means: not ready
-            return AsgiResponse(f"database: {type(error).__name__}\n".encode(), 503)
-        return AsgiResponse(b"ready\n", 200)
+            return "stopping"
+        return await problem_of_database(self._pool)
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(self.app, port)
+        return await self.serve(self.served, port)
 
 
 async def parse_batch(records: tuple[Record, ...]) -> KafkaMessage:

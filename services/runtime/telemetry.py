@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -107,6 +108,11 @@ API_REFUSED = Counter(
     "stepstream_api_refused", "Questions that were not answered, by HTTP status.", ["status"]
 )
 API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
+HTTP_ERRORS = Counter(
+    "stepstream_http_errors",
+    "Requests that failed by a fault of ours: answered with an error, or not to the end.",
+    ["service"],
+)
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
 
 
@@ -126,14 +132,30 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+#: Where uvicorn logs starts that fail, and how many requests it cuts off at the end.
+_OF_THE_PROCESS = {("lifespan", "on.py"), ("uvicorn", "server.py")}
+#: Requests that are cut off at the end of a service, and clients that went away.
+_NO_ERRORS = {"CancelledError", "ClientDisconnect"}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a library's error is one, and is told by nobody else.
+
+    The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
+    """
+    error = record.exc_info and record.exc_info[1]
+    return type(error).__name__ not in _NO_ERRORS and Path(record.pathname).parts[-2:] not in _OF_THE_PROCESS
+
+
 def configure_logging(level: str) -> None:
     """Logs go to stderr, one JSON object a line; libraries speak from warnings up."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("stepstream").setLevel(level.upper())
-    # The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    for name in ("uvicorn.error", "mcp.server.streamable_http"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).addFilter(_is_news)
     # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
     for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
         logging.getLogger(name).setLevel(logging.ERROR)

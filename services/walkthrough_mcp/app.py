@@ -7,10 +7,18 @@ from collections.abc import AsyncIterator
 
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
+from starlette.types import ASGIApp, Scope
 
 from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.http import health_routes, problem_of_database
+from services.runtime.http import (
+    Answered,
+    fault_as_text,
+    health_routes,
+    leave_unanswered,
+    problem_of_database,
+)
+from services.runtime.mcp import fault_as_rpc
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
@@ -35,7 +43,7 @@ def build(settings: Settings) -> McpProcess:
     return McpProcess(SERVICE, settings)
 
 
-def application(process: McpProcess) -> Starlette:
+def application(process: McpProcess) -> ASGIApp:
     """What the process serves."""
     pool: Pool | None = None
 
@@ -61,7 +69,13 @@ def application(process: McpProcess) -> Starlette:
         return "starting" if pool is None else await problem_of_database(pool)
 
     routes = [*entrance.routes(), *health_routes(process.problem_of_life, problem_of_readiness)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
+    return Answered(app, SERVICE, _answer_fault)
+
+
+def _answer_fault(scope: Scope, request_id: str) -> ASGIApp:
+    is_health = scope["path"].startswith(("/health", "/metrics"))
+    return (fault_as_text if is_health else fault_as_rpc)(scope, request_id)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mcp.server import Server as McpServer
-from mcp.server.context import ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INTERNAL_ERROR,
@@ -20,7 +19,8 @@ from mcp_types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.runtime.database import Pool, may_pass, without_values
+from services.runtime.database import Pool, may_pass
+from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, advance, start
@@ -130,21 +130,28 @@ _TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisi
 
 _SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
 
-Context = ServerRequestContext[Any, Any]
+_AWAY: Final = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
+
+
+class _WrongArgumentsError(Exception):
+    """What an agent sent, and can mend."""
 
 
 def build_mcp_server(pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> McpServer[Any]:
     """The MCP server with its tools; who calls is found out for each request."""
     tools = Tools(pool, caller_of)
-    return McpServer(
+    faults = Faults(SERVICE)
+    server: McpServer[Any] = McpServer(
         "stepstream",
         title="Walkthroughs",
         instructions=INSTRUCTIONS,
         # Known without asking: the SDK would list the tools for every call, to check headers against them.
         get_tool_input_schema=_SCHEMAS.get,
-        on_list_tools=tools.list,
-        on_call_tool=tools.call,
+        on_list_tools=faults.seen(tools.list),
+        on_call_tool=faults.seen(tools.call),
     )
+    server.middleware.append(faults)
+    return server
 
 
 class Tools:
@@ -163,15 +170,19 @@ class Tools:
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
         """Calls a tool. What the agent can mend is an answer; all else is an error without internals."""
-        caller = self._caller_of(ctx)
+        name = params.name if params.name in _ARGUMENTS else "unknown"
         outcome = "error"
-        with MCP_SECONDS.labels(params.name if params.name in _ARGUMENTS else "unknown").time():
+        with MCP_SECONDS.labels(name).time():
             try:
-                answer = await self._call(caller, params)
+                answer = await self._call(self._caller_of(ctx), params)
+                result = CallToolResult(
+                    content=[TextContent(type="text", text=text(answer))],
+                    structured_content=answer.model_dump(mode="json"),
+                )
                 outcome = answer.outcome.value
-            except ValidationError as error:
+            except _WrongArgumentsError as error:
                 outcome = "wrong-arguments"
-                return _complaint(_explain(params.name, error))
+                return _complaint(str(error))
             except store.UnknownVisitorError:
                 outcome = "wrong-arguments"
                 return _complaint(
@@ -184,31 +195,23 @@ class Tools:
                     "This person signs in; their tracking id alone does not open their progress.",
                 ) from None
             finally:
-                MCP_CALLS.labels(params.name if params.name in _ARGUMENTS else "unknown", outcome).inc()
-        return CallToolResult(
-            content=[TextContent(type="text", text=text(answer))],
-            structured_content=answer.model_dump(mode="json"),
-        )
+                MCP_CALLS.labels(name, outcome).inc()
+        return result
 
     async def _call(self, caller: Caller, params: CallToolRequestParams) -> Guidance:
         if params.name not in _ARGUMENTS:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
-        arguments = _ARGUMENTS[params.name][caller.is_stranger].model_validate(params.arguments or {})
+        arguments = _arguments(caller, params)
         if not caller.server.tools_enabled:
             return guidance(Move(Outcome.NOTHING_OFFERED), (), None, None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         try:
             done = await store.call(self._pool(), caller, _decision(arguments))
-        except (store.UnknownVisitorError, store.SignsInElsewhereError):
-            raise
         except Exception as error:
-            if may_pass(error):
-                log.warning("a call failed, the database is away: %s", type(error).__name__)
-                message = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
-            else:
-                log.exception("a call failed", exc_info=without_values(error))
-                message = "The call failed on the server's side. Nothing that you send differently will help."
-            raise MCPError(INTERNAL_ERROR, message) from None
+            if not may_pass(error):
+                raise
+            log.warning("a call failed, the database is away: %s", type(error).__name__)
+            raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
         return guidance(done.move, done.offers, done.content, done.visitor)
 
 
@@ -217,6 +220,13 @@ _ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
     "get_next_step": (GetNextStep, GetNextStepAsVisitor),
 }
 _NAMES: Final = " and ".join(_ARGUMENTS)
+
+
+def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
+    try:
+        return _ARGUMENTS[params.name][caller.is_stranger].model_validate(params.arguments or {})
+    except ValidationError as error:
+        raise _WrongArgumentsError(_explain(params.name, error)) from None
 
 
 def _decision(arguments: BaseModel) -> store.Decide:

@@ -26,10 +26,11 @@ from starlette.types import Receive, Scope, Send
 
 from services.runtime.database import Pool, may_pass
 from services.runtime.errors import ConfigurationError
+from services.runtime.mcp import Context
 from services.runtime.settings import Settings
 from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
-from services.walkthrough_mcp.handlers import Context, build_mcp_server
+from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
 
@@ -190,11 +191,13 @@ class Entrance:
             server = await self._find_server(request.path_params["slug"])
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
+            issuer = self._issuer(server)
         except Refusal as refusal:
+            MCP_REFUSED.labels(refusal.reason).inc()
             return refusal.response()
         metadata = SignIn(
             resource=self.resource(server),
-            authorization_servers=[self._issuer(server)],
+            authorization_servers=[issuer],
             resource_name=server.name,
         )
         return await ProtectedResourceMetadataHandler(metadata).handle(request)

@@ -1243,6 +1243,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1271,6 +1276,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1299,6 +1309,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1327,6 +1342,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1355,6 +1408,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1422,6 +1480,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1450,6 +1513,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1478,6 +1546,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1506,6 +1579,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1534,6 +1645,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1601,6 +1717,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1629,6 +1750,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1657,6 +1783,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1685,6 +1816,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1713,6 +1882,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1794,6 +1968,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1822,6 +2001,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1850,6 +2034,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1878,6 +2067,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1906,6 +2133,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -1973,6 +2205,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2001,6 +2238,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2029,6 +2271,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2057,6 +2304,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2085,6 +2370,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2152,6 +2442,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2180,6 +2475,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2208,6 +2508,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2236,6 +2541,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2264,6 +2607,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2339,6 +2687,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2367,6 +2720,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2395,6 +2753,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2423,6 +2786,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2451,6 +2852,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2520,6 +2926,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2548,6 +2959,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2576,6 +2992,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2604,6 +3025,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2632,6 +3091,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2713,6 +3177,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2741,6 +3210,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2769,6 +3243,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2797,6 +3276,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2825,6 +3342,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2920,6 +3442,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2948,6 +3475,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -2976,6 +3508,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3004,6 +3541,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3032,6 +3607,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3091,6 +3671,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3119,6 +3704,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3147,6 +3737,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3175,6 +3770,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3203,6 +3836,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3261,6 +3899,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3289,6 +3932,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3317,6 +3965,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3345,6 +3998,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3373,6 +4064,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3425,6 +4121,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3453,6 +4154,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3481,6 +4187,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3509,6 +4220,44 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };
@@ -3537,6 +4286,11 @@ export interface operations {
                         errors?: {
                             [key: string]: string;
                         }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
                     };
                 };
             };

@@ -1,0 +1,89 @@
+"""Faults of ours in the MCP servers: errors of JSON-RPC that show the id under which the log has more."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import INTERNAL_ERROR
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Scope
+
+from services.runtime.faults import Exchange
+
+Context: TypeAlias = ServerRequestContext[Any, Any]
+Params = TypeVar("Params")
+Result = TypeVar("Result")
+Handler: TypeAlias = Callable[[Context, Params], Awaitable[Result]]
+
+_MESSAGE: Final = (
+    "The call failed on the server's side. Nothing that you send differently will help. "
+    "The server's log has more under the request id {}."
+)
+_REASON: Final = "internal_error"
+_LONG: Final = 8
+
+
+def fault_as_rpc(_: Scope, request_id: str) -> ASGIApp:
+    """A fault of ours outside the SDK, as an error of JSON-RPC, so that clients hand the message on."""
+    error = {"code": INTERNAL_ERROR, "message": _MESSAGE.format(request_id), "data": _data(request_id)}
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, 500)
+
+
+def _data(request_id: str) -> dict[str, str]:
+    return {"reason": _REASON, "request_id": request_id}
+
+
+class Faults:
+    """Sees to it that no fault of ours passes the SDK unseen.
+
+    The SDK takes a pydantic error of a handler for one of the client's, tells clients of the older protocols
+    what an exception says, and knows nothing of request ids. So a server's handlers go through `seen`, and
+    the instance is one of the server's middleware, for what the SDK itself does with a handler's result.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+
+    def seen(self, handler: Handler[Params, Result]) -> Handler[Params, Result]:
+        """The handler; what it raises is a fault of ours, but for errors of the protocol."""
+
+        async def call(ctx: Context, params: Params) -> Result:
+            try:
+                return await handler(ctx, params)
+            except MCPError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the SDK would hide it
+                raise self._fault(ctx, error) from None
+
+        return call
+
+    async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        """The SDK's middleware."""
+        try:
+            return await call_next(ctx)
+        except MCPError as error:
+            # Internal errors of ours say their reason; of the SDK's own, its log has the traceback.
+            if error.code == INTERNAL_ERROR and error.data is None:
+                raise self._fault(ctx, None) from None
+            raise
+        except ValidationError:  # of what the client sent: handlers' own are faults already
+            raise
+        except Exception as error:  # noqa: BLE001 - the SDK would hide it
+            raise self._fault(ctx, error) from None
+
+    def _fault(self, ctx: Context, error: Exception | None) -> MCPError:
+        request = ctx.request
+        exchange = Exchange.of(self._service, request.scope if isinstance(request, Request) else None)
+        exchange.secrets = _long_arguments(ctx)
+        exchange.fail("a call failed", error, call=ctx.method)
+        return MCPError(INTERNAL_ERROR, _MESSAGE.format(exchange.id), _data(exchange.id))
+
+
+def _long_arguments(ctx: Context) -> tuple[str, ...]:
+    """What of a call may be an id that nobody should guess; shorter texts are words."""
+    arguments = (ctx.params or {}).get("arguments")
+    values = arguments.values() if isinstance(arguments, Mapping) else ()
+    return tuple(v for v in values if isinstance(v, str) and len(v) >= _LONG)

@@ -1,0 +1,383 @@
+"""Faults of ours show: in the answer, in the log, as a metric; and commands say what is wrong with a database."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx2
+import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
+
+from services.operator_cli.demo import run as demo
+from services.runtime.migrate import migrate, read_migrations
+from tests.integration.test_analytics_live import WT, begin
+from tests.support.agents import GENERATIONS, HELLO, agent, post
+from tests.support.crowd import WALKTHROUGH
+from tests.support.world import (
+    AGGREGATOR,
+    API,
+    MCP,
+    RECORDER,
+    RELAY,
+    Api,
+    Service,
+    World,
+    create_database,
+    drop_database,
+    metric,
+)
+
+pytestmark = pytest.mark.integration
+both_generations = pytest.mark.parametrize("generation", GENERATIONS)
+EXPORT = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
+#: A tracking id that is in no text by chance.
+ANN = "tracking-id-of-ann"
+
+
+def faults(service: Service) -> list[dict[str, Any]]:
+    """What a service has written about faults."""
+    found = [json.loads(line) for line in service.log.read_text().splitlines()]
+    return [line for line in found if line["logger"] == "stepstream.faults"]
+
+
+async def the_fault(service: Service, request_id: str) -> dict[str, Any]:
+    """The one line about a request, which is the only one that failed."""
+    (line,) = faults(service)
+    assert line["request_id"] == request_id
+    assert line["level"] == "error"
+    assert line["exception"].startswith("Traceback")
+    assert await metric(service, "stepstream_http_errors_total") == 1
+    assert service.log.read_text().count("Traceback") == 1, "told once"
+    return line
+
+
+async def api_process(world: World) -> tuple[Api, Service]:
+    await begin(world)
+    api = await world.start_api(process=True)
+    service = world.services[-1]
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    return api, service
+
+
+async def mcp_process(world: World) -> tuple[str, Service]:
+    await world.offer()
+    service = await world.start_mcp(process=True)
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    return f"http://127.0.0.1:{service.port}", service
+
+
+# --- the API -----------------------------------------------------------------------------------------------
+
+
+async def test_a_question_that_fails_is_found_by_the_id_in_its_answer(world: World) -> None:
+    api, service = await api_process(world)
+    assert (await api.ask(f"{WT}/sankey")).headers["x-request-id"]
+    await world.db.execute("alter table sankey_transitions rename journeys to elsewhere")
+    answer = await api.ask(f"{WT}/sankey", from_="2020-02-02")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    request_id = answer.headers["x-request-id"]
+    assert answer.json()["request_id"] == request_id
+    assert request_id in answer.json()["detail"]
+    assert "journeys" not in answer.text
+    line = await the_fault(service, request_id)
+    assert (line["method"], line["path"]) == ("GET", "/v1/walkthroughs/{walkthrough_id}/sankey")
+    assert "UndefinedColumnError" in line["exception"]
+    log = service.log.read_text()
+    for secret in (api.key, api.key.split("_")[2], "2020-02-02"):
+        assert secret not in log
+    requests = (await api.http.get("/metrics")).text
+    assert 'api_requests_total{route="/v1/walkthroughs/{walkthrough_id}/sankey",status="500"} 1.0' in requests
+    await world.db.execute("alter table sankey_transitions rename elsewhere to journeys")
+    assert (await api.ask(f"{WT}/sankey", from_="2020-02-02")).status_code == 200
+
+
+async def test_a_page_of_another_origin_can_read_the_id(world: World) -> None:
+    await begin(world)
+    api = await world.start_api(api_allowed_origins="https://dash.example")
+    await world.db.execute("alter table sankey_transitions rename journeys to elsewhere")
+    answer = await api.ask(f"{WT}/sankey", headers={"origin": "https://dash.example"})
+    assert answer.status_code == 500
+    assert answer.headers["access-control-allow-origin"] == "https://dash.example"
+    assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
+
+
+async def test_a_key_that_cannot_be_looked_up_is_a_fault_for_agents_of_the_team_too(world: World) -> None:
+    api, service = await api_process(world)
+    await world.db.execute("alter table api_keys rename hash to elsewhere")
+    answer = await post(f"{api.url}/mcp/analytics", HELLO, authorization=f"Bearer {api.key}")
+    assert answer.status_code == 500
+    error = answer.json()["error"]
+    assert error["code"] == -32603
+    assert error["data"]["request_id"] == answer.headers["x-request-id"]
+    line = await the_fault(service, error["data"]["request_id"])
+    assert (line["method"], line["path"]) == ("POST", "/mcp/analytics")
+    assert api.key not in service.log.read_text()
+
+
+@both_generations
+async def test_a_tool_of_the_team_that_fails_tells_its_id(world: World, generation: str) -> None:
+    api, service = await api_process(world)
+    await world.db.execute("alter table sankey_transitions rename journeys to elsewhere")
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"})
+    transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
+    async with http, Client(transport, mode=generation, cache=None) as team:
+        with pytest.raises(MCPError) as caught:
+            await team.call_tool("get_sankey", {"walkthrough_id": WALKTHROUGH})
+    request_id = caught.value.data["request_id"]
+    assert request_id in caught.value.message
+    assert "journeys" not in caught.value.message
+    line = await the_fault(service, request_id)
+    assert (line["path"], line["call"]) == ("/mcp/analytics", "tools/call")
+    assert await metric(service, "stepstream_mcp_calls_total") == 1
+    assert api.key not in service.log.read_text()
+
+
+# --- the MCP layer -----------------------------------------------------------------------------------------
+
+
+@both_generations
+async def test_a_call_that_fails_tells_the_agent_its_id(world: World, generation: str) -> None:
+    base, service = await mcp_process(world)
+    await world.db.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin"
+        " raise exception 'refused' using errcode = 'check_violation', detail = 'the row of ann@example.com';"
+        " end $$; create trigger refuse before insert on outbox for each row execute function refuse()"
+    )
+    async with agent(f"{base}/mcp/srv_1/{ANN}", generation) as ann:
+        with pytest.raises(MCPError) as caught:
+            await ann.start()
+        request_id = caught.value.data["request_id"]
+        assert request_id in caught.value.message
+        assert "refused" not in caught.value.message
+        line = await the_fault(service, request_id)
+        assert (line["method"], line["path"]) == ("POST", "/mcp/{slug}/{tracking_id:path}")
+        assert "refused" in line["exception"]
+        assert await metric(service, "stepstream_mcp_calls_total") == 1
+        await world.db.execute("drop function refuse cascade")
+        assert (await ann.start())["outcome"] == "started"
+    log = service.log.read_text()
+    assert ANN not in log
+    assert "ann@example.com" not in log
+
+
+@both_generations
+async def test_an_answer_that_cannot_be_made_is_a_fault_and_not_the_agent_s(
+    world: World, generation: str
+) -> None:
+    """A title that is null, where the platform lets it be: what is read makes no answer."""
+    base, service = await mcp_process(world)
+    await world.db.execute(
+        "alter table walkthroughs alter title drop not null; update walkthroughs set title = null;"
+    )
+    async with agent(f"{base}/mcp/srv_1/{ANN}", generation) as ann:
+        with pytest.raises(MCPError) as caught:
+            await ann.start()
+    await the_fault(service, caught.value.data["request_id"])
+
+
+async def test_a_request_that_fails_before_a_tool_runs_is_an_error_of_the_protocol(world: World) -> None:
+    base, service = await mcp_process(world)
+    await world.db.execute("alter table mcp_servers rename auth_type to elsewhere")
+    answers = [await post(f"{base}/mcp/srv_1/{ANN}?x={ANN}", HELLO, authorization="Bearer of-ann")]
+    async with httpx2.AsyncClient() as http:
+        answers.append(await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1"))
+    for answer in answers:
+        assert answer.status_code == 500
+        error = answer.json()["error"]
+        assert (answer.json()["jsonrpc"], error["code"]) == ("2.0", -32603)
+        assert error["data"] == {
+            "reason": "internal_error",
+            "request_id": answer.headers["x-request-id"],
+        }
+        assert answer.headers["x-request-id"] in error["message"]
+    lines = faults(service)
+    assert [line["request_id"] for line in lines] == [a.headers["x-request-id"] for a in answers]
+    assert [line["path"] for line in lines] == [
+        "/mcp/{slug}/{tracking_id:path}",
+        "/.well-known/oauth-protected-resource/mcp/{slug}",
+    ]
+    assert await metric(service, "stepstream_http_errors_total") == 2
+    log = service.log.read_text()
+    assert ANN not in log
+    assert "of-ann" not in log
+
+
+async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: World) -> None:
+    base, service = await mcp_process(world)
+    await world.db.execute("update mcp_servers set auth_type = 'custom_oauth'")
+    async with httpx2.AsyncClient() as http:
+        answer = await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1")
+    assert answer.status_code == 503
+    assert "Sign-in is not set up" in answer.json()["error"]["message"]
+    assert await metric(service, "stepstream_mcp_refused_total") == 1
+    assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+# --- every port --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [RECORDER, AGGREGATOR, RELAY, MCP, API])
+async def test_every_answer_of_every_port_has_an_id(world: World, name: str) -> None:
+    service = await world.start(name).ready()
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}") as http:
+        paths = ("/health/live", "/health/ready", "/metrics", "/nowhere")
+        answers = [await http.get(path) for path in paths]
+    assert [a.status_code for a in answers] == [200, 200, 200, 404]
+    assert len({a.headers["x-request-id"] for a in answers}) == len(paths)
+    assert f'stepstream_http_errors_total{{service="{name}"}} 0.0' in answers[2].text
+
+
+@pytest.mark.parametrize("name", [RECORDER, AGGREGATOR, RELAY, MCP, API])
+@pytest.mark.parametrize("wrong", ["away", "not migrated"])
+async def test_a_start_that_fails_is_told_once_and_without_a_traceback(
+    world: World, empty: str, name: str, wrong: str
+) -> None:
+    url = empty if wrong == "not migrated" else "postgresql://u:hidden@127.0.0.1:1/x"
+    done = await asyncio.to_thread(world.command, "run", name, "--port", "0", database_url=url)
+    # The aggregator's connections need its tables before anybody looks at migrations.
+    assert done.returncode == (2 if wrong == "not migrated" and name != AGGREGATOR else 1)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["level"] == "critical"
+    assert ("migrate" if wrong == "not migrated" else "PostgreSQL at 127.0.0.1:1") in line["message"]
+    assert "Traceback" not in done.stderr
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def empty(addresses: tuple[str, str]) -> AsyncIterator[str]:
+    """A database without tables."""
+    name = f"e_{uuid.uuid4().hex[:12]}"
+    yield await create_database(addresses[1], name)
+    await drop_database(addresses[1], name)
+
+
+async def migrate_all_but_the_last(url: str, folder: Path) -> str:
+    """Returns the name of the last."""
+    *others, last = read_migrations()
+    for migration in others:
+        (folder / f"{migration.name}.sql").write_text(migration.text)
+    connection = await asyncpg.connect(url)
+    await migrate(connection, folder)
+    await connection.close()
+    return last.name
+
+
+async def test_status_says_which_migrations_are_pending_and_shows_the_rest(
+    world: World, empty: str, tmp_path: Path
+) -> None:
+    last = await migrate_all_but_the_last(empty, tmp_path)
+    done = await world.invoke("status", "-o", "json", database_url=empty)
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert seen["migrations_pending"] == [last]
+    assert seen["problems"][0] == f"migrations are pending: {last}: run `stepstream migrate`"
+    assert (seen["kafka"], seen["database"]) == (True, True)
+    assert [g["lag"] for g in seen["groups"]] == [0, 0]
+    assert (seen["outbox"]["waiting"], seen["marks"]) == (0, 0)
+    page = await world.invoke("status", database_url=empty)
+    assert page.returncode == 1
+    assert "run `stepstream migrate`" in " ".join(page.stdout.split())
+    assert "0 waiting" in page.stdout
+    assert (await world.invoke("migrate", "--database-only", database_url=empty)).returncode == 0
+    well = await world.invoke("status", "-o", "json", database_url=empty)
+    assert (well.returncode, json.loads(well.stdout)["migrations_pending"]) == (0, [])
+
+
+async def test_status_of_an_empty_database(world: World, empty: str) -> None:
+    done = await world.invoke("status", "-o", "json", database_url=empty)
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert seen["migrations_pending"] == [m.name for m in read_migrations()]
+    assert seen["outbox"] == {"waiting": None, "oldest_seconds": None, "set_aside": None}
+    assert seen["marks"] is None
+    assert seen["dead_letters"] == {"in_topic": 0, "handled": None}
+    assert sum("does not exist" in problem for problem in seen["problems"]) == 0, "the migrations say it"
+    page = await world.invoke("status", database_url=empty)
+    assert "not known" in page.stdout
+
+
+async def test_status_without_topics_shows_the_database(world: World) -> None:
+    await world.put_in_outbox([("ann", "{}")])
+    done = await world.invoke("status", "-o", "json", topic="there-is-none")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["kafka"], seen["groups"], seen["outbox"]["waiting"]) == (True, None, 1)
+    assert [p for p in seen["problems"] if "no topic" in p] == [
+        "Kafka has no topic there-is-none: run `stepstream migrate` first",
+        "Kafka has no topic there-is-none.dlq: run `stepstream migrate` first",
+    ]
+
+
+async def test_status_without_rights_or_with_a_table_gone_shows_the_rest(world: World) -> None:
+    role = f"r_{uuid.uuid4().hex[:12]}"
+    await world.db.execute(f"create role {role} login password 'hidden'")
+    await world.db.execute(
+        f"grant select on all tables in schema public to {role};"
+        f"revoke select on outbox, stepstream_migrations from {role};"
+        "drop table outbox_set_aside"
+    )
+    url = world.settings.dsn.replace("postgres@", f"{role}:hidden@")
+    try:
+        done = await world.invoke("status", "-o", "json", database_url=url)
+    finally:
+        await world.db.execute(f"drop owned by {role}; drop role {role}")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["marks"], seen["outbox"]["waiting"], seen["migrations_pending"]) == (0, None, None)
+    problems = "\n".join(seen["problems"])
+    assert "which migrations are pending: PostgreSQL: permission denied" in problems
+    assert "the outbox: PostgreSQL: permission denied for table outbox" in problems
+    assert "outbox_set_aside" in problems
+    assert "hidden" not in done.stdout + done.stderr
+
+
+COMMANDS = (
+    ("keys", "list"),
+    ("keys", "create", "--organization", "org"),
+    ("keys", "revoke", "x", "--execute"),
+    ("verify", "--wait", "1s"),
+    ("rebuild",),
+    ("rebuild", "--execute"),
+    ("erase", "ann"),
+    ("erase", "ann", "--execute"),
+    ("dlq", "list"),
+    ("dlq", "show", "0:1"),
+    ("dlq", "redrive", "--execute"),
+    ("dlq", "drop", "--execute"),
+    ("import", str(EXPORT), "--server", "srv_1"),
+    ("export", "wt_a"),
+    ("backfill", "--from-progress"),
+    ("replay", "--group", RECORDER, "--from-beginning", "--to-offset", "1", "--execute"),
+    ("replay", "--group", AGGREGATOR, "--from-beginning", "--execute"),
+)
+
+
+async def test_every_command_says_that_the_database_is_not_migrated(world: World, empty: str) -> None:
+    for command in COMMANDS:
+        done = await world.invoke(*command, database_url=empty)
+        assert done.returncode == 1, command
+        assert "does not exist. The schema is not what this version needs: run `stepstream migrate`" in (
+            done.stderr.replace("\n", " ")
+        ), command
+
+
+async def test_what_postgresql_refuses_a_command_for_is_a_line(world: World, tmp_path: Path) -> None:
+    """An error that no hint is known for: the line names it, without the values of the row."""
+    await world.offer()
+    await world.db.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin"
+        " raise exception 'not today' using detail = 'the row of ann'; end $$;"
+        "create trigger refuse before insert on api_keys for each row execute function refuse()"
+    )
+    done = await asyncio.to_thread(world.command, "keys", "create", "--organization", "org")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: PostgreSQL: RaiseError: not today\n"
