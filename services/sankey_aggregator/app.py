@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.kafka import Record
+from services.runtime.migrate import check_migrated
 from services.runtime.settings import Settings
 from services.runtime.shell import Commit, ConsumerShell
 from services.sankey_aggregator import store
@@ -21,6 +22,7 @@ def build(settings: Settings) -> ConsumerShell:
         nonlocal aggregator
         pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
         try:
+            await check_migrated(pool)  # the shell asks too, but marks are looked for before
             aggregator = Aggregator(settings, pool, shell.pause)
             async with shell.background(drain_marks):
                 yield pool
