@@ -327,7 +327,7 @@ async def test_status_without_rights_or_with_a_table_gone_shows_the_rest(world: 
         f"revoke select on outbox, stepstream_migrations from {role};"
         "drop table outbox_set_aside"
     )
-    url = world.settings.dsn.replace("postgres@", f"{role}:hidden@")
+    url = f"postgresql://{role}:hidden@{world.settings.dsn.rpartition('@')[2]}"
     try:
         done = await world.invoke("status", "-o", "json", database_url=url)
     finally:
