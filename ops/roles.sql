@@ -1,5 +1,5 @@
--- The least that each service needs, as a role for each. Run it as the owner of the tables, who may create roles,
--- after `stepstream migrate`, and again after each migration: it is safe to repeat.
+-- The least that each service needs, as a role for each. Run it as the owner of the database and of the tables, who may
+-- create roles, after `stepstream migrate`, and again after each migration: it is safe to repeat.
 --
 --   psql --set ON_ERROR_STOP=1 --file ops/roles.sql
 --
@@ -10,6 +10,9 @@
 --
 -- Each service then has its own STEPSTREAM_DATABASE_URL. `stepstream migrate` is for the owner, all other commands
 -- are for stepstream_operator. Tables are looked for where the search path of the session says.
+--
+-- Names are written with PostgreSQL's own schema here: until this file has run, others may have put functions of
+-- the same names beside our tables.
 do $$
 declare
   role name;
@@ -18,27 +21,79 @@ begin
     'stepstream_recorder', 'stepstream_aggregator', 'stepstream_relay', 'stepstream_mcp', 'stepstream_api',
     'stepstream_operator'
   ] loop
-    if not exists (select from pg_roles where rolname = role) then
-      execute format('create role %I nologin', role);
+    if not exists (select from pg_catalog.pg_roles where rolname operator(pg_catalog.=) role) then
+      execute pg_catalog.format('create role %I nologin', role::text);
     end if;
   end loop;
 end
 $$;
 
--- Temporary tables are for those alone whose work needs them, and nobody makes other objects beside our tables.
+-- Temporary tables are for those alone whose work needs them, and nobody makes other objects beside our tables. The
+-- roles look nowhere else, not in a schema of their own name either.
 do $$
+declare
+  ours constant text := (
+    select nspname from pg_catalog.pg_namespace
+    inner join pg_catalog.pg_class on pg_namespace.oid operator(pg_catalog.=) pg_class.relnamespace
+    where pg_class.oid operator(pg_catalog.=) 'stepstream_migrations'::pg_catalog.regclass::pg_catalog.oid
+  );
+  this constant text := pg_catalog.current_database();
+  path constant text := pg_catalog.current_setting('search_path');
+  role text;
+  found text;
 begin
-  execute format('revoke temporary on database %I from public', current_database());
+  perform pg_catalog.set_config('search_path', 'pg_catalog', true);
+  execute format('revoke temporary on database %I from public', this);
   execute format(
-    'grant temporary on database %I to stepstream_recorder, stepstream_aggregator, stepstream_operator',
-    current_database()
+    'grant temporary on database %I to stepstream_recorder, stepstream_aggregator, stepstream_operator', this
   );
-  execute format('revoke create on schema %I from public', current_schema());
-  execute format(
-    'grant usage on schema %I to stepstream_recorder, stepstream_aggregator, stepstream_relay, stepstream_mcp, '
-    'stepstream_api, stepstream_operator',
-    current_schema()
-  );
+  execute format('revoke create on schema %I from public', ours);
+  foreach role in array array[
+    'stepstream_recorder', 'stepstream_aggregator', 'stepstream_relay', 'stepstream_mcp', 'stepstream_api',
+    'stepstream_operator'
+  ] loop
+    execute format('grant usage on schema %I to %I', ours, role);
+    begin
+      execute format('alter role %I in database %I set search_path = %I', role, this, ours);
+    exception when insufficient_privilege then
+      raise warning 'role % is somebody else''s to set: let them alter role % in database % set search_path = %',
+        role, role, this, ours;
+    end;
+  end loop;
+
+  -- PostgreSQL only warns where somebody revokes who may not.
+  if exists (
+    select from pg_database, aclexplode(coalesce(datacl, acldefault('d', datdba))) as held
+    where datname = this and held.grantee = 0 and held.privilege_type = 'TEMPORARY'
+  ) then
+    raise exception 'everybody may still make temporary tables in %: run this as the owner of the database', this;
+  end if;
+  if exists (
+    select from pg_namespace, aclexplode(coalesce(nspacl, acldefault('n', nspowner))) as held
+    where nspname = ours and held.grantee = 0 and held.privilege_type = 'CREATE'
+  ) then
+    raise exception 'everybody may still create objects in schema %: run this as its owner', ours;
+  end if;
+
+  -- What was put there before stays: a function that fits a call better than PostgreSQL's own is called.
+  select string_agg(format('%s of %s', object.what, pg_get_userbyid(object.owner)), ', ') into found
+  from (
+    select pg_proc.oid::regprocedure::text as what, proowner as owner from pg_proc
+    where
+      pronamespace = ours::regnamespace
+      and proname in (select proname from pg_proc where pronamespace = 'pg_catalog'::regnamespace)
+    union all
+    select pg_operator.oid::regoperator::text, oprowner from pg_operator
+    where oprnamespace = ours::regnamespace
+  ) as object
+  inner join pg_roles on object.owner = pg_roles.oid
+  where
+    not pg_roles.rolsuper and pg_roles.rolname <> current_user
+    and pg_roles.oid <> (select datdba from pg_database where datname = this);
+  if found is not null then
+    raise exception 'in schema % there is %, in place of PostgreSQL''s own: drop it', ours, found;
+  end if;
+  perform set_config('search_path', path, true);
 end
 $$;
 
@@ -89,10 +144,26 @@ to stepstream_api;
 
 -- Who operates it: verify, rebuild, replay, dlq, erase, import, export, keys, backfill, status. A replay of a range
 -- does the work of the consumers.
-grant stepstream_recorder, stepstream_aggregator to stepstream_operator;
+do $$
+begin
+  if not exists (
+    select from pg_catalog.pg_auth_members
+    where
+      member operator(pg_catalog.=) 'stepstream_operator'::pg_catalog.regrole::pg_catalog.oid
+      and roleid operator(pg_catalog.=) 'stepstream_recorder'::pg_catalog.regrole::pg_catalog.oid
+  ) then
+    grant stepstream_recorder, stepstream_aggregator to stepstream_operator;
+  end if;
+end
+$$;
 grant select on organization, mcp_user_identities, walkthrough_progress to stepstream_operator;
 grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
+
+-- A copy of the database that was made without privileges has them as they are by default.
+revoke execute on function
+  sankey_mark_deleted(), sankey_mark_inserted(), sankey_mark_updated(), sankey_mark_truncated()
+from public;

@@ -386,7 +386,13 @@ cross join unnest(
 ) as wanted (name)
 where not exists (
   select from pg_trigger
-  where tgrelid = relation.relname::regclass and tgname = wanted.name and tgenabled in ('O', 'A')
+  inner join pg_proc on pg_trigger.tgfoid = pg_proc.oid
+  inner join pg_class as marks on pg_proc.pronamespace = marks.relnamespace and pg_proc.proowner = marks.relowner
+  where
+    pg_trigger.tgrelid = relation.relname::regclass and pg_trigger.tgname = wanted.name
+    and pg_trigger.tgenabled in ('O', 'A')
+    -- Somebody may have put another function in its place.
+    and pg_proc.proname = replace(wanted.name, 'sankey_', 'sankey_mark_') and marks.oid = 'sankey_dirty'::regclass
 )
 order by 1, 2;
 
@@ -702,11 +708,24 @@ select
   (
     select count(*) from outbox
     where
-      shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type is distinct from 'user-erased'
+      shard = (hashtextextended($1, 0) & 63)::integer and key = $1
+      and not exists (
+        select from erased_users
+        where
+          mcp_server_user_id = $1 and event_id = outbox.headers ->> 'ce_id'
+          and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
+      )
   ) as outbox,
   (
     select count(*) from outbox_set_aside
-    where key = $1 and type is distinct from 'user-erased'
+    where
+      key = $1
+      and not exists (
+        select from erased_users
+        where
+          mcp_server_user_id = $1 and event_id = outbox_set_aside.headers ->> 'ce_id'
+          and coalesce(outbox_set_aside.type, outbox_set_aside.headers ->> 'ce_type') = 'user-erased'
+      )
   ) as outbox_set_aside;
 
 -- name: erase_note
@@ -729,13 +748,28 @@ union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 
 -- name: erase_outbox
--- All that is on its way of a person but the event that says that they are erased.
+-- All that is on its way of a person but the event that says that they are erased: by its id, too, since who writes
+-- into the outbox can write any type.
 delete from outbox
-where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type is distinct from 'user-erased';
+where
+  shard = (hashtextextended($1, 0) & 63)::integer and key = $1
+  and not exists (
+    select from erased_users
+    where
+      mcp_server_user_id = $1 and event_id = outbox.headers ->> 'ce_id'
+      and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
+  );
 
 -- name: erase_set_aside
 delete from outbox_set_aside
-where key = $1 and type is distinct from 'user-erased';
+where
+  key = $1
+  and not exists (
+    select from erased_users
+    where
+      mcp_server_user_id = $1 and event_id = outbox_set_aside.headers ->> 'ce_id'
+      and coalesce(outbox_set_aside.type, outbox_set_aside.headers ->> 'ce_type') = 'user-erased'
+  );
 
 -- name: erase_user
 delete from mcp_server_user where id = $1;
@@ -748,13 +782,17 @@ insert into outbox (key, value, headers, type) values ($1, $2, $3, 'user-erased'
 
 -- name: erase_waiting
 select
-  id,
-  key,
-  value,
-  headers
+  outbox.id,
+  outbox.key,
+  outbox.value,
+  outbox.headers
 from outbox
-where shard = (hashtextextended($1, 0) & 63)::integer and key = $1 and type = 'user-erased'
-order by id
+inner join erased_users on erased_users.mcp_server_user_id = $1
+  and erased_users.event_id = outbox.headers ->> 'ce_id'
+where
+  outbox.shard = (hashtextextended($1, 0) & 63)::integer and outbox.key = $1
+  and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
+order by outbox.id
 limit 1;
 
 -- name: erase_sent

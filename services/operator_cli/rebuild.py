@@ -26,6 +26,8 @@ from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store
 
+#: The swap holds the aggregator up. A command that is frozen in it loses its connection; nothing is changed.
+_SILENCE_SECONDS = 30
 #: How often cells that somebody else changes are put right, before the command gives up.
 _ROUNDS = 3
 
@@ -89,19 +91,22 @@ async def rebuild(
 
 
 async def _compare_again(db: Connection, settings: Settings, found: Rebuilt) -> None:
-    """Holds the cells against the journeys as they are now, and puts right what somebody else did to them."""
-    for _ in range(_ROUNDS):
-        await prepare_survey(db)
-        async with db.transaction(isolation="repeatable_read"):
-            await begin(db, settings.topic)
-            await find_cells(db)
-            counts = await db.fetchrow(SQL["survey_counts"])
-        assert counts is not None  # noqa: S101 - one row, always
-        differing = counts["transitions"] + counts["endings"]
+    """Holds the cells against the journeys as they are now, and puts right what somebody else did to either.
+
+    Where cells differ somebody else was there: then the journeys are held against their rows again, too.
+    """
+    for tries_left in reversed(range(_ROUNDS + 1)):
+        differing = await _cells_differing(db, settings)
         if not differing:
             return
-        found.changed_meanwhile += differing
-        await _swap(db, found)
+        if tries_left:
+            found.changed_meanwhile += differing
+            await prepare_survey(db)
+            async with db.transaction(isolation="repeatable_read"):
+                await begin(db, settings.topic)
+                await find_journeys(db, lambda *_: None)
+                await find_cells(db)
+            await _swap(db, found)
     raise MismatchError(
         f"{many(differing, 'cell')} were wrong again after each of {_ROUNDS} corrections: somebody else "
         "changes sankey_transitions, sankey_endings or sankey_journeys. Find out who, and run this again"
@@ -126,6 +131,7 @@ async def _found(db: Connection) -> Rebuilt:
 
 async def _swap(db: Connection, found: Rebuilt) -> None:
     async with db.transaction():
+        await db.execute(f"set local idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
         await db.execute(SQL["swap_lock"])
         began = time.monotonic()
         touched = await db.fetch(SQL["swap_touched"])
@@ -145,6 +151,17 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
         await db.execute(SQL["swap_freshness"])
     found.swap_seconds += time.monotonic() - began
     found.counted_meanwhile += len(touched)
+
+
+async def _cells_differing(db: Connection, settings: Settings) -> int:
+    """How many cells are not what the journeys contribute, in a snapshot of now."""
+    await prepare_survey(db)
+    async with db.transaction(isolation="repeatable_read"):
+        await begin(db, settings.topic)
+        await find_cells(db)
+        counts = await db.fetchrow(SQL["survey_counts"])
+    assert counts is not None  # noqa: S101 - one row, always
+    return int(counts["transitions"] + counts["endings"])
 
 
 def _journey(walkthrough: str, values: list[Any]) -> Journey:

@@ -77,7 +77,7 @@ async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
     why = list(outcome.reasons)
     if missing:
         why.append(
-            "triggers that leave marks are missing or off ("
+            "triggers that leave marks are missing, off or replaced ("
             + ", ".join(f"{r['trigger_name']} on {r['table_name']}" for r in missing)
             + "), so changes by hand, deletions and restores were not counted: put them back, then "
             "`stepstream rebuild --execute`"

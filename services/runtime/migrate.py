@@ -10,13 +10,18 @@ from pathlib import Path
 
 import asyncpg
 
-from services.runtime.database import Connection, Pool
+from services.runtime.database import Connection, Pool, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 #: Any constant: every migrator of Stepstream takes the same advisory lock.
 _LOCK = 7_226_377_001
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+#: What a migration makes where it is missing.
+_MADE = re.compile(r"^create (?:table if not exists|or replace function) (\w+)", re.MULTILINE)
+#: The first one is of the platform's tables, which belong to whom they belong.
+_PLATFORM = 1
+SQL = load_queries(__file__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ async def migrate(connection: Connection, folder: Path = FOLDER) -> list[str]:
     Several may run at once: each takes the lock, looks again, and applies only what is still missing.
 
     Raises:
-        MigrationError: an applied file was edited, or one fails; the database stays as it was before it.
+        MigrationError: an applied file was edited, others have put objects where ours are looked for, or a
+            file fails; the database stays as it was before it.
     """
     migrations = read_migrations(folder)
     done = []
@@ -76,7 +82,7 @@ async def pending(connection: Connection, folder: Path = FOLDER) -> list[str]:
     Raises:
         MigrationError: an applied file was edited.
     """
-    if await connection.fetchval("select to_regclass('stepstream_migrations')") is None:
+    if await connection.fetchval("select pg_catalog.to_regclass('stepstream_migrations')") is None:
         return [m.name for m in read_migrations(folder)]
     return [m.name for m in _missing(read_migrations(folder), await _applied(connection))]
 
@@ -95,7 +101,8 @@ async def check_migrated(pool: Pool) -> None:
 
 async def _apply_next(connection: Connection, migrations: list[Migration]) -> str | None:
     async with connection.transaction():
-        await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
+        await connection.execute(f"select pg_catalog.pg_advisory_xact_lock({_LOCK})")
+        await _refuse_foreign(connection, migrations)
         await connection.execute(
             "create table if not exists stepstream_migrations ("
             " number integer primary key, name text not null, checksum text not null,"
@@ -116,6 +123,23 @@ async def _apply_next(connection: Connection, migrations: list[Migration]) -> st
             migration.checksum,
         )
         return migration.name
+
+
+async def _refuse_foreign(connection: Connection, migrations: list[Migration]) -> None:
+    """Raises MigrationError where others left what the migration would use with the rights of who runs it."""
+    path = await connection.fetchrow(SQL["search_path"])
+    assert path is not None  # noqa: S101 - one row, always
+    names = [name for m in migrations if m.number > _PLATFORM for name in _MADE.findall(m.text)]
+    await connection.execute("set local search_path = pg_catalog")
+    found = await connection.fetch(SQL["foreign_objects"], path["schemas"], [*names, "stepstream_migrations"])
+    await connection.execute(SQL["set_search_path"], path["setting"])
+    if found:
+        told = "; ".join(f"{row['what']} belongs to {row['owner']}" for row in found)
+        raise MigrationError(
+            f"{told}. It would be used in place of ours or of PostgreSQL's own, with the rights of who "
+            "migrates. If you trust its owner, migrate as that role; else drop it. Nobody else needs the "
+            "right to create objects in our schema: ops/roles.sql takes it away"
+        )
 
 
 async def _applied(connection: Connection) -> dict[int, asyncpg.Record]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
+from services.runtime.errors import MigrationError
 from services.runtime.migrate import migrate
-from tests.support.world import create_database, drop_database
+from tests.support.world import ROLES_SQL, create_database, drop_database
 
 pytestmark = pytest.mark.integration
 
@@ -140,8 +141,8 @@ async def test_definer_functions_search_no_schema_that_others_write_to(victim: V
     functions = await definer_functions(victim)
     assert functions
     for name, settings in functions.items():
-        assert settings == [f"search_path=pg_catalog, {victim.schema}, pg_temp"], (
-            f"{name}: add `set search_path = pg_catalog, OUR SCHEMA, pg_temp`, the last one last"
+        assert settings == ["search_path=pg_catalog, pg_temp"], (
+            f"{name}: add `set search_path = pg_catalog, pg_temp`, and name our tables with tg_table_schema"
         )
 
 
@@ -165,3 +166,124 @@ async def test_nobody_passes_for_the_recorder_who_may_not_record(victim: Victim)
         for statement in statements:
             await victim.other.execute(statement.format(schema=victim.schema))
             assert await victim.marks() == [("ann", "wt_a")], statement
+
+
+async def test_a_renamed_schema_leads_nobody_to_whoever_has_the_old_name(victim: Victim) -> None:
+    await victim.owner.execute(
+        f"alter schema {victim.schema} rename to moved; create schema {victim.schema};"
+        f" grant create, usage on schema {victim.schema} to {victim.role}"
+    )
+    for decoy in DECOYS:
+        await victim.other.execute(f"create table {victim.schema}.{decoy}")
+    moved = Victim(victim.owner, victim.other, victim.role, "moved")
+    for statements in STATEMENTS.values():
+        for statement in statements:
+            await victim.other.execute(statement.format(schema="moved"))
+            assert await moved.marks() == [("ann", "wt_a")], statement
+    for decoy in DECOYS:
+        table = decoy.split()[0]
+        assert not await victim.owner.fetchval(f"select count(*) from {victim.schema}.{table}"), table
+
+
+async def test_a_function_of_the_platform_with_its_owners_rights_makes_nobody_the_recorder(
+    victim: Victim,
+) -> None:
+    """Who signed in is asked, and not whose rights are used at the moment."""
+    for table, (insert, update, *_) in STATEMENTS.items():
+        await victim.owner.execute(
+            f"create function {victim.schema}.platform_{table}() returns void language plpgsql security definer as"
+            f" $$ begin {insert.format(schema=victim.schema)}; {update.format(schema=victim.schema)}; end $$"
+        )
+        await victim.other.execute(
+            f"set stepstream.recorder = 'on'; select {victim.schema}.platform_{table}()"
+        )
+        assert await victim.marks() == [("ann", "wt_a")] * 2
+
+
+@pytest.fixture
+async def open_schema(addresses: tuple[str, str]) -> AsyncIterator[Victim]:
+    """An empty database where anybody may create objects, as before PostgreSQL 15."""
+    name = f"d_{uuid.uuid4().hex[:12]}"
+    url = await create_database(addresses[1], name)
+    owner = await asyncpg.connect(url)
+    role = f"other_{name}"
+    await owner.execute(f"create role {role} login password 'other'; grant create on schema public to public")
+    other = await asyncpg.connect(f"postgresql://{role}:other@{url.split('@')[-1]}")
+    try:
+        yield Victim(owner, other, role, "public")
+    finally:
+        await other.close()
+        await owner.execute(f"drop owned by {role}; drop role {role}")
+        await owner.close()
+        await drop_database(addresses[1], name)
+
+
+#: What others could leave for whoever migrates, and how to take it away again.
+PLANTED = {
+    "a function that fits better than PostgreSQL's": (
+        "create function public.format(a text, b name) returns text language plpgsql as"
+        " $$ begin execute 'alter role {role} superuser'; return ''; end $$",
+        "drop function public.format(text, name)",
+    ),
+    "an aggregate": (
+        "create aggregate public.array_agg(text) (sfunc = textcat, stype = text)",
+        "drop aggregate public.array_agg(text)",
+    ),
+    "an operator": (
+        "create function public.theirs(oid, regclass) returns boolean language sql as 'select true';"
+        " create operator public.= (function = public.theirs, leftarg = oid, rightarg = regclass)",
+        "drop function public.theirs(oid, regclass) cascade",
+    ),
+    "a table of ours": (
+        "create table public.sankey_dirty (id bigint, mcp_server_user_id text, walkthrough_id text)",
+        "drop table public.sankey_dirty",
+    ),
+    "the table of migrations": (
+        "create table public.stepstream_migrations (number integer, name text, checksum text)",
+        "drop table public.stepstream_migrations",
+    ),
+    "a function of ours": (
+        "create function public.sankey_mark_deleted() returns trigger language plpgsql as"
+        " $$ begin return null; end $$",
+        "drop function public.sankey_mark_deleted()",
+    ),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+async def test_migrate_uses_nothing_that_others_have_left_for_it(open_schema: Victim, planted: str) -> None:
+    plant, remove = PLANTED[planted]
+    await open_schema.other.execute(plant.format(role=open_schema.role))
+    with pytest.raises(MigrationError, match=open_schema.role):
+        await migrate(open_schema.owner)
+    assert (
+        await open_schema.owner.fetchval("select count(*) from pg_class where relname = 'organization'") == 0
+    )
+    await open_schema.other.execute(remove)
+    assert await migrate(open_schema.owner)
+    assert not await open_schema.owner.fetchval(
+        "select rolsuper from pg_roles where rolname = $1", open_schema.role
+    )
+
+
+async def test_the_roles_are_not_given_out_where_others_have_left_something(open_schema: Victim) -> None:
+    await migrate(open_schema.owner)
+    await open_schema.other.execute(
+        "create function public.hashtextextended(text, integer) returns bigint language sql as 'select 1::bigint'"
+    )
+    with pytest.raises(asyncpg.RaiseError, match=r"hashtextextended\(text,integer\) of other_"):
+        await open_schema.owner.execute(ROLES_SQL)
+    await open_schema.other.execute("drop function public.hashtextextended(text, integer)")
+    await open_schema.owner.execute(ROLES_SQL)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await open_schema.other.execute("create table public.more ()")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await open_schema.other.execute("create temporary table more ()")
+
+
+async def test_who_may_not_revoke_is_told_so(open_schema: Victim) -> None:
+    """PostgreSQL only warns, and everybody would keep the rights."""
+    await open_schema.owner.execute(f"alter role {open_schema.role} createrole")
+    await migrate(open_schema.other)
+    with pytest.raises(asyncpg.RaiseError, match="run this as the owner of the database"):
+        await open_schema.other.execute(ROLES_SQL)

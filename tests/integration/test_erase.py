@@ -250,10 +250,44 @@ async def test_an_event_that_only_speaks_of_erasure_goes_with_the_others(world: 
 async def test_an_announcement_that_kafka_refused_waits_for_whoever_sends_it_again(world: World) -> None:
     await world.offer()
     await world.people(["ann"])
-    assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
+    done = await world.invoke("erase", "ann", "--execute", "-o", "json")
+    headers = json.dumps({"ce_id": json.loads(done.stdout)["event_id"], "ce_type": "user-erased"})
     await world.db.execute(
         "insert into outbox_set_aside (id, key, value, headers, created_at, error, type)"
-        " values (7, 'ann', '{}', '{}', now(), 'a policy', 'user-erased')"
+        " values (7, 'ann', '{}', $1, now(), 'a policy', 'user-erased'),"
+        " (8, 'ann', '{}', '{}', now(), 'a policy', 'user-erased')",
+        headers,
     )
     assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
-    assert await world.db.fetchval("select count(*) from outbox_set_aside") == 1
+    assert await world.db.fetchval("select array_agg(id) from outbox_set_aside") == [7]
+
+
+async def test_an_announcement_of_a_version_before_this_one_is_sent(world: World) -> None:
+    """It wrote no type, and waits while the relay is away."""
+    await world.offer()
+    event = erased("ann")
+    await world.db.execute("insert into erased_users values ('ann', 5, $1)", event["event_id"])
+    await world.db.execute(
+        "insert into outbox (key, value, headers) values ('ann', $1, $2)",
+        json.dumps(event),
+        json.dumps({"ce_id": event["event_id"], "ce_type": "user-erased"}),
+    )
+    done = await world.invoke("erase", "ann", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(e.value or b"") for e in await world.events()] == [event]
+
+
+async def test_no_other_event_is_announced_whatever_type_it_is_given(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    step = json.dumps(completed("ann", "a", 9))
+    await world.db.execute(
+        "insert into outbox (key, value, type, headers) values ('ann', $1, 'user-erased', $2)",
+        step,
+        json.dumps({"ce_id": "theirs", "ce_type": "user-erased"}),
+    )
+    done = await world.invoke("erase", "ann", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert await world.db.fetchval("select count(*) from outbox") == 0
+    (event,) = await world.events()
+    assert json.loads(event.value or b"")["event_id"] == json.loads(done.stdout)["event_id"]

@@ -17,7 +17,7 @@ import pytest
 
 from services.operator_cli import rebuild as rebuilding
 from services.operator_cli.rebuild import Rebuilt
-from services.runtime.errors import MismatchError
+from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import make_producer
 from services.sankey_aggregator import store
 from tests.support.world import (
@@ -289,6 +289,56 @@ async def test_cells_that_somebody_changes_between_comparison_and_swap_are_put_r
     await counted.assert_exact()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update sankey_journeys set step_ids = array_fill('q'::text, array[cardinality(step_ids)])"
+        " where mcp_server_user_id = 'bob'",
+        "delete from sankey_journeys where mcp_server_user_id = 'bob'",
+    ],
+)
+async def test_journeys_that_somebody_changes_between_comparison_and_swap_are_put_right(
+    counted: World, change: str
+) -> None:
+    """Counts are then not made to fit what is wrong."""
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+    await counted.db.execute(
+        "update sankey_journeys set step_ids = '{r,s,t}' where mcp_server_user_id in ('bob', 'cat')"
+    )
+    changes = iter([change])
+
+    async def change_once() -> None:
+        if statement := next(changes, None):
+            await counted.db.execute(statement)
+
+    await between(counted, change_once)
+    await counted.assert_exact()
+
+
+async def test_who_freezes_in_the_swap_holds_the_aggregator_up_for_a_bounded_time(
+    counted: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process, say: PostgreSQL ends its connection, and nothing is changed."""
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+    before = await counted.transitions()
+
+    async def freeze(db: Any) -> None:
+        pid = db.get_server_pid()
+
+        async def gone() -> bool:
+            alive = await counted.db.fetchval("select count(*) from pg_stat_activity where pid = $1", pid)
+            return bool(alive == 0)
+
+        await eventually(gone, "its connection is ended")
+        await db.execute("select 1")
+
+    monkeypatch.setattr(rebuilding.store, "add_filled_deltas", freeze)
+    monkeypatch.setattr(rebuilding, "_SILENCE_SECONDS", 1)
+    with pytest.raises(StepstreamError):
+        await rebuilding.rebuild(counted.settings_of(OPERATOR), execute=True)
+    assert await counted.transitions() == before
+
+
 async def test_who_changes_the_counts_all_the_time_is_not_called_rebuilt(counted: World) -> None:
     await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
 
@@ -397,7 +447,18 @@ async def test_verify_guesses_why(counted: World) -> None:
     off = await counted.invoke("verify", "--wait", "1s")
     assert off.returncode == 3
     assert "sankey_deleted on walkthrough_step_completions" in off.stderr
-    await counted.db.execute("alter table walkthrough_step_completions enable trigger sankey_deleted")
+    await counted.db.execute(
+        "create function idle() returns trigger language plpgsql as $$ begin return null; end $$;"
+        "create or replace trigger sankey_deleted after delete on walkthrough_step_completions"
+        " referencing old table as old_rows for each statement execute function idle();"
+        "alter table walkthrough_step_completions enable trigger sankey_deleted"
+    )
+    replaced = await counted.invoke("verify", "--wait", "1s")
+    assert "replaced (sankey_deleted on walkthrough_step_completions)" in replaced.stderr
+    await counted.db.execute(
+        "create or replace trigger sankey_deleted after delete on walkthrough_step_completions"
+        " referencing old table as old_rows for each statement execute function sankey_mark_deleted()"
+    )
     hand = await counted.invoke("verify", "--wait", "1s")
     assert "by hand or restored alone, marks were removed, or rows came in with triggers off" in hand.stderr
     assert (await counted.invoke("rebuild", "--execute")).returncode == 0

@@ -74,8 +74,8 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
     from services.devstack.processes import free_port
 
     began = time.monotonic()
-    # Told to end, or its terminal closed: what it started must not stay. As Ctrl-C, which a running event loop
-    # takes for a wish to end; an exception of ours in the middle of it could be lost.
+    # Told to end, or its terminal closed: what it started must not stay. As with Ctrl-C, which a running
+    # event loop takes for a wish to end; an exception of ours in the middle of it could be lost.
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda *_: signal.raise_signal(signal.SIGINT))
     console.print("[bold]Stepstream demo[/]: real Kafka, real PostgreSQL, all services, simulated people\n")
