@@ -134,8 +134,10 @@ class _JsonLines(logging.Formatter):
 
 #: Where uvicorn logs starts that fail, and how many requests it cuts off at the end.
 _OF_THE_PROCESS = {("lifespan", "on.py"), ("uvicorn", "server.py")}
-#: Requests that are cut off at the end of a service, and clients that went away.
-_NO_ERRORS = {"CancelledError", "ClientDisconnect"}
+#: Requests that are cut off at the end of a service, clients that went away, and sessions that they deleted.
+_NO_ERRORS = {"CancelledError", "ClientDisconnect", "ClosedResourceError", "BrokenResourceError"}
+#: What asyncpg says of a call that was cancelled: it rolls the transaction back, as it should.
+_ROLLED_BACK = "Resetting connection with an active transaction"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -147,6 +149,10 @@ def _is_news(record: logging.LogRecord) -> bool:
     return type(error).__name__ not in _NO_ERRORS and Path(record.pathname).parts[-2:] not in _OF_THE_PROCESS
 
 
+def _is_no_cancelled_call(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_ROLLED_BACK)
+
+
 def configure_logging(level: str) -> None:
     """Logs go to stderr, one JSON object a line; libraries speak from warnings up."""
     handler = logging.StreamHandler(sys.stderr)
@@ -156,6 +162,7 @@ def configure_logging(level: str) -> None:
     for name in ("uvicorn.error", "mcp.server.streamable_http"):
         logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_no_cancelled_call)
     # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
     for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -32,6 +32,7 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
+from services.walkthrough_mcp.sessions import Sessions
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
 
 log = logging.getLogger("stepstream.mcp")
@@ -151,6 +152,7 @@ class Entrance:
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
         )
+        self._sessions = Sessions(self._manager.asgi_app)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -251,7 +253,7 @@ class Entrance:
             who = identity_of(scope["user"].access_token)
             await self._rates.check_person(server.slug, who.issuer, who.subject)
             scope[_CALLER] = Caller(server, identity=who)
-            await self._manager.asgi_app(scope, receive, send)
+            await self._sessions(scope, receive, send)
 
         guarded = AuthenticationMiddleware(
             RequireAuthMiddleware(enter, [], build_resource_metadata_url(resource)),
@@ -279,7 +281,7 @@ class Entrance:
         # The SDK lets only the principal that opened a session use it: here server and tracking id.
         token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
         scope["user"] = AuthenticatedUser(token)
-        await self._manager.asgi_app(scope, receive, send)
+        await self._sessions(scope, receive, send)
 
 
 def identity_of(token: AccessToken) -> Identity:

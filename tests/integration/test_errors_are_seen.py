@@ -1,9 +1,10 @@
 """Faults of ours show: in the answer, in the log, as a metric; and commands say what is wrong with a database."""
 
 import asyncio
+import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.support.world import (
     World,
     create_database,
     drop_database,
+    eventually,
     metric,
 )
 
@@ -209,6 +211,88 @@ async def test_a_request_that_fails_before_a_tool_runs_is_an_error_of_the_protoc
     log = service.log.read_text()
     assert ANN not in log
     assert "of-ann" not in log
+
+
+async def opened(url: str) -> dict[str, str]:
+    """The headers of a client's session, of the generation that has them."""
+    hello = await post(url, HELLO)
+    headers = {"mcp-session-id": hello.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    await post(url, {"jsonrpc": "2.0", "method": "notifications/initialized"}, **headers)
+    return headers
+
+
+def start_call(number: int) -> dict[str, Any]:
+    params = {"name": "start_walkthrough", "arguments": {"name": "wt_a"}}
+    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+
+@contextlib.asynccontextmanager
+async def nobody_writes_events(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Calls that write do not end while the block lasts; yields what waits until so many wait."""
+
+    async def waiting(calls: int) -> bool:
+        query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = $1"
+        return bool(await world.db.fetchval(query, world.settings.dsn.rsplit("/", 1)[1]) == calls)
+
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table outbox in access exclusive mode")
+        yield lambda calls: eventually(lambda: waiting(calls), f"{calls} calls wait")
+
+
+async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    async with httpx2.AsyncClient() as http:
+        session = await opened(url)
+        async with nobody_writes_events(world) as until_waiting:
+            call = asyncio.create_task(post(url, start_call(5), **session))
+            await until_waiting(1)
+            assert (await http.delete(url, headers=session)).status_code == 200
+            answer = await call
+        assert answer.status_code == 404
+        assert answer.headers["x-request-id"]
+        assert "deleted" in answer.json()["error"]["message"]
+        for _ in range(20):  # at any moment of the call
+            session = await opened(url)
+            call = asyncio.create_task(post(url, start_call(5), **session))
+            await asyncio.sleep(0)
+            await http.delete(url, headers=session)
+            assert (await call).status_code in {200, 404}
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_requests_of_a_session_that_share_an_id_are_no_fault(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    async with nobody_writes_events(world) as until_waiting:
+        calls = {asyncio.create_task(post(url, start_call(7), **session))}
+        await until_waiting(1)
+        calls |= {asyncio.create_task(post(url, start_call(7), **session))}
+        await until_waiting(2)
+    done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert {(await call).status_code for call in done} <= {200, 400}
+    for call in others:
+        call.cancel()
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_a_call_that_its_client_cancels_leaves_no_error_in_the_log(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 6}}
+    async with nobody_writes_events(world) as until_waiting:
+        call = asyncio.create_task(post(url, start_call(6), **session))
+        await until_waiting(1)
+        await post(url, cancelled, **session)
+        assert (await call).json()["error"]["message"] == "Request cancelled"
+    assert (await post(url, start_call(7), **session)).json()["result"]["structuredContent"][
+        "outcome"
+    ] == "started"
+    assert '"error"' not in service.log.read_text()
 
 
 async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: World) -> None:
