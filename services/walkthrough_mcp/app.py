@@ -13,12 +13,13 @@ from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
     Answered,
-    fault_as_text,
+    Failure,
+    failure_as_text,
     health_routes,
     leave_unanswered,
     problem_of_database,
 )
-from services.runtime.mcp import fault_as_rpc
+from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
@@ -70,12 +71,12 @@ def application(process: McpProcess) -> ASGIApp:
 
     routes = [*entrance.routes(), *health_routes(process.problem_of_life, problem_of_readiness)]
     app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
-    return Answered(app, SERVICE, _answer_fault)
+    return Answered(app, SERVICE, _answer_failure)
 
 
-def _answer_fault(scope: Scope, request_id: str) -> ASGIApp:
+def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
     is_health = scope["path"].startswith(("/health", "/metrics"))
-    return (fault_as_text if is_health else fault_as_rpc)(scope, request_id)
+    return (failure_as_text if is_health else failure_as_rpc)(scope, failure)
 
 
 @contextlib.asynccontextmanager

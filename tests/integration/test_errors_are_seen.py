@@ -226,17 +226,43 @@ def start_call(number: int) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
 
 
+#: How a client of the newest generation says so.
+MODERN = {
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "start_walkthrough",
+}
+
+
+def modern_call(number: int) -> dict[str, Any]:
+    call = start_call(number)
+    call["params"]["_meta"] = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    return call
+
+
+async def until_lock(world: World, statements: int) -> None:
+    """Waits until so many statements wait for a lock."""
+    query = (
+        "select count(*) from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database()"
+    )
+
+    async def waiting() -> bool:
+        return bool(await world.db.fetchval(query) == statements)
+
+    await eventually(waiting, f"{statements} statements wait")
+
+
 @contextlib.asynccontextmanager
 async def nobody_writes_events(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """Calls that write do not end while the block lasts; yields what waits until so many wait."""
-
-    async def waiting(calls: int) -> bool:
-        query = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = $1"
-        return bool(await world.db.fetchval(query, world.settings.dsn.rsplit("/", 1)[1]) == calls)
-
     async with world.connection() as other, other.transaction():
         await other.execute("lock table outbox in access exclusive mode")
-        yield lambda calls: eventually(lambda: waiting(calls), f"{calls} calls wait")
+        yield lambda calls: until_lock(world, calls)
 
 
 async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world: World) -> None:
@@ -304,6 +330,43 @@ async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: Wor
     assert "Sign-in is not set up" in answer.json()["error"]["message"]
     assert await metric(service, "stepstream_mcp_refused_total") == 1
     assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+async def test_calls_that_a_stop_cuts_off_are_told_to_come_again(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    async with nobody_writes_events(world) as until_waiting:
+        calls = [
+            asyncio.create_task(post(url, start_call(5), **session)),
+            asyncio.create_task(post(f"{url}/{ANN}", modern_call(6), **MODERN)),
+        ]
+        await until_waiting(2)
+        ended = asyncio.to_thread(service.terminate)
+        *answers, code = await asyncio.gather(*calls, ended)
+    for answer in answers:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        error = answer.json()["error"]
+        assert error["data"] == {
+            "reason": "temporarily_unavailable",
+            "request_id": answer.headers["x-request-id"],
+        }
+    assert code == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_a_question_that_a_stop_cuts_off_is_told_to_come_again(world: World) -> None:
+    api, service = await api_process(world)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table sankey_transitions in access exclusive mode")
+        question = asyncio.create_task(api.ask(f"{WT}/sankey"))
+        await until_lock(world, 1)
+        answer, code = await asyncio.gather(question, asyncio.to_thread(service.terminate))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert code == 0
+    assert '"error"' not in service.log.read_text()
 
 
 # --- every port --------------------------------------------------------------------------------------------

@@ -73,9 +73,11 @@ async def ask(app: ASGIApp, path: str = "/other", **headers: str) -> httpx2.Resp
         return await http.get(path, headers=headers)
 
 
-async def run(app: ASGIApp, receive: Receive | None = None) -> list[Message]:
+async def run(
+    app: ASGIApp, receive: Receive | None = None, sent: list[Message] | None = None
+) -> list[Message]:
     """What is sent in answer to a bare request."""
-    sent: list[Message] = []
+    sent = [] if sent is None else sent
 
     async def nothing() -> Message:
         return await asyncio.Future()
@@ -261,12 +263,35 @@ async def test_a_request_that_is_cancelled_is_no_fault(lines: Lines) -> None:
         await asyncio.Future()
 
     before = counted()
-    task = asyncio.create_task(run(Answered(waits, SERVICE)))
+    sent: list[Message] = []
+    task = asyncio.create_task(run(Answered(waits, SERVICE), sent=sent))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert [(m.get("status"), m.get("more_body", False)) for m in sent] == [(503, False), (None, False)]
+    headers = dict(sent[0]["headers"])
+    assert headers[b"retry-after"]
+    assert headers[b"x-request-id"]
     assert counted() == before
+    assert lines.faults() == []
+
+
+async def test_an_answer_that_was_begun_is_left_when_the_service_ends(lines: Lines) -> None:
+    began = asyncio.Event()
+
+    async def streams(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        began.set()
+        await asyncio.Future()
+
+    sent: list[Message] = []
+    task = asyncio.create_task(run(Answered(streams, SERVICE), sent=sent))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [m["type"] for m in sent] == ["http.response.start"]
     assert lines.faults() == []
 
 
