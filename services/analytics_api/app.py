@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
 from services.analytics_api.answers import Answers
-from services.analytics_api.freshness import FreshnessWatch
+from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import SERVER_SETTINGS, Store
-from services.analytics_api.tools import SERVICE, Entrance
+from services.analytics_api.tools import Entrance
 from services.runtime.database import close_pool, open_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (

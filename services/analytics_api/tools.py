@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import (
     Cohort,
     CompareQuestion,
@@ -54,7 +55,6 @@ from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
-SERVICE: Final = "analytics-api"
 _KEY = "stepstream.key"
 
 INSTRUCTIONS: Final = (

@@ -14,10 +14,13 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
+from prometheus_client import REGISTRY
 
+from services.analytics_api import live
+from services.analytics_api import store as api_store
 from services.operator_cli.demo import run as demo
 from services.runtime.migrate import migrate, read_migrations
-from tests.integration.test_analytics_live import WT, begin
+from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.crowd import WALKTHROUGH
 from tests.support.world import (
@@ -31,6 +34,7 @@ from tests.support.world import (
     Api,
     Service,
     World,
+    completed,
     create_database,
     drop_database,
     eventually,
@@ -141,6 +145,80 @@ async def test_a_tool_of_the_team_that_fails_tells_its_id(world: World, generati
     assert (line["path"], line["call"]) == ("/mcp/analytics", "tools/call")
     assert await metric(service, "stepstream_mcp_calls_total") == 1
     assert api.key not in service.log.read_text()
+
+
+async def stream_of(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Api, Callable[[], float]]:
+    """An API that checks the keys of its streams all the time, and what counts its faults from now on."""
+    monkeypatch.setattr(live, "_KEY_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.05)
+    await begin(world)
+    api = await world.start_api(api_statement_seconds=1)
+    name, labels = "stepstream_http_errors_total", {"service": API}
+    before = REGISTRY.get_sample_value(name, labels) or 0
+    return api, lambda: (REGISTRY.get_sample_value(name, labels) or 0) - before
+
+
+async def test_a_stream_waits_for_a_key_that_cannot_be_checked_now(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, faults_since = await stream_of(world, monkeypatch)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        async with world.connection() as other, other.transaction():
+            await other.execute("lock table api_keys in access exclusive mode")
+            await told(caplog, "key cannot be checked: QueryCanceledError")
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        await heard.next("changed")
+        await world.db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'stepstream analytics-api'"
+        )
+        await world.insert(completed("cem", "a", 3000))
+        await world.drain_marks()
+        await heard.next("changed")
+    assert faults_since() == 0
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
+
+
+async def test_a_fault_under_the_streams_is_told_once_until_it_is_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, faults_since = await stream_of(world, monkeypatch)
+    looks = 0
+    look = api_store.Store.changes
+
+    async def counted(store: Any, walkthroughs: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await look(store, walkthroughs)
+
+    async def several_looks() -> bool:
+        return looks >= 4
+
+    monkeypatch.setattr(api_store.Store, "changes", counted)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        looks = 0
+        await world.db.execute("alter table sankey_freshness rename to elsewhere")
+        await eventually(several_looks, "it has looked several times")
+        await world.db.execute("alter table elsewhere rename to sankey_freshness")
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        await heard.next("changed")
+    (line,) = [r for r in caplog.records if r.name == "stepstream.faults"]
+    assert line.getMessage() == "analytics-api: live streams wait"
+    assert "UndefinedTableError" in line.fields["exception"]  # type: ignore[attr-defined]
+    assert faults_since() == 1
+
+
+async def told(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Waits until the log has a line with that text."""
+
+    async def is_there() -> bool:
+        return any(text in record.getMessage() for record in caplog.records)
+
+    await eventually(is_there, text)
 
 
 # --- the MCP layer -----------------------------------------------------------------------------------------

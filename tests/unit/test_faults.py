@@ -439,6 +439,8 @@ def test_of_uvicorn_s_lines_only_what_nobody_else_told_is_written(lines: Lines) 
     uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", asyncio.CancelledError(), "was cancelled"))
     uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", ValueError("why"), "an error"))
     uvicorn.handle(record("/x/uvicorn/server.py", None, "Cancel 1 running task(s)"))
+    cut_off = "ASGI callable returned without completing response."
+    uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", None, cut_off))
     uvicorn.info("chatter")
     (line,) = map(json.loads, lines.text.splitlines())
     assert line["message"] == "an error"
