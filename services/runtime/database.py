@@ -145,6 +145,11 @@ def _without_password(url: str) -> str:
     return f"{hosts if ':' in hosts else hosts + ':5432'}{parts.path}"
 
 
+def can_be_stored(text: str) -> bool:
+    """Whether PostgreSQL takes a text: it has no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 #: What asyncpg says of an argument that it cannot encode, up to the argument.
 _ARGUMENT = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
 

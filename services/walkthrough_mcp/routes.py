@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool, can_be_stored, may_pass
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
@@ -210,7 +210,7 @@ class Entrance:
 
     async def _find_server(self, slug: str) -> Server:
         server = None
-        if "\0" not in slug:
+        if can_be_stored(slug):
             try:
                 server = await store.find_server(self._pool(), slug)
             except Exception as error:
@@ -288,8 +288,9 @@ def identity_of(token: AccessToken) -> Identity:
     """Who a verified token is of."""
     claims: dict[str, Any] = token.claims or {}
     email = claims.get("email")
+    has_email = isinstance(email, str) and can_be_stored(email)
     assert token.subject is not None  # noqa: S101 - the verifier requires it
-    return Identity(str(claims["iss"]), token.subject, email if isinstance(email, str) else None)
+    return Identity(str(claims["iss"]), token.subject, email if has_email else None)
 
 
 def check_rates(settings: Settings) -> None:

@@ -1,8 +1,10 @@
 """Faults of ours show: in the answer, in the log, as a metric; and commands say what is wrong with a database."""
 
 import asyncio
+import base64
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from prometheus_client import REGISTRY
 
 from services.analytics_api import live
 from services.analytics_api import store as api_store
+from services.analytics_api.routes import paths
 from services.operator_cli.demo import run as demo
 from services.runtime.migrate import migrate, read_migrations
 from tests.integration.test_analytics_live import WT, begin, listening
@@ -145,6 +148,23 @@ async def test_a_tool_of_the_team_that_fails_tells_its_id(world: World, generati
     assert (line["path"], line["call"]) == ("/mcp/analytics", "tools/call")
     assert await metric(service, "stepstream_mcp_calls_total") == 1
     assert api.key not in service.log.read_text()
+
+
+async def test_what_no_row_can_hold_is_not_found_or_refused(world: World) -> None:
+    """PostgreSQL takes no NUL and no half of a surrogate pair."""
+    api, service = await api_process(world)
+    routes = [path.removeprefix("/v1/") for path in paths() if "{" in path]
+    assert len(routes) > 10
+    for route in routes:
+        assert (await api.ask(re.sub(r"\{\w+\}", "a%00b", route))).status_code == 404, route
+    cursor = base64.urlsafe_b64encode(b'[1,"\\ud800"]').decode()
+    assert (await api.ask(f"{WT}/journeys", after=cursor)).status_code == 422
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}) as http:
+        transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
+        async with Client(transport, mode=GENERATIONS[0], cache=None) as team:
+            for arguments in ({"walkthrough_id": "a\0b"}, {"walkthrough_id": WALKTHROUGH, "after": cursor}):
+                assert (await team.call_tool("find_journeys", arguments)).is_error
+    assert await metric(service, "stepstream_http_errors_total") == 0
 
 
 async def stream_of(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Api, Callable[[], float]]:
@@ -407,6 +427,24 @@ async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: Wor
     assert answer.status_code == 503
     assert "Sign-in is not set up" in answer.json()["error"]["message"]
     assert await metric(service, "stepstream_mcp_refused_total") == 1
+    assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+async def test_arguments_that_no_row_can_hold_are_no_fault(world: World, text: str) -> None:
+    base, service = await mcp_process(world)
+    for path in ("srv_1", f"srv_1/{ANN}"):
+        for tool, name in (
+            ("start_walkthrough", "name"),
+            ("start_walkthrough", "visitor"),
+            ("get_next_step", "current_step_id"),
+            ("get_next_step", "visitor"),
+        ):
+            call = modern_call(1)
+            call["params"] |= {"name": tool, "arguments": {name: text}}
+            answer = await post(f"{base}/mcp/{path}", call, **MODERN | {"mcp-name": tool})
+            assert answer.status_code in {200, 400}
+            assert answer.json().get("error", {}).get("code") != -32603
     assert await metric(service, "stepstream_http_errors_total") == 0
 
 

@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import AnyUrl
 
 from tests.support.agents import GENERATIONS, HELLO, agent, post
-from tests.support.world import MCP, Service, World
+from tests.support.world import MCP, Service, World, metric
 
 pytestmark = pytest.mark.integration
 
@@ -195,6 +195,24 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(world: World,
     other = f"Bearer {issuer.token(f'{base}/secure')}"
     assert (await post(f"{base}/secure", HELLO, authorization=other)).status_code == 401
     foreign.server.shutdown()
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+async def test_a_token_whose_claims_no_row_can_have_is_no_fault(
+    world: World, issuer: Issuer, generation: str
+) -> None:
+    service, base = await prepare(world, issuer, process=True)
+    long = "".join(map(str, range(3000)))
+    for subject in ("a\0b", "\ud800", long):
+        token = f"Bearer {issuer.token(f'{base}/secure', subject)}"
+        assert (await post(f"{base}/secure", HELLO, authorization=token)).status_code == 401
+    for number, email in enumerate(("a\0b", "\ud800")):
+        token = issuer.token(f"{base}/secure", f"sub-{number}", email=email)
+        async with agent(f"{base}/secure", generation, token) as ann:
+            assert (await ann.start())["outcome"] == "started"
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    assert [x["level"] for x in lines if "token for secure was refused" in x["message"]] == ["info"] * 3
 
 
 async def test_tokens_that_are_not_good_open_nothing(world: World, issuer: Issuer) -> None:
