@@ -153,6 +153,9 @@ def can_be_stored(text: str) -> bool:
 #: What asyncpg says of an argument that it cannot encode, up to the argument.
 _ARGUMENT = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
 
+#: What PostgreSQL quotes of data.
+_QUOTED = re.compile(r'".*"', re.DOTALL)
+
 #: Errors that pass by themselves, by the classes of SQLSTATE: the server is away, busy, full or failing over,
 #: or somebody else was first.
 _PASSING = (
@@ -207,7 +210,8 @@ def explained(error: Exception) -> Exception:
 def without_values(error: BaseException) -> BaseException:
     """The error, and those that led to it, without the values of rows and of a query's arguments: for logs.
 
-    PostgreSQL's detail holds those of the row, asyncpg's complaint about an argument holds the argument.
+    PostgreSQL's detail holds those of the row, its message about data that it cannot read quotes them, and
+    asyncpg's complaint about an argument holds the argument. What a function says by itself (`raise`) stays.
     """
     seen: list[BaseException] = []
     left: list[BaseException | None] = [error]
@@ -222,8 +226,14 @@ def without_values(error: BaseException) -> BaseException:
         if isinstance(one, asyncpg.PostgresError):
             one.detail = None
         if isinstance(one, asyncpg.PostgresError | asyncpg.InterfaceError) and one.args:
-            one.args = (_ARGUMENT.sub(r"\1", str(one.args[0])), *one.args[1:])
+            one.args = (_without_data(one, str(one.args[0])), *one.args[1:])
     return error
+
+
+def _without_data(error: Exception, message: str) -> str:
+    if isinstance(error, asyncpg.DataError):  # 22
+        message = _QUOTED.sub('"…"', message)
+    return _ARGUMENT.sub(r"\1", message)
 
 
 def retrying(

@@ -167,6 +167,18 @@ async def test_what_no_row_can_hold_is_not_found_or_refused(world: World) -> Non
     assert await metric(service, "stepstream_http_errors_total") == 0
 
 
+async def test_a_question_that_takes_too_long_is_logged_by_its_route(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await begin(world)
+    api = await world.start_api(api_statement_seconds=1)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table mcp_server_session in access exclusive mode")
+        assert (await api.ask("sessions/session-of-ann")).status_code == 503
+    assert "/v1/sessions/{session_id}: QueryCanceledError" in caplog.text
+    assert not [r for r in caplog.records if r.name.startswith("stepstream") and "of-ann" in r.getMessage()]
+
+
 async def stream_of(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Api, Callable[[], float]]:
     """An API that checks the keys of its streams all the time, and what counts its faults from now on."""
     monkeypatch.setattr(live, "_KEY_SECONDS", 0.0)

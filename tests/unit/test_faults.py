@@ -162,6 +162,13 @@ async def test_the_log_has_no_values_of_rows_arguments_and_models(lines: Lines) 
         assert told not in lines.text
 
 
+def test_data_that_postgresql_quotes_are_taken_out() -> None:
+    error = asyncpg.InvalidTextRepresentationError('invalid input syntax for type integer: "ann "the" 17"')
+    assert str(without_values(error)) == 'invalid input syntax for type integer: "…"'
+    other = asyncpg.UndefinedTableError('relation "outbox" does not exist')
+    assert str(without_values(other)) == 'relation "outbox" does not exist'
+
+
 def test_values_are_taken_out_of_errors_that_lead_to_each_other() -> None:
     one, other = asyncpg.CheckViolationError("a"), asyncpg.CheckViolationError("b")
     one.detail = other.detail = "the row"
