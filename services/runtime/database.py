@@ -62,6 +62,7 @@ async def open_pool(
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
     """
+    patience = min(_CONNECT_SECONDS, command_timeout or settings.database_timeout_seconds)
     try:
         pool: Pool = await asyncpg.create_pool(
             settings.dsn,
@@ -71,7 +72,7 @@ async def open_pool(
             init=setup,
             reset=reset,
             command_timeout=command_timeout or settings.database_timeout_seconds,
-            timeout=min(_CONNECT_SECONDS, command_timeout or settings.database_timeout_seconds),
+            timeout=patience,
             server_settings={
                 "application_name": "stepstream",
                 # Each statement after a lock must see what the lock's last holder committed.
@@ -80,9 +81,17 @@ async def open_pool(
             },
         )
     except DATABASE_ERRORS as error:
-        told = error if isinstance(error, OSError) else explained(error)
-        raise StepstreamError(f"PostgreSQL at {_without_password(settings.dsn)}: {told}") from error
+        where = _without_password(settings.dsn)
+        raise StepstreamError(f"PostgreSQL at {where}: {_reason(error, patience)}") from error
     return pool
+
+
+def _reason(error: Exception, patience: float) -> str:
+    """Why no connection was made; some errors have no text."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {patience:g} s: is that PostgreSQL?"
+    told = error if isinstance(error, OSError) else explained(error)
+    return str(told) or type(error).__name__
 
 
 async def close_pool(pool: Pool) -> None:
@@ -131,7 +140,7 @@ def explaining() -> Iterator[None]:
     except _OF_POSTGRESQL as error:
         told = explained(error)
         if not isinstance(told, StepstreamError):
-            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {without_values(error)}")
+            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
         raise told from error
     except (ConnectionResetError, ConnectionRefusedError) as error:
         raise StepstreamError(f"PostgreSQL is away: {error}") from error
@@ -185,7 +194,7 @@ def may_pass(error: BaseException) -> bool:
 def explained(error: Exception) -> Exception:
     """An error of PostgreSQL with what to do about it; any other as it is."""
     if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
-        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {without_values(error)}")
+        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (
             asyncpg.InvalidAuthorizationSpecificationError,
@@ -203,7 +212,7 @@ def explained(error: Exception) -> Exception:
     )
     for kind, hint in hints:
         if isinstance(error, kind):
-            return StepstreamError(f"PostgreSQL: {without_values(error)}. {hint}")
+            return StepstreamError(f"PostgreSQL: {in_a_line(error)}. {hint}")
     return error
 
 
@@ -228,6 +237,11 @@ def without_values(error: BaseException) -> BaseException:
         if isinstance(one, asyncpg.PostgresError | asyncpg.InterfaceError) and one.args:
             one.args = (_without_data(one, str(one.args[0])), *one.args[1:])
     return error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, without values, on one line: PostgreSQL's hint is on another."""
+    return " ".join(str(without_values(error)).split())
 
 
 def _without_data(error: Exception, message: str) -> str:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import json
 import re
+import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from prometheus_client import REGISTRY
 from services.analytics_api import live
 from services.analytics_api import store as api_store
 from services.analytics_api.routes import paths
+from services.operator_cli import status
 from services.operator_cli.demo import run as demo
 from services.runtime.migrate import migrate, read_migrations
 from tests.integration.test_analytics_live import WT, begin, listening
@@ -617,6 +619,46 @@ async def test_status_without_rights_or_with_a_table_gone_shows_the_rest(world: 
     assert "hidden" not in done.stdout + done.stderr
 
 
+async def test_status_with_a_table_locked_shows_the_rest_and_names_the_part(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_PART_SECONDS", 0.5)
+    await world.put_in_outbox([("ann", "{}")])
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table sankey_dirty, stepstream_migrations in access exclusive mode")
+        done = await world.invoke("status", "-o", "json")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["kafka"], seen["database"], seen["marks"]) == (True, True, None)
+    assert (seen["outbox"]["waiting"], seen["migrations_pending"]) == (1, None)
+    why = "no answer within 0.5 s: is a table locked, or the database very busy?"
+    for part in ("which migrations are pending", "marks to count again"):
+        assert f"{part}: {why}" in seen["problems"]
+
+
+async def test_status_keeps_what_was_read_when_its_time_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_PATIENCE", 4.0)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table recorded_offsets in access exclusive mode")
+        monkeypatch.setattr(status, "_PART_SECONDS", 60.0)
+        done = await world.invoke("status", "-o", "json")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["database"], seen["marks"], seen["migrations_pending"]) == (True, 0, [])
+    assert "PostgreSQL does not answer within 4 s" in seen["problems"]
+
+
+async def test_what_is_no_postgresql_is_said(world: World) -> None:
+    """Something that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u:hidden@127.0.0.1:{silent.getsockname()[1]}/x"
+        done = await world.invoke("keys", "list", database_url=url, database_timeout_seconds=1)
+    assert done.returncode == 1
+    assert "/x: no answer within 1 s: is that PostgreSQL?" in done.stderr
+
+
 COMMANDS = (
     ("keys", "list"),
     ("keys", "create", "--organization", "org"),
@@ -652,9 +694,9 @@ async def test_what_postgresql_refuses_a_command_for_is_a_line(world: World, tmp
     await world.offer()
     await world.db.execute(
         "create function refuse() returns trigger language plpgsql as $$ begin"
-        " raise exception 'not today' using detail = 'the row of ann'; end $$;"
+        " raise exception 'not today' using detail = 'the row of ann', hint = 'try tomorrow'; end $$;"
         "create trigger refuse before insert on api_keys for each row execute function refuse()"
     )
     done = await asyncio.to_thread(world.command, "keys", "create", "--organization", "org")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: PostgreSQL: RaiseError: not today\n"
+    assert done.stderr == "error: PostgreSQL: RaiseError: not today HINT: try tomorrow\n"
