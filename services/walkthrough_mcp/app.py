@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
+from mcp.server import Server as McpServer
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Scope
@@ -111,9 +113,29 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         assert task is not None  # noqa: S101 - a coroutine runs in one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
-            async with stdio_server() as (incoming, outgoing):
-                await mcp.run(incoming, outgoing, mcp.create_initialization_options())
+            await _serve_stdio(mcp)
     return 0
+
+
+async def _serve_stdio(mcp: McpServer[Any]) -> None:
+    """Serves until the input ends.
+
+    Raises:
+        OSError: the output cannot be written; a client that went away is a BrokenPipeError.
+    """
+    try:
+        async with stdio_server() as (incoming, outgoing):
+            await mcp.run(incoming, outgoing, mcp.create_initialization_options())
+    except ExceptionGroup as errors:
+        of_output, others = errors.split(OSError)
+        if of_output is None or others is not None:
+            raise
+        raise _first(of_output) from None
+
+
+def _first(errors: ExceptionGroup[OSError]) -> OSError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _caller_over_stdio(
