@@ -17,7 +17,7 @@ from sse_starlette.event import ServerSentEvent
 from services.analytics_api.answers import Answers
 from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import Freshness
-from services.runtime.database import may_pass
+from services.runtime.database import is_away, may_pass
 from services.runtime.faults import Beside
 from services.runtime.tasks import beside
 from services.runtime.telemetry import API_LIVE
@@ -137,7 +137,7 @@ async def _checked(is_admitted: Callable[[], Awaitable[bool]]) -> bool | None:
     try:
         return await is_admitted()
     except Exception as error:
-        if not may_pass(error):
+        if not is_away(error):
             raise
         log.warning("a live stream waits, its key cannot be checked: %s", type(error).__name__)
         return None

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Scope
 
 from services.analytics_api.models import Problem
-from services.runtime.database import DATABASE_ERRORS, may_pass, without_values
+from services.runtime.database import DATABASE_ERRORS, is_away, without_values
 from services.runtime.faults import route_of
 from services.runtime.http import Failure, leave_unanswered
 from services.runtime.telemetry import API_REFUSED
@@ -126,7 +126,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _of_database(request: Request, error: Exception) -> Response:
-    if not may_pass(error):
+    if not is_away(error):
         raise error
     log.warning("%s: %s: %s", route_of(request.scope), type(error).__name__, without_values(error))
     return respond(of_database(error))

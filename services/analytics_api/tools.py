@@ -50,7 +50,7 @@ from services.analytics_api.problems import ProblemError, invalid, of_database, 
 from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
 from services.analytics_api.store import Key
-from services.runtime.database import may_pass, without_values
+from services.runtime.database import is_away, without_values
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
@@ -306,7 +306,7 @@ class Tools:
                 outcome = "wrong-arguments"
                 return _complaint(str(problem))
             except Exception as error:
-                if not may_pass(error):
+                if not is_away(error):
                     raise
                 log.warning("%s: %s: %s", params.name, type(error).__name__, without_values(error))
                 return _complaint(str(of_database(error)))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -189,6 +190,19 @@ def may_pass(error: BaseException) -> bool:
         return False
     # asyncpg's own complaint about a value is an InterfaceError too, and does not pass.
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database is away, or busy, for now.
+
+    An OSError may be a file's as well, and a TimeoutError anybody's: those of a connection to PostgreSQL come
+    up through asyncpg.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    is_of_postgresql = isinstance(error, _OF_POSTGRESQL) or any(
+        frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames
+    )
+    return is_of_postgresql and may_pass(error)
 
 
 def explained(error: Exception) -> Exception:

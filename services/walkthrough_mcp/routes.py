@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.database import Pool, can_be_stored, may_pass
+from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
@@ -214,7 +214,7 @@ class Entrance:
             try:
                 server = await store.find_server(self._pool(), slug)
             except Exception as error:
-                if not may_pass(error):
+                if not is_away(error):
                     raise
                 log.warning("a request failed, the database is away: %s", type(error).__name__)
                 raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None

@@ -19,7 +19,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from prometheus_client import REGISTRY
 
-from services.analytics_api import live
+from services.analytics_api import live, pages
 from services.analytics_api import store as api_store
 from services.analytics_api.routes import paths
 from services.operator_cli import status
@@ -109,6 +109,19 @@ async def test_a_question_that_fails_is_found_by_the_id_in_its_answer(world: Wor
     assert 'api_requests_total{route="/v1/walkthroughs/{walkthrough_id}/sankey",status="500"} 1.0' in requests
     await world.db.execute("alter table sankey_transitions rename elsewhere to journeys")
     assert (await api.ask(f"{WT}/sankey", from_="2020-02-02")).status_code == 200
+
+
+async def test_a_file_that_is_not_there_is_a_fault_and_no_database_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "assets").symlink_to(tmp_path / "assets")  # leads to itself
+    monkeypatch.setattr(pages, "STATIC", tmp_path)
+    api, faults_since = await stream_of(world, monkeypatch)
+    for path in ("/", "/assets/a.js"):
+        answer = await api.http.get(path)
+        assert (answer.status_code, "database" in answer.text.lower()) == (500, False), path
+        assert answer.headers["x-request-id"] in answer.text
+    assert faults_since() == 2
 
 
 async def test_a_page_of_another_origin_can_read_the_id(world: World) -> None:

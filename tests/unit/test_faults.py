@@ -4,7 +4,9 @@ import asyncio
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.runtime.database import without_values
+from services.runtime.database import is_away, without_values
 from services.runtime.http import Answered, leave_unanswered
 from services.runtime.mcp import Faults
 from services.runtime.process import Process
@@ -160,6 +162,26 @@ async def test_the_log_has_no_values_of_rows_arguments_and_models(lines: Lines) 
         assert there in line["exception"], there
     for told in ("ann@example.com", "ann-17", "ann-18"):
         assert told not in lines.text
+
+
+async def test_only_errors_of_its_connections_mean_that_the_database_is_away(tmp_path: Path) -> None:
+    for url in ("postgresql://127.0.0.1:1/x", f"postgresql:///x?host={tmp_path}"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - which one depends on the machine
+            await asyncpg.connect(url)
+        assert is_away(caught.value)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(TimeoutError) as late:
+            await asyncpg.connect(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", timeout=0.05)
+        assert is_away(late.value)
+    with pytest.raises(OSError) as of_a_file:  # noqa: PT011
+        (tmp_path / "none").read_text()
+    with pytest.raises(TimeoutError) as of_us:
+        async with asyncio.timeout(0):
+            await asyncio.Future()
+    assert not is_away(of_a_file.value)
+    assert not is_away(of_us.value)
+    assert is_away(asyncpg.DeadlockDetectedError())
+    assert not is_away(asyncpg.UndefinedTableError())
 
 
 def test_data_that_postgresql_quotes_are_taken_out() -> None:
