@@ -28,7 +28,7 @@ from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
-from services.walkthrough_mcp.routes import Entrance, check_rates, identity_of
+from services.walkthrough_mcp.routes import Entrance, Refusal, check_rates, identity_of
 from services.walkthrough_mcp.tokens import IssuerAwayError
 
 
@@ -155,7 +155,7 @@ async def _caller_over_stdio(
         )
     try:
         verified = await Entrance(settings, lambda: pool).verifier(server).verify_token(token)
-    except IssuerAwayError as error:
+    except (IssuerAwayError, Refusal) as error:
         raise StepstreamError(str(error)) from error
     if verified is None:
         raise StepstreamError(f"the token in STEPSTREAM_MCP_ACCESS_TOKEN is not good for `{server.slug}`")

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Final
 
 import limits
+from cachetools import TTLCache
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
@@ -33,10 +34,13 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.sessions import Sessions
-from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
+from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
 
 log = logging.getLogger("stepstream.mcp")
 _CALLER = "stepstream.caller"
+#: Between two lines about the same server, and about how many servers that is known.
+_TOLD_SECONDS: Final = 60
+_MOST_TOLD: Final = 10_000
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
@@ -144,6 +148,8 @@ class Entrance:
         self._pool = pool
         self._rates = Rates(settings)
         self._issuers = Issuers()
+        #: Servers whose sign-in is not set up, of which the log has a line.
+        self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
@@ -190,6 +196,7 @@ class Entrance:
     async def describe_sign_in(self, request: Request) -> Response:
         """Protected resource metadata (RFC 9728): which issuer gives out tokens for a server."""
         try:
+            await self._rates.check_address(request.client.host if request.client else "")
             server = await self._find_server(request.path_params["slug"])
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
@@ -224,15 +231,18 @@ class Entrance:
 
     def _issuer(self, server: Server) -> str:
         issuer = server.oauth_issuer_url or self._settings.oauth_issuer
-        if not issuer:
+        if issuer and (problem := problem_of_issuer(issuer)) is None:
+            return issuer
+        if server.slug not in self._told:
+            self._told[server.slug] = True
             log.error(
-                "server %s needs sign-in (%s) and has no issuer: set its oauth_issuer_url, or "
-                "STEPSTREAM_OAUTH_ISSUER for all",
+                "server %s needs sign-in (%s) and %s: set its oauth_issuer_url, or STEPSTREAM_OAUTH_ISSUER "
+                "for all",
                 server.slug,
                 server.auth_type,
+                f"its issuer is not good ({problem})" if issuer else "has no issuer",
             )
-            raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
-        return issuer
+        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
 
     def verifier(self, server: Server) -> Verifier:
         """What verifies the tokens of a server."""

@@ -27,6 +27,21 @@ class IssuerAwayError(Exception):
     """The issuer's keys cannot be had right now: nobody can tell whether a token is good."""
 
 
+def problem_of_issuer(text: str) -> str | None:
+    """Why a text can be no issuer: in words that do not repeat it, for it may hold a password."""
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return "it is no URL"
+    if url.scheme not in {"https", "http"} or not url.host:
+        return "it is no URL that begins with https:// or http://"
+    if url.userinfo:
+        return "it holds a user or a password, which everybody would be shown"
+    if url.port is not None and not 0 < url.port < 65_536:
+        return "its port is none"
+    return None
+
+
 class Issuers:
     """The signing keys of issuers, found through their metadata and kept for a while."""
 
