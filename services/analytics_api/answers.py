@@ -68,6 +68,7 @@ from services.journeys.flow import (
     first_positions,
     graph,
 )
+from services.runtime.database import can_be_stored
 
 START_TITLE = "Start"
 #: How many days or weeks an answer may have.
@@ -650,7 +651,7 @@ def _read_cursor(text: str | None) -> tuple[int | None, str]:
         return None, ""
     try:
         at, user = json.loads(base64.b64decode(text, altchars=b"-_", validate=True))
-        if type(at) is int and 0 <= at < 2**63 and isinstance(user, str) and "\x00" not in user:
+        if type(at) is int and 0 <= at < 2**63 and isinstance(user, str) and can_be_stored(user):
             return at, user
     except (ValueError, TypeError, binascii.Error):
         pass

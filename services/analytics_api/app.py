@@ -1,5 +1,6 @@
 """Wiring of analytics-api: the API, the MCP tools, the dashboard."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,24 +15,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
 from services.analytics_api.answers import Answers
-from services.analytics_api.freshness import FreshnessWatch
+from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import SERVER_SETTINGS, Store
-from services.analytics_api.tools import SERVICE, Entrance
+from services.analytics_api.tools import Entrance
 from services.runtime.database import close_pool, open_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
     REQUEST_ID,
     Answered,
-    AnswerFault,
-    fault_as_text,
+    AnswerFailure,
+    Failure,
+    failure_as_text,
     health_routes,
     problem_of_database,
 )
-from services.runtime.mcp import fault_as_rpc
+from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
@@ -107,10 +109,10 @@ def application(process: Process) -> ASGIApp:
     app.add_middleware(GZipMiddleware, minimum_size=1_000)
     shared_with = _other_origins(settings)
 
-    def answer_fault(scope: Scope, request_id: str) -> ASGIApp:
-        return shared_with(_fault(scope["path"])(scope, request_id))
+    def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
+        return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-    return Answered(Measured(shared_with(app)), SERVICE, answer_fault)
+    return Answered(Measured(shared_with(app)), SERVICE, answer_failure)
 
 
 def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
@@ -131,11 +133,11 @@ def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
     return shared_with
 
 
-def _fault(path: str) -> AnswerFault:
-    """How a fault of ours is answered there."""
+def _answer_failure(path: str) -> AnswerFailure:
+    """How a failure is answered there."""
     if path.startswith("/v1/"):
-        return problems.fault
-    return fault_as_rpc if path == "/mcp/analytics" else fault_as_text
+        return problems.failure_as_problem
+    return failure_as_rpc if path == "/mcp/analytics" else failure_as_text
 
 
 @contextlib.asynccontextmanager
@@ -194,8 +196,8 @@ class Measured:
 
         try:
             await self._app(scope, receive, measured)
-        except Exception:
-            if not status:  # further out it is answered with 500
-                status = 500
+        except (Exception, asyncio.CancelledError) as error:
+            if not status:  # further out it is answered so
+                status = 500 if isinstance(error, Exception) else 503
                 count()
             raise

@@ -6,18 +6,21 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError
 
 from services.analytics_api.models import Freshness, GroupFreshness
+from services.runtime.database import may_pass
 from services.runtime.errors import StepstreamError
+from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client
 from services.runtime.lag import AGGREGATOR, RECORDER, Group, look_with, reader
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
 
 log = logging.getLogger("stepstream.analytics")
+SERVICE: Final = "analytics-api"
 
 #: Between two looks while somebody asks, and how long after the last question there are more.
 _EVERY_SECONDS = 1.0
@@ -92,6 +95,7 @@ class FreshnessWatch:
     def __init__(self, settings: Settings, marks: Callable[[], Awaitable[Marks]]) -> None:
         self._settings = settings
         self._marks = marks
+        self._faults = Beside(SERVICE, "cannot tell how fresh figures are")
         self._last = Look(problem="nothing was looked at yet")
         self._asked_at = 0.0
         self._asked = asyncio.Event()
@@ -131,7 +135,10 @@ class FreshnessWatch:
                 self._know(Look(problem=f"Kafka: {error or type(error).__name__}"))
                 await asyncio.sleep(_EVERY_SECONDS)
             except Exception as error:  # noqa: BLE001 - figures are answered without it
-                log.warning("cannot tell how fresh figures are: %s: %s", type(error).__name__, error)
+                if may_pass(error):
+                    log.warning("cannot tell how fresh figures are: %s", type(error).__name__)
+                else:
+                    self._faults.fail(error)
                 self._know(Look(problem=type(error).__name__))
                 await asyncio.sleep(_EVERY_SECONDS)
             # Looked at anew: somebody may have asked while the clients closed.
@@ -151,6 +158,7 @@ class FreshnessWatch:
                     groups = await look_with(admin, consumer, self._settings)
                     marks = await self._marks()
                 self._know(Look(groups, marks, at=at))
+                self._faults.go_on()
                 await asyncio.sleep(_EVERY_SECONDS)
                 if not self._is_asked():
                     return

@@ -11,6 +11,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Key, Store
 from services.runtime.api_keys import hash_of, parts_of
+from services.runtime.database import can_be_stored
 from services.runtime.errors import ConfigurationError
 from services.runtime.settings import Settings
 
@@ -62,7 +63,7 @@ class Guard:
     async def find(self, store: Store, text: str) -> Key | None:
         """The key of that text, if it is good."""
         parts = parts_of(text)
-        if parts is None or not text.isascii() or "\x00" in text:
+        if parts is None or not text.isascii() or not can_be_stored(text):
             return None
         identifier, secret = parts
         stored = await store.key(identifier)

@@ -15,7 +15,10 @@ from typing import Final
 from sse_starlette.event import ServerSentEvent
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import Freshness
+from services.runtime.database import is_away, may_pass
+from services.runtime.faults import Beside
 from services.runtime.tasks import beside
 from services.runtime.telemetry import API_LIVE
 
@@ -34,6 +37,7 @@ class Changes:
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
+        self._faults = Beside(SERVICE, "live streams wait")
         self._watched: Counter[str] = Counter()
         self._known: dict[str, Freshness] = {}
         self._looked = asyncio.Condition()
@@ -81,9 +85,13 @@ class Changes:
                 found = await self._answers.store.changes(list(self._watched))
                 self._known = {w: self._answers.fresh_of(look, *known) for w, known in found.items()}
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
-                log.warning("live streams wait: %s", type(error).__name__)
+                if may_pass(error):
+                    log.warning("live streams wait: %s", type(error).__name__)
+                else:
+                    self._faults.fail(error)
                 await asyncio.sleep(_EVERY_SECONDS * 4)
                 continue
+            self._faults.go_on()
             async with self._looked:
                 self._looked.notify_all()
             await asyncio.sleep(_EVERY_SECONDS)
@@ -107,17 +115,32 @@ class Stream:
         with self._changes.watching(self._walkthrough):
             while not stopping.is_set():
                 fresh = await self._changes.next(self._walkthrough)
-                if fresh is None or (clock() >= key_at and not await is_admitted()):
+                is_good: bool | None = True
+                if fresh is not None and clock() >= key_at:
+                    is_good = await _checked(is_admitted)
+                    if is_good is None:  # nothing is told until it is known
+                        continue
+                    key_at = clock() + _KEY_SECONDS
+                if fresh is None or not is_good:
                     yield ServerSentEvent(event="gone", data="{}")
                     return
-                if clock() >= key_at:
-                    key_at = clock() + _KEY_SECONDS
                 if fresh.version != seen:
                     seen, told, freshness_at = fresh.version, _notable(fresh), clock()
                     yield ServerSentEvent(event="changed", id=seen, data=fresh.model_dump_json())
                 elif clock() - freshness_at >= _FRESHNESS_SECONDS and _notable(fresh) != told:
                     told, freshness_at = _notable(fresh), clock()
                     yield ServerSentEvent(event="freshness", data=fresh.model_dump_json())
+
+
+async def _checked(is_admitted: Callable[[], Awaitable[bool]]) -> bool | None:
+    """Whether the key is still good; None while the database cannot say."""
+    try:
+        return await is_admitted()
+    except Exception as error:
+        if not is_away(error):
+            raise
+        log.warning("a live stream waits, its key cannot be checked: %s", type(error).__name__)
+        return None
 
 
 def _notable(fresh: Freshness) -> Freshness:

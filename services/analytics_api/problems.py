@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Scope
 
 from services.analytics_api.models import Problem
-from services.runtime.database import DATABASE_ERRORS, may_pass, without_values
-from services.runtime.http import leave_unanswered
+from services.runtime.database import DATABASE_ERRORS, is_away, without_values
+from services.runtime.faults import route_of
+from services.runtime.http import Failure, leave_unanswered
 from services.runtime.telemetry import API_REFUSED
 
 log = logging.getLogger("stepstream.analytics")
@@ -66,12 +67,10 @@ def of_database(error: Exception) -> ProblemError:
     )
 
 
-def fault(_: Scope, request_id: str) -> ASGIApp:
-    """The answer to a request that failed by a fault of ours."""
-    problem = ProblemError(
-        500, "Internal error", f"this is a fault of ours; the log has more under the request id {request_id}"
-    )
-    return respond(problem, request_id)
+def failure_as_problem(_: Scope, failure: Failure) -> ASGIApp:
+    """The answer to a request that failed by a fault of ours, or because the service ends."""
+    title = "Service ends" if failure.is_ending else "Internal error"
+    return respond(ProblemError(failure.status, title, failure.detail, failure.headers), failure.request_id)
 
 
 def respond(problem: ProblemError, request_id: str | None = None) -> Response:
@@ -127,7 +126,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _of_database(request: Request, error: Exception) -> Response:
-    if not may_pass(error):
+    if not is_away(error):
         raise error
-    log.warning("%s: %s: %s", request.url.path, type(error).__name__, without_values(error))
+    log.warning("%s: %s: %s", route_of(request.scope), type(error).__name__, without_values(error))
     return respond(of_database(error))

@@ -41,6 +41,7 @@ from services.analytics_api.problems import ProblemError, not_found
 from services.analytics_api.store import Context, Key
 from services.analytics_api.tables import MEDIA_TYPE as CSV
 from services.analytics_api.tables import csv_of
+from services.runtime.database import can_be_stored
 
 
 @dataclass(slots=True)
@@ -89,8 +90,16 @@ async def admitted(
     uses: Annotated[Shared, Depends(shared)],
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Key:
-    """Whose key the request has."""
-    return await admit(uses, request)
+    """Whose key the request has; for each id in its path there can be a row.
+
+    Raises:
+        ProblemError: there is no key that is good; or an id is one that the database cannot have.
+    """
+    key = await admit(uses, request)
+    for name, value in request.path_params.items():
+        if not can_be_stored(value):
+            raise not_found(name.removesuffix("_id"), value.replace("\0", "\\0"))
+    return key
 
 
 async def admit(uses: Shared, request: Request) -> Key:
@@ -274,7 +283,6 @@ async def journeys(
 )
 async def journey(request: Request, uses: Uses, key: Who, walkthrough_id: Id, user_id: Id) -> Response:
     """Somebody's journey: what happened in it, in order, with the time between."""
-    _may_be_an_id("person", user_id)
     context = await uses.answers.context(key.organization_id, walkthrough_id)
     return Reply(request).of(await uses.answers.journey(context, user_id))
 
@@ -282,7 +290,6 @@ async def journey(request: Request, uses: Uses, key: Who, walkthrough_id: Id, us
 @router.get("/sessions/{session_id}", response_model=Session, responses=_TABLE)
 async def session(request: Request, uses: Uses, key: Who, session_id: Id) -> Response:
     """A session replayed: its events in order, with the time between."""
-    _may_be_an_id("session", session_id)
     return Reply(request).of(await uses.answers.session(key.organization_id, session_id))
 
 
@@ -322,11 +329,6 @@ async def live(
         ping=15,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
-
-
-def _may_be_an_id(what: str, identifier: str) -> None:
-    if "\x00" in identifier:
-        raise not_found(what, identifier.replace("\x00", "\\0"))
 
 
 def paths() -> Iterator[str]:

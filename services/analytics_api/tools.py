@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import (
     Cohort,
     CompareQuestion,
@@ -49,12 +50,11 @@ from services.analytics_api.problems import ProblemError, invalid, of_database, 
 from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
 from services.analytics_api.store import Key
-from services.runtime.database import may_pass, without_values
+from services.runtime.database import is_away, without_values
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
-SERVICE: Final = "analytics-api"
 _KEY = "stepstream.key"
 
 INSTRUCTIONS: Final = (
@@ -306,7 +306,7 @@ class Tools:
                 outcome = "wrong-arguments"
                 return _complaint(str(problem))
             except Exception as error:
-                if not may_pass(error):
+                if not is_away(error):
                     raise
                 log.warning("%s: %s: %s", params.name, type(error).__name__, without_values(error))
                 return _complaint(str(of_database(error)))

@@ -32,6 +32,9 @@ from services.runtime.shell import Commit
 from services.runtime.telemetry import DEAD_LETTERS, EVENTS, NEWEST, PHASE_SECONDS, READ_AGAIN
 
 log = logging.getLogger("stepstream.recorder")
+
+#: What a dead letter has beside its event: where it came from, and why.
+_BESIDE_BYTES = 1024
 SERVICE = "completion-recorder"
 #: Events judged without looking up: about 2 ms.
 _SLICE = 500
@@ -128,7 +131,7 @@ class Recorder:
         with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
             async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
                 with attempt:
-                    await self._send(letters)
+                    await self._send(letters, refused)
         classes = Counter(r.rejection.value for r in refused)
         for name, count in classes.items():
             DEAD_LETTERS.labels(name).inc(count)
@@ -140,19 +143,36 @@ class Recorder:
             extra={"fields": {"classes": classes}},
         )
 
-    async def _send(self, letters: Sequence[dict[str, Any]]) -> None:
+    async def _send(self, letters: Sequence[dict[str, Any]], refused: Sequence[Refused]) -> None:
         topic = self._settings.dead_letter_topic
         try:
             await send_all(await self._producer.start(), topic, letters)
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            largest = max((r.record for r in refused), key=_size)
+            if _size(largest) + _BESIDE_BYTES > DEAD_LETTER_MAX_BYTES:
+                raise StepstreamError(self._no_letter(largest)) from None
             raise StepstreamError(
                 f"{topic} does not take a dead letter for its size ({error}). Set its max.message.bytes to "
                 f"what {self._settings.topic} has and 64 KiB more, {DEAD_LETTER_MAX_BYTES} or less"
             ) from None
 
+    def _no_letter(self, record: Record) -> str:
+        return (
+            f"the event at {record.partition}:{record.offset} of {record.topic} is bad, and has "
+            f"{_size(record):,} bytes when it is not compressed: too many for a dead letter, which has at "
+            f"most {DEAD_LETTER_MAX_BYTES:,}. No setting changes that. To leave it behind, with every "
+            f"{SERVICE} stopped, and Kafka's own tool: `kafka-consumer-groups.sh --group "
+            f"{self._settings.group(SERVICE)} --topic {record.topic}:{record.partition} --reset-offsets "
+            f"--to-offset {record.offset + 1} --execute`"
+        )
+
     async def _start_anew(self, seconds: float) -> None:
         await self._producer.stop()
         await self._pause(seconds)
+
+
+def _size(record: Record) -> int:
+    return len(record.key or b"") + len(record.value or b"") + sum(len(n) + len(v) for n, v in record.headers)
 
 
 class _Watch:

@@ -1,7 +1,9 @@
 """The commands of `stepstream`. Each imports what it needs when it runs, so that help is quick."""
 
 import asyncio
+import errno
 import importlib
+import io
 import json
 import os
 import signal
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from rich.markup import escape
@@ -67,12 +69,40 @@ def told(error: StepstreamError) -> int:
 
 def main() -> None:
     """Runs a command; an error that a person is meant to read ends with its own exit code."""
+    _open_what_is_closed()
     try:
         app()
     except StepstreamError as error:
         sys.exit(told(error))
+    except OSError as error:
+        if (problem := _problem_of_writing(error)) is None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers would fail again
+        sys.exit(told(StepstreamError(problem)))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_what_is_closed() -> None:
+    """Standard files that whoever starts us has closed: no other file gets their numbers.
+
+    Standard output is then one that cannot be written to: only a command that has something to say fails.
+    """
+    sys.stdin = sys.stdin or _null("r")
+    sys.stdout = sys.stdout or _null("r")
+    sys.stderr = sys.stderr or _null("w")
+
+
+def _null(mode: str) -> TextIO:
+    return cast("TextIO", Path(os.devnull).open(mode, encoding="utf-8"))
+
+
+def _problem_of_writing(error: OSError) -> str | None:
+    is_refused = isinstance(error, io.UnsupportedOperation) or error.errno == errno.EBADF
+    if is_refused and not sys.stdout.writable():
+        return "cannot write: standard output is closed"
+    is_writing = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+    return f"cannot write: {error.strerror}" if is_writing else None
 
 
 @stack.command("up")

@@ -37,6 +37,10 @@ _UNKNOWN = "not known"
 
 #: How long Kafka, and the database, may take to answer, in seconds.
 _PATIENCE = 15.0
+#: How long each part of the database may take.
+_PART_SECONDS = 4.0
+#: What keeps a part from being read, and not the others.
+_UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 #: Services that keep connections to the database, which say who they are.
 _SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
 #: Not needed for counting, and maybe at a replica, where it cannot be seen.
@@ -115,57 +119,60 @@ async def _count_records(settings: Settings, topic: str) -> int:
 
 
 async def _look_at_database(settings: Settings, seen: Status) -> None:
+    timeout = {"statement_timeout": f"{_PART_SECONDS:g}s"}
     try:
-        async with asyncio.timeout(_PATIENCE), connected(settings) as db:
-            await _look_for_migrations(db, seen)
-            database = await _look_at_parts(db, settings, seen)
+        async with asyncio.timeout(_PATIENCE), connected(settings, server_settings=timeout) as db:
             names = await db.fetch(SQL["status_services"])
+            seen.services = {r["service"]: r["connections"] for r in names}
+            seen.database = {}
+            await _look_for_migrations(db, seen)
+            await _look_at_parts(db, settings, seen.database, seen)
     except StepstreamError as error:
-        seen.problems.append(str(error))
+        _could_not_read(str(error), seen)
     except TimeoutError:
-        seen.problems.append(f"PostgreSQL does not answer within {_PATIENCE:g} s")
-    else:
-        seen.database = database
-        seen.services = {r["service"]: r["connections"] for r in names}
+        _could_not_read(f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
 
 
 async def _look_for_migrations(db: Connection, seen: Status) -> None:
     with _shown(seen, MigrationError):  # an applied one was edited
         try:
             seen.migrations_pending = await pending(db)
-        except asyncpg.SyntaxOrAccessError as error:
-            _could_not_read("which migrations are pending", error, seen)
+        except _UNREADABLE as error:
+            _could_not_read(f"which migrations are pending: {_reason(error)}", seen)
     if seen.migrations_pending:
         names = ", ".join(seen.migrations_pending)
         seen.problems.append(f"migrations are pending: {names}: run `stepstream migrate`")
 
 
-async def _look_at_parts(db: Connection, settings: Settings, seen: Status) -> dict[str, Any]:
-    """What can be read."""
-    database: dict[str, Any] = {}
+async def _look_at_parts(db: Connection, settings: Settings, database: dict[str, Any], seen: Status) -> None:
+    """Adds what can be read, part by part: it stays when the time is over."""
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
-    return database | await _read(
-        db, seen, "offsets that are recorded", SQL["status_offsets"], settings.topic
-    )
+    database |= await _read(db, seen, "offsets that are recorded", SQL["status_offsets"], settings.topic)
 
 
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
     """The one row of a query; nothing, where that cannot be read."""
     try:
         row = await db.fetchrow(query, *arguments)
-    except asyncpg.SyntaxOrAccessError as error:
+    except _UNREADABLE as error:
         is_missing = isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
         if not (seen.migrations_pending and is_missing):  # that is said already
-            _could_not_read(what, error, seen)
+            _could_not_read(f"{what}: {_reason(error)}", seen)
         return {}
     assert row is not None  # noqa: S101 - one row, always
     return dict(row)
 
 
-def _could_not_read(what: str, error: Exception, seen: Status) -> None:
+def _reason(error: Exception) -> str:
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return f"no answer within {_PART_SECONDS:g} s: is a table locked, or the database very busy?"
+    return str(explained(error))
+
+
+def _could_not_read(problem: str, seen: Status) -> None:
     seen.unreadable = True
-    seen.problems.append(f"{what}: {explained(error)}")
+    seen.problems.append(problem)
 
 
 def _judge(seen: Status) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,6 +63,7 @@ async def open_pool(
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
     """
+    patience = min(_CONNECT_SECONDS, command_timeout or settings.database_timeout_seconds)
     try:
         pool: Pool = await asyncpg.create_pool(
             settings.dsn,
@@ -71,7 +73,7 @@ async def open_pool(
             init=setup,
             reset=reset,
             command_timeout=command_timeout or settings.database_timeout_seconds,
-            timeout=min(_CONNECT_SECONDS, command_timeout or settings.database_timeout_seconds),
+            timeout=patience,
             server_settings={
                 "application_name": "stepstream",
                 # Each statement after a lock must see what the lock's last holder committed.
@@ -80,9 +82,17 @@ async def open_pool(
             },
         )
     except DATABASE_ERRORS as error:
-        told = error if isinstance(error, OSError) else explained(error)
-        raise StepstreamError(f"PostgreSQL at {_without_password(settings.dsn)}: {told}") from error
+        where = _without_password(settings.dsn)
+        raise StepstreamError(f"PostgreSQL at {where}: {_reason(error, patience)}") from error
     return pool
+
+
+def _reason(error: Exception, patience: float) -> str:
+    """Why no connection was made; some errors have no text."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {patience:g} s: is that PostgreSQL?"
+    told = error if isinstance(error, OSError) else explained(error)
+    return str(told) or type(error).__name__
 
 
 async def close_pool(pool: Pool) -> None:
@@ -131,7 +141,7 @@ def explaining() -> Iterator[None]:
     except _OF_POSTGRESQL as error:
         told = explained(error)
         if not isinstance(told, StepstreamError):
-            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {without_values(error)}")
+            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
         raise told from error
     except (ConnectionResetError, ConnectionRefusedError) as error:
         raise StepstreamError(f"PostgreSQL is away: {error}") from error
@@ -145,8 +155,16 @@ def _without_password(url: str) -> str:
     return f"{hosts if ':' in hosts else hosts + ':5432'}{parts.path}"
 
 
+def can_be_stored(text: str) -> bool:
+    """Whether PostgreSQL takes a text: it has no NUL, and no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 #: What asyncpg says of an argument that it cannot encode, up to the argument.
 _ARGUMENT = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
+
+#: What PostgreSQL quotes of data.
+_QUOTED = re.compile(r'".*"', re.DOTALL)
 
 #: Errors that pass by themselves, by the classes of SQLSTATE: the server is away, busy, full or failing over,
 #: or somebody else was first.
@@ -174,10 +192,23 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and not isinstance(error, ValueError)
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that the database is away, or busy, for now.
+
+    An OSError may be a file's as well, and a TimeoutError anybody's: those of a connection to PostgreSQL come
+    up through asyncpg.
+    """
+    frames = traceback.walk_tb(error.__traceback__)
+    is_of_postgresql = isinstance(error, _OF_POSTGRESQL) or any(
+        frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames
+    )
+    return is_of_postgresql and may_pass(error)
+
+
 def explained(error: Exception) -> Exception:
     """An error of PostgreSQL with what to do about it; any other as it is."""
     if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
-        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {without_values(error)}")
+        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (
             asyncpg.InvalidAuthorizationSpecificationError,
@@ -195,14 +226,15 @@ def explained(error: Exception) -> Exception:
     )
     for kind, hint in hints:
         if isinstance(error, kind):
-            return StepstreamError(f"PostgreSQL: {without_values(error)}. {hint}")
+            return StepstreamError(f"PostgreSQL: {in_a_line(error)}. {hint}")
     return error
 
 
 def without_values(error: BaseException) -> BaseException:
     """The error, and those that led to it, without the values of rows and of a query's arguments: for logs.
 
-    PostgreSQL's detail holds those of the row, asyncpg's complaint about an argument holds the argument.
+    PostgreSQL's detail holds those of the row, its message about data that it cannot read quotes them, and
+    asyncpg's complaint about an argument holds the argument. What a function says by itself (`raise`) stays.
     """
     seen: list[BaseException] = []
     left: list[BaseException | None] = [error]
@@ -217,8 +249,19 @@ def without_values(error: BaseException) -> BaseException:
         if isinstance(one, asyncpg.PostgresError):
             one.detail = None
         if isinstance(one, asyncpg.PostgresError | asyncpg.InterfaceError) and one.args:
-            one.args = (_ARGUMENT.sub(r"\1", str(one.args[0])), *one.args[1:])
+            one.args = (_without_data(one, str(one.args[0])), *one.args[1:])
     return error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, without values, on one line: PostgreSQL's hint is on another."""
+    return " ".join(str(without_values(error)).split())
+
+
+def _without_data(error: Exception, message: str) -> str:
+    if isinstance(error, asyncpg.DataError):  # 22
+        message = _QUOTED.sub('"…"', message)
+    return _ARGUMENT.sub(r"\1", message)
 
 
 def retrying(

@@ -1,8 +1,9 @@
-"""Faults of ours in answering requests: a line in the log, a count, and an id that the answer shows."""
+"""Faults of ours: a line in the log, a count, and, where a request fails, an id that the answer shows."""
 
 import logging
 import re
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -71,23 +72,60 @@ class Exchange:
     def fail(self, what: str, error: BaseException | None = None, **more: str) -> None:
         """Writes a fault to the log, with the traceback of its error, and counts it."""
         self.failed = True
-        HTTP_ERRORS.labels(self.service).inc()
         fields = {"request_id": self.id, "method": self._method, "path": self.path, **more}
-        if error is not None:
-            fields["exception"] = self._traceback(error)
-        log.error("%s: %s", self.service, what, extra={"fields": fields})
+        secrets = (*self.secrets, *_secrets_of(self.scope or {}))
+        _tell(self.service, what, error, fields, secrets)
 
     @property
     def _method(self) -> str:
         return "" if self.scope is None else str(self.scope.get("method", ""))
 
-    def _traceback(self, error: BaseException) -> str:
-        """The traceback, without values of rows and without what the request keeps secret."""
-        text = "".join(traceback.format_exception(without_values(error)))
-        text = _INPUT.sub(f"input_value={_HIDDEN}, input_type=", text)
-        for secret in (*self.secrets, *_secrets_of(self.scope or {})):
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
-        return text
+
+class Beside:
+    """Work beside requests that is tried again and again: a fault of it shows once, until another comes.
+
+    Args:
+        service: whose work it is.
+        what: what the line in the log says.
+    """
+
+    def __init__(self, service: str, what: str) -> None:
+        self._service = service
+        self._what = what
+        self._told = ""
+
+    def fail(self, error: Exception) -> None:
+        """Writes a fault to the log, with its traceback, and counts it, unless it is the one before."""
+        name = f"{type(error).__name__}: {error}"
+        if name != self._told:
+            self._told = name
+            _tell(self._service, self._what, error, {})
+
+    def go_on(self) -> None:
+        """It works again."""
+        self._told = ""
+
+
+def _tell(
+    service: str,
+    what: str,
+    error: BaseException | None,
+    fields: dict[str, str],
+    secrets: Iterable[str] = (),
+) -> None:
+    HTTP_ERRORS.labels(service).inc()
+    if error is not None:
+        fields["exception"] = _traceback_of(error, secrets)
+    log.error("%s: %s", service, what, extra={"fields": fields})
+
+
+def _traceback_of(error: BaseException, secrets: Iterable[str]) -> str:
+    """The traceback, without values of rows and without what the request keeps secret."""
+    text = "".join(traceback.format_exception(without_values(error)))
+    text = _INPUT.sub(f"input_value={_HIDDEN}, input_type=", text)
+    for secret in secrets:
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", _HIDDEN, text)
+    return text
 
 
 def _secrets_of(scope: Scope) -> list[str]:

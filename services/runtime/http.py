@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -17,8 +18,35 @@ from services.runtime.telemetry import HTTP_ERRORS
 
 #: The header with the id of the request, in every answer.
 REQUEST_ID: Final = "X-Request-Id"
-#: Makes the answer to a request that failed by a fault of ours, from its scope and its id.
-AnswerFault: TypeAlias = Callable[[Scope, str], ASGIApp]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request gets an answer of the outermost layer: a fault of ours, or the service ends."""
+
+    request_id: str
+    is_ending: bool = False
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return 503 if self.is_ending else 500
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer tells beside its body."""
+        return {"Retry-After": "2"} if self.is_ending else {}
+
+    @property
+    def detail(self) -> str:
+        """What a person reads."""
+        if self.is_ending:
+            return "the service ends before the request was answered; ask again in a moment"
+        return f"this is a fault of ours; the log has more under the request id {self.request_id}"
+
+
+#: Makes the answer to a request that failed, from its scope.
+AnswerFailure: TypeAlias = Callable[[Scope, Failure], ASGIApp]
 
 
 def health_routes(
@@ -56,9 +84,9 @@ async def problem_of_database(pool: Pool) -> str | None:
 # --- requests that fail ----------------------------------------------------------------------------------
 
 
-def fault_as_text(_: Scope, request_id: str) -> ASGIApp:
-    """A fault of ours as a line of text."""
-    return PlainTextResponse(f"a fault of ours; the log has more under the request id {request_id}\n", 500)
+def failure_as_text(_: Scope, failure: Failure) -> ASGIApp:
+    """A failure as a line of text."""
+    return PlainTextResponse(f"{failure.detail}\n", failure.status, failure.headers)
 
 
 class _Nothing(Response):
@@ -78,18 +106,18 @@ class Answered:
 
     Each request gets an id of ours, which its answer shows as `X-Request-Id`. What fails is written to the
     log with its traceback, counted, and answered with 500 where nothing was sent yet. A client that went away
-    is no fault of ours.
+    is no fault of ours, nor a request that is cancelled because the service ends: that one gets 503.
 
     Args:
         app: what answers.
         service: its name.
-        answer_fault: makes the answer to a request that failed.
+        answer_failure: makes the answer to a request that failed.
     """
 
-    def __init__(self, app: ASGIApp, service: str, answer_fault: AnswerFault = fault_as_text) -> None:
+    def __init__(self, app: ASGIApp, service: str, answer_failure: AnswerFailure = failure_as_text) -> None:
         self._app = app
         self._service = service
-        self._answer_fault = answer_fault
+        self._answer_failure = answer_failure
         HTTP_ERRORS.labels(service)  # there from the start, so that the first increase is seen as one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,17 +132,20 @@ class Answered:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told here and nowhere else
             if not _is_disconnect(error):
                 exchange.fail("a request failed", error)
-                await self._answer(scope, wire, exchange.id)
+                await self._answer(scope, wire, Failure(exchange.id))
             return
+        except asyncio.CancelledError:
+            await self._answer(scope, wire, Failure(exchange.id, is_ending=True))
+            raise
         if wire.is_gone or (wire.is_finished and wire.status != 500):
             return
         if not exchange.failed:
             exchange.fail("a request was answered with 500" if wire.is_finished else "an answer has no end")
-        await self._answer(scope, wire, exchange.id)
+        await self._answer(scope, wire, Failure(exchange.id))
 
-    async def _answer(self, scope: Scope, wire: "_Wire", request_id: str) -> None:
+    async def _answer(self, scope: Scope, wire: "_Wire", failure: Failure) -> None:
         if wire.status is None:
-            await self._answer_fault(scope, request_id)(scope, wire.receive, wire.send)
+            await self._answer_failure(scope, failure)(scope, wire.receive, wire.send)
 
 
 class _Wire:

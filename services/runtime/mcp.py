@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Scope
 
 from services.runtime.faults import Exchange
+from services.runtime.http import Failure
 
 Context: TypeAlias = ServerRequestContext[Any, Any]
 Params = TypeVar("Params")
@@ -23,17 +24,20 @@ _MESSAGE: Final = (
     "The server's log has more under the request id {}."
 )
 _REASON: Final = "internal_error"
+_ENDING: Final = "The server ends before the call was answered. Try the same call again in a moment."
 _LONG: Final = 8
 
 
-def fault_as_rpc(_: Scope, request_id: str) -> ASGIApp:
-    """A fault of ours outside the SDK, as an error of JSON-RPC, so that clients hand the message on."""
-    error = {"code": INTERNAL_ERROR, "message": _MESSAGE.format(request_id), "data": _data(request_id)}
-    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, 500)
+def failure_as_rpc(_: Scope, failure: Failure) -> ASGIApp:
+    """A failure outside the SDK, as an error of JSON-RPC, so that clients hand the message on."""
+    told = _ENDING if failure.is_ending else _MESSAGE.format(failure.request_id)
+    reason = "temporarily_unavailable" if failure.is_ending else _REASON
+    error = {"code": INTERNAL_ERROR, "message": told, "data": _data(failure.request_id, reason)}
+    return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, failure.status, failure.headers)
 
 
-def _data(request_id: str) -> dict[str, str]:
-    return {"reason": _REASON, "request_id": request_id}
+def _data(request_id: str, reason: str = _REASON) -> dict[str, str]:
+    return {"reason": reason, "request_id": request_id}
 
 
 class Faults:

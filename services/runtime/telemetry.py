@@ -110,7 +110,7 @@ API_REFUSED = Counter(
 API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
 HTTP_ERRORS = Counter(
     "stepstream_http_errors",
-    "Requests that failed by a fault of ours: answered with an error, or not to the end.",
+    "Faults of ours: requests answered with an error, or not to the end; and work beside requests.",
     ["service"],
 )
 MARKS = Counter("stepstream_marks", "Marks of changed journeys that were drained.")
@@ -134,8 +134,12 @@ class _JsonLines(logging.Formatter):
 
 #: Where uvicorn logs starts that fail, and how many requests it cuts off at the end.
 _OF_THE_PROCESS = {("lifespan", "on.py"), ("uvicorn", "server.py")}
-#: Requests that are cut off at the end of a service, and clients that went away.
-_NO_ERRORS = {"CancelledError", "ClientDisconnect"}
+#: Requests that are cut off at the end of a service, clients that went away, and sessions that they deleted.
+_NO_ERRORS = {"CancelledError", "ClientDisconnect", "ClosedResourceError", "BrokenResourceError"}
+#: What uvicorn says of an answer that was cut off: we say why.
+_NO_END = "ASGI callable returned without completing response."
+#: What asyncpg says of a call that was cancelled: it rolls the transaction back, as it should.
+_ROLLED_BACK = "Resetting connection with an active transaction"
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -144,7 +148,13 @@ def _is_news(record: logging.LogRecord) -> bool:
     The shell tells once, in its own words, why a start failed; uvicorn would add the traceback.
     """
     error = record.exc_info and record.exc_info[1]
-    return type(error).__name__ not in _NO_ERRORS and Path(record.pathname).parts[-2:] not in _OF_THE_PROCESS
+    if type(error).__name__ in _NO_ERRORS or record.msg == _NO_END:
+        return False
+    return Path(record.pathname).parts[-2:] not in _OF_THE_PROCESS
+
+
+def _is_no_cancelled_call(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_ROLLED_BACK)
 
 
 def configure_logging(level: str) -> None:
@@ -156,6 +166,7 @@ def configure_logging(level: str) -> None:
     for name in ("uvicorn.error", "mcp.server.streamable_http"):
         logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).addFilter(_is_news)
+    logging.getLogger("asyncio").addFilter(_is_no_cancelled_call)
     # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
     for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
         logging.getLogger(name).setLevel(logging.ERROR)

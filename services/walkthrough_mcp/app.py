@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from typing import Any
 
+from mcp.server import Server as McpServer
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Scope
@@ -13,19 +15,20 @@ from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
     Answered,
-    fault_as_text,
+    Failure,
+    failure_as_text,
     health_routes,
     leave_unanswered,
     problem_of_database,
 )
-from services.runtime.mcp import fault_as_rpc
+from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
-from services.walkthrough_mcp.routes import Entrance, check_rates, identity_of
+from services.walkthrough_mcp.routes import Entrance, Refusal, check_rates, identity_of
 from services.walkthrough_mcp.tokens import IssuerAwayError
 
 
@@ -70,12 +73,12 @@ def application(process: McpProcess) -> ASGIApp:
 
     routes = [*entrance.routes(), *health_routes(process.problem_of_life, problem_of_readiness)]
     app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
-    return Answered(app, SERVICE, _answer_fault)
+    return Answered(app, SERVICE, _answer_failure)
 
 
-def _answer_fault(scope: Scope, request_id: str) -> ASGIApp:
+def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
     is_health = scope["path"].startswith(("/health", "/metrics"))
-    return (fault_as_text if is_health else fault_as_rpc)(scope, request_id)
+    return (failure_as_text if is_health else failure_as_rpc)(scope, failure)
 
 
 @contextlib.asynccontextmanager
@@ -110,9 +113,29 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         assert task is not None  # noqa: S101 - a coroutine runs in one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         with contextlib.suppress(asyncio.CancelledError):
-            async with stdio_server() as (incoming, outgoing):
-                await mcp.run(incoming, outgoing, mcp.create_initialization_options())
+            await _serve_stdio(mcp)
     return 0
+
+
+async def _serve_stdio(mcp: McpServer[Any]) -> None:
+    """Serves until the input ends.
+
+    Raises:
+        OSError: the output cannot be written; a client that went away is a BrokenPipeError.
+    """
+    try:
+        async with stdio_server() as (incoming, outgoing):
+            await mcp.run(incoming, outgoing, mcp.create_initialization_options())
+    except ExceptionGroup as errors:
+        of_output, others = errors.split(OSError)
+        if of_output is None or others is not None:
+            raise
+        raise _first(of_output) from None
+
+
+def _first(errors: ExceptionGroup[OSError]) -> OSError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _caller_over_stdio(
@@ -132,7 +155,7 @@ async def _caller_over_stdio(
         )
     try:
         verified = await Entrance(settings, lambda: pool).verifier(server).verify_token(token)
-    except IssuerAwayError as error:
+    except (IssuerAwayError, Refusal) as error:
         raise StepstreamError(str(error)) from error
     if verified is None:
         raise StepstreamError(f"the token in STEPSTREAM_MCP_ACCESS_TOKEN is not good for `{server.slug}`")

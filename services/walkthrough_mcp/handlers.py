@@ -19,7 +19,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool, is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 from services.walkthrough_mcp import store
@@ -208,7 +208,7 @@ class Tools:
         try:
             done = await store.call(self._pool(), caller, _decision(arguments))
         except Exception as error:
-            if not may_pass(error):
+            if not is_away(error):
                 raise
             log.warning("a call failed, the database is away: %s", type(error).__name__)
             raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Final
 
 import limits
+from cachetools import TTLCache
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
@@ -32,10 +33,14 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
-from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier
+from services.walkthrough_mcp.sessions import Sessions
+from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
 
 log = logging.getLogger("stepstream.mcp")
 _CALLER = "stepstream.caller"
+#: Between two lines about the same server, and about how many servers that is known.
+_TOLD_SECONDS: Final = 60
+_MOST_TOLD: Final = 10_000
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
@@ -143,6 +148,8 @@ class Entrance:
         self._pool = pool
         self._rates = Rates(settings)
         self._issuers = Issuers()
+        #: Servers whose sign-in is not set up, of which the log has a line.
+        self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
@@ -151,6 +158,7 @@ class Entrance:
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
         )
+        self._sessions = Sessions(self._manager.asgi_app)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -188,6 +196,7 @@ class Entrance:
     async def describe_sign_in(self, request: Request) -> Response:
         """Protected resource metadata (RFC 9728): which issuer gives out tokens for a server."""
         try:
+            await self._rates.check_address(request.client.host if request.client else "")
             server = await self._find_server(request.path_params["slug"])
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
@@ -208,11 +217,11 @@ class Entrance:
 
     async def _find_server(self, slug: str) -> Server:
         server = None
-        if "\0" not in slug:
+        if can_be_stored(slug):
             try:
                 server = await store.find_server(self._pool(), slug)
             except Exception as error:
-                if not may_pass(error):
+                if not is_away(error):
                     raise
                 log.warning("a request failed, the database is away: %s", type(error).__name__)
                 raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
@@ -222,15 +231,18 @@ class Entrance:
 
     def _issuer(self, server: Server) -> str:
         issuer = server.oauth_issuer_url or self._settings.oauth_issuer
-        if not issuer:
+        if issuer and (problem := problem_of_issuer(issuer)) is None:
+            return issuer
+        if server.slug not in self._told:
+            self._told[server.slug] = True
             log.error(
-                "server %s needs sign-in (%s) and has no issuer: set its oauth_issuer_url, or "
-                "STEPSTREAM_OAUTH_ISSUER for all",
+                "server %s needs sign-in (%s) and %s: set its oauth_issuer_url, or STEPSTREAM_OAUTH_ISSUER "
+                "for all",
                 server.slug,
                 server.auth_type,
+                f"its issuer is not good ({problem})" if issuer else "has no issuer",
             )
-            raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
-        return issuer
+        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
 
     def verifier(self, server: Server) -> Verifier:
         """What verifies the tokens of a server."""
@@ -251,7 +263,7 @@ class Entrance:
             who = identity_of(scope["user"].access_token)
             await self._rates.check_person(server.slug, who.issuer, who.subject)
             scope[_CALLER] = Caller(server, identity=who)
-            await self._manager.asgi_app(scope, receive, send)
+            await self._sessions(scope, receive, send)
 
         guarded = AuthenticationMiddleware(
             RequireAuthMiddleware(enter, [], build_resource_metadata_url(resource)),
@@ -279,15 +291,16 @@ class Entrance:
         # The SDK lets only the principal that opened a session use it: here server and tracking id.
         token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
         scope["user"] = AuthenticatedUser(token)
-        await self._manager.asgi_app(scope, receive, send)
+        await self._sessions(scope, receive, send)
 
 
 def identity_of(token: AccessToken) -> Identity:
     """Who a verified token is of."""
     claims: dict[str, Any] = token.claims or {}
     email = claims.get("email")
+    has_email = isinstance(email, str) and can_be_stored(email)
     assert token.subject is not None  # noqa: S101 - the verifier requires it
-    return Identity(str(claims["iss"]), token.subject, email if isinstance(email, str) else None)
+    return Identity(str(claims["iss"]), token.subject, email if has_email else None)
 
 
 def check_rates(settings: Settings) -> None:

@@ -8,6 +8,7 @@ import httpx2
 import jwt
 from mcp.server.auth.provider import AccessToken
 
+from services.runtime.database import can_be_stored
 from services.walkthrough_mcp.people import Server
 
 log = logging.getLogger("stepstream.mcp")
@@ -18,10 +19,27 @@ ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 LEEWAY_SECONDS: Final = 30
 _TIMEOUT_SECONDS: Final = 5.0
 _MAX_METADATA_BYTES: Final = 256 * 1024
+#: What an index of PostgreSQL takes, with the issuer beside it.
+_MAX_SUBJECT_BYTES: Final = 1000
 
 
 class IssuerAwayError(Exception):
     """The issuer's keys cannot be had right now: nobody can tell whether a token is good."""
+
+
+def problem_of_issuer(text: str) -> str | None:
+    """Why a text can be no issuer: in words that do not repeat it, for it may hold a password."""
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return "it is no URL"
+    if url.scheme not in {"https", "http"} or not url.host:
+        return "it is no URL that begins with https:// or http://"
+    if url.userinfo:
+        return "it holds a user or a password, which everybody would be shown"
+    if url.port is not None and not 0 < url.port < 65_536:
+        return "its port is none"
+    return None
 
 
 class Issuers:
@@ -76,6 +94,10 @@ async def _find_jwks(issuer: str) -> str:
     raise IssuerAwayError(f"the keys of {issuer} cannot be found: {reason}")
 
 
+def _can_be_subject(text: str) -> bool:
+    return can_be_stored(text) and len(text.encode()) <= _MAX_SUBJECT_BYTES
+
+
 class Verifier:
     """Verifies the tokens of one server: the SDK's token verifier.
 
@@ -106,6 +128,8 @@ class Verifier:
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            if not _can_be_subject(str(claims["sub"])):
+                raise jwt.InvalidTokenError("no row can have this sub")
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             log.info("a token for %s was refused: %s", self._server.slug, type(error).__name__)
             return None

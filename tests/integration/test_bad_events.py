@@ -1,12 +1,14 @@
 """Bad events: to the dead letters byte for byte, with the reason; each good one beside them counts once."""
 
+import asyncio
 import json
 import random
+import re
 from collections import Counter
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +119,35 @@ async def test_a_value_of_1_mib_and_more_fits_into_the_dead_letters(world: World
     world.start_both()
     await world.drained()
     assert [letter.value for letter in await world.dead_letters()] == [value]
+    assert await world.transitions() == {(0, None, "a"): 1}
+
+
+async def test_a_value_too_large_for_a_dead_letter_is_named_and_can_be_left_behind(world: World) -> None:
+    """Compressed it fits into the topic: the recorder stops at it, and says what helps."""
+    await world.offer()
+    await world.people(["ann"])
+    large = Message(b"ann", b"x" * 3_000_000)
+    await world.produce([large], compression_type="gzip", max_request_size=2**24)
+    await world.produce([completed("ann", "a", 1)])
+    recorder = world.start(RECORDER)
+    assert await asyncio.to_thread(recorder.process.wait, 60) == 1
+    last = json.loads(recorder.log.read_text().splitlines()[-1])
+    assert "too many for a dead letter" in last["message"]
+    assert "max.message.bytes" not in last["message"]
+    advice = re.search(r"--group (\S+) --topic (\S+):(\d+) .* --to-offset (\d+)", last["message"])
+    assert advice
+    group, topic, partition, offset = advice.groups()
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=world.settings.kafka_bootstrap_servers, group_id=group, enable_auto_commit=False
+    )
+    await consumer.start()
+    consumer.assign([TopicPartition(topic, int(partition))])
+    await consumer.commit({TopicPartition(topic, int(partition)): int(offset)})
+    await consumer.stop()
+    world.services.remove(recorder)
+    world.start_both()
+    await world.drained()
+    assert await world.dead_letters() == []
     assert await world.transitions() == {(0, None, "a"): 1}
 
 

@@ -1,12 +1,14 @@
 """Commands as their users run them: produce, import, migrate, and what they say when something is wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from services.operator_cli.demo import run as demo
-from tests.support.world import RECORDER, World, completed, started
+from tests.support.world import OPERATOR, RECORDER, World, completed, started
 
 pytestmark = pytest.mark.integration
 
@@ -88,3 +90,23 @@ async def test_migrate_is_idempotent_and_creates_topics(world: World) -> None:
     assert "created topic" in done.stderr
     again = world.command("migrate", topic=world.settings.topic + ".more")
     assert "nothing to do" in again.stderr
+
+
+def in_a_shell(world: World, text: str, service: str = OPERATOR) -> tuple[int, str]:
+    """The exit code of `stepstream`, which the text has as `$B`, and what is on stderr."""
+    env = world.environment(service) | {"B": f"{sys.executable} -m services.operator_cli"}
+    done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, timeout=120, check=False)
+    return done.returncode, done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["keys list", "keys list -o json", "--help"])
+def test_an_output_that_cannot_be_written_is_a_line(world: World, command: str) -> None:
+    closed = (1, "error: cannot write: standard output is closed\n")
+    assert in_a_shell(world, f"$B {command} >&-") == closed
+    assert in_a_shell(world, f"$B {command} <&- >&-") == closed
+    assert in_a_shell(world, f"$B {command} >&- 2>&-") == (1, "")
+    assert in_a_shell(world, f"$B {command} >/dev/full") == (
+        1,
+        "error: cannot write: No space left on device\n",
+    )
+    assert in_a_shell(world, f"$B {command} | true; exit ${{PIPESTATUS[0]}}")[1] == ""

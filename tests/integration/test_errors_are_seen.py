@@ -1,9 +1,13 @@
 """Faults of ours show: in the answer, in the log, as a metric; and commands say what is wrong with a database."""
 
 import asyncio
+import base64
+import contextlib
 import json
+import re
+import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,15 @@ import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
+from prometheus_client import REGISTRY
 
+from services.analytics_api import live, pages
+from services.analytics_api import store as api_store
+from services.analytics_api.routes import paths
+from services.operator_cli import status
 from services.operator_cli.demo import run as demo
 from services.runtime.migrate import migrate, read_migrations
-from tests.integration.test_analytics_live import WT, begin
+from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.crowd import WALKTHROUGH
 from tests.support.world import (
@@ -30,8 +39,10 @@ from tests.support.world import (
     Api,
     Service,
     World,
+    completed,
     create_database,
     drop_database,
+    eventually,
     metric,
 )
 
@@ -92,12 +103,25 @@ async def test_a_question_that_fails_is_found_by_the_id_in_its_answer(world: Wor
     assert (line["method"], line["path"]) == ("GET", "/v1/walkthroughs/{walkthrough_id}/sankey")
     assert "UndefinedColumnError" in line["exception"]
     log = service.log.read_text()
-    for secret in (api.key, api.key.split("_")[2], "2020-02-02"):
+    for secret in (api.key, api.key.split("_", 2)[2], "2020-02-02"):
         assert secret not in log
     requests = (await api.http.get("/metrics")).text
     assert 'api_requests_total{route="/v1/walkthroughs/{walkthrough_id}/sankey",status="500"} 1.0' in requests
     await world.db.execute("alter table sankey_transitions rename elsewhere to journeys")
     assert (await api.ask(f"{WT}/sankey", from_="2020-02-02")).status_code == 200
+
+
+async def test_a_file_that_is_not_there_is_a_fault_and_no_database_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "assets").symlink_to(tmp_path / "assets")  # leads to itself
+    monkeypatch.setattr(pages, "STATIC", tmp_path)
+    api, faults_since = await stream_of(world, monkeypatch)
+    for path in ("/", "/assets/a.js"):
+        answer = await api.http.get(path)
+        assert (answer.status_code, "database" in answer.text.lower()) == (500, False), path
+        assert answer.headers["x-request-id"] in answer.text
+    assert faults_since() == 2
 
 
 async def test_a_page_of_another_origin_can_read_the_id(world: World) -> None:
@@ -139,6 +163,109 @@ async def test_a_tool_of_the_team_that_fails_tells_its_id(world: World, generati
     assert (line["path"], line["call"]) == ("/mcp/analytics", "tools/call")
     assert await metric(service, "stepstream_mcp_calls_total") == 1
     assert api.key not in service.log.read_text()
+
+
+async def test_what_no_row_can_hold_is_not_found_or_refused(world: World) -> None:
+    """PostgreSQL takes no NUL and no half of a surrogate pair."""
+    api, service = await api_process(world)
+    routes = [path.removeprefix("/v1/") for path in paths() if "{" in path]
+    assert len(routes) > 10
+    for route in routes:
+        assert (await api.ask(re.sub(r"\{\w+\}", "a%00b", route))).status_code == 404, route
+    cursor = base64.urlsafe_b64encode(b'[1,"\\ud800"]').decode()
+    assert (await api.ask(f"{WT}/journeys", after=cursor)).status_code == 422
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}) as http:
+        transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
+        async with Client(transport, mode=GENERATIONS[0], cache=None) as team:
+            for arguments in ({"walkthrough_id": "a\0b"}, {"walkthrough_id": WALKTHROUGH, "after": cursor}):
+                assert (await team.call_tool("find_journeys", arguments)).is_error
+    assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+async def test_a_question_that_takes_too_long_is_logged_by_its_route(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await begin(world)
+    api = await world.start_api(api_statement_seconds=1)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table mcp_server_session in access exclusive mode")
+        assert (await api.ask("sessions/session-of-ann")).status_code == 503
+    assert "/v1/sessions/{session_id}: QueryCanceledError" in caplog.text
+    assert not [r for r in caplog.records if r.name.startswith("stepstream") and "of-ann" in r.getMessage()]
+
+
+async def stream_of(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Api, Callable[[], float]]:
+    """An API that checks the keys of its streams all the time, and what counts its faults from now on."""
+    monkeypatch.setattr(live, "_KEY_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_EVERY_SECONDS", 0.05)
+    await begin(world)
+    api = await world.start_api(api_statement_seconds=1)
+    name, labels = "stepstream_http_errors_total", {"service": API}
+    before = REGISTRY.get_sample_value(name, labels) or 0
+    return api, lambda: (REGISTRY.get_sample_value(name, labels) or 0) - before
+
+
+async def test_a_stream_waits_for_a_key_that_cannot_be_checked_now(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, faults_since = await stream_of(world, monkeypatch)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        async with world.connection() as other, other.transaction():
+            await other.execute("lock table api_keys in access exclusive mode")
+            await told(caplog, "key cannot be checked: QueryCanceledError")
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        await heard.next("changed")
+        await world.db.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and application_name = 'stepstream analytics-api'"
+        )
+        await world.insert(completed("cem", "a", 3000))
+        await world.drain_marks()
+        await heard.next("changed")
+    assert faults_since() == 0
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
+
+
+async def test_a_fault_under_the_streams_is_told_once_until_it_is_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api, faults_since = await stream_of(world, monkeypatch)
+    looks = 0
+    look = api_store.Store.changes
+
+    async def counted(store: Any, walkthroughs: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return await look(store, walkthroughs)
+
+    async def several_looks() -> bool:
+        return looks >= 4
+
+    monkeypatch.setattr(api_store.Store, "changes", counted)
+    async with listening(api) as heard:
+        await heard.next("changed")
+        looks = 0
+        await world.db.execute("alter table sankey_freshness rename to elsewhere")
+        await eventually(several_looks, "it has looked several times")
+        await world.db.execute("alter table elsewhere rename to sankey_freshness")
+        await world.insert(completed("bob", "a", 2000))
+        await world.drain_marks()
+        await heard.next("changed")
+    (line,) = [r for r in caplog.records if r.name == "stepstream.faults"]
+    assert line.getMessage() == "analytics-api: live streams wait"
+    assert "UndefinedTableError" in line.fields["exception"]  # type: ignore[attr-defined]
+    assert faults_since() == 1
+
+
+async def told(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Waits until the log has a line with that text."""
+
+    async def is_there() -> bool:
+        return any(text in record.getMessage() for record in caplog.records)
+
+    await eventually(is_there, text)
 
 
 # --- the MCP layer -----------------------------------------------------------------------------------------
@@ -211,15 +338,180 @@ async def test_a_request_that_fails_before_a_tool_runs_is_an_error_of_the_protoc
     assert "of-ann" not in log
 
 
+async def opened(url: str) -> dict[str, str]:
+    """The headers of a client's session, of the generation that has them."""
+    hello = await post(url, HELLO)
+    headers = {"mcp-session-id": hello.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    await post(url, {"jsonrpc": "2.0", "method": "notifications/initialized"}, **headers)
+    return headers
+
+
+def start_call(number: int) -> dict[str, Any]:
+    params = {"name": "start_walkthrough", "arguments": {"name": "wt_a"}}
+    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+
+#: How a client of the newest generation says so.
+MODERN = {
+    "mcp-protocol-version": "2026-07-28",
+    "mcp-method": "tools/call",
+    "mcp-name": "start_walkthrough",
+}
+
+
+def modern_call(number: int) -> dict[str, Any]:
+    call = start_call(number)
+    call["params"]["_meta"] = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    return call
+
+
+async def until_lock(world: World, statements: int) -> None:
+    """Waits until so many statements wait for a lock."""
+    query = (
+        "select count(*) from pg_stat_activity"
+        " where wait_event_type = 'Lock' and datname = current_database()"
+    )
+
+    async def waiting() -> bool:
+        return bool(await world.db.fetchval(query) == statements)
+
+    await eventually(waiting, f"{statements} statements wait")
+
+
+@contextlib.asynccontextmanager
+async def nobody_writes_events(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Calls that write do not end while the block lasts; yields what waits until so many wait."""
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table outbox in access exclusive mode")
+        yield lambda calls: until_lock(world, calls)
+
+
+async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    async with httpx2.AsyncClient() as http:
+        session = await opened(url)
+        async with nobody_writes_events(world) as until_waiting:
+            call = asyncio.create_task(post(url, start_call(5), **session))
+            await until_waiting(1)
+            assert (await http.delete(url, headers=session)).status_code == 200
+            answer = await call
+        assert answer.status_code == 404
+        assert answer.headers["x-request-id"]
+        assert "deleted" in answer.json()["error"]["message"]
+        for _ in range(20):  # at any moment of the call
+            session = await opened(url)
+            call = asyncio.create_task(post(url, start_call(5), **session))
+            await asyncio.sleep(0)
+            await http.delete(url, headers=session)
+            assert (await call).status_code in {200, 404}
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_requests_of_a_session_that_share_an_id_are_no_fault(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    async with nobody_writes_events(world) as until_waiting:
+        calls = {asyncio.create_task(post(url, start_call(7), **session))}
+        await until_waiting(1)
+        calls |= {asyncio.create_task(post(url, start_call(7), **session))}
+        await until_waiting(2)
+    done, others = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert {(await call).status_code for call in done} <= {200, 400}
+    for call in others:
+        call.cancel()
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_a_call_that_its_client_cancels_leaves_no_error_in_the_log(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 6}}
+    async with nobody_writes_events(world) as until_waiting:
+        call = asyncio.create_task(post(url, start_call(6), **session))
+        await until_waiting(1)
+        await post(url, cancelled, **session)
+        assert (await call).json()["error"]["message"] == "Request cancelled"
+    assert (await post(url, start_call(7), **session)).json()["result"]["structuredContent"][
+        "outcome"
+    ] == "started"
+    assert '"error"' not in service.log.read_text()
+
+
 async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: World) -> None:
     base, service = await mcp_process(world)
     await world.db.execute("update mcp_servers set auth_type = 'custom_oauth'")
     async with httpx2.AsyncClient() as http:
-        answer = await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1")
-    assert answer.status_code == 503
+        for _ in range(3):
+            answer = await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1")
+            assert answer.status_code == 503
     assert "Sign-in is not set up" in answer.json()["error"]["message"]
-    assert await metric(service, "stepstream_mcp_refused_total") == 1
+    assert service.log.read_text().count("has no issuer") == 1
+    assert await metric(service, "stepstream_mcp_refused_total") == 3
     assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+async def test_arguments_that_no_row_can_hold_are_no_fault(world: World, text: str) -> None:
+    base, service = await mcp_process(world)
+    for path in ("srv_1", f"srv_1/{ANN}"):
+        for tool, name in (
+            ("start_walkthrough", "name"),
+            ("start_walkthrough", "visitor"),
+            ("get_next_step", "current_step_id"),
+            ("get_next_step", "visitor"),
+        ):
+            call = modern_call(1)
+            call["params"] |= {"name": tool, "arguments": {name: text}}
+            answer = await post(f"{base}/mcp/{path}", call, **MODERN | {"mcp-name": tool})
+            assert answer.status_code in {200, 400}
+            assert answer.json().get("error", {}).get("code") != -32603
+    assert await metric(service, "stepstream_http_errors_total") == 0
+
+
+async def test_calls_that_a_stop_cuts_off_are_told_to_come_again(world: World) -> None:
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    async with nobody_writes_events(world) as until_waiting:
+        calls = [
+            asyncio.create_task(post(url, start_call(5), **session)),
+            asyncio.create_task(post(f"{url}/{ANN}", modern_call(6), **MODERN)),
+        ]
+        await until_waiting(2)
+        ended = asyncio.to_thread(service.terminate)
+        *answers, code = await asyncio.gather(*calls, ended)
+    for answer in answers:
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        error = answer.json()["error"]
+        assert error["data"] == {
+            "reason": "temporarily_unavailable",
+            "request_id": answer.headers["x-request-id"],
+        }
+    assert code == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def test_a_question_that_a_stop_cuts_off_is_told_to_come_again(world: World) -> None:
+    api, service = await api_process(world)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table sankey_transitions in access exclusive mode")
+        question = asyncio.create_task(api.ask(f"{WT}/sankey"))
+        await until_lock(world, 1)
+        answer, code = await asyncio.gather(question, asyncio.to_thread(service.terminate))
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert code == 0
+    assert '"error"' not in service.log.read_text()
 
 
 # --- every port --------------------------------------------------------------------------------------------
@@ -342,6 +634,46 @@ async def test_status_without_rights_or_with_a_table_gone_shows_the_rest(world: 
     assert "hidden" not in done.stdout + done.stderr
 
 
+async def test_status_with_a_table_locked_shows_the_rest_and_names_the_part(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_PART_SECONDS", 0.5)
+    await world.put_in_outbox([("ann", "{}")])
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table sankey_dirty, stepstream_migrations in access exclusive mode")
+        done = await world.invoke("status", "-o", "json")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["kafka"], seen["database"], seen["marks"]) == (True, True, None)
+    assert (seen["outbox"]["waiting"], seen["migrations_pending"]) == (1, None)
+    why = "no answer within 0.5 s: is a table locked, or the database very busy?"
+    for part in ("which migrations are pending", "marks to count again"):
+        assert f"{part}: {why}" in seen["problems"]
+
+
+async def test_status_keeps_what_was_read_when_its_time_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "_PATIENCE", 4.0)
+    async with world.connection() as other, other.transaction():
+        await other.execute("lock table recorded_offsets in access exclusive mode")
+        monkeypatch.setattr(status, "_PART_SECONDS", 60.0)
+        done = await world.invoke("status", "-o", "json")
+    seen = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (seen["database"], seen["marks"], seen["migrations_pending"]) == (True, 0, [])
+    assert "PostgreSQL does not answer within 4 s" in seen["problems"]
+
+
+async def test_what_is_no_postgresql_is_said(world: World) -> None:
+    """Something that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u:hidden@127.0.0.1:{silent.getsockname()[1]}/x"
+        done = await world.invoke("keys", "list", database_url=url, database_timeout_seconds=1)
+    assert done.returncode == 1
+    assert "/x: no answer within 1 s: is that PostgreSQL?" in done.stderr
+
+
 COMMANDS = (
     ("keys", "list"),
     ("keys", "create", "--organization", "org"),
@@ -377,9 +709,9 @@ async def test_what_postgresql_refuses_a_command_for_is_a_line(world: World, tmp
     await world.offer()
     await world.db.execute(
         "create function refuse() returns trigger language plpgsql as $$ begin"
-        " raise exception 'not today' using detail = 'the row of ann'; end $$;"
+        " raise exception 'not today' using detail = 'the row of ann', hint = 'try tomorrow'; end $$;"
         "create trigger refuse before insert on api_keys for each row execute function refuse()"
     )
     done = await asyncio.to_thread(world.command, "keys", "create", "--organization", "org")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: PostgreSQL: RaiseError: not today\n"
+    assert done.stderr == "error: PostgreSQL: RaiseError: not today HINT: try tomorrow\n"

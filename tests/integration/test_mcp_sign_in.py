@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 from pydantic import AnyUrl
 
 from tests.support.agents import GENERATIONS, HELLO, agent, post
-from tests.support.world import MCP, Service, World
+from tests.support.world import MCP, Service, World, metric
 
 pytestmark = pytest.mark.integration
 
@@ -195,6 +195,70 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(world: World,
     other = f"Bearer {issuer.token(f'{base}/secure')}"
     assert (await post(f"{base}/secure", HELLO, authorization=other)).status_code == 401
     foreign.server.shutdown()
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+async def test_a_token_whose_claims_no_row_can_have_is_no_fault(
+    world: World, issuer: Issuer, generation: str
+) -> None:
+    service, base = await prepare(world, issuer, process=True)
+    long = "".join(map(str, range(3000)))
+    for subject in ("a\0b", "\ud800", long):
+        token = f"Bearer {issuer.token(f'{base}/secure', subject)}"
+        assert (await post(f"{base}/secure", HELLO, authorization=token)).status_code == 401
+    for number, email in enumerate(("a\0b", "\ud800")):
+        token = issuer.token(f"{base}/secure", f"sub-{number}", email=email)
+        async with agent(f"{base}/secure", generation, token) as ann:
+            assert (await ann.start())["outcome"] == "started"
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    assert [x["level"] for x in lines if "token for secure was refused" in x["message"]] == ["info"] * 3
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://[::1", "no URL"),
+        ("http://127.0.0.1:1/\x01", "no URL"),
+        ("https://ex.example/a\r\nX-Evil: 1", "no URL"),
+        ("not a url", "no URL"),
+        ("ftp://x", "no URL that begins with"),
+        ("https://", "no URL that begins with"),
+        ("http://127.0.0.1:99999/", "port"),
+        ("https://user:sekret@127.0.0.1:1/", "password"),
+    ],
+)
+async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture, url: str, problem: str
+) -> None:
+    """The log says so once in a while, not at every request, and nobody gets to see a password."""
+    service, base = await prepare(world, issuer)
+    await world.db.execute("update mcp_servers set oauth_issuer_url = $1 where slug = 'secure'", url)
+    token = f"Bearer {issuer.token(f'{base}/secure')}"
+    metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
+    async with httpx2.AsyncClient() as http:
+        answers = [
+            await post(f"{base}/secure", HELLO, authorization=token),
+            await http.get(metadata),
+            await http.get(metadata),
+        ]
+    for answer in answers:
+        assert answer.status_code == 503
+        assert "Sign-in is not set up for this server" in answer.json()["error"]["message"]
+        assert "sekret" not in answer.text
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.startswith("server secure needs sign-in (custom_oauth) and its issuer is not good (")
+    assert problem in line
+    assert "sekret" not in caplog.text
+
+
+async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
+    service, _ = await prepare(world, issuer, mcp_address_rate="3/minute")
+    metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
+    async with httpx2.AsyncClient() as http:
+        answers = [await http.get(metadata) for _ in range(4)]
+    assert [a.status_code for a in answers] == [200, 200, 200, 429]
+    assert answers[-1].headers["retry-after"]
 
 
 async def test_tokens_that_are_not_good_open_nothing(world: World, issuer: Issuer) -> None:

@@ -1,11 +1,15 @@
 """One server over stdio: a real child process, led by the SDK's client."""
 
+import asyncio
+import json
+import shlex
+import subprocess
 import sys
 
 import pytest
 from mcp import Client, StdioServerParameters
 
-from tests.support.agents import GENERATIONS, Agent
+from tests.support.agents import GENERATIONS, HELLO, Agent
 from tests.support.world import MCP, World
 
 pytestmark = pytest.mark.integration
@@ -65,3 +69,23 @@ async def test_it_ends_with_its_input(world: World) -> None:
     await world.offer()
     done = world.command("run", MCP, "--stdio", "srv_1", stdin=b"")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+async def test_an_output_that_cannot_be_written_leaves_no_traceback(world: World) -> None:
+    """The client went away, its disk is full, or it never opened the pipe."""
+    await world.offer()
+    full = "error: cannot write: No space left on device\n"
+    closed = "error: cannot write: standard output is closed\n"
+    for where, told in (("| true; exit ${PIPESTATUS[0]}", ""), (">/dev/full", full), (">&-", closed)):
+        command = [sys.executable, "-m", "services.operator_cli", "run", MCP, "--stdio", "srv_1"]
+        process = await asyncio.create_subprocess_exec(
+            "bash",
+            "-c",
+            f"{shlex.join(command)} {where}",
+            env=world.environment(MCP),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        _, errors = await process.communicate(json.dumps(HELLO).encode() + b"\n")
+        assert (process.returncode, errors.decode()) == (1, told), where

@@ -4,7 +4,9 @@ import asyncio
 import io
 import json
 import logging
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -21,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.runtime.database import without_values
+from services.runtime.database import is_away, without_values
 from services.runtime.http import Answered, leave_unanswered
 from services.runtime.mcp import Faults
 from services.runtime.process import Process
@@ -73,9 +75,11 @@ async def ask(app: ASGIApp, path: str = "/other", **headers: str) -> httpx2.Resp
         return await http.get(path, headers=headers)
 
 
-async def run(app: ASGIApp, receive: Receive | None = None) -> list[Message]:
+async def run(
+    app: ASGIApp, receive: Receive | None = None, sent: list[Message] | None = None
+) -> list[Message]:
     """What is sent in answer to a bare request."""
-    sent: list[Message] = []
+    sent = [] if sent is None else sent
 
     async def nothing() -> Message:
         return await asyncio.Future()
@@ -158,6 +162,33 @@ async def test_the_log_has_no_values_of_rows_arguments_and_models(lines: Lines) 
         assert there in line["exception"], there
     for told in ("ann@example.com", "ann-17", "ann-18"):
         assert told not in lines.text
+
+
+async def test_only_errors_of_its_connections_mean_that_the_database_is_away(tmp_path: Path) -> None:
+    for url in ("postgresql://127.0.0.1:1/x", f"postgresql:///x?host={tmp_path}"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - which one depends on the machine
+            await asyncpg.connect(url)
+        assert is_away(caught.value)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(TimeoutError) as late:
+            await asyncpg.connect(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", timeout=0.05)
+        assert is_away(late.value)
+    with pytest.raises(OSError) as of_a_file:  # noqa: PT011
+        (tmp_path / "none").read_text()
+    with pytest.raises(TimeoutError) as of_us:
+        async with asyncio.timeout(0):
+            await asyncio.Future()
+    assert not is_away(of_a_file.value)
+    assert not is_away(of_us.value)
+    assert is_away(asyncpg.DeadlockDetectedError())
+    assert not is_away(asyncpg.UndefinedTableError())
+
+
+def test_data_that_postgresql_quotes_are_taken_out() -> None:
+    error = asyncpg.InvalidTextRepresentationError('invalid input syntax for type integer: "ann "the" 17"')
+    assert str(without_values(error)) == 'invalid input syntax for type integer: "…"'
+    other = asyncpg.UndefinedTableError('relation "outbox" does not exist')
+    assert str(without_values(other)) == 'relation "outbox" does not exist'
 
 
 def test_values_are_taken_out_of_errors_that_lead_to_each_other() -> None:
@@ -261,12 +292,35 @@ async def test_a_request_that_is_cancelled_is_no_fault(lines: Lines) -> None:
         await asyncio.Future()
 
     before = counted()
-    task = asyncio.create_task(run(Answered(waits, SERVICE)))
+    sent: list[Message] = []
+    task = asyncio.create_task(run(Answered(waits, SERVICE), sent=sent))
     await began.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert [(m.get("status"), m.get("more_body", False)) for m in sent] == [(503, False), (None, False)]
+    headers = dict(sent[0]["headers"])
+    assert headers[b"retry-after"]
+    assert headers[b"x-request-id"]
     assert counted() == before
+    assert lines.faults() == []
+
+
+async def test_an_answer_that_was_begun_is_left_when_the_service_ends(lines: Lines) -> None:
+    began = asyncio.Event()
+
+    async def streams(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        began.set()
+        await asyncio.Future()
+
+    sent: list[Message] = []
+    task = asyncio.create_task(run(Answered(streams, SERVICE), sent=sent))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [m["type"] for m in sent] == ["http.response.start"]
     assert lines.faults() == []
 
 
@@ -414,6 +468,8 @@ def test_of_uvicorn_s_lines_only_what_nobody_else_told_is_written(lines: Lines) 
     uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", asyncio.CancelledError(), "was cancelled"))
     uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", ValueError("why"), "an error"))
     uvicorn.handle(record("/x/uvicorn/server.py", None, "Cancel 1 running task(s)"))
+    cut_off = "ASGI callable returned without completing response."
+    uvicorn.handle(record("/x/uvicorn/protocols/http/h.py", None, cut_off))
     uvicorn.info("chatter")
     (line,) = map(json.loads, lines.text.splitlines())
     assert line["message"] == "an error"
