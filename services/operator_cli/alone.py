@@ -13,8 +13,6 @@ from services.runtime.database import Connection, load_queries
 from services.runtime.errors import RefusedError
 
 SQL = load_queries(__file__)
-#: Who was killed a moment ago holds its lock until PostgreSQL notices.
-_PATIENCE_SECONDS = 2.0
 
 
 class Act(IntEnum):
@@ -27,6 +25,14 @@ class Act(IntEnum):
     def told(self) -> str:
         """The act, as of somebody who is at it."""
         return {Act.HANDLE_LETTERS: "handles the dead letters", Act.REBUILD: "rebuilds the counts"}[self]
+
+    @property
+    def patience(self) -> float:
+        """How long to wait for the lock, in seconds.
+
+        Who was killed a moment ago holds it until PostgreSQL notices, and a redrive is run again after that.
+        """
+        return 2.0 if self is Act.HANDLE_LETTERS else 0.0
 
 
 @contextlib.asynccontextmanager
@@ -45,7 +51,7 @@ async def alone(db: Connection, act: Act) -> AsyncIterator[None]:
     try:
         await AsyncRetrying(
             retry=retry_if_result(lambda locked: not locked),
-            stop=stop_after_delay(_PATIENCE_SECONDS),
+            stop=stop_after_delay(act.patience),
             wait=wait_fixed(0.1),
         )(lock)
     except RetryError:
