@@ -16,7 +16,7 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import start
 from services.walkthrough_mcp.people import Caller
 from tests.support import logs
-from tests.support.world import World
+from tests.support.world import MCP, World
 
 pytestmark = pytest.mark.integration
 
@@ -172,7 +172,7 @@ async def test_steps_of_the_same_place_keep_the_file_s_order(world: World, tmp_p
 
 @contextlib.asynccontextmanager
 async def pool_of(world: World) -> AsyncIterator[Pool]:
-    pool = await open_pool(world.settings)
+    pool = await open_pool(world.settings_of(MCP))
     yield pool
     await pool.close()
 

@@ -19,7 +19,7 @@ from services.walkthrough_mcp.guide import advance, start
 from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
-from tests.support.world import RELAY, World, eventually
+from tests.support.world import MCP, RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -626,7 +626,7 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
         for other in range(size // 20):
             await world.offer(f"wt_{size}_{other}", [f"{size}_{other}_{i}" for i in range(5)], f"srv_{size}")
         pool = await open_pool(
-            world.settings, server_settings=store.SERVER_SETTINGS, reset=store.keep_as_it_is
+            world.settings_of(MCP), server_settings=store.SERVER_SETTINGS, reset=store.keep_as_it_is
         )
         world.pools.append(pool)
         server = await store.find_server(pool, f"srv_{size}")
