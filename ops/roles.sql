@@ -11,55 +11,54 @@
 -- Each service then has its own STEPSTREAM_DATABASE_URL. `stepstream migrate` is for the owner, all other commands
 -- are for stepstream_operator. Tables are looked for where the search path of the session says.
 --
--- Names are written with PostgreSQL's own schema here: until this file has run, others may have put functions of
--- the same names beside our tables.
+-- Until this file has run, others may have put functions beside our tables that fit a call better than PostgreSQL's own;
+-- so the block looks for names among PostgreSQL's alone.
 do $$
 declare
-  role name;
-begin
-  foreach role in array array[
+  path constant text := pg_catalog.current_setting('search_path');
+  this constant text := pg_catalog.current_database();
+  our_table constant oid := 'stepstream_migrations'::pg_catalog.regclass;
+  roles constant text[] := array[
     'stepstream_recorder', 'stepstream_aggregator', 'stepstream_relay', 'stepstream_mcp', 'stepstream_api',
     'stepstream_operator'
-  ] loop
-    if not exists (select from pg_catalog.pg_roles where rolname operator(pg_catalog.=) role) then
-      execute pg_catalog.format('create role %I nologin', role::text);
-    end if;
-  end loop;
-end
-$$;
-
--- Temporary tables are for those alone whose work needs them, and nobody makes other objects beside our tables. The
--- roles look nowhere else, not in a schema of their own name either.
-do $$
-declare
-  ours constant text := (
-    select nspname from pg_catalog.pg_namespace
-    inner join pg_catalog.pg_class on pg_namespace.oid operator(pg_catalog.=) pg_class.relnamespace
-    where pg_class.oid operator(pg_catalog.=) 'stepstream_migrations'::pg_catalog.regclass::pg_catalog.oid
-  );
-  this constant text := pg_catalog.current_database();
-  path constant text := pg_catalog.current_setting('search_path');
+  ];
+  schema_id oid;
+  ours text;
   role text;
   found text;
 begin
   perform pg_catalog.set_config('search_path', 'pg_catalog', true);
-  execute format('revoke temporary on database %I from public', this);
-  execute format(
-    'grant temporary on database %I to stepstream_recorder, stepstream_aggregator, stepstream_operator', this
-  );
-  execute format('revoke create on schema %I from public', ours);
-  foreach role in array array[
-    'stepstream_recorder', 'stepstream_aggregator', 'stepstream_relay', 'stepstream_mcp', 'stepstream_api',
-    'stepstream_operator'
-  ] loop
+  select pg_namespace.oid, nspname into schema_id, ours from pg_namespace
+  inner join pg_class on pg_namespace.oid = pg_class.relnamespace
+  where pg_class.oid = our_table;
+
+  -- Temporary tables are for those alone whose work needs them, and nobody makes other objects beside our tables.
+  foreach role in array roles loop
+    if not exists (select from pg_roles where rolname = role) then
+      execute format('create role %I nologin', role);
+    end if;
     execute format('grant usage on schema %I to %I', ours, role);
     begin
+      -- They look nowhere else, not in a schema of their own name either.
       execute format('alter role %I in database %I set search_path = %I', role, this, ours);
     exception when insufficient_privilege then
       raise warning 'role % is somebody else''s to set: let them alter role % in database % set search_path = %',
         role, role, this, ours;
     end;
   end loop;
+  execute format('revoke create on schema %I from public', ours);
+  execute format('revoke temporary on database %I from public', this);
+  execute format(
+    'grant temporary on database %I to stepstream_recorder, stepstream_aggregator, stepstream_operator', this
+  );
+
+  -- Who operates it can do what the consumers do: a replay of a range does their work.
+  if not exists (
+    select from pg_auth_members
+    where member = 'stepstream_operator'::regrole and roleid = 'stepstream_recorder'::regrole
+  ) then
+    grant stepstream_recorder, stepstream_aggregator to stepstream_operator;
+  end if;
 
   -- PostgreSQL only warns where somebody revokes who may not.
   if exists (
@@ -80,11 +79,11 @@ begin
   from (
     select pg_proc.oid::regprocedure::text as what, proowner as owner from pg_proc
     where
-      pronamespace = ours::regnamespace
+      pronamespace = schema_id
       and proname in (select proname from pg_proc where pronamespace = 'pg_catalog'::regnamespace)
     union all
     select pg_operator.oid::regoperator::text, oprowner from pg_operator
-    where oprnamespace = ours::regnamespace
+    where oprnamespace = schema_id
   ) as object
   inner join pg_roles on object.owner = pg_roles.oid
   where
@@ -142,20 +141,8 @@ grant select on
   sankey_freshness, sankey_dirty, api_keys
 to stepstream_api;
 
--- Who operates it: verify, rebuild, replay, dlq, erase, import, export, keys, backfill, status. A replay of a range
--- does the work of the consumers.
-do $$
-begin
-  if not exists (
-    select from pg_catalog.pg_auth_members
-    where
-      member operator(pg_catalog.=) 'stepstream_operator'::pg_catalog.regrole::pg_catalog.oid
-      and roleid operator(pg_catalog.=) 'stepstream_recorder'::pg_catalog.regrole::pg_catalog.oid
-  ) then
-    grant stepstream_recorder, stepstream_aggregator to stepstream_operator;
-  end if;
-end
-$$;
+-- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
+-- status.
 grant select on organization, mcp_user_identities, walkthrough_progress to stepstream_operator;
 grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;

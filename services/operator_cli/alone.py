@@ -1,9 +1,7 @@
 """One operator at a time for what two must not do at once; the other is told who is at work."""
 
-import contextlib
 import getpass
 import socket
-from collections.abc import AsyncIterator
 from enum import IntEnum
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
@@ -35,9 +33,8 @@ class Act(IntEnum):
         return 2.0 if self is Act.HANDLE_LETTERS else 0.0
 
 
-@contextlib.asynccontextmanager
-async def alone(db: Connection, act: Act) -> AsyncIterator[None]:
-    """Keeps others from the same act on this database until the block, or the connection, ends.
+async def be_alone(db: Connection, act: Act) -> None:
+    """Keeps others from the same act on this database, until the connection ends.
 
     Raises:
         RefusedError: somebody else is at it; the message says who, from where and since when.
@@ -56,11 +53,6 @@ async def alone(db: Connection, act: Act) -> AsyncIterator[None]:
         )(lock)
     except RetryError:
         raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again") from None
-    try:
-        yield
-    finally:
-        with contextlib.suppress(Exception):  # a connection that is gone has unlocked it
-            await db.execute(SQL["unlock_act"], act.value)
 
 
 def _me() -> str:

@@ -256,7 +256,7 @@ async def redrive(
 
     Args:
         settings: where Kafka is.
-        db: a connection inside `alone`.
+        db: a connection that is alone at it.
         letters: what to send, oldest first.
         rate: the most that are sent in a second.
         progress: told of sent, of how many.

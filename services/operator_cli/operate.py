@@ -399,7 +399,7 @@ def dlq_redrive(
     fails again comes back as one dead letter, with its history.
     """
     from services.operator_cli import dead_letters
-    from services.operator_cli.alone import Act, alone
+    from services.operator_cli.alone import Act, be_alone
     from services.runtime.crashpoints import arm
     from services.runtime.database import connected
 
@@ -408,7 +408,8 @@ def dlq_redrive(
     wanted = _filter(error_class, partition, since, until, key, ids)
 
     async def work() -> tuple[Any, Any]:
-        async with connected(settings) as db, alone(db, Act.HANDLE_LETTERS):
+        async with connected(settings) as db:
+            await be_alone(db, Act.HANDLE_LETTERS)
             letters = await dead_letters.find(settings, db, wanted)
             able = [letter for letter in letters if letter.source.topic == settings.topic]
             if not execute:
@@ -457,14 +458,15 @@ def dlq_drop(
 ) -> None:
     """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
     from services.operator_cli import dead_letters
-    from services.operator_cli.alone import Act, alone
+    from services.operator_cli.alone import Act, be_alone
     from services.runtime.database import connected
 
     settings = current_settings()
     wanted = _filter(error_class, partition, since, until, key, ids)
 
     async def work() -> Any:
-        async with connected(settings) as db, alone(db, Act.HANDLE_LETTERS):
+        async with connected(settings) as db:
+            await be_alone(db, Act.HANDLE_LETTERS)
             letters = await dead_letters.find(settings, db, wanted)
             if execute:
                 await dead_letters.drop(db, letters)

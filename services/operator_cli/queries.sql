@@ -667,9 +667,6 @@ select set_config('application_name', $1, false);
 -- One operator at a time, until the connection ends.
 select pg_try_advisory_lock($1::bigint);
 
--- name: unlock_act
-select pg_advisory_unlock($1::bigint);
-
 -- name: holder_of_act
 -- Whose connection has the lock. Of other roles' connections PostgreSQL shows not everything to everybody.
 select
@@ -709,23 +706,11 @@ select
     select count(*) from outbox
     where
       shard = (hashtextextended($1, 0) & 63)::integer and key = $1
-      and not exists (
-        select from erased_users
-        where
-          mcp_server_user_id = $1 and event_id = outbox.headers ->> 'ce_id'
-          and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
-      )
+      and is_erasure_of($1, type, headers) is not true
   ) as outbox,
   (
     select count(*) from outbox_set_aside
-    where
-      key = $1
-      and not exists (
-        select from erased_users
-        where
-          mcp_server_user_id = $1 and event_id = outbox_set_aside.headers ->> 'ce_id'
-          and coalesce(outbox_set_aside.type, outbox_set_aside.headers ->> 'ce_type') = 'user-erased'
-      )
+    where key = $1 and is_erasure_of($1, type, headers) is not true
   ) as outbox_set_aside;
 
 -- name: erase_note
@@ -748,28 +733,15 @@ union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 
 -- name: erase_outbox
--- All that is on its way of a person but the event that says that they are erased: by its id, too, since who writes
--- into the outbox can write any type.
+-- All that is on its way of a person but the event that says that they are erased.
 delete from outbox
 where
   shard = (hashtextextended($1, 0) & 63)::integer and key = $1
-  and not exists (
-    select from erased_users
-    where
-      mcp_server_user_id = $1 and event_id = outbox.headers ->> 'ce_id'
-      and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
-  );
+  and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_set_aside
 delete from outbox_set_aside
-where
-  key = $1
-  and not exists (
-    select from erased_users
-    where
-      mcp_server_user_id = $1 and event_id = outbox_set_aside.headers ->> 'ce_id'
-      and coalesce(outbox_set_aside.type, outbox_set_aside.headers ->> 'ce_type') = 'user-erased'
-  );
+where key = $1 and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_user
 delete from mcp_server_user where id = $1;
@@ -782,17 +754,15 @@ insert into outbox (key, value, headers, type) values ($1, $2, $3, 'user-erased'
 
 -- name: erase_waiting
 select
-  outbox.id,
-  outbox.key,
-  outbox.value,
-  outbox.headers
+  id,
+  key,
+  value,
+  headers
 from outbox
-inner join erased_users on erased_users.mcp_server_user_id = $1
-  and erased_users.event_id = outbox.headers ->> 'ce_id'
 where
-  outbox.shard = (hashtextextended($1, 0) & 63)::integer and outbox.key = $1
-  and coalesce(outbox.type, outbox.headers ->> 'ce_type') = 'user-erased'
-order by outbox.id
+  shard = (hashtextextended($1, 0) & 63)::integer and key = $1
+  and is_erasure_of($1, type, headers)
+order by id
 limit 1;
 
 -- name: erase_sent

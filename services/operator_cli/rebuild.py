@@ -10,13 +10,12 @@ That holds while nobody but the aggregator writes journeys and counts. So there 
 after the swap the cells are compared again: what somebody else did to them in between is mended too, or told.
 """
 
-import contextlib
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from services.journeys import Delta, Journey, accumulate
-from services.operator_cli.alone import Act, alone
+from services.operator_cli.alone import Act, be_alone
 from services.operator_cli.options import many, not_executed, print_json, say
 from services.operator_cli.survey import SQL, Progress, begin, find_cells, find_journeys
 from services.operator_cli.survey import prepare as prepare_survey
@@ -70,20 +69,13 @@ async def rebuild(
         RefusedError: somebody else rebuilds this database; nothing was changed.
         MismatchError: somebody else changes the counts all the time.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        db = await stack.enter_async_context(connected(settings, _prepare, store.SERVER_SETTINGS, NO_LIMIT))
+    async with connected(settings, store.prepare, store.SERVER_SETTINGS, NO_LIMIT) as db:
         if execute:
-            await stack.enter_async_context(alone(db, Act.REBUILD))
-        async with db.transaction(isolation="repeatable_read"):
-            await begin(db, settings.topic)
-            await find_journeys(db, progress)
-            await find_cells(db)
-            found = await _found(db)
+            await be_alone(db, Act.REBUILD)
+        found = await _survey(db, settings, progress)
         if before_swap is not None:
             before_swap(found)
         if execute and found.differing:
-            # The planner knows nothing of tables that were just filled.
-            await db.execute("analyze differing_journeys")
             await _swap(db, found)
             await _compare_again(db, settings, found)
         found.executed = execute
@@ -96,16 +88,12 @@ async def _compare_again(db: Connection, settings: Settings, found: Rebuilt) -> 
     Where cells differ somebody else was there: then the journeys are held against their rows again, too.
     """
     for tries_left in reversed(range(_ROUNDS + 1)):
-        differing = await _cells_differing(db, settings)
+        differing = (await _survey(db, settings)).differing
         if not differing:
             return
         if tries_left:
             found.changed_meanwhile += differing
-            await prepare_survey(db)
-            async with db.transaction(isolation="repeatable_read"):
-                await begin(db, settings.topic)
-                await find_journeys(db, lambda *_: None)
-                await find_cells(db)
+            await _survey(db, settings, lambda *_: None)
             await _swap(db, found)
     raise MismatchError(
         f"{many(differing, 'cell')} were wrong again after each of {_ROUNDS} corrections: somebody else "
@@ -113,9 +101,15 @@ async def _compare_again(db: Connection, settings: Settings, found: Rebuilt) -> 
     )
 
 
-async def _prepare(connection: Connection) -> None:
-    await store.prepare(connection)
-    await prepare_survey(connection)
+async def _survey(db: Connection, settings: Settings, progress: Progress | None = None) -> Rebuilt:
+    """Finds what differs in a snapshot of now; without `progress` cells alone, which takes less time."""
+    await prepare_survey(db)
+    async with db.transaction(isolation="repeatable_read"):
+        await begin(db, settings.topic)
+        if progress is not None:
+            await find_journeys(db, progress)
+        await find_cells(db)
+        return await _found(db)
 
 
 async def _found(db: Connection) -> Rebuilt:
@@ -130,6 +124,8 @@ async def _found(db: Connection) -> Rebuilt:
 
 
 async def _swap(db: Connection, found: Rebuilt) -> None:
+    # The planner knows nothing of tables that were just filled.
+    await db.execute("analyze differing_journeys")
     async with db.transaction():
         await db.execute(f"set local idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
         await db.execute(SQL["swap_lock"])
@@ -151,17 +147,6 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
         await db.execute(SQL["swap_freshness"])
     found.swap_seconds += time.monotonic() - began
     found.counted_meanwhile += len(touched)
-
-
-async def _cells_differing(db: Connection, settings: Settings) -> int:
-    """How many cells are not what the journeys contribute, in a snapshot of now."""
-    await prepare_survey(db)
-    async with db.transaction(isolation="repeatable_read"):
-        await begin(db, settings.topic)
-        await find_cells(db)
-        counts = await db.fetchrow(SQL["survey_counts"])
-    assert counts is not None  # noqa: S101 - one row, always
-    return int(counts["transitions"] + counts["endings"])
 
 
 def _journey(walkthrough: str, values: list[Any]) -> Journey:

@@ -281,6 +281,14 @@ async def test_the_roles_are_not_given_out_where_others_have_left_something(open
         await open_schema.other.execute("create temporary table more ()")
 
 
+async def test_the_roles_fit_a_schema_of_any_name(victim: Victim) -> None:
+    await victim.owner.execute(ROLES_SQL)
+    for table in STATEMENTS:
+        assert await victim.owner.fetchval(
+            "select has_table_privilege('stepstream_recorder', $1, 'insert')", f"{victim.schema}.{table}"
+        )
+
+
 async def test_who_may_not_revoke_is_told_so(open_schema: Victim) -> None:
     """PostgreSQL only warns, and everybody would keep the rights."""
     await open_schema.owner.execute(f"alter role {open_schema.role} createrole")

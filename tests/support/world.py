@@ -92,18 +92,13 @@ def as_role(url: str, service: str, owner: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{ROLES[service]}:{quote(ROLE_PASSWORD)}@{hosts}"))
 
 
-async def make_roles(base: str) -> None:
-    """The roles of `ops/roles.sql`, which sign in with a password here; several may ask for them at once."""
-    admin = await asyncpg.connect(base)
-    try:
-        await admin.execute("select pg_advisory_lock(1)")
-        for role in ROLES.values():
-            may = await admin.fetchval("select rolcanlogin from pg_roles where rolname = $1", role)
-            if not may:
-                change = "create" if may is None else "alter"
-                await admin.execute(f"{change} role {role} login password '{ROLE_PASSWORD}'")
-    finally:
-        await admin.close()
+async def _make_roles(admin: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """The roles of `ops/roles.sql`, which sign in with a password here."""
+    for role in ROLES.values():
+        may = await admin.fetchval("select rolcanlogin from pg_roles where rolname = $1", role)
+        if not may:
+            change = "create" if may is None else "alter"
+            await admin.execute(f"{change} role {role} login password '{ROLE_PASSWORD}'")
 
 
 def make_template(base: str) -> str:
@@ -111,12 +106,14 @@ def make_template(base: str) -> str:
     name = f"template_{uuid.uuid4().hex[:8]}"
 
     async def make() -> None:
-        await make_roles(base)
         await create_database(base, name)
-        connection = await asyncpg.connect(_url(base, name))
+        admin, connection = await asyncpg.connect(base), await asyncpg.connect(_url(base, name))
+        await admin.execute("select pg_advisory_lock(1)")  # roles are the server's: one worker at a time
+        await _make_roles(admin)
         await migrate(connection)
         await connection.execute(ROLES_SQL)
         await connection.close()
+        await admin.close()
 
     asyncio.run(make())
     return name

@@ -234,6 +234,7 @@ async def test_what_is_streamed_goes_out_at_once() -> None:
     scope: Scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
     task = asyncio.create_task(Answered(app, SERVICE)(scope, None, send))  # type: ignore[arg-type]
     await asyncio.wait_for(first.wait(), 10)
+    assert not task.done()
     went_on.set()
     await task
 
