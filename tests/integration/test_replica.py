@@ -1,9 +1,11 @@
 """The API on a standby: the same answers, never called current, and live all the same."""
 
+import asyncio
 import os
 import pwd
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -23,21 +25,41 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def standby(world: World, short_tmp: Path) -> Iterator[str]:
-    """A standby of the server of the world; its URL for the database of the world."""
-    data, port = short_tmp / "data", free_port()
-    copy = [BIN / "pg_basebackup", "-d", world.base, "-D", data, "-R", "-c", "fast", "--no-sync"]
+def copy_server(url: str, data: Path, slot: str) -> None:
+    """A copy of the server that goes on as its standby.
+
+    The slot keeps what the standby still needs: else the primary throws it away at a checkpoint, and every test
+    that drops its database asks for one.
+    """
+    copy = [BIN / "pg_basebackup", "-d", url, "-D", data, "-c", "fast", "--no-sync", "-R", "-C", "-S", slot]
     subprocess.run(copy, check=True, capture_output=True)
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
         subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", data], check=True)
+
+
+@pytest.fixture
+async def standby(world: World, short_tmp: Path) -> AsyncIterator[str]:
+    """A standby of the server of the world; its URL for the database of the world."""
+    port = free_port()
+    slot = f"standby_{port}"
+    await asyncio.to_thread(copy_server, world.base, short_tmp / "data", slot)
     server = start_postgres(short_tmp, port)
     try:
         yield f"postgresql://postgres@127.0.0.1:{port}/{world.settings.dsn.rsplit('/', 1)[1]}"
     finally:
         # The API is still connected.
         server.stop(0)
+        primary = await asyncpg.connect(world.base)
+
+        async def dropped() -> bool:
+            with suppress(asyncpg.ObjectInUseError):
+                await primary.execute("select pg_drop_replication_slot($1)", slot)
+                return True
+            return False
+
+        await eventually(dropped, "the slot of the standby is free")
+        await primary.close()
 
 
 async def test_a_standby_answers_is_never_called_current_and_is_live(world: World, standby: str) -> None:
