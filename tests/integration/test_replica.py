@@ -31,7 +31,20 @@ def copy_server(url: str, data: Path, slot: str) -> None:
     The slot keeps what the standby still needs: else the primary throws it away at a checkpoint, and every test
     that drops its database asks for one.
     """
-    copy = [BIN / "pg_basebackup", "-d", url, "-D", data, "-c", "fast", "--no-sync", "-R", "-C", "-S", slot]
+    copy: list[str | Path] = [
+        BIN / "pg_basebackup",
+        "-d",
+        url,
+        "-D",
+        data,
+        "-c",
+        "fast",
+        "--no-sync",
+        "-R",
+        "-C",
+        "-S",
+        slot,
+    ]
     subprocess.run(copy, check=True, capture_output=True)
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
