@@ -113,6 +113,7 @@ grant select, update (first_seen_at), delete on mcp_server_user to stepstream_re
 grant select, update (connection_timestamp) on mcp_server_session to stepstream_recorder;
 grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_steps to stepstream_recorder;
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
+grant select, insert, update, delete on waiting_events to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.
 grant select, insert, update, delete on
@@ -140,6 +141,7 @@ grant select on
   walkthrough_step_completions, walkthrough_starts, sankey_journeys, sankey_transitions, sankey_endings,
   sankey_freshness, sankey_dirty, api_keys
 to stepstream_api;
+grant select (id) on waiting_events to stepstream_api;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
 -- status.

@@ -42,6 +42,9 @@ class Rejection(StrEnum):
     UNKNOWN_SERVER = "unknown-server"
     UNKNOWN_SESSION = "unknown-session"
     STEP_OF_ANOTHER_WALKTHROUGH = "step-of-another-walkthrough"
+    SERVER_OF_ANOTHER_ORGANIZATION = "server-of-another-organization"
+    SESSION_OF_ANOTHER_SERVER = "session-of-another-server"
+    SESSION_OF_ANOTHER_USER = "session-of-another-user"
     REFUSED_BY_DATABASE = "refused-by-database"
 
 

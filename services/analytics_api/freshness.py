@@ -40,12 +40,14 @@ class Newest(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """How many journeys wait to be counted again, and whether that is the answer of a standby.
+    """How many journeys wait to be counted again, how many events for rows that somebody else has locked.
 
-    A standby's figures and marks may be older than what the consumers have committed.
+    And whether that is the answer of a standby: its figures and marks may be older than what the consumers
+    have committed.
     """
 
     waiting: int
+    events: int
     on_replica: bool
 
 
@@ -69,7 +71,7 @@ class Look:
             if self.marks.on_replica:
                 problem = "the figures come from a replica of the database, which may be behind"
             else:
-                current = not any(lags.values()) and self.marks.waiting == 0
+                current = not any((*lags.values(), self.marks.waiting, self.marks.events))
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -78,6 +80,7 @@ class Look:
                 GroupFreshness(group=AGGREGATOR, lag=lags.get(AGGREGATOR), newest_event_at=newest.counted_at),
             ],
             marks=None if self.marks is None else self.marks.waiting,
+            events_waiting=None if self.marks is None else self.marks.events,
             looked_at=None if self.at is None else int(self.at * 1000),
             current=current,
             problem=problem,

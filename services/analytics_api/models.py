@@ -251,6 +251,9 @@ class Freshness(_Model):
     marks: int | None = Field(
         description="Journeys that wait to be counted again, after a deletion say; up to 10,000."
     )
+    events_waiting: int | None = Field(
+        description="Events that wait for rows of the database which somebody else has locked; up to 10,000."
+    )
     looked_at: int | None = Field(description="When lag and marks were looked at.")
     current: bool | None = Field(
         description="Whether nothing waited then: every event of before is in the figures, exactly. "

@@ -468,6 +468,8 @@ select walkthrough_id from mcp_server_walkthroughs
 where mcp_server_id = $1;
 
 -- name: marks
--- Journeys that wait to be counted again, up to 10,000.
-select count(*) as waiting, pg_is_in_recovery() as on_replica
-from (select from sankey_dirty limit 10000) as marks;
+-- Journeys that wait to be counted again, and events that wait for a lock, each up to 10,000.
+select
+  (select count(*) from (select from sankey_dirty limit 10000) as marks) as waiting,
+  (select count(*) from (select id from waiting_events limit 10000) as events) as events,
+  pg_is_in_recovery() as on_replica;

@@ -297,9 +297,9 @@ class Store:
         return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
 
     async def marks(self) -> Marks:
-        """Journeys that wait to be counted again."""
+        """Journeys that wait to be counted again, and events that wait for a lock."""
         (row,) = await self.pool.fetch(SQL["marks"])
-        return Marks(row["waiting"], row["on_replica"])
+        return Marks(row["waiting"], row["events"], row["on_replica"])
 
 
 async def _cursor(

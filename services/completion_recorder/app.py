@@ -11,6 +11,7 @@ from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.settings import Settings
 from services.runtime.shell import Commit, ConsumerShell
+from services.runtime.tasks import beside
 
 
 def build(settings: Settings) -> ConsumerShell:
@@ -33,7 +34,8 @@ def build(settings: Settings) -> ConsumerShell:
             except KafkaError as error:
                 raise unreachable(settings, error) from error
             recorder = Recorder(settings, pool, producer, shell.pause)
-            yield pool
+            async with beside(recorder.keep_resuming()):
+                yield pool
         finally:
             await producer.stop()
             await close_pool(pool)

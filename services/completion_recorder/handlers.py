@@ -13,10 +13,11 @@ from schemas import Rejection
 from services.completion_recorder import store
 from services.completion_recorder.flood import FloodError, Limits, Recent, Verdict
 from services.completion_recorder.judge import Accepted, Refused, read
-from services.completion_recorder.store import Before
+from services.completion_recorder.store import Batch, Before
 from services.runtime.crashpoints import passing
-from services.runtime.database import Pool, retrying
+from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
+from services.runtime.faults import Beside
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     NULL,
@@ -28,8 +29,16 @@ from services.runtime.kafka import (
     send_all,
 )
 from services.runtime.settings import Settings
-from services.runtime.shell import Commit
-from services.runtime.telemetry import DEAD_LETTERS, EVENTS, NEWEST, PHASE_SECONDS, READ_AGAIN
+from services.runtime.shell import Commit, Interrupted
+from services.runtime.telemetry import (
+    DEAD_LETTERS,
+    EVENTS,
+    EVENTS_WAITING,
+    EVENTS_WAITING_AGE,
+    NEWEST,
+    PHASE_SECONDS,
+    READ_AGAIN,
+)
 
 log = logging.getLogger("stepstream.recorder")
 
@@ -38,6 +47,9 @@ _BESIDE_BYTES = 1024
 SERVICE = "completion-recorder"
 #: Events judged without looking up: about 2 ms.
 _SLICE = 500
+#: How often it looks whether locks have gone that events wait for, and at how many events in a transaction.
+_LOOK_SECONDS = 1.0
+_LOOK_EVENTS = 1_000
 #: What refusals of this kind are, where something that the event refers to exists.
 _OF_REFERENCES = frozenset(
     {
@@ -47,6 +59,9 @@ _OF_REFERENCES = frozenset(
         Rejection.UNKNOWN_SERVER,
         Rejection.UNKNOWN_SESSION,
         Rejection.STEP_OF_ANOTHER_WALKTHROUGH,
+        Rejection.SERVER_OF_ANOTHER_ORGANIZATION,
+        Rejection.SESSION_OF_ANOTHER_SERVER,
+        Rejection.SESSION_OF_ANOTHER_USER,
     }
 )
 
@@ -69,10 +84,13 @@ class Recorder:
         self._recent = Recent()
         self._seen: set[int] = set()
         self._newest = 0
+        #: Whether the last load could not be written at once: the next will hardly be, either.
+        self._by_parts = False
+        self._burying = asyncio.Lock()
         # There from the start, so that the first increase is seen as one.
         for rejection in Rejection:
             DEAD_LETTERS.labels(rejection.value)
-        for outcome in ("accepted", "refused", "of-erased"):
+        for outcome in ("accepted", "refused", "of-erased", "waiting"):
             EVENTS.labels(SERVICE, outcome)
 
     async def handle(self, records: Sequence[Record], commit: Commit) -> None:
@@ -103,19 +121,67 @@ class Recorder:
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
                 with attempt:
-                    judged = await store.record(
-                        self._pool, self._settings.topic, offsets, accepted, refused, watch
-                    )
+                    batch = Batch(self._settings.topic, offsets, accepted, refused)
+                    judged = await store.record(self._pool, batch, watch, by_parts=self._by_parts)
         self._recent = watch.recent
+        self._by_parts = judged.waiting > 0
         self._seen |= {partition.partition for partition in offsets}
         await self._bury(judged.refused)
         passing("recorder.dead-letters-sent")
-        EVENTS.labels(SERVICE, "accepted").inc(len(records) - len(judged.refused) - judged.of_erased)
+        others = len(judged.refused) + judged.of_erased + judged.waiting
+        EVENTS.labels(SERVICE, "accepted").inc(len(records) - others)
         EVENTS.labels(SERVICE, "of-erased").inc(judged.of_erased)
+        EVENTS.labels(SERVICE, "waiting").inc(judged.waiting)
+        if judged.waiting:
+            log.info("%d events wait for rows that somebody else has locked", judged.waiting)
         READ_AGAIN.inc(watch.read_again)
         self._newest = max(self._newest, *(item.event.happened_at for item in accepted), 0)
         if self._newest:
             NEWEST.labels(SERVICE).set(self._newest / 1000)
+
+    # --- events that wait for a lock ------------------------------------------------------------------
+
+    async def keep_resuming(self) -> None:
+        """Records what waited for locks that have gone, again and again; runs beside the batches."""
+        faults = Beside(SERVICE, "cannot look at events that wait for a lock")
+        while True:
+            try:
+                await self.resume()
+                events, oldest = await store.count_waiting(self._pool)
+                EVENTS_WAITING.set(events)
+                EVENTS_WAITING_AGE.set(oldest)
+                faults.go_on()
+            except Interrupted:
+                pass  # partitions move, or the service ends: what waits stays
+            except Exception as error:  # noqa: BLE001 - the batches go on without it
+                if may_pass(error) or kafka_may_return(error):
+                    log.warning("events that wait for a lock: trying again: %s", type(error).__name__)
+                else:
+                    faults.fail(error)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def resume(self) -> int:
+        """Looks once at all that waits; returns how many events wait no more.
+
+        What is refused now goes to the dead letters first, and is removed then: a crash in between only sends
+        it twice.
+        """
+        after: int | None = 0
+        done = 0
+        while after is not None:
+            resumed = await store.resume(self._pool, after, _LOOK_EVENTS)
+            after = resumed.last
+            if resumed.refused:
+                await self._bury(list(resumed.refused.values()))
+                passing("waiting.dead-letters-sent")
+                await store.forget(self._pool, resumed.refused)
+            EVENTS.labels(SERVICE, "accepted").inc(resumed.done)
+            done += resumed.done + len(resumed.refused)
+        if done:
+            log.info("%d events that waited for a lock are judged", done)
+        return done
+
+    # --- dead letters ---------------------------------------------------------------------------------
 
     async def _bury(self, refused: Sequence[Refused]) -> None:
         if not refused:
@@ -131,7 +197,8 @@ class Recorder:
         with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
             async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
                 with attempt:
-                    await self._send(letters, refused)
+                    async with self._burying:
+                        await self._send(letters, refused)
         classes = Counter(r.rejection.value for r in refused)
         for name, count in classes.items():
             DEAD_LETTERS.labels(name).inc(count)

@@ -1,6 +1,6 @@
 """What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -28,13 +28,12 @@ class Refused:
 
 @dataclass(slots=True)
 class References:
-    """The rows of other tables that events refer to; as found in events, or as found in the database."""
+    """The rows of other tables that events refer to, each with those that it has to belong to."""
 
     users: set[str] = field(default_factory=set)
-    sessions: set[str] = field(default_factory=set)
-    servers: set[str] = field(default_factory=set)
-    walkthroughs: set[str] = field(default_factory=set)
-    steps: set[tuple[str, str]] = field(default_factory=set)  # (step, its walkthrough)
+    sessions: set[tuple[str, str, str]] = field(default_factory=set)  # (session, server, user)
+    places: set[tuple[str, str]] = field(default_factory=set)  # (server, walkthrough)
+    steps: set[tuple[str, str]] = field(default_factory=set)  # (step, walkthrough)
 
     @classmethod
     def of(cls, accepted: Iterable[Accepted]) -> "References":
@@ -43,13 +42,27 @@ class References:
         for event, _ in accepted:
             if isinstance(event, UserErased):
                 continue
-            found.users.add(event.mcp_server_user_id)
-            found.sessions.add(event.mcp_server_session_id)
-            found.servers.add(event.mcp_server_id)
-            found.walkthroughs.add(event.walkthrough_id)
+            user, server = event.mcp_server_user_id, event.mcp_server_id
+            found.users.add(user)
+            found.sessions.add((event.mcp_server_session_id, server, user))
+            found.places.add((server, event.walkthrough_id))
             if isinstance(event, StepCompleted):
                 found.steps.add((event.step_id, event.walkthrough_id))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The rows that exist, of those that events refer to, and what each belongs to."""
+
+    users: Container[str]
+    #: The server of each session, None where it has none any more, and its user, None where it has none yet.
+    sessions: Mapping[str, tuple[str | None, str | None]]
+    #: The organization of each server, and of each walkthrough.
+    servers: Mapping[str, str]
+    walkthroughs: Mapping[str, str]
+    #: The walkthrough of each step.
+    steps: Mapping[str, str]
 
 
 def read(records: Iterable[Record], now_ms: int) -> tuple[list[Accepted], list[Refused]]:
@@ -63,13 +76,12 @@ def read(records: Iterable[Record], now_ms: int) -> tuple[list[Accepted], list[R
     return accepted, refused
 
 
-def check_references(accepted: Iterable[Accepted], known: References) -> tuple[list[Accepted], list[Refused]]:
-    """Refuses the events that refer to rows which do not exist, or to a step of another walkthrough."""
-    step_ids = {step for step, _ in known.steps}
+def check_references(accepted: Iterable[Accepted], known: Known) -> tuple[list[Accepted], list[Refused]]:
+    """Refuses the events that refer to rows which do not exist, or do not belong together."""
     good, refused = [], []
     for item in accepted:
         event = item.event
-        problem = None if isinstance(event, UserErased) else _problem(event, known, step_ids)
+        problem = None if isinstance(event, UserErased) else _problem(event, known)
         if isinstance(event, UserErased) or problem is None:
             good.append(item)
         else:
@@ -90,18 +102,28 @@ def key_of(record: Record) -> str:
         return ""
 
 
-def _problem(
-    event: StepCompleted | WalkthroughStarted, known: References, step_ids: set[str]
-) -> tuple[Rejection, str] | None:
-    """The first thing that is wrong, from the outside in."""
-    step = (event.step_id, event.walkthrough_id) if isinstance(event, StepCompleted) else None
+def _problem(event: StepCompleted | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
+    """The first thing that is wrong, from the outside in; what is missing before what belongs elsewhere.
+
+    A session without a user is everybody's: the platform makes sessions before it knows who is there. Whether
+    the server still offers the walkthrough is not asked: it may have, when it happened.
+    """
+    user, walkthrough, server = event.mcp_server_user_id, event.walkthrough_id, event.mcp_server_id
+    step = event.step_id if isinstance(event, StepCompleted) else None
+    session_server, session_user = known.sessions.get(event.mcp_server_session_id, (None, None))
     checks = (
-        (event.mcp_server_user_id in known.users, Rejection.UNKNOWN_USER),
-        (event.walkthrough_id in known.walkthroughs, Rejection.UNKNOWN_WALKTHROUGH),
-        (step is None or step[0] in step_ids, Rejection.UNKNOWN_STEP),
-        (step is None or step in known.steps, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
-        (event.mcp_server_id in known.servers, Rejection.UNKNOWN_SERVER),
+        (user in known.users, Rejection.UNKNOWN_USER),
+        (walkthrough in known.walkthroughs, Rejection.UNKNOWN_WALKTHROUGH),
+        (step is None or step in known.steps, Rejection.UNKNOWN_STEP),
+        (step is None or known.steps.get(step) == walkthrough, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
+        (server in known.servers, Rejection.UNKNOWN_SERVER),
         (event.mcp_server_session_id in known.sessions, Rejection.UNKNOWN_SESSION),
+        (
+            known.servers.get(server) == known.walkthroughs.get(walkthrough),
+            Rejection.SERVER_OF_ANOTHER_ORGANIZATION,
+        ),
+        (session_server == server, Rejection.SESSION_OF_ANOTHER_SERVER),
+        (session_user in {None, user}, Rejection.SESSION_OF_ANOTHER_USER),
     )
     for holds, rejection in checks:
         if not holds:
@@ -109,7 +131,7 @@ def _problem(
     return None
 
 
-def _known_in_part(event: StepCompleted | WalkthroughStarted, known: References) -> bool:
+def _known_in_part(event: StepCompleted | WalkthroughStarted, known: Known) -> bool:
     return (
         event.mcp_server_user_id in known.users
         or event.walkthrough_id in known.walkthroughs
@@ -125,6 +147,11 @@ _MESSAGES = {
     Rejection.STEP_OF_ANOTHER_WALKTHROUGH: "step_id: the step belongs to another walkthrough",
     Rejection.UNKNOWN_SERVER: "mcp_server_id: there is no such server",
     Rejection.UNKNOWN_SESSION: "mcp_server_session_id: there is no such session",
+    Rejection.SERVER_OF_ANOTHER_ORGANIZATION: (
+        "mcp_server_id: the server belongs to another organization than the walkthrough"
+    ),
+    Rejection.SESSION_OF_ANOTHER_SERVER: "mcp_server_session_id: the session belongs to another server",
+    Rejection.SESSION_OF_ANOTHER_USER: "mcp_server_session_id: the session belongs to another user",
 }
 
 
@@ -156,7 +183,7 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
 Rows: TypeAlias = list[tuple[object, ...]]
 
 
-def rows(merged: Iterable[Accepted], next_offsets_before: dict[int, int]) -> tuple[Rows, Rows]:
+def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> tuple[Rows, Rows]:
     """The events as rows of `incoming` and of `incoming_starts`.
 
     The last column says old ground: an offset that the recorder had passed before.

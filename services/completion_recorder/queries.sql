@@ -54,26 +54,34 @@ from unnest($5::integer[], $6::integer[]) as given (partition, in_a_row)
 where recorded_offsets.topic = $1 and recorded_offsets.partition = given.partition;
 
 -- name: count_references
--- How many of the rows that the batch refers to exist. They stay locked until the commit, so that none
--- vanishes under the foreign keys; `nowait`, because a recorder that waited for a deletion while holding
--- other parents could deadlock with it. A parent being deleted right now ends the transaction; the next
--- try finds it gone.
+-- How many of the rows that the batch refers to exist and belong together: a session to its server, and to its
+-- user where it has one; a server and a walkthrough to one organization; a step to its walkthrough. They stay
+-- locked until the commit, so that none vanishes under the foreign keys; `nowait`, because a recorder that
+-- waited for a deletion while holding other parents could deadlock with it. A row that somebody else has locked
+-- ends the transaction.
 with
 users as (
   select from mcp_server_user where id = any($1::text[]) for key share nowait
 ),
 sessions as (
-  select from mcp_server_session where mcp_server_session_id = any($2::text[]) for key share nowait
+  select
+  from unnest($2::text[], $3::text[], $4::text[]) as given (session_id, server_id, user_id)
+  inner join mcp_server_session as session on given.session_id = session.mcp_server_session_id
+  inner join mcp_servers as server on given.server_id = server.id and session.mcp_server_slug = server.slug
+  where session.mcp_server_user_id is null or session.mcp_server_user_id = given.user_id
+  for key share of session nowait
 ),
-servers as (
-  select from mcp_servers where id = any($3::text[]) for key share nowait
-),
-known_walkthroughs as (
-  select from walkthroughs where id = any($4::text[]) for key share nowait
+places as (
+  select
+  from unnest($5::text[], $6::text[]) as given (server_id, walkthrough_id)
+  inner join mcp_servers as server on given.server_id = server.id
+  inner join walkthroughs as walkthrough on given.walkthrough_id = walkthrough.id
+    and server.organization_id = walkthrough.organization_id
+  for key share of server, walkthrough nowait
 ),
 steps as (
   select
-  from unnest($5::text[], $6::text[]) as given (step_id, walkthrough_id)
+  from unnest($7::text[], $8::text[]) as given (step_id, walkthrough_id)
   inner join walkthrough_steps on given.step_id = walkthrough_steps.id
     and given.walkthrough_id = walkthrough_steps.walkthrough_id
   for key share of walkthrough_steps nowait
@@ -81,23 +89,53 @@ steps as (
 select
   (select count(*) from users) as users,
   (select count(*) from sessions) as sessions,
-  (select count(*) from servers) as servers,
-  (select count(*) from known_walkthroughs) as walkthroughs,
+  (select count(*) from places) as places,
   (select count(*) from steps) as steps,
   (select count(*) from erased_users where mcp_server_user_id = any($1::text[])) as erased;
 
--- name: find_references
--- Which of them exist; asked only when some do not.
+-- name: lock_references
+-- Those of the rows that nobody else has locked; they are locked until the commit.
+with
+users as (
+  select id from mcp_server_user where id = any($1::text[]) for key share skip locked
+),
+sessions as (
+  select mcp_server_session_id as id from mcp_server_session
+  where mcp_server_session_id = any($2::text[])
+  for key share skip locked
+),
+servers as (
+  select id from mcp_servers where id = any($3::text[]) for key share skip locked
+),
+known_walkthroughs as (
+  select id from walkthroughs where id = any($4::text[]) for key share skip locked
+),
+steps as (
+  select id from walkthrough_steps where id = any($5::text[]) for key share skip locked
+)
 select
-  array(select id from mcp_server_user where id = any($1::text[])) as users,
-  array(
-    select mcp_server_session_id from mcp_server_session where mcp_server_session_id = any($2::text[])
-  ) as sessions,
-  array(select id from mcp_servers where id = any($3::text[])) as servers,
-  array(select id from walkthroughs where id = any($4::text[])) as walkthroughs,
-  array(select id from walkthrough_steps where id = any($5::text[])) as step_ids,
-  array(select walkthrough_id from walkthrough_steps where id = any($5::text[])) as step_walkthroughs,
-  array(select mcp_server_user_id from erased_users where mcp_server_user_id = any($1::text[])) as erased;
+  array(select id from users) as users,
+  array(select id from sessions) as sessions,
+  array(select id from servers) as servers,
+  array(select id from known_walkthroughs) as walkthroughs,
+  array(select id from steps) as steps;
+
+-- name: find_references
+-- Which of the rows exist, and what they belong to; asked only when something is missing, or locked.
+select 'users' as kind, id, null as one, null as two from mcp_server_user where id = any($1::text[])
+union all
+select 'sessions', session.mcp_server_session_id, server.id, session.mcp_server_user_id
+from mcp_server_session as session
+left join mcp_servers as server on session.mcp_server_slug = server.slug
+where session.mcp_server_session_id = any($2::text[])
+union all
+select 'servers', id, organization_id, null from mcp_servers where id = any($3::text[])
+union all
+select 'walkthroughs', id, organization_id, null from walkthroughs where id = any($4::text[])
+union all
+select 'steps', id, walkthrough_id, null from walkthrough_steps where id = any($5::text[])
+union all
+select 'erased', mcp_server_user_id, null, null from erased_users where mcp_server_user_id = any($1::text[]);
 
 -- name: find_erased
 select array(select mcp_server_user_id from erased_users where mcp_server_user_id = any($1::text[]));
@@ -125,6 +163,96 @@ where
 
 -- name: delete_set_aside
 delete from outbox_set_aside where key = any($1::text[]);
+
+-- name: delete_waiting
+delete from waiting_events where mcp_server_user_id = any($1::text[]);
+
+-- name: lock_completions
+-- Rows of these users and steps that nobody else has locked; locked as the upsert would.
+select
+  kept.mcp_server_user_id,
+  kept.step_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id
+for update of kept skip locked;
+
+-- name: find_completions
+select
+  kept.mcp_server_user_id,
+  kept.step_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id;
+
+-- name: lock_starts
+-- As `lock_completions`, for starts.
+select
+  kept.mcp_server_user_id,
+  kept.walkthrough_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+inner join walkthrough_starts as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.walkthrough_id = kept.walkthrough_id
+for update of kept skip locked;
+
+-- name: find_starts
+select
+  kept.mcp_server_user_id,
+  kept.walkthrough_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+inner join walkthrough_starts as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.walkthrough_id = kept.walkthrough_id;
+
+-- name: set_aside
+-- An event that waits already, and is read again, waits once.
+insert into waiting_events (
+  topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, waits_for
+)
+select
+  given.topic,
+  given.partition,
+  given."offset",
+  given.timestamp,
+  given.key,
+  given.value,
+  given.headers,
+  given.mcp_server_user_id,
+  given.waits_for
+from unnest(
+  $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[], $7::jsonb[], $8::text[],
+  $9::text[]
+) as given (topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, waits_for)
+where not exists (
+  select from waiting_events as there
+  where there.topic = given.topic and there.partition = given.partition and there."offset" = given."offset"
+    and there.value = given.value
+);
+
+-- name: take_waiting
+-- The next that wait, but for those that another recorder looks at just now.
+select
+  id,
+  topic,
+  partition,
+  "offset",
+  timestamp,
+  key,
+  value,
+  headers
+from waiting_events
+where id > $1
+order by id
+limit $2
+for update skip locked;
+
+-- name: forget_waiting
+delete from waiting_events where id = any($1::bigint[]);
+
+-- name: count_waiting
+select
+  count(*) as events,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 as oldest_seconds
+from waiting_events;
 
 -- name: upsert
 -- The smallest (completed_at, event id) wins; what follows in the order only decides between different

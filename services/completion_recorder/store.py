@@ -1,27 +1,40 @@
-"""The recorder's transaction: offsets, the check of references, and the upsert."""
+"""The recorder's transaction: offsets, the check of references, and the upsert.
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+A load is written at once. Where PostgreSQL refuses a row, or somebody else has locked one, it is written
+again part by part: what PostgreSQL refuses is a bad event; what waits for a lock is set aside, in the same
+transaction, and the rest goes on.
+"""
+
+import base64
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
+from aiokafka import ConsumerRecord
 
-from schemas import AnyEvent, Rejection, UserErased
+from schemas import AnyEvent, Rejection, StepCompleted, UserErased
 from services.completion_recorder.flood import Chunk, Recent
 from services.completion_recorder.judge import (
     INCOMING_COLUMNS,
     INCOMING_STARTS_COLUMNS,
     Accepted,
+    Known,
     References,
     Refused,
     check_references,
     key_of,
     merge,
     of_others,
+    read,
     rows,
 )
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, load_queries
-from services.runtime.kafka import Offsets
+from services.runtime.kafka import Offsets, Record
 
 SQL = load_queries(__file__)
 
@@ -58,6 +71,11 @@ _REFUSED_BY_DATABASE = (
     asyncpg.DataError,
 )
 
+#: How long a part waits for a lock before it is set aside: the next look comes within a second or so.
+_PATIENCE = "50ms"
+#: So often a part is halved to find what waits in it; then the part waits as a whole.
+_PROBES = 20
+
 
 async def prepare(connection: Connection) -> None:
     """Makes the temporary tables of a new connection."""
@@ -78,87 +96,168 @@ class Judged(NamedTuple):
     refused: list[Refused]
     #: How many of its records are of people who were erased: nothing is kept of them.
     of_erased: int
+    #: How many wait until somebody else's lock goes.
+    waiting: int
+
+
+class Waiting(NamedTuple):
+    """An event that has to wait, and for what: table and key of a row."""
+
+    item: Accepted
+    waits_for: str
 
 
 #: Looks at what is refused and what was known before; returns what is recent now.
 Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before]], Recent]
 
 
-async def record(
-    pool: Pool,
-    topic: str,
-    offsets: Offsets,
-    accepted: Sequence[Accepted],
-    unreadable: Sequence[Refused] = (),
-    watch: Watch | None = None,
-) -> Judged:
+class Batch(NamedTuple):
+    """Records of a topic as they were read: readable events, other records, and where partitions go on."""
+
+    topic: str
+    offsets: Offsets
+    accepted: Sequence[Accepted]
+    unreadable: Sequence[Refused] = ()
+
+
+async def record(pool: Pool, batch: Batch, watch: Watch | None = None, *, by_parts: bool = False) -> Judged:
     """Writes a batch and how far it goes, in one transaction.
 
     Args:
         pool: connections made with `SERVER_SETTINGS` and `prepare`.
-        topic: the topic of the batch.
-        offsets: where each partition goes on after the batch.
-        accepted: the readable events of the batch.
-        unreadable: its other records.
+        batch: what was read.
         watch: called before the commit; what it raises rolls everything back.
+        by_parts: do not try first to write it at once: the last batch could not be.
 
     Returns:
-        The records that are refused, unreadable ones first, with the reason; the others are committed.
+        The records that are refused, unreadable ones first, with the reason; the others are committed, or
+        wait for a lock.
     """
-    batch = _Batch(topic, offsets, accepted, unreadable, watch)
-    try:
-        return await _record(pool, batch, _copy_and_upsert)
-    except _REFUSED_BY_DATABASE:
-        return await _record(pool, batch, _upsert_by_halves)
+    if not by_parts:
+        try:
+            return await _record(pool, batch, watch, _write_at_once)
+        except (asyncpg.LockNotAvailableError, *_REFUSED_BY_DATABASE):
+            pass
+    return await _record(pool, batch, watch, _write_by_parts)
 
 
-class _Batch(NamedTuple):
-    topic: str
-    offsets: Offsets
-    accepted: Sequence[Accepted]
-    unreadable: Sequence[Refused]
-    watch: Watch | None
+@dataclass(slots=True)
+class _Outcome:
+    refused: list[Refused] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+    erased: Collection[str] = ()
 
 
-async def _record(
-    pool: Pool,
-    batch: _Batch,
-    upsert: Callable[[Connection, Sequence[Accepted], dict[int, int]], Awaitable[list[Refused]]],
-) -> Judged:
+#: Writes accepted events, given the unreadable records and where each partition had been read up to.
+_Write: TypeAlias = Callable[
+    [Connection, Sequence[Accepted], Sequence[Refused], Mapping[int, int]], Awaitable[_Outcome]
+]
+
+
+async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) -> Judged:
     async with pool.acquire() as connection, connection.transaction():
         before = await _advance_offsets(connection, batch.topic, batch.offsets)
-        await _erase(connection, [e for e, _ in batch.accepted if isinstance(e, UserErased)])
-        good, refused, erased = await _check(connection, batch.accepted, batch.unreadable)
-        if merged := merge(good):
-            passed = {partition: known.next_offset for partition, known in before.items()}
-            refused += await upsert(connection, merged, passed)
-        if batch.watch is not None:
-            recent = batch.watch(refused, before)
+        passed = {partition: known.next_offset for partition, known in before.items()}
+        outcome = await write(connection, batch.accepted, batch.unreadable, passed)
+        await _set_aside(connection, outcome.waiting)
+        if watch is not None:
+            recent = watch(outcome.refused, before)
             await _note_recent(connection, batch.topic, before, recent)
         passing("recorder.in-transaction")
     passing("recorder.database-committed")
-    of_erased = 0
+    erased, of_erased = outcome.erased, 0
     if erased:
         of_erased = sum(_who(a.event) in erased for a in batch.accepted) + sum(
             key_of(r.record) in erased for r in batch.unreadable
         )
-    return Judged(refused, of_erased)
+    return Judged(outcome.refused, of_erased, len(outcome.waiting))
+
+
+async def _write_at_once(
+    connection: Connection,
+    accepted: Sequence[Accepted],
+    unreadable: Sequence[Refused],
+    passed: Mapping[int, int],
+) -> _Outcome:
+    """All in one go.
+
+    Raises:
+        asyncpg.LockNotAvailableError: somebody else has locked a row.
+        asyncpg.PostgresError: one of `_REFUSED_BY_DATABASE`, for a row.
+    """
+    await _erase(connection, _erasures(accepted))
+    good, outcome = await _check(connection, accepted, unreadable, by_parts=False)
+    await _copy_and_upsert(connection, merge(good), passed)
+    return outcome
+
+
+async def _write_by_parts(
+    connection: Connection,
+    accepted: Sequence[Accepted],
+    unreadable: Sequence[Refused],
+    passed: Mapping[int, int],
+) -> _Outcome:
+    """What can be written now; the rest waits, or is refused."""
+    await connection.execute(f"set local lock_timeout = '{_PATIENCE}'")
+    held_back = await _erase_by_parts(connection, accepted)
+    good, outcome = await _check(connection, accepted, unreadable, by_parts=True)
+    outcome.waiting += held_back
+    merged = await _without_locked_rows(connection, merge(good), outcome)
+    if merged:
+        await _upsert_by_halves(connection, merged, passed, outcome, [_PROBES])
+    return outcome
 
 
 def _who(event: AnyEvent) -> str:
     return "" if isinstance(event, UserErased) else event.mcp_server_user_id
 
 
+# --- erasure ---------------------------------------------------------------------------------------------
+
+
+def _erasures(accepted: Iterable[Accepted]) -> list[UserErased]:
+    return [event for event, _ in accepted if isinstance(event, UserErased)]
+
+
 async def _erase(connection: Connection, erasures: Sequence[UserErased]) -> None:
     """Removes people and all that is kept of them; the cascade leaves marks for the aggregator."""
-    if not erasures:
-        return
-    users = [e.mcp_server_user_id for e in erasures]
-    await connection.execute(
-        SQL["note_erased"], users, [e.erased_at for e in erasures], [e.event_id for e in erasures]
-    )
-    for statement in ("delete_users", "delete_from_outbox", "delete_set_aside"):
+    if erasures:
+        await _note_erased(connection, erasures)
+        await _delete_people(connection, [e.mcp_server_user_id for e in erasures])
+
+
+async def _erase_by_parts(connection: Connection, accepted: Iterable[Accepted]) -> list[Waiting]:
+    """From now on nothing of these people counts; whose rows somebody else has locked is removed later."""
+    await _note_erased(connection, _erasures(accepted))
+    waiting = []
+    for item in accepted:
+        if isinstance(item.event, UserErased):
+            user = item.event.mcp_server_user_id
+            try:
+                async with connection.transaction():
+                    await _delete_people(connection, [user])
+            except asyncpg.LockNotAvailableError:
+                waiting.append(Waiting(item, f"mcp_server_user {user}, or what is kept of them"))
+    return waiting
+
+
+async def _note_erased(connection: Connection, erasures: Sequence[UserErased]) -> None:
+    if erasures:
+        await connection.execute(
+            SQL["note_erased"],
+            [e.mcp_server_user_id for e in erasures],
+            [e.erased_at for e in erasures],
+            [e.event_id for e in erasures],
+        )
+
+
+async def _delete_people(connection: Connection, users: Sequence[str]) -> None:
+    # Their row first: while we hold it, nobody records an event of theirs that waits.
+    for statement in ("delete_users", "delete_waiting", "delete_from_outbox", "delete_set_aside"):
         await connection.execute(SQL[statement], users)
+
+
+# --- offsets ---------------------------------------------------------------------------------------------
 
 
 async def _advance_offsets(connection: Connection, topic: str, offsets: Offsets) -> dict[int, Before]:
@@ -186,49 +285,98 @@ async def _note_recent(
         await connection.execute(SQL["note_recent"], topic, *total, list(before), rows_)
 
 
+# --- references ------------------------------------------------------------------------------------------
+
+
 async def _check(
-    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
-) -> tuple[list[Accepted], list[Refused], set[str]]:
-    """The events that can be written, the records that are refused, and who of them was erased."""
-    erased: set[str] = set()
+    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused], *, by_parts: bool
+) -> tuple[list[Accepted], _Outcome]:
+    """The events that can be written, with their rows locked until the commit; what becomes of the others."""
+    outcome = _Outcome(list(unreadable))
     if unreadable:
         keys = list({key_of(r.record) for r in unreadable})
-        erased = set(await connection.fetchval(SQL["find_erased"], keys))
-    refused = of_others(unreadable, erased) if erased else list(unreadable)
+        outcome.erased = set(await connection.fetchval(SQL["find_erased"], keys))
+        outcome.refused = of_others(unreadable, outcome.erased)
     wanted = References.of(accepted)
     if not wanted.users:
-        return list(accepted), refused, erased
-    steps = list(wanted.steps)
-    arguments = (
+        return [], outcome
+    if not by_parts and await _all_there(connection, wanted):
+        return list(accepted), outcome
+    ids = (
         list(wanted.users),
-        list(wanted.sessions),
-        list(wanted.servers),
-        list(wanted.walkthroughs),
-        [step for step, _ in steps],
+        list({session for session, _, _ in wanted.sessions}),
+        list({server for server, _ in wanted.places}),
+        list({walkthrough for _, walkthrough in wanted.places}),
+        list({step for step, _ in wanted.steps}),
     )
-    counts = await connection.fetchrow(SQL["count_references"], *arguments, [w for _, w in steps])
+    free = dict(await connection.fetchrow(SQL["lock_references"], *ids) or {}) if by_parts else {}
+    known, erased = await _find(connection, ids)
+    outcome.erased = {*outcome.erased, *erased}
+    good, refused = check_references([a for a in accepted if _who(a.event) not in erased], known)
+    outcome.refused += refused
+    if by_parts:
+        good, outcome.waiting = _apart_from_waiting(good, {name: set(found) for name, found in free.items()})
+    return good, outcome
+
+
+async def _all_there(connection: Connection, wanted: References) -> bool:
+    counts = await connection.fetchrow(
+        SQL["count_references"],
+        list(wanted.users),
+        *_columns(wanted.sessions, 3),
+        *_columns(wanted.places, 2),
+        *_columns(wanted.steps, 2),
+    )
     assert counts is not None  # noqa: S101 - one row, always
-    expected = (wanted.users, wanted.sessions, wanted.servers, wanted.walkthroughs, wanted.steps, ())
-    if tuple(counts.values()) == tuple(len(part) for part in expected):
-        return list(accepted), refused, erased
-    found = await connection.fetchrow(SQL["find_references"], *arguments)
-    assert found is not None  # noqa: S101 - one row, always
-    erased |= set(found["erased"])
-    known = References(
-        set(found["users"]),
-        set(found["sessions"]),
-        set(found["servers"]),
-        set(found["walkthroughs"]),
-        set(zip(found["step_ids"], found["step_walkthroughs"], strict=True)),
-    )
-    good, by_reference = check_references([a for a in accepted if _who(a.event) not in erased], known)
-    return good, refused + by_reference, erased
+    expected = (wanted.users, wanted.sessions, wanted.places, wanted.steps, ())
+    return tuple(counts.values()) == tuple(len(part) for part in expected)
+
+
+def _columns(tuples: Collection[tuple[str, ...]], width: int) -> list[list[str]]:
+    return [[one[i] for one in tuples] for i in range(width)]
+
+
+async def _find(connection: Connection, ids: Sequence[list[str]]) -> tuple[Known, set[str]]:
+    """What exists of these rows, and who was erased."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, id_, one, two in await connection.fetch(SQL["find_references"], *ids):
+        found.setdefault(kind, {})[id_] = (one, two) if kind == "sessions" else one
+    kinds = ("users", "sessions", "servers", "walkthroughs", "steps")
+    return Known(*(found.get(kind, {}) for kind in kinds)), set(found.get("erased", ()))
+
+
+def _apart_from_waiting(
+    good: Iterable[Accepted], free: Mapping[str, Collection[str]]
+) -> tuple[list[Accepted], list[Waiting]]:
+    """The events all of whose rows are ours until the commit, and those that wait."""
+    now, waiting = [], []
+    for item in good:
+        event = item.event
+        if isinstance(event, UserErased):
+            continue
+        rows_ = [
+            ("users", "mcp_server_user", event.mcp_server_user_id),
+            ("sessions", "mcp_server_session", event.mcp_server_session_id),
+            ("servers", "mcp_servers", event.mcp_server_id),
+            ("walkthroughs", "walkthroughs", event.walkthrough_id),
+        ]
+        if isinstance(event, StepCompleted):
+            rows_.append(("steps", "walkthrough_steps", event.step_id))
+        locked = next((f"{table} {id_}" for kind, table, id_ in rows_ if id_ not in free[kind]), None)
+        if locked is None:
+            now.append(item)
+        else:
+            waiting.append(Waiting(item, locked))
+    return now, waiting
+
+
+# --- completions and starts ------------------------------------------------------------------------------
 
 
 async def _copy_and_upsert(
-    connection: Connection, merged: Sequence[Accepted], before: dict[int, int]
-) -> list[Refused]:
-    completions, starts = rows(merged, before)
+    connection: Connection, merged: Sequence[Accepted], passed: Mapping[int, int]
+) -> None:
+    completions, starts = rows(merged, passed)
     if completions:
         await connection.copy_records_to_table("incoming", records=completions, columns=INCOMING_COLUMNS)
         on_old_ground = any(row[-1] for row in completions)
@@ -239,25 +387,168 @@ async def _copy_and_upsert(
         )
         on_old_ground = any(row[-1] for row in starts)
         await connection.execute(_UPSERT_STARTS_AND_MARK if on_old_ground else SQL["upsert_starts"])
-    return []
+
+
+async def _without_locked_rows(
+    connection: Connection, merged: Sequence[Accepted], outcome: _Outcome
+) -> list[Accepted]:
+    """Locks the rows that the upsert may change; events whose row somebody else has locked wait."""
+    locked: dict[tuple[bool, str, str], str] = {}
+    for is_step, kind, table in (
+        (True, "completions", "walkthrough_step_completions"),
+        (False, "starts", "walkthrough_starts"),
+    ):
+        keys = [_key(item.event)[1:] for item in merged if isinstance(item.event, StepCompleted) == is_step]
+        if keys:
+            users, of_whom = (list(part) for part in zip(*keys, strict=True))
+            ours = {tuple(r) for r in await connection.fetch(SQL[f"lock_{kind}"], users, of_whom)}
+            there = {tuple(r) for r in await connection.fetch(SQL[f"find_{kind}"], users, of_whom)}
+            locked |= {(is_step, *key): f"{table} {' '.join(key)}" for key in there - ours}
+    outcome.waiting += [Waiting(i, locked[_key(i.event)]) for i in merged if _key(i.event) in locked]
+    return [item for item in merged if _key(item.event) not in locked]
+
+
+def _key(event: AnyEvent) -> tuple[bool, str, str]:
+    """The row that an event is about: whether it is a completion, whose it is, and of what."""
+    if isinstance(event, StepCompleted):
+        return True, event.mcp_server_user_id, event.step_id
+    return False, _who(event), "" if isinstance(event, UserErased) else event.walkthrough_id
 
 
 async def _upsert_by_halves(
-    connection: Connection, merged: Sequence[Accepted], before: dict[int, int]
-) -> list[Refused]:
-    """Finds the rows that PostgreSQL refuses for what they hold; all others are upserted."""
+    connection: Connection,
+    merged: Sequence[Accepted],
+    passed: Mapping[int, int],
+    outcome: _Outcome,
+    probes: list[int],
+) -> None:
+    """Finds the rows that PostgreSQL refuses for what they hold; all others are upserted.
+
+    What waits for a lock all the same (of a row that is being inserted, or that is not ours) is looked for,
+    too, as long as `probes` lasts.
+    """
     try:
         async with connection.transaction():
             await connection.execute(SQL["clear_incoming"])
             await connection.execute(SQL["clear_incoming_starts"])
-            return await _copy_and_upsert(connection, merged, before)
+            await _copy_and_upsert(connection, merged, passed)
+            return
     except _REFUSED_BY_DATABASE as error:
         if len(merged) == 1:
             constraint = getattr(error, "constraint_name", None)
             message = f"PostgreSQL refuses it: {type(error).__name__} {constraint or ''}".rstrip()
-            return [Refused(merged[0].record, Rejection.REFUSED_BY_DATABASE, message)]
-        half = len(merged) // 2
-        return [
-            *await _upsert_by_halves(connection, merged[:half], before),
-            *await _upsert_by_halves(connection, merged[half:], before),
+            outcome.refused.append(Refused(merged[0].record, Rejection.REFUSED_BY_DATABASE, message))
+            return
+    except asyncpg.LockNotAvailableError:
+        probes[0] -= 1
+        if len(merged) == 1 or probes[0] < 0:
+            outcome.waiting += [Waiting(item, "a row that is being written") for item in merged]
+            return
+    half = len(merged) // 2
+    for part in (merged[:half], merged[half:]):
+        await _upsert_by_halves(connection, part, passed, outcome, probes)
+
+
+# --- events that wait ------------------------------------------------------------------------------------
+
+
+class Resumed(NamedTuple):
+    """What became of some events that waited."""
+
+    #: How many are recorded now, or of people who were erased.
+    done: int
+    #: What is refused now, by the number of the row that holds it until `forget`.
+    refused: dict[int, Refused]
+    #: Where to go on; None at the end.
+    last: int | None
+
+
+async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None:
+    if not waiting:
+        return
+    records = [w.item.record for w in waiting]
+    await connection.execute(
+        SQL["set_aside"],
+        [r.topic for r in records],
+        [r.partition for r in records],
+        [r.offset for r in records],
+        [r.timestamp for r in records],
+        [r.key for r in records],
+        [r.value for r in records],
+        [_headers_to_json(r) for r in records],
+        [w.item.event.mcp_server_user_id for w in waiting],
+        [w.waits_for for w in waiting],
+    )
+
+
+async def resume(pool: Pool, after: int, limit: int) -> Resumed:
+    """Records those of the next events that wait for nothing any more, as everything on old ground.
+
+    Args:
+        pool: connections made with `SERVER_SETTINGS` and `prepare`.
+        after: the number of the last one that was looked at.
+        limit: how many to look at.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        taken = await connection.fetch(SQL["take_waiting"], after, limit)
+        records = [_record_of(row) for row in taken]
+        numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
+        accepted, unreadable = read(records, int(time.time() * 1000))
+        passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
+        outcome = await _write_by_parts(connection, accepted, unreadable, passed) if taken else _Outcome()
+        refused = {numbers[id(r.record)]: r for r in outcome.refused}
+        left = {numbers[id(w.item.record)] for w in outcome.waiting} | refused.keys()
+        done = [number for number in numbers.values() if number not in left]
+        await connection.execute(SQL["forget_waiting"], done)
+        if done:
+            passing("waiting.in-transaction")
+    return Resumed(len(done), refused, taken[-1]["id"] if len(taken) == limit else None)
+
+
+async def forget(pool: Pool, numbers: Iterable[int]) -> None:
+    """Removes events that waited: they are dead letters now."""
+    await pool.execute(SQL["forget_waiting"], list(numbers))
+
+
+async def count_waiting(pool: Pool) -> tuple[int, float]:
+    """How many events wait for a lock, and for how many seconds the oldest does."""
+    row = await pool.fetchrow(SQL["count_waiting"])
+    assert row is not None  # noqa: S101 - one row, always
+    return row["events"], row["oldest_seconds"]
+
+
+def _headers_to_json(record: Record) -> str:
+    """Headers byte for byte: neither names nor values need be text."""
+    return json.dumps(
+        [
+            [
+                base64.b64encode(name.encode("utf-8", "surrogateescape")).decode(),
+                None if value is None else base64.b64encode(value).decode(),
+            ]
+            for name, value in record.headers
         ]
+    )
+
+
+def _record_of(row: asyncpg.Record) -> Record:
+    headers: Any = tuple(
+        (
+            base64.b64decode(name).decode("utf-8", "surrogateescape"),
+            None if value is None else base64.b64decode(value),
+        )
+        for name, value in json.loads(row["headers"])
+    )
+    key, value = row["key"], row["value"]
+    return ConsumerRecord(
+        topic=row["topic"],
+        partition=row["partition"],
+        offset=row["offset"],
+        timestamp=row["timestamp"],
+        timestamp_type=0,
+        key=key,
+        value=value,
+        checksum=None,
+        serialized_key_size=len(key or b""),
+        serialized_value_size=len(value),
+        headers=headers,
+    )

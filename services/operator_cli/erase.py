@@ -140,7 +140,7 @@ async def _forget(db: Connection, user: str) -> Receipt:
         assert row is not None  # noqa: S101 - one row, always
         counts = {k: v for k, v in row.items() if k not in {"known", "erased_at"}}
         journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
-        for name in ("erase_outbox", "erase_set_aside", "erase_user"):
+        for name in ("erase_user", "erase_waiting_events", "erase_outbox", "erase_set_aside"):
             await db.execute(SQL[name], user)
         await store.follow_within(db, journeys)
         await db.execute(SQL["erase_marks"], user)

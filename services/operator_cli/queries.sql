@@ -580,6 +580,45 @@ from outbox;
 -- name: status_set_aside
 select count(*) as set_aside from outbox_set_aside;
 
+-- name: status_waiting
+-- Events that wait for a lock, and for which rows, as far as the oldest say.
+select
+  count(*) as events_waiting,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::double precision as events_waiting_seconds,
+  array(
+    select waits_for from (select id, waits_for from waiting_events order by id limit 1000) as oldest
+    group by waits_for
+    order by min(id)
+    limit 3
+  ) as waits_for
+from waiting_events;
+
+-- name: status_lockers
+-- Whose transaction has locked one of these rows. A row that several have locked at once does not say.
+select distinct
+  holder.pid,
+  coalesce(holder.usename, '') as role,
+  coalesce(holder.application_name, '') as application
+from (
+  select xmax from mcp_server_user where id = any($1::text[])
+  union all
+  select xmax from mcp_server_session where mcp_server_session_id = any($1::text[])
+  union all
+  select xmax from mcp_servers where id = any($1::text[])
+  union all
+  select xmax from walkthroughs where id = any($1::text[])
+  union all
+  select xmax from walkthrough_steps where id = any($1::text[])
+  union all
+  select xmax from walkthrough_step_completions where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from walkthrough_starts where mcp_server_user_id = any($1::text[])
+) as locked
+inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+inner join pg_stat_activity as holder on held.pid = holder.pid
+order by holder.pid
+limit 3;
+
 -- name: status_handled
 select count(*) as handled from dead_letters_handled;
 
@@ -598,6 +637,9 @@ select
 from pg_stat_activity
 where datname = current_database() and application_name like 'stepstream _%'
 group by 1;
+
+-- name: events_waiting
+select count(*) from waiting_events;
 
 -- name: replay_recorded
 select
@@ -711,7 +753,11 @@ select
   (
     select count(*) from outbox_set_aside
     where key = $1 and is_erasure_of($1, type, headers) is not true
-  ) as outbox_set_aside;
+  ) as outbox_set_aside,
+  (select count(*) from waiting_events where mcp_server_user_id = $1) as waiting_events;
+
+-- name: erase_waiting_events
+delete from waiting_events where mcp_server_user_id = $1;
 
 -- name: erase_note
 insert into erased_users (mcp_server_user_id, erased_at, event_id) values ($1, $2, $3)

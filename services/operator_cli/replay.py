@@ -232,7 +232,13 @@ async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], N
             else Aggregator(settings, pool, asyncio.sleep)
         )
         with explaining():
-            return await _read_ranges(settings, ranges, handler.handle, progress)
+            fed = await _read_ranges(settings, ranges, handler.handle, progress)
+            if recording and (waiting := (await recorder_store.count_waiting(pool))[0]):
+                say(
+                    f"[yellow]{many(waiting, 'event')} wait for rows that somebody else has locked[/]: "
+                    f"{RECORDER} records them when the locks go. `stepstream status` says which rows"
+                )
+            return fed
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:

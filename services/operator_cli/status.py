@@ -31,6 +31,7 @@ _PARTS = {
     "status_marks": "marks to count again",
     "status_outbox": "the outbox",
     "status_set_aside": "what was set aside",
+    "status_waiting": "events that wait for a lock",
     "status_handled": "dead letters that are handled",
 }
 _UNKNOWN = "not known"
@@ -149,6 +150,9 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
     database |= await _read(db, seen, "offsets that are recorded", SQL["status_offsets"], settings.topic)
+    if database.get("waits_for"):
+        ids = [part for row in database["waits_for"] for part in row.split()[1:]]
+        database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
 
 
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
@@ -189,9 +193,22 @@ def _judge(seen: Status) -> None:
             seen.problems.append(f"no {service} is connected to the database")
     if seen.database.get("set_aside"):
         seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
+    if seen.database.get("events_waiting"):
+        seen.problems.append(_told_waiting(seen.database))
     if "partitions" in seen.database:
         recorded = zip(seen.database["partitions"], seen.database["next_offsets"], strict=True)
         _judge_offsets(seen, dict(recorded))
+
+
+def _told_waiting(database: Mapping[str, Any]) -> str:
+    """Which events wait for a lock, on what, and who has it."""
+    events, rows = database["events_waiting"], database["waits_for"]
+    who = [f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in database["lockers"]]
+    return (
+        f"{many(events, 'event')} {'waits' if events == 1 else 'wait'} for what somebody else has locked, "
+        f"the oldest for {told_duration(database['events_waiting_seconds'])}: {', '.join(rows)}"
+        + (f"; locked by {', '.join(who)}" if who else "")
+    )
 
 
 def _judge_offsets(seen: Status, recorded: Mapping[int, int]) -> None:
@@ -232,6 +249,14 @@ def as_json(seen: Status) -> dict[str, Any]:
             "set_aside": seen.database.get("set_aside"),
         },
         "marks": None if seen.database is None else seen.database.get("marks"),
+        "events_waiting": None
+        if seen.database is None
+        else {
+            "events": seen.database.get("events_waiting"),
+            "oldest_seconds": seen.database.get("events_waiting_seconds"),
+            "rows": seen.database.get("waits_for"),
+            "locked_by": seen.database.get("lockers", []),
+        },
         "newest": None
         if seen.database is None
         else {
@@ -302,6 +327,10 @@ def status_page(seen: Status) -> RenderableType:
             ("newest completion", _told_newest(db, "newest_recorded")),
             ("newest counted", _told_newest(db, "newest_counted")),
             ("marks to count again", f"{db['marks']:,}" if "marks" in db else _UNKNOWN),
+            (
+                "events that wait for a lock",
+                f"{db['events_waiting']:,}" if "events_waiting" in db else _UNKNOWN,
+            ),
             ("outbox", _told_outbox(db)),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),
         ]

@@ -39,6 +39,8 @@ class Verdict:
     nodes: list[dict[str, Any]]
     differing: int
     in_flight: int = 0
+    #: Events that wait for a lock: in no table that is compared.
+    events_waiting: int = 0
     why: list[str] = field(default_factory=list)
 
 
@@ -103,6 +105,7 @@ async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
         nodes=nodes,
         differing=differing,
         in_flight=outcome.in_flight,
+        events_waiting=await survey.fetchval(SQL["events_waiting"]),
         why=why if differing else [],
     )
 
@@ -172,6 +175,11 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
         )
         if verdict.in_flight:
             say(f"{verdict.in_flight:,} journeys were in flight, and right when looked at again")
+        if verdict.events_waiting:
+            say(
+                f"[yellow]{many(verdict.events_waiting, 'event')} wait for rows that somebody else has "
+                "locked[/], and are no completions yet: `stepstream status` says which rows"
+            )
     if verdict.differing:
         raise MismatchError(
             "; ".join([f"{many(verdict.differing, 'cell')} and journeys differ", *verdict.why])

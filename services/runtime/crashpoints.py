@@ -21,6 +21,8 @@ POINTS: Final = {
     "recorder.database-committed": "its rows are committed, its dead letters and offsets are not sent",
     "recorder.dead-letters-sent": "its dead letters are acknowledged, its offsets are not sent",
     "recorder.offsets-committed": "all of it is done",
+    "waiting.in-transaction": "events that waited for a lock are recorded, and not committed",
+    "waiting.dead-letters-sent": "those that are refused now are acknowledged, and still wait",
     "aggregator.polled": "a batch is in hand, and nothing of it is looked at",
     "aggregator.in-transaction": "its counts are written, and not committed",
     "aggregator.database-committed": "its counts are committed, its offsets are not sent",

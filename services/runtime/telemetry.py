@@ -65,6 +65,12 @@ PAUSED = Gauge(
     "1 while fetching pauses because the batch in hand waits for something that is away.",
     ["service"],
 )
+EVENTS_WAITING = Gauge(
+    "stepstream_events_waiting", "Events that wait for rows which somebody else has locked."
+)
+EVENTS_WAITING_AGE = Gauge(
+    "stepstream_events_waiting_age_seconds", "How long the oldest event has waited for a lock."
+)
 DEAD_LETTERS = Counter(
     "stepstream_dead_letters", "Events sent to the dead letters, by error class.", ["error_class"]
 )

@@ -8,6 +8,7 @@ from aiokafka import ConsumerRecord
 
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
+from services.completion_recorder.store import Batch
 from services.runtime.kafka import next_offsets
 from tests.support.agents import agent
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, started
@@ -155,7 +156,8 @@ async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(worl
     for i in range(0, len(records), batch):
         part = records[i : i + batch]
         accepted, unreadable = read(part, 10**13)
-        refused, _ = await store.record(pool, world.settings.topic, next_offsets(part), accepted, unreadable)
+        batch_ = Batch(world.settings.topic, next_offsets(part), accepted, unreadable)
+        refused, _, _ = await store.record(pool, batch_)
         assert refused == []
     assert set(await world.completions()) == {("bob", "a"), ("bob", "b")}
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 0

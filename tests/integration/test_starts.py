@@ -74,6 +74,7 @@ async def prepare(world: World, people: list[str]) -> None:
     await world.offer()
     await world.offer("wt_b", "xyz", "srv_2")
     await world.people(people)
+    await world.people(people, "srv_2", "t_")
 
 
 def traffic(chance: random.Random, people: list[str], count: int) -> list[dict[str, Any]]:
@@ -82,7 +83,9 @@ def traffic(chance: random.Random, people: list[str], count: int) -> list[dict[s
     for _ in range(count):
         who, at = chance.choice(people), chance.randrange(5 * DAY)
         walkthrough, steps, server = chance.choice([("wt_a", "abcde", "srv_1"), ("wt_b", "xyz", "srv_2")])
-        where = {"walkthrough_id": walkthrough, "mcp_server_id": chance.choice([server, "srv_1"])}
+        server = chance.choice([server, "srv_1"])
+        session = ("s_" if server == "srv_1" else "t_") + who
+        where = {"walkthrough_id": walkthrough, "mcp_server_id": server, "mcp_server_session_id": session}
         if chance.random() < 0.3 and int(who[1:]) % 3:
             events.append(started(who, at, **where))
         else:

@@ -338,16 +338,16 @@ class World:
             walkthrough,
         )
 
-    async def people(self, names: Iterable[str], server: str = "srv_1") -> None:
-        """Users, each with the session `s_` and their name on the server."""
+    async def people(self, names: Iterable[str], server: str = "srv_1", session: str = "s_") -> None:
+        """Users, each with a session on the server: `s_`, or what is given, and their name."""
         names = list(names)
         await self.db.executemany(
             "insert into mcp_server_user (id) values ($1) on conflict do nothing", [(n,) for n in names]
         )
         await self.db.executemany(
             "insert into mcp_server_session (mcp_server_session_id, mcp_server_slug, connection_date,"
-            " mcp_server_user_id) values ('s_' || $1, $2, current_date, $1) on conflict do nothing",
-            [(n, server) for n in names],
+            " mcp_server_user_id) values ($3 || $1, $2, current_date, $1) on conflict do nothing",
+            [(n, server, session) for n in names],
         )
 
     async def insert(self, *events: dict[str, Any]) -> None:

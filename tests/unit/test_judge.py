@@ -8,7 +8,7 @@ from typing import Any
 from aiokafka import ConsumerRecord
 
 from schemas import Rejection
-from services.completion_recorder.judge import Accepted, References, check_references, merge, read
+from services.completion_recorder.judge import Accepted, Known, check_references, merge, read
 from services.runtime.kafka import Record, next_offsets
 from tests.support.world import completed
 
@@ -60,7 +60,19 @@ def test_different_contents_under_one_event_id_are_left_to_sql() -> None:
 
 
 def test_every_reference_is_judged() -> None:
-    known = References({"u"}, {"s_u"}, {"srv_1"}, {"wt_a", "wt_b"}, {("a", "wt_a"), ("z", "wt_b")})
+    known = Known(
+        users={"u", "v"},
+        sessions={
+            "s_u": ("srv_1", "u"),
+            "s_v": ("srv_1", "v"),
+            "s_2": ("srv_2", "u"),
+            "s_gone": (None, "u"),
+            "s_anyone": ("srv_1", None),
+        },
+        servers={"srv_1": "org", "srv_2": "org", "srv_b": "org_b"},
+        walkthroughs={"wt_a": "org", "wt_b": "org", "wt_of_b": "org_b"},
+        steps={"a": "wt_a", "z": "wt_b", "o": "wt_of_b"},
+    )
     events = {
         "good": completed("u", "a", 1),
         Rejection.UNKNOWN_USER: completed("nobody", "a", 1),
@@ -69,10 +81,17 @@ def test_every_reference_is_judged() -> None:
         Rejection.UNKNOWN_WALKTHROUGH: completed("u", "a", 1, walkthrough_id="none"),
         Rejection.UNKNOWN_STEP: completed("u", "none", 1),
         Rejection.STEP_OF_ANOTHER_WALKTHROUGH: completed("u", "z", 1),
+        Rejection.SERVER_OF_ANOTHER_ORGANIZATION: completed("u", "a", 1, mcp_server_id="srv_b"),
+        Rejection.SESSION_OF_ANOTHER_SERVER: completed("u", "a", 1, mcp_server_session_id="s_2"),
+        Rejection.SESSION_OF_ANOTHER_USER: completed("u", "a", 1, mcp_server_session_id="s_v"),
+        "a session that nobody has yet": completed("u", "a", 1, mcp_server_session_id="s_anyone"),
     }
     good, refused = check_references(accepted(*events.values()), known)
-    assert [item.event.event_id for item in good] == [events["good"]["event_id"]]
-    assert [r.rejection for r in refused] == [name for name in events if name != "good"]
+    names = {event["event_id"]: name for name, event in events.items()}
+    kept = [names[item.event.event_id] for item in good]
+    assert kept == ["good", "a session that nobody has yet"]
+    assert [r.rejection for r in refused] == [name for name in events if name not in kept]
+    assert all(r.known_in_part for r in refused)
 
 
 def test_offsets_go_on_after_the_last_record_of_each_partition() -> None:

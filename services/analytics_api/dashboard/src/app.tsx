@@ -240,6 +240,9 @@ function FreshnessBadge(props: { live: Live; fallback: Freshness | null; isWatch
   } else if (fresh === null) [state, text] = ["unknown", "Looking…"];
   else if (fresh.current === null) [state, text] = ["unknown", "Freshness not known"];
   else if (fresh.current) [state, text] = ["current", "Exact now"];
+  else if (waiting === 0 && fresh.events_waiting) {
+    [state, text] = ["behind", `${many(fresh.events_waiting, "event")} held up in the database`];
+  }
   else [state, text] = ["behind", `Counting: ${many(waiting, "event")} to go`];
   const newest = fresh?.newest_event_at;
   return (

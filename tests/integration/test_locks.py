@@ -1,0 +1,286 @@
+"""Rows that somebody else has locked: what waits for them waits alone, and nothing of it is lost."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord
+
+from services.completion_recorder import store
+from services.completion_recorder.judge import read
+from services.completion_recorder.store import Batch, Judged
+from services.runtime.database import Pool
+from services.runtime.kafka import next_offsets
+from tests.integration.test_erase import erased
+from tests.support.world import (
+    RECORDER,
+    Message,
+    Service,
+    World,
+    completed,
+    eventually,
+    metric,
+    started,
+)
+
+pytestmark = pytest.mark.integration
+
+PEOPLE = ["ann", "bob", "cat", "dan"]
+
+
+@contextlib.asynccontextmanager
+async def locked(world: World, *statements: str) -> AsyncIterator[None]:
+    """Somebody's transaction, in which these statements ran, stays open while the block lasts."""
+    async with world.connection() as other:
+        transaction = other.transaction()
+        await transaction.start()
+        for statement in statements:
+            await other.execute(statement)
+        try:
+            yield
+        finally:
+            await transaction.rollback()
+
+
+async def prepare(world: World) -> Pool:
+    """Ann and Bob on one server and walkthrough, Cat and Dan on others."""
+    await world.offer()
+    await world.offer("wt_b", "xyz", "srv_2")
+    await world.people(["ann", "bob"])
+    await world.people(["cat", "dan"], "srv_2")
+    return await world.recorder_pool()
+
+
+def event_of(person: str, step: str, at: int) -> dict[str, Any]:
+    if person in {"ann", "bob"}:
+        return completed(person, step, at)
+    return completed(
+        person, {"a": "x", "b": "y", "c": "z"}[step], at, walkthrough_id="wt_b", mcp_server_id="srv_2"
+    )
+
+
+async def hand(world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0) -> Judged:
+    """Hands events to the recorder as the records of partition 0 from offset `first` on."""
+    records = [
+        ConsumerRecord(world.settings.topic, 0, first + i, 7, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
+        for i, e in enumerate(events)
+    ]
+    accepted, refused = read(records, 10**13)
+    return await store.record(pool, Batch(world.settings.topic, next_offsets(records), accepted, refused))
+
+
+async def waiting(world: World) -> int:
+    return int(await world.db.fetchval("select count(*) from waiting_events"))
+
+
+def of_whom(completions: dict[tuple[str, str], Any]) -> dict[str, int]:
+    people = [user for user, _ in completions]
+    return {person: people.count(person) for person in people}
+
+
+LOCKS = {
+    "a user": ("select from mcp_server_user where id = 'ann' for update", {"ann"}),
+    "a session": ("select from mcp_server_session where mcp_server_session_id = 's_ann' for update", {"ann"}),
+    "a server": ("select from mcp_servers where id = 'srv_1' for update", {"ann", "bob"}),
+    "a walkthrough": ("select from walkthroughs where id = 'wt_a' for update", {"ann", "bob"}),
+    "a user who is being deleted": ("delete from mcp_server_user where id = 'ann'", {"ann"}),
+    "a server that is being deleted": ("delete from mcp_servers where id = 'srv_1'", {"ann", "bob"}),
+}
+
+
+@pytest.mark.parametrize("what", LOCKS)
+async def test_what_waits_for_a_lock_waits_alone_and_counts_when_it_goes(world: World, what: str) -> None:
+    pool = await prepare(world)
+    statement, held_up = LOCKS[what]
+    events = [event_of(person, step, i) for person in PEOPLE for i, step in enumerate("abc")]
+    async with locked(world, statement):
+        judged = await hand(world, pool, events)
+        assert judged == ([], 0, 3 * len(held_up))
+        assert of_whom(await world.completions()) == dict.fromkeys(set(PEOPLE) - held_up, 3)
+        assert await world.recorded() == len(events)
+        # What is read again meanwhile does not wait twice, and a look finds nothing to do.
+        await hand(world, pool, events)
+        assert await waiting(world) == 3 * len(held_up)
+        assert (await store.resume(pool, 0, 100)).done == 0
+    assert await world.db.fetchval("select count(*) from sankey_dirty") == 0
+    resumed = await store.resume(pool, 0, 100)
+    assert (resumed.done, resumed.refused) == (3 * len(held_up), {})
+    assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
+    assert await waiting(world) == 0
+    # The aggregator has passed their offsets: marks tell it.
+    marks = await world.db.fetch("select distinct mcp_server_user_id from sankey_dirty")
+    assert {m[0] for m in marks} == held_up
+
+
+async def test_a_locked_step_holds_up_that_step_alone(world: World) -> None:
+    pool = await prepare(world)
+    async with locked(world, "select from walkthrough_steps where id = 'b' for update"):
+        assert (await hand(world, pool, [completed("ann", step, 1) for step in "abc"])).waiting == 1
+    await store.resume(pool, 0, 100)
+    assert set(await world.completions()) == {("ann", step) for step in "abc"}
+
+
+async def test_a_locked_completion_or_start_holds_up_what_would_change_it_alone(world: World) -> None:
+    pool = await prepare(world)
+    await hand(world, pool, [completed("ann", "a", 50), completed("bob", "a", 50), started("ann", 50)])
+    lock_all = [
+        "select from walkthrough_step_completions where mcp_server_user_id = 'ann' for update",
+        "update walkthrough_starts set started_at = 60",
+    ]
+    async with locked(world, *lock_all):
+        more = [completed("ann", "a", 40), completed("ann", "b", 60), completed("bob", "a", 40)]
+        judged = await hand(world, pool, [*more, started("ann", 40)], first=3)
+        assert judged.waiting == 2
+        assert {k: at for k, (at, _) in (await world.completions()).items()} == {
+            ("ann", "a"): 50,
+            ("ann", "b"): 60,
+            ("bob", "a"): 40,
+        }
+    await store.resume(pool, 0, 100)
+    assert (await world.completions())["ann", "a"][0] == 40
+    assert await world.db.fetchval("select started_at from walkthrough_starts") == 40
+
+
+async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world: World) -> None:
+    """Nobody sees rows that are not committed yet: they are found by trying."""
+    pool = await prepare(world)
+    people = [f"p{i:03}" for i in range(300)]
+    await world.people(people)
+    events = [completed(p, "a", i) for i, p in enumerate(people)]
+    theirs = (
+        "insert into walkthrough_step_completions select 'theirs_' || id, id, 'wt_a', 'a', 'srv_1', 's_' || id, 0"
+        " from mcp_server_user where id in ('p007', 'p150', 'p299')"
+    )
+    async with locked(world, theirs):
+        judged = await hand(world, pool, events)
+        assert 3 <= judged.waiting < 100
+        assert len(await world.completions()) == len(people) - judged.waiting
+    while await waiting(world):
+        await store.resume(pool, 0, 1000)
+    assert len(await world.completions()) == len(people)
+
+
+async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_lock(world: World) -> None:
+    pool = await prepare(world)
+    await hand(world, pool, [completed("ann", "a", 1), completed("bob", "a", 1)])
+    async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
+        await hand(world, pool, [completed("ann", "b", 2)], first=2)
+        judged = await hand(world, pool, [completed("ann", "c", 3), erased("ann"), erased("bob")], first=3)
+        assert judged == ([], 1, 1)
+        assert set(await world.completions()) == {("ann", "a")}
+    while await waiting(world):
+        await store.resume(pool, 0, 100)
+    assert await world.completions() == {}
+    assert await world.db.fetch("select id from mcp_server_user where id in ('ann', 'bob')") == []
+
+
+async def test_whoever_is_erased_by_an_operator_leaves_nothing_that_waits(world: World) -> None:
+    pool = await prepare(world)
+    async with locked(world, "select from walkthrough_steps where id = 'a' for update"):
+        await hand(world, pool, [completed("ann", "a", 1), completed("bob", "a", 1)])
+        assert json.loads((await world.invoke("erase", "ann", "-o", "json")).stdout)["removed"][
+            "waiting_events"
+        ]
+        done = await world.invoke("erase", "ann", "--execute")
+        assert done.returncode == 0, done.stderr
+        assert await waiting(world) == 1
+    await store.resume(pool, 0, 100)
+    assert set(await world.completions()) == {("bob", "a")}
+
+
+async def wait_for(world: World, count: int) -> None:
+    async def there() -> bool:
+        return await waiting(world) == count
+
+    await eventually(there, f"{count} events wait")
+
+
+async def test_a_forgotten_lock_on_one_person_stops_nobody_else(world: World) -> None:
+    """With the real services: what waits shows everywhere, and is counted when the lock goes."""
+    await prepare(world)
+    recorder, _ = world.start_both()
+    api = await world.start_api()
+    odd = [("h", b"\xff\xfe"), ("", b""), ("h", b"2")]
+    async with locked(
+        world,
+        "select from mcp_server_user where id = 'ann' for update",
+        "select from mcp_server_session where mcp_server_session_id = 's_bob' for update",
+    ):
+        events = [event_of(person, step, i) for person in PEOPLE for i, step in enumerate("abc")]
+        await world.produce([Message(b"k", json.dumps(e).encode(), odd) for e in events])
+        await wait_for(world, 6)
+        await world.drained()
+        assert of_whom(await world.completions()) == {"cat": 3, "dan": 3}
+        await world.assert_exact()
+
+        async def told() -> bool:
+            return (await api.get("walkthroughs/wt_a/sankey"))["freshness"]["events_waiting"] == 6
+
+        await eventually(told, "the API says that events wait")
+        assert (await api.get("walkthroughs/wt_a/sankey"))["freshness"]["current"] is False
+        status = json.loads((await world.invoke("status", "-o", "json")).stdout)
+        assert status["events_waiting"]["events"] == 6
+        assert status["events_waiting"]["rows"] == ["mcp_server_user ann", "mcp_server_session s_bob"]
+        assert len(status["events_waiting"]["locked_by"]) == 1
+        assert any("6 events wait for what somebody else has locked" in p for p in status["problems"])
+        verified = await world.invoke("verify", "-o", "json")
+        assert (verified.returncode, json.loads(verified.stdout)["events_waiting"]) == (0, 6)
+        assert await metric(recorder, "stepstream_events_waiting") == 6
+    await wait_for(world, 0)
+    await world.drained()
+    assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
+    await world.assert_exact()
+
+
+async def test_what_is_gone_with_the_lock_becomes_dead_letters_byte_for_byte(world: World) -> None:
+    await prepare(world)
+    world.start(RECORDER)
+    odd = [("h", b"\xff\xfe"), ("", b""), ("h", b"2")]
+    value = json.dumps(completed("ann", "a", 1)).encode()
+    async with world.connection() as other, other.transaction():
+        await other.execute("delete from mcp_server_user where id = 'ann'")
+        await world.produce([Message(b"\xff key", value, odd), completed("bob", "a", 1)])
+        await wait_for(world, 1)
+    await wait_for(world, 0)
+    (letter,) = await world.dead_letters()
+    assert (letter.key, letter.value) == (b"\xff key", value)
+    assert list(letter.headers[:3]) == odd
+    told = dict(letter.headers[3:])
+    assert told["stepstream-error-class"] == b"unknown-user"
+    assert told["stepstream-topic"] == world.settings.topic.encode()
+    assert set(await world.completions()) == {("bob", "a")}
+
+
+async def dies(service: Service) -> None:
+    async def dead() -> bool:
+        return service.process.poll() is not None
+
+    await eventually(dead, "it dies")
+
+
+@pytest.mark.parametrize("point", ["waiting.in-transaction", "waiting.dead-letters-sent"])
+async def test_killed_while_it_records_what_waited_and_started_again(world: World, point: str) -> None:
+    await prepare(world)
+    lock = (
+        ["select from mcp_server_user where id = 'ann' for update"]
+        if point == "waiting.in-transaction"
+        else ["delete from mcp_server_user where id = 'ann'"]
+    )
+    doomed = world.start(RECORDER, crash_at=f"{point}:1", session_timeout_seconds=2)
+    async with world.connection() as other, other.transaction():
+        for statement in lock:
+            await other.execute(statement)
+        await world.produce([event_of(p, "a", 1) for p in PEOPLE])
+        await wait_for(world, 1)
+    await dies(doomed)
+    assert await waiting(world) == 1
+    world.start_both(session_timeout_seconds=2)
+    await wait_for(world, 0)
+    await world.drained()
+    letters = await world.dead_letters()
+    kept = set(PEOPLE) if point == "waiting.in-transaction" else set(PEOPLE) - {"ann"}
+    assert of_whom(await world.completions()) == dict.fromkeys(kept, 1)
+    assert {json.loads(letter.value or b"")["mcp_server_user_id"] for letter in letters} == set(PEOPLE) - kept
+    await world.assert_exact()
