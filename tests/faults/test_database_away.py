@@ -137,7 +137,9 @@ async def test_every_error_that_passes_is_waited_out(world: World) -> None:
     services = world.start_both(poll_max_records=10)
     await ready(services)
     await world.produce(traffic(3, 250))
-    await tried_again(services, len(PASSING))
+    # A lock is not waited out by the recorder: it sets aside what is locked, and goes on.
+    await tried_again(services[:1], len(PASSING) - 1)
+    await tried_again(services[1:], len(PASSING))
     await all_is_well(world, services)
 
 
