@@ -906,6 +906,8 @@ cross join lateral (
   inner join mcp_servers as server on own.mcp_server_slug = server.slug
   inner join mcp_server_walkthroughs as offer on server.id = offer.mcp_server_id
     and offer.walkthrough_id = given.walkthrough_id
+  inner join walkthroughs on offer.walkthrough_id = walkthroughs.id
+    and server.organization_id = walkthroughs.organization_id
   where own.mcp_server_user_id = given.mcp_server_user_id
   order by
     coalesce(own.connection_timestamp, 0) <= given.at desc,

@@ -92,6 +92,7 @@ OUTBOX_SET_ASIDE = Gauge(
 MCP_CALLS = Counter(
     "stepstream_mcp_calls", "Tool calls of agents, by what they came to.", ["tool", "outcome"]
 )
+MCP_UNDER_WAY = Gauge("stepstream_mcp_calls_under_way", "Tool calls that are not answered yet.")
 MCP_SECONDS = Histogram(
     "stepstream_mcp_seconds",
     "Seconds that a tool call took.",

@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.runtime.database import Pool, is_away
 from services.runtime.mcp import Context, Faults
-from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
+from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, advance, start
 from services.walkthrough_mcp.people import Caller, problem_of_tracking_id
 from services.walkthrough_mcp.prose import Guidance, guidance, text
+from services.walkthrough_mcp.turns import BusyError, Turns
 
 log = logging.getLogger("stepstream.mcp")
 SERVICE = "walkthrough-mcp"
@@ -131,6 +132,10 @@ _TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisi
 _SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
 
 _AWAY: Final = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
+_BUSY: Final = (
+    "Other calls for this person, or other work on what they need, are still under way. Wait for them, or a "
+    "moment, and try the same call again."
+)
 
 
 class _WrongArgumentsError(Exception):
@@ -160,6 +165,7 @@ class Tools:
     def __init__(self, pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> None:
         self._pool = pool
         self._caller_of = caller_of
+        self._turns = Turns(store.WAITING)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         """The tools, for this caller."""
@@ -172,7 +178,7 @@ class Tools:
         """Calls a tool. What the agent can mend is an answer; all else is an error without internals."""
         name = params.name if params.name in _ARGUMENTS else "unknown"
         outcome = "error"
-        with MCP_SECONDS.labels(name).time():
+        with MCP_SECONDS.labels(name).time(), MCP_UNDER_WAY.track_inprogress():
             try:
                 answer = await self._call(self._caller_of(ctx), params)
                 result = CallToolResult(
@@ -194,6 +200,9 @@ class Tools:
                     INVALID_PARAMS,
                     "This person signs in; their tracking id alone does not open their progress.",
                 ) from None
+            except BusyError:
+                outcome = "busy"
+                raise MCPError(INTERNAL_ERROR, _BUSY, {"reason": "busy"}) from None
             finally:
                 MCP_CALLS.labels(name, outcome).inc()
         return result
@@ -206,7 +215,9 @@ class Tools:
             return guidance(Move(Outcome.NOTHING_OFFERED), (), None, None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         try:
-            done = await store.call(self._pool(), caller, _decision(arguments))
+            done = await store.call(self._pool(), caller, _decision(arguments), self._turns)
+        except BusyError:
+            raise
         except Exception as error:
             if not is_away(error):
                 raise

@@ -10,35 +10,36 @@ from mcp_servers
 where slug = $1;
 
 -- name: lock_by_tracking_id
--- The person, locked until the transaction ends, so that the calls of one person take turns. `arrived_at` is
--- taken before the wait for the lock. The lock lets foreign keys refer to the row.
+-- The person, locked until the transaction ends, so that the calls of one person take turns. Who cannot have the
+-- lock tries again later, and holds no connection meanwhile; `arrived_at` is when it came, so many milliseconds
+-- ago. The lock lets foreign keys refer to the row.
 select
   id,
   upstream_sub is not null as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+  (extract(epoch from statement_timestamp()) * 1000)::bigint - $2::bigint as arrived_at
 from mcp_server_user
 where distinct_id = $1
-for no key update;
+for no key update nowait;
 
 -- name: lock_by_identity
 select
   person.id,
   false as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_user_identities as identity
 inner join mcp_server_user as person on identity.mcp_server_user_id = person.id
 where identity.issuer = $1 and identity.subject = $2
-for no key update of person;
+for no key update of person nowait;
 
 -- name: lock_by_session
 select
   person.id,
   false as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint as arrived_at
+  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_server_session as session
 inner join mcp_server_user as person on session.mcp_server_user_id = person.id
 where session.mcp_server_session_id = $1 and session.mcp_server_slug = $2
-for no key update of person;
+for no key update of person nowait;
 
 -- name: create_by_tracking_id
 insert into mcp_server_user (id, distinct_id, first_seen_at)
@@ -109,7 +110,10 @@ select
         order by offered.display_order, walkthroughs.title, walkthroughs.id
       )
     from mcp_server_walkthroughs as offered
+    inner join mcp_servers as server on offered.mcp_server_id = server.id
+    -- What another organization has is not this server's to offer: no completion of it would count.
     inner join walkthroughs on offered.walkthrough_id = walkthroughs.id
+      and server.organization_id = walkthroughs.organization_id
     cross join lateral (
       select jsonb_agg(jsonb_build_array(id, title, display_order) order by display_order, created_at nulls first, id collate "C") as steps
       from walkthrough_steps
@@ -140,7 +144,7 @@ select
 
 -- name: save
 -- Progress, session and events together, and the content of the step to show. Server, walkthrough and step are
--- locked first, from the outside in: a deletion of one of them is waited for while nothing is held that it needs.
+-- locked first, from the outside in; the call tries again later where one of them is being deleted, or locked.
 -- Where one of them is gone nothing is written, and `places` or `content` says so.
 with
 place as materialized (
@@ -148,12 +152,12 @@ place as materialized (
   from mcp_servers
   cross join walkthroughs
   where mcp_servers.id = $3 and walkthroughs.id = $8
-  for key share of mcp_servers, walkthroughs
+  for key share of mcp_servers, walkthroughs nowait
 ),
 shown as materialized (
   select content_fields from walkthrough_steps
   where id = $10 and exists (select from place)
-  for key share
+  for key share nowait
 ),
 session as (
   insert into mcp_server_session (

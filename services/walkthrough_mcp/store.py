@@ -1,23 +1,37 @@
 """One call's transaction: lock the person, look, decide, write; a constant number of round trips."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import asyncpg
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 from services.runtime.database import Connection, Pool, load_queries
 from services.walkthrough_mcp.events import Where, events_of
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, Progress, Step, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
+from services.walkthrough_mcp.turns import BusyError, Turns
 
 SQL = load_queries(__file__)
-SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "10s"}
+#: Nobody waits for a lock on a connection that others need.
+SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "50ms"}
 SESSION_IDLE_MS = 30 * 60 * 1000
 #: How long a call waits for a connection, and for a statement, before its agent is told to try again.
 WAIT_SECONDS = 15.0
+#: How long a call waits for other calls of the same person, and for rows that somebody has locked.
+_PATIENCE_SECONDS = 10.0
+#: So many calls of one person wait, beside the one that goes on.
+WAITING = 16
 
 #: Decides on what is offered and when the call arrived.
 Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], Move]
@@ -71,14 +85,53 @@ async def find_server(pool: Pool, slug: str) -> Server | None:
     return Server(**dict(row)) if row else None
 
 
-async def call(pool: Pool, caller: Caller, decide: Decide) -> Done:
+async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None) -> Done:
     """Runs one call; tried again where somebody else was in the way.
 
+    Args:
+        pool: connections made with `SERVER_SETTINGS`.
+        caller: who calls.
+        decide: what the call comes to.
+        turns: where the calls of each person wait for each other.
+
     Raises:
+        BusyError: other calls of this person, or a lock of somebody else, were in the way for too long.
         UnknownVisitorError: the caller gave a visitor id that nobody has.
         SignsInElsewhereError: the caller gave the tracking id of somebody who signs in.
         asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
     """
+    came = time.monotonic()
+    person = _who(caller)
+    if person is None or turns is None:
+        return await _until_free(pool, caller, decide, came)
+    async with turns.turn(person, _PATIENCE_SECONDS):
+        return await _until_free(pool, caller, decide, came)
+
+
+def _who(caller: Caller) -> Hashable:
+    """What a person is known by; None for somebody new."""
+    return caller.identity or caller.tracking_id or caller.transport_session
+
+
+async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
+    """Runs the call when nobody else has locked what it needs; between two tries it holds nothing."""
+    left = max(0.0, came + _PATIENCE_SECONDS - time.monotonic())
+    tries = AsyncRetrying(
+        retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
+        stop=stop_after_delay(left),
+        wait=wait_random_exponential(multiplier=0.01, max=1),
+        reraise=True,
+    )
+    try:
+        async for attempt in tries:
+            with attempt:
+                done = await _until_there(pool, caller, decide, came)
+    except asyncpg.LockNotAvailableError as error:
+        raise BusyError from error
+    return done
+
+
+async def _until_there(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
     tries = AsyncRetrying(
         retry=retry_if_exception_type(_AGAIN),
         stop=stop_after_attempt(5),
@@ -88,17 +141,17 @@ async def call(pool: Pool, caller: Caller, decide: Decide) -> Done:
     async for attempt in tries:
         with attempt:
             async with pool.acquire(timeout=WAIT_SECONDS) as connection, connection.transaction():
-                done = await _call(connection, caller, decide)
+                done = await _call(connection, caller, decide, came)
     return done
 
 
-async def _call(connection: Connection, caller: Caller, decide: Decide) -> Done:
-    person = await _lock(connection, caller)
+async def _call(connection: Connection, caller: Caller, decide: Decide, came: float) -> Done:
+    person = await _lock(connection, caller, came)
     now, live_session, offers = await _look(connection, caller, person)
     move = decide(offers, person.arrived_at if person else None)
     visitor = None
     if person is None and move.writes:
-        person, visitor = await _somebody_new(connection, caller)
+        person, visitor = await _somebody_new(connection, caller, came)
         now, live_session, offers = await _look(connection, caller, person)
         move = decide(offers, None)
     content = None
@@ -108,7 +161,7 @@ async def _call(connection: Connection, caller: Caller, decide: Decide) -> Done:
     return Done(move, offers, content, visitor)
 
 
-async def _lock(connection: Connection, caller: Caller) -> _Person | None:
+async def _lock(connection: Connection, caller: Caller, came: float) -> _Person | None:
     if caller.identity is not None:
         query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
     elif caller.tracking_id is not None:
@@ -117,7 +170,7 @@ async def _lock(connection: Connection, caller: Caller) -> _Person | None:
         query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
     else:
         return None
-    row = await connection.fetchrow(SQL[query], *arguments)
+    row = await connection.fetchrow(SQL[query], *arguments, int((time.monotonic() - came) * 1000))
     if row is None:
         if caller.must_exist:
             raise UnknownVisitorError
@@ -127,7 +180,7 @@ async def _lock(connection: Connection, caller: Caller) -> _Person | None:
     return _Person(row["id"], row["arrived_at"])
 
 
-async def _somebody_new(connection: Connection, caller: Caller) -> tuple[_Person, str | None]:
+async def _somebody_new(connection: Connection, caller: Caller, came: float) -> tuple[_Person, str | None]:
     """Makes the person of a first call, or finds who another first call at the same moment has made."""
     user, visitor = new_id("mcpu_", 12), None
     if caller.identity is not None:
@@ -141,7 +194,7 @@ async def _somebody_new(connection: Connection, caller: Caller) -> tuple[_Person
         visitor = new_tracking_id()
         await connection.execute(SQL["create_by_tracking_id"], user, visitor)
         caller = Caller(caller.server, tracking_id=visitor)
-    person = await _lock(connection, caller)
+    person = await _lock(connection, caller, came)
     if person is None:
         raise RuntimeError("a person who was just made cannot be found")
     return person, visitor

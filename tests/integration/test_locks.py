@@ -1,19 +1,25 @@
 """Rows that somebody else has locked: what waits for them waits alone, and nothing of it is lost."""
 
+import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord
+from mcp.shared.exceptions import MCPError
+from mcp_types import CallToolResult
 
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch, Judged
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
+from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
+from tests.support.agents import agent
 from tests.support.world import (
     RECORDER,
     Message,
@@ -284,3 +290,64 @@ async def test_killed_while_it_records_what_waited_and_started_again(world: Worl
     assert of_whom(await world.completions()) == dict.fromkeys(kept, 1)
     assert {json.loads(letter.value or b"")["mcp_server_user_id"] for letter in letters} == set(PEOPLE) - kept
     await world.assert_exact()
+
+
+# --- the MCP layer ----------------------------------------------------------------------------------------
+
+
+async def test_calls_of_a_locked_person_hold_up_nobody_else_and_few_of_them_wait(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp(mcp_database_pool_size=3)
+    base = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(f"{base}/ann") as ann, agent(f"{base}/bob") as bob:
+        for who in (ann, bob):
+            await who.start()
+        async with locked(world, "select from mcp_server_user where distinct_id = 'ann' for update"):
+            calls = [asyncio.create_task(ann.raw("get_next_step", current_step_id="a")) for _ in range(40)]
+
+            async def the_rest_is_answered() -> bool:
+                return sum(call.done() for call in calls) == 40 - 1 - store_of_mcp.WAITING
+
+            await eventually(the_rest_is_answered, "all but a few are answered")
+            for step in "abcde":
+                await bob.next(current_step_id=step)
+            assert sum(call.done() for call in calls) == 40 - 1 - store_of_mcp.WAITING
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [call for call in done if isinstance(call, BaseException)]
+        assert {error.error.data["reason"] for error in refused if isinstance(error, MCPError)} == {"busy"}
+        outcomes = Counter(
+            c.structured_content["outcome"]
+            for c in done
+            if isinstance(c, CallToolResult) and c.structured_content
+        )
+        assert outcomes == {"advanced": 1, "repeated": store_of_mcp.WAITING}
+        assert (await ann.next(current_step_id="b"))["step"]["id"] == "c"
+
+
+async def test_a_locked_walkthrough_holds_up_no_call_in_another(world: World) -> None:
+    await world.offer()
+    await world.offer("wt_b", "xyz", "srv_2")
+    service = await world.start_mcp(mcp_database_pool_size=2)
+    base = f"http://127.0.0.1:{service.port}/mcp"
+    async with contextlib.AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(agent(f"{base}/srv_1/p{i}")) for i in range(6)]
+        other = await stack.enter_async_context(agent(f"{base}/srv_2/cat"))
+        async with locked(world, "select from walkthroughs where id = 'wt_a' for update"):
+            calls = [asyncio.create_task(one.start()) for one in many]
+            await other.start()
+            for step in "xyz":
+                await other.next(current_step_id=step)
+            assert not any(call.done() for call in calls)
+        assert {a["outcome"] for a in await asyncio.gather(*calls)} == {"started"}
+
+
+async def test_a_server_does_not_offer_what_another_organization_has(world: World) -> None:
+    """No completion of it would count."""
+    await world.offer()
+    await world.offer("wt_of_b", "xyz", "srv_1")
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_b', 'b', now())")
+    await world.db.execute("update walkthroughs set organization_id = 'org_b' where id = 'wt_of_b'")
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        assert (await ann.start())["step"]["id"] == "a"
+        assert (await ann.start(name="wt_of_b"))["outcome"] == "unknown-name"

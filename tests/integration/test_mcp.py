@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import random
+import time
 from collections import Counter
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from services.walkthrough_mcp.guide import advance, start
 from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
-from tests.support.world import MCP, RELAY, World, eventually
+from tests.support.world import MCP, RELAY, World, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -275,13 +276,7 @@ async def test_two_unnamed_calls_that_overlap_complete_one_step(world: World) ->
         calls = [asyncio.create_task(who.next()) for who in (ann, twin)]
 
         async def both_wait() -> bool:
-            return (
-                await world.db.fetchval(
-                    "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-                    " and datname = current_database()"
-                )
-                == 2
-            )
+            return await metric(service, "stepstream_mcp_calls_under_way") == 2
 
         await eventually(both_wait, "both calls wait")
         await blocker.rollback()
@@ -638,7 +633,9 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
             counting = Counting()
             connection.add_query_logger(counting)
             async with connection.transaction():
-                done = await store._call(connection, caller, lambda offers, at: advance(offers, None, at))
+                done = await store._call(
+                    connection, caller, lambda offers, at: advance(offers, None, at), time.monotonic()
+                )
             connection.remove_query_logger(counting)
         assert done.move.outcome == "advanced"
         counts.append(counting.statements)

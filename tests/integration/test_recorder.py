@@ -16,7 +16,7 @@ from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
-from tests.support.world import World, completed, eventually
+from tests.support.world import World, completed, eventually, started
 
 pytestmark = pytest.mark.integration
 
@@ -140,6 +140,48 @@ async def test_unknown_references_are_refused_and_the_rest_is_kept(world: World)
         ]
     )
     assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): 2}
+
+
+async def test_what_an_event_refers_to_has_to_belong_together(world: World) -> None:
+    """Else one organization's figures would show ids of another."""
+    await world.offer()
+    await world.offer("wt_b", "z", "srv_2")
+    await world.offer("wt_of_b", "xy", "srv_of_b")
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_b', 'b', now())")
+    for table, row in (("mcp_servers", "srv_of_b"), ("walkthroughs", "wt_of_b")):
+        await world.db.execute(f"update {table} set organization_id = 'org_b' where id = $1", row)
+    await world.people(["ann", "bob"])
+    await world.people(["ann"], "srv_2", "t_")
+    await world.people(["ann"], "srv_of_b", "b_")
+    await world.people(["nobody-yet"], session="u_")
+    await world.db.execute(
+        "update mcp_server_session set mcp_server_user_id = null where mcp_server_user_id = 'nobody-yet'"
+    )
+    pool = await world.recorder_pool()
+    on_b = {"mcp_server_id": "srv_of_b", "mcp_server_session_id": "b_ann"}
+    wrong = [
+        completed("ann", "a", 1, **on_b),
+        completed("ann", "x", 1, walkthrough_id="wt_of_b"),
+        started("ann", 1, **on_b),
+        completed("ann", "b", 1, mcp_server_session_id="t_ann"),
+        completed("ann", "b", 1, mcp_server_session_id="b_ann"),
+        completed("ann", "c", 1, mcp_server_session_id="s_bob"),
+    ]
+    right = [
+        completed("ann", "y", 2, walkthrough_id="wt_of_b", **on_b),
+        # A session that the platform knows no user of, and a server that does not offer the walkthrough any more.
+        completed("ann", "d", 2, mcp_server_session_id="u_nobody-yet"),
+        completed("ann", "z", 2, walkthrough_id="wt_b"),
+    ]
+    refused = await record(world, pool, [*wrong, *right])
+    assert [r.rejection for r in refused] == [
+        *[Rejection.SERVER_OF_ANOTHER_ORGANIZATION] * 3,
+        *[Rejection.SESSION_OF_ANOTHER_SERVER] * 2,
+        Rejection.SESSION_OF_ANOTHER_USER,
+    ]
+    assert set(await world.completions()) == {("ann", step) for step in "ydz"}
+    # Alone in a batch they are judged on the quick way.
+    assert await record(world, pool, right, first=9) == []
 
 
 async def test_an_event_id_used_for_two_steps_is_refused_alone(world: World) -> None:
