@@ -522,6 +522,11 @@ export interface components {
              */
             marks: number | null;
             /**
+             * Events Waiting
+             * @description Events that wait for rows of the database which somebody else has locked; up to 10,000.
+             */
+            events_waiting: number | null;
+            /**
              * Looked At
              * @description When lag and marks were looked at.
              */
