@@ -124,6 +124,7 @@ grant select on recorded_offsets, walkthrough_step_completions, walkthrough_star
 
 -- The relay: the outbox.
 grant select, delete on outbox to stepstream_relay;
+grant select, update on outbox_shards to stepstream_relay;
 grant select, insert on outbox_set_aside to stepstream_relay;
 
 -- The MCP layer: people, their sessions and progress; events into the outbox, which it does not read.

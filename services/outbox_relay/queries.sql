@@ -1,13 +1,8 @@
 -- name: take_shards
--- The shards that hold rows and that no other relay has; locked until the transaction ends. Materialized, so
--- that shards without rows are not locked.
-with waiting as materialized (
-  select number as shard
-  from generate_series(0, 63) as number
-  where exists (select from outbox where outbox.shard = number)
-)
-select shard from waiting
-where pg_try_advisory_xact_lock($1::integer, shard);
+-- The shards that hold rows and that no other relay has; locked until the transaction ends.
+select shard from outbox_shards
+where exists (select from outbox where outbox.shard = outbox_shards.shard)
+for update skip locked;
 
 -- name: next_rows
 -- The oldest rows of these shards. A statement of its own: its snapshot is taken after the locks, so rows

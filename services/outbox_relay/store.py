@@ -10,9 +10,6 @@ from services.outbox_relay.sender import Message, Refused
 from services.runtime.database import Connection, Pool, load_queries
 
 SQL = load_queries(__file__)
-#: The first half of the advisory locks' key; the second is the shard.
-_LOCKS = 722_637
-
 #: What wakes the relay: the trigger of the outbox sends it.
 CHANNEL = "stepstream_outbox"
 
@@ -42,7 +39,7 @@ class Load:
 async def take(pool: Pool, limit: int) -> AsyncIterator[Load]:
     """Takes the next load; what was sent or refused by the end of the block leaves the outbox."""
     async with pool.acquire() as connection, connection.transaction():
-        shards = [row["shard"] for row in await connection.fetch(SQL["take_shards"], _LOCKS)]
+        shards = [row["shard"] for row in await connection.fetch(SQL["take_shards"])]
         if not shards:
             yield Load(())
             return

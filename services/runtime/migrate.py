@@ -4,6 +4,7 @@ Why not a tool: docs/decisions/0001-migrations.md.
 """
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import asyncpg
 
 from services.runtime.database import Connection, Pool, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError
+
+log = logging.getLogger("stepstream.migrate")
 
 FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 #: Any constant: every migrator of Stepstream takes the same advisory lock.
@@ -99,9 +102,27 @@ async def check_migrated(pool: Pool) -> None:
         raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `stepstream migrate` first")
 
 
+async def _take_turn(connection: Connection) -> None:
+    """Waits until no other migrator is at work, and says whom it waits for."""
+    if await connection.fetchval(f"select pg_catalog.pg_try_advisory_xact_lock({_LOCK})"):
+        return
+    holder = await connection.fetchrow(
+        "select activity.pid, activity.usename, activity.application_name"
+        " from pg_catalog.pg_locks as held"
+        " inner join pg_catalog.pg_stat_activity as activity on held.pid = activity.pid"
+        " where held.locktype = 'advisory' and held.granted and held.objsubid = 1"
+        " and (held.classid::bigint << 32 | held.objid::bigint) = $1"
+        " and held.database = (select oid from pg_catalog.pg_database where datname = current_database())",
+        _LOCK,
+    )
+    who = "another" if holder is None else "process {} ({}, {})".format(*holder)
+    log.warning("migrate waits for %s to let go of the lock that only one may have", who)
+    await connection.execute(f"select pg_catalog.pg_advisory_xact_lock({_LOCK})")
+
+
 async def _apply_next(connection: Connection, migrations: list[Migration]) -> str | None:
     async with connection.transaction():
-        await connection.execute(f"select pg_catalog.pg_advisory_xact_lock({_LOCK})")
+        await _take_turn(connection)
         await _refuse_foreign(connection, migrations)
         await connection.execute(
             "create table if not exists stepstream_migrations ("

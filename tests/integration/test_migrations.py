@@ -10,7 +10,7 @@ import pytest
 
 from services.runtime.errors import MigrationError
 from services.runtime.migrate import FOLDER, migrate, pending, read_migrations
-from tests.support.world import create_database, drop_database
+from tests.support.world import create_database, drop_database, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -160,6 +160,21 @@ async def test_what_was_counted_before_there_were_starts_stays_exact(db: Db, tmp
     assert await migrate(db) == ALL[2:]
     rows = await db.fetch("select position, timed_journeys from sankey_transitions order by position")
     assert [tuple(r) for r in rows] == [(0, 0), (1, 5)]
+
+
+async def test_who_holds_the_lock_of_migrations_is_named(
+    db: Db, empty: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    holder = await asyncpg.connect(empty, server_settings={"application_name": "somebody"})
+    await holder.execute("select pg_advisory_lock(7226377001)")
+    migrating = asyncio.create_task(migrate(db))
+
+    async def told() -> bool:
+        return f"waits for process {holder.get_server_pid()} (postgres, somebody)" in caplog.text
+
+    await eventually(told, "it says whom it waits for")
+    await holder.close()
+    assert await migrating == ALL
 
 
 @pytest.mark.parametrize(

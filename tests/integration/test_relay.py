@@ -66,8 +66,8 @@ async def holds_shards(world: World) -> bool:
     """Whether a relay is in the middle of a load: it has taken rows and not removed them yet."""
     return bool(
         await world.db.fetchval(
-            "select count(*) from pg_locks where locktype = 'advisory' and granted"
-            " and database = (select oid from pg_database where datname = current_database())"
+            "select count(*) from pg_locks where relation = 'outbox_shards'::regclass and granted"
+            " and mode = 'RowShareLock' and database = (select oid from pg_database where datname = current_database())"
         )
     )
 
@@ -87,6 +87,15 @@ async def test_several_relays_killed_in_the_middle_of_sending_keep_the_order_of_
     await world.relayed()
     assert await first_seen(world) == in_order(rows)
     assert [relay.terminate() for relay in relays] == [0, 0, 0]
+
+
+async def test_locks_that_whoever_connects_may_take_hold_no_relay_up(world: World) -> None:
+    relay = await world.start(RELAY).ready()
+    async with world.connection() as other:
+        await other.execute("select pg_advisory_lock(722637, number) from generate_series(0, 63) as number")
+        await world.put_in_outbox(numbered(keys=5, count=20))
+        await world.relayed()
+    assert relay.terminate() == 0
 
 
 async def test_a_relay_that_hangs_loses_its_shards_to_another(world: World) -> None:
