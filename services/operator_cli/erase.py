@@ -39,6 +39,8 @@ SQL = load_queries(__file__)
 #: How long to wait for the recorder to pass the event, so that no dead letter comes later, in seconds.
 _RECORDER_SECONDS = 30.0
 _LOOK_AGAIN = 0.2
+#: How long to wait for somebody who has locked the person, or something of theirs.
+_LOCK = {"lock_timeout": "10s"}
 
 
 @dataclass
@@ -105,7 +107,7 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             "gone "
             "already refused for good, add --even-if-unknown"
         )
-    async with connected(settings, store.prepare, store.SERVER_SETTINGS) as db:
+    async with connected(settings, store.prepare, store.SERVER_SETTINGS | _LOCK) as db:
         receipt = await _forget(db, found.user)
         passing("operator.erase-committed")
         try:

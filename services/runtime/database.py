@@ -207,6 +207,11 @@ def is_away(error: BaseException) -> bool:
 
 def explained(error: Exception) -> Exception:
     """An error of PostgreSQL with what to do about it; any other as it is."""
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return StepstreamError(
+            "PostgreSQL: somebody else has locked what this needs, and does not let go. Nothing was changed: "
+            "try again later; `pg_stat_activity` shows whose transaction is open for long"
+        )
     if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
         return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (

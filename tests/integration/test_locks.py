@@ -15,6 +15,7 @@ from mcp_types import CallToolResult
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch, Judged
+from services.operator_cli import erase
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
 from services.walkthrough_mcp import store as store_of_mcp
@@ -194,6 +195,17 @@ async def test_whoever_is_erased_by_an_operator_leaves_nothing_that_waits(world:
         assert await waiting(world) == 1
     await store.resume(pool, 0, 100)
     assert set(await world.completions()) == {("bob", "a")}
+
+
+async def test_an_operator_who_erases_somebody_locked_is_told_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await prepare(world)
+    monkeypatch.setitem(erase._LOCK, "lock_timeout", "100ms")
+    async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
+        refused = await world.invoke("erase", "ann", "--execute")
+    assert (refused.returncode, "somebody else has locked" in refused.stderr) == (1, True)
+    assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
 
 
 async def wait_for(world: World, count: int) -> None:
