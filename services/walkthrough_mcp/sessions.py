@@ -21,6 +21,9 @@ log = logging.getLogger("stepstream.mcp")
 
 #: What a client does before it uses a session: it says that it is initialized.
 _GREETINGS: Final = 1
+#: How many of an address may have been opened a moment ago and wait to be used, and how long that is.
+_FEW: Final = 10
+_NEW_SECONDS: Final = 10.0
 _HEADER: Final = b"mcp-session-id"
 #: What the SDK answers with 500 to a request whose place was taken by another one with the same id.
 _DISPLACED: Final = "Session terminated before the request completed"
@@ -66,9 +69,9 @@ class Held:
 class Ledger:
     """The sessions that are open, and which of them goes when there are too many.
 
-    Those that were opened and never used go first: of the address that has most of them, the oldest. Where
-    all are used: of the address that has most, the one without a request for longest. It does no I/O, and
-    the time is passed in.
+    Those that were opened and never used go first: of the address that has most of them, the oldest. Then,
+    of the address that has most, the used one without a request for longest. A few that an address opened a
+    moment ago go last: their clients are about to use them. It does no I/O, and the time is passed in.
 
     Args:
         bounds: how many there may be.
@@ -153,24 +156,35 @@ class Ledger:
             self.remove(id_)
 
     def excess(self, newest: Session) -> tuple[str, Session] | None:
-        """The bound that the newest session breaks, and the session that goes for it."""
+        """The bound that the newest session breaks, and the session that goes for it, which is another."""
         address, server = newest.address, newest.server
         if self._of_address[address] > self._bounds.address:
-            return "address", self._last(held for held in self._held.values() if held.address == address)
+            among = [held for held in self._held.values() if held.address == address]
+            return "address", self._first_to_go(among, newest)
         if self._of_server[server] > self._bounds.server:
-            return "server", self._last(held for held in self._held.values() if held.server == server)
+            among = [held for held in self._held.values() if held.server == server]
+            return "server", self._first_to_go(among, newest)
         if len(self._open) > self._bounds.total:
-            return "total", self._last(self._held.values())
+            return "total", self._first_to_go(self._held.values(), newest)
         return None
 
-    def _last(self, among: Iterable[Held]) -> Session:
-        """The one that goes first."""
-        holders = list(among)
-        if unused := [held for held in holders if held.unused]:
-            most = max(unused, key=lambda held: (self._unused_of[held.address], len(held.unused)))
-            return next(iter(most.unused.values()))
-        most = max(holders, key=lambda held: (self._of_address[held.address], len(held.used)))
-        return next(iter(most.used.values()))
+    def _first_to_go(self, among: Iterable[Held], newest: Session) -> Session:
+        _, session = max(
+            (candidate for held in among for candidate in self._candidates(held, newest)),
+            key=lambda candidate: candidate[0],
+        )
+        return session
+
+    def _candidates(self, held: Held, newest: Session) -> Iterable[tuple[tuple[int, int, int], Session]]:
+        """One that was never used, and one that was, each with how much it is the one to go."""
+        unused = next(iter(held.unused.values()), newest)
+        if unused is not newest:
+            many = self._unused_of[held.address]
+            is_new = many <= _FEW and newest.used_at - unused.used_at < _NEW_SECONDS
+            yield (0 if is_new else 2, many, len(held.unused)), unused
+        if held.used:
+            used = next(iter(held.used.values()))
+            yield (1, self._of_address[held.address], len(held.used)), used
 
 
 def _take_one(counter: Counter[str], key: str) -> None:
