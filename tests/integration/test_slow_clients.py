@@ -89,6 +89,29 @@ async def test_a_thousand_half_requests_keep_nobody_out_and_are_closed(world: Wo
     assert service.terminate() == 0
 
 
+@pytest.mark.parametrize("name", [MCP, API])
+async def test_who_sends_half_a_body_is_closed_and_that_is_no_fault_of_ours(world: World, name: str) -> None:
+    await world.offer()
+    port = free_port()
+    urls = {"public_url": f"http://127.0.0.1:{port}", "api_public_url": f"http://127.0.0.1:{port}"}
+    service = await world.start(name, port, http_body_seconds=0.5, **urls).ready()
+    path = "/mcp/srv_1/eve"
+    headers = ""
+    if name == API:
+        path = "/mcp/analytics"
+        headers = f"authorization: Bearer {await world.make_key('org')}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n{headers}content-type: application/json\r\n"
+        'accept: application/json, text/event-stream\r\ncontent-length: 100\r\n\r\n{"jsonrpc"'.encode()
+    )
+    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    assert await metric(service, "stepstream_http_closed_total") == 1
+    assert service.terminate() == 0
+    assert '"level": "error"' not in service.log.read_text()
+
+
 async def test_health_is_for_its_own_port_and_for_this_machine_alone(world: World) -> None:
     await world.offer()
     mcp, api = await world.start_mcp(process=True), await world.start_api(process=True)
