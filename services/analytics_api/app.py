@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
@@ -22,7 +22,8 @@ from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import SERVER_SETTINGS, Store
 from services.analytics_api.tools import Entrance
-from services.runtime.database import close_pool, open_pool
+from services.runtime import connections
+from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
     REQUEST_ID,
@@ -30,6 +31,8 @@ from services.runtime.http import (
     AnswerFailure,
     Failure,
     failure_as_text,
+    for_this_machine,
+    health_application,
     health_routes,
     problem_of_database,
 )
@@ -49,9 +52,20 @@ _DESCRIPTION = (
 class AnalyticsProcess(Process):
     """The service, ready to run."""
 
-    async def run(self, port: int) -> int:
+    #: What readiness is told by; the application sets it.
+    pool: "Pool | None" = None
+
+    async def run(self, port: int, health_port: int = 0) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(application(self), port)
+        health = health_application(SERVICE, self.health_routes())
+        return await self.serve(application(self), port, health, health_port)
+
+    def health_routes(self) -> list[BaseRoute]:
+        """Health and metrics."""
+        return health_routes(self.problem_of_life, self._problem_of_readiness)
+
+    async def _problem_of_readiness(self) -> str | None:
+        return "starting" if self.pool is None else await problem_of_database(self.pool)
 
 
 def build(settings: Settings) -> AnalyticsProcess:
@@ -73,7 +87,7 @@ def describe() -> FastAPI:
     return app
 
 
-def application(process: Process) -> ASGIApp:
+def application(process: AnalyticsProcess) -> ASGIApp:
     """What the process serves."""
     settings = process.settings
     app = describe()
@@ -84,16 +98,13 @@ def application(process: Process) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             async with _opened(settings, guard, process) as app.state.shared, entrance.running():
+                process.pool = app.state.shared.answers.store.pool
                 process.log_start()
                 yield
         except BaseException as error:
             process.fail(error)
             raise
         process.log_end()
-
-    async def problem_of_readiness() -> str | None:
-        uses: Shared | None = getattr(app.state, "shared", None)
-        return "starting" if uses is None else await problem_of_database(uses.answers.store.pool)
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(app.openapi())
@@ -102,7 +113,7 @@ def application(process: Process) -> ASGIApp:
     app.router.routes += [
         Route("/v1/openapi.json", openapi),
         Route("/mcp/analytics", endpoint=entrance),
-        *health_routes(process.problem_of_life, problem_of_readiness),
+        *for_this_machine(process.health_routes()),
         *dashboard_routes(),
     ]
     problems.install(app)
@@ -112,7 +123,10 @@ def application(process: Process) -> ASGIApp:
     def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
         return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-    return Answered(Measured(shared_with(app)), SERVICE, answer_failure)
+    measured = Measured(shared_with(app))
+    return Answered(
+        connections.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
+    )
 
 
 def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:

@@ -53,6 +53,9 @@ DEFAULT_PORTS = {
     Service.ANALYTICS_API: 8085,
 }
 
+#: The ports of health and metrics of services whose own port is public, where neither port is given.
+DEFAULT_HEALTH_PORTS = {Service.WALKTHROUGH_MCP: 8094, Service.ANALYTICS_API: 8095}
+
 #: What the others need, Kafka's client, does not expect how uvloop refuses a write to a broken connection.
 _ON_UVLOOP = {Service.WALKTHROUGH_MCP, Service.ANALYTICS_API}
 
@@ -180,6 +183,15 @@ def run(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of health, metrics and routes.")
     ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="walkthrough-mcp, analytics-api: port of health and metrics, which is not public. With "
+            "--port and without this, any that is free: the log says which.",
+        ),
+    ] = None,
     stdio: Annotated[
         str | None,
         typer.Option(
@@ -195,6 +207,8 @@ def run(
         raise UsageError("--stdio and --tracking-id are for walkthrough-mcp")
     if tracking_id is not None and stdio is None:
         raise UsageError("--tracking-id goes with --stdio; over HTTP it is in the address")
+    if service not in DEFAULT_HEALTH_PORTS and health_port is not None:
+        raise UsageError(f"{service} has health and metrics at --port; --health-port is for the public ones")
     # Until the service has its own way to end: nothing is in hand yet. Not by an exception, which would be
     # raised wherever the program is, in the middle of an import or of the event loop.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -212,11 +226,20 @@ def run(
             from services.walkthrough_mcp.app import run_stdio
 
             return await run_stdio(settings, stdio, tracking_id)
-        code: int = await _build(service, settings).run(DEFAULT_PORTS[service] if port is None else port)
+        code: int = await _build(service, settings).run(*_ports(service, port, health_port))
         return code
 
     with asyncio.Runner(loop_factory=event_loop_of(service)) as runner:
         sys.exit(runner.run(work()))
+
+
+def _ports(service: Service, port: int | None, health_port: int | None) -> list[int]:
+    """The ports of a service: its own, and that of health and metrics where they have one."""
+    if service not in DEFAULT_HEALTH_PORTS:
+        return [DEFAULT_PORTS[service] if port is None else port]
+    if health_port is None:
+        health_port = DEFAULT_HEALTH_PORTS[service] if port is None else 0
+    return [DEFAULT_PORTS[service] if port is None else port, health_port]
 
 
 def event_loop_of(service: Service) -> Callable[[], asyncio.AbstractEventLoop]:

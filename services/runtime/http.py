@@ -1,14 +1,16 @@
 """The HTTP side of a service: health and metrics as routes, and what becomes of a request that fails."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.runtime.database import Pool
@@ -18,6 +20,8 @@ from services.runtime.telemetry import HTTP_ERRORS
 
 #: The header with the id of the request, in every answer.
 REQUEST_ID: Final = "X-Request-Id"
+#: In every answer: browsers take it for what it says it is.
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,12 @@ class Failure:
 AnswerFailure: TypeAlias = Callable[[Scope, Failure], ASGIApp]
 
 
+#: What a proxy puts into a request.
+_FORWARDED: Final = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+)
+
+
 def health_routes(
     problem_of_life: Callable[[], str | None], problem_of_readiness: Callable[[], Awaitable[str | None]]
 ) -> list[BaseRoute]:
@@ -64,6 +74,36 @@ def health_routes(
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/health/live", live), Route("/health/ready", ready), Route("/metrics", metrics)]
+
+
+def for_this_machine(routes: Iterable[BaseRoute]) -> list[BaseRoute]:
+    """The routes for callers from loopback that came through no proxy; to others there are none."""
+    return [_OfThisMachine(route.path, route.endpoint) for route in routes if isinstance(route, Route)]
+
+
+class _OfThisMachine(Route):
+    """A route that others do not find."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether it is the route of a request."""
+        return super().matches(scope) if _is_of_this_machine(scope) else (Match.NONE, {})
+
+
+def _is_of_this_machine(scope: Scope) -> bool:
+    client = scope.get("client")
+    if not client or any(name in _FORWARDED for name, _ in scope.get("headers", ())):
+        return False
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def health_application(service: str, routes: Sequence[BaseRoute]) -> ASGIApp:
+    """What a port for health and metrics alone serves."""
+    app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered})
+    return Answered(app, service)
 
 
 def _answer(problem: str | None, well: str) -> Response:
@@ -169,7 +209,7 @@ class _Wire:
         """Passes a message of the answer on, at once."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), self._header]}
+            message = {**message, "headers": [*message.get("headers", ()), self._header, _NO_SNIFFING]}
         else:
             self.is_finished = not message.get("more_body", False)
         await self._send(message)

@@ -9,15 +9,18 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.runtime import crashpoints
+from services.runtime.bounds import trusted_proxies
+from services.runtime.connections import Connections, Limits
 from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
+from services.runtime.telemetry import HTTP_CONNECTIONS
 
 log = logging.getLogger("stepstream.process")
 
@@ -46,6 +49,7 @@ class Process:
         self.failure: BaseException | None = None
         self.stopping = asyncio.Event()
         self.address = ""
+        self.health_address = ""
         self._server: uvicorn.Server | None = None
 
     def fail(self, error: BaseException) -> None:
@@ -84,7 +88,12 @@ class Process:
 
     def log_start(self) -> None:
         """Says that the service runs, and where its HTTP port is."""
-        log.info("%s starts; health and metrics at %s", self.service, self.address)
+        if self.health_address:
+            log.info(
+                "%s starts at %s; health and metrics at %s", self.service, self.address, self.health_address
+            )
+        else:
+            log.info("%s starts; health and metrics at %s", self.service, self.address)
 
     def log_end(self) -> None:
         """Says that the service ended politely."""
@@ -172,44 +181,75 @@ class Process:
 
         return watched
 
-    async def serve(self, app: ASGIApp, port: int) -> int:
+    async def serve(
+        self, app: ASGIApp, port: int, health: ASGIApp | None = None, health_port: int = 0
+    ) -> int:
         """Runs until the end; returns the exit code.
 
+        Args:
+            app: what the service answers with.
+            port: where.
+            health: health and metrics, where they have a port of their own.
+            health_port: which one; 0 is any that is free.
+
         Raises:
-            ConfigurationError: the port cannot be had.
+            ConfigurationError: a port cannot be had.
         """
         _calm_the_garbage_collector()
         crashpoints.arm(self.settings.crash_at)
-        sock = _listen(self.settings.http_host, port)
-        self.address = "http://{}:{}".format(*sock.getsockname()[:2])
-        self._server = _Server(
-            uvicorn.Config(
-                self._telling_of_lifespan(app),
-                log_config=None,
-                access_log=False,
-                lifespan="on",
-                timeout_graceful_shutdown=5,
-                # Longer than clients keep an idle connection (httpx: 5 s, as uvicorn's own), so that it is
-                # they who close it: a request on one that we close at that moment would be lost.
-                timeout_keep_alive=75,
-                server_header=False,
-            )
-        )
+        sock = _listen(self.settings.http_host, port, "--port")
+        self.address = _address_of(sock)
+        connections = Connections(self.service, Limits.of(self.settings), trusted_proxies())
+        HTTP_CONNECTIONS.labels(self.service).set_function(connections.count)
+        self._server = _Server(server_config(self._telling_of_lifespan(app), connections, lifespan="on"))
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
-        watch = asyncio.create_task(self._watch())
-        if not self.stopping.is_set():
-            try:
-                await self._server.serve(sockets=[sock])
-            except SystemExit as error:  # uvicorn's way to say that the start failed
-                self.failure = self.failure or error
-        self.stopping.set()
-        await watch
+        async with self._serving_health(health, health_port):
+            watch = asyncio.create_task(self._watch())
+            if not self.stopping.is_set():
+                try:
+                    await self._server.serve(sockets=[sock])
+                except SystemExit as error:  # uvicorn's way to say that the start failed
+                    self.failure = self.failure or error
+            self.stopping.set()
+            await watch
         faulthandler.cancel_dump_traceback_later()
         if self.failure is None:
             return 0
         return self.failure.exit_code if isinstance(self.failure, StepstreamError) else 1
+
+    @contextlib.asynccontextmanager
+    async def _serving_health(self, app: ASGIApp | None, port: int) -> AsyncIterator[None]:
+        """Serves health and metrics, if they have a port of their own, from the start to the end."""
+        if app is None:
+            yield
+            return
+        sock = _listen(self.settings.health_host, port, "--health-port")
+        self.health_address = _address_of(sock)
+        connections = Connections(self.service, Limits.of_health(self.settings), trusted_proxies())
+        server = _Server(server_config(app, connections, lifespan="off"))
+        task = asyncio.create_task(server.serve(sockets=[sock]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
+
+
+def server_config(app: ASGIApp, connections: Connections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+    """How an application is served."""
+    return uvicorn.Config(
+        app,
+        http=connections.protocol,  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan=lifespan,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=connections.limits.seconds["idle"],  # type: ignore[arg-type]
+        server_header=False,
+    )
 
 
 def _calm_the_garbage_collector() -> None:
@@ -226,10 +266,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _address_of(sock: socket.socket) -> str:
+    return "http://{}:{}".format(*sock.getsockname()[:2])
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another {option}"
         ) from None

@@ -193,6 +193,21 @@ class Settings(BaseSettings):
         default="30000/minute",
         description="How often one address may call walkthrough-mcp; empty is no limit.",
     )
+    mcp_failure_rate: str = Field(
+        default="600/minute",
+        description="How often one address may ask for MCP servers that do not exist; empty is no limit.",
+    )
+    mcp_sessions: int = Field(
+        default=4_000,
+        ge=1,
+        description="The most sessions of MCP clients in a process; one takes up to 50 KB.",
+    )
+    mcp_server_sessions: int = Field(
+        default=2_000, ge=1, description="The most sessions of MCP clients at one server."
+    )
+    mcp_address_sessions: int = Field(
+        default=1_000, ge=1, description="The most sessions of MCP clients of one address."
+    )
     mcp_database_pool_size: int = Field(
         default=10, ge=1, le=100, description="The most database connections that walkthrough-mcp opens."
     )
@@ -233,7 +248,37 @@ class Settings(BaseSettings):
         description="Origins whose pages may ask the API (CORS), comma-separated; empty is its own "
         "dashboard alone.",
     )
-    http_host: str = Field(default="127.0.0.1", description="Where health and metrics listen.")
+    http_host: str = Field(default="127.0.0.1", description="Where the HTTP port of a service listens.")
+    health_host: str = Field(
+        default="127.0.0.1",
+        description="Where the health port of walkthrough-mcp and analytics-api listens; never public.",
+    )
+    http_head_seconds: float = Field(
+        default=10, gt=0, description="How long a client may take for the head of a request."
+    )
+    http_body_seconds: float = Field(
+        default=30, gt=0, description="How long a client may take for the body of a request."
+    )
+    http_idle_seconds: float = Field(
+        default=75,
+        gt=0,
+        description="How long a connection may have no request. Let it be longer than clients and proxies "
+        "keep one, so that it is they who close it.",
+    )
+    http_write_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="How long a client may leave its answer unread; a stream too.",
+    )
+    http_connections: int = Field(
+        default=4_000, ge=10, le=100_000, description="The most connections to the HTTP port of a service."
+    )
+    http_address_connections: int = Field(
+        default=1_000,
+        ge=1,
+        description="The most connections of one address; of one behind a trusted proxy, the most requests "
+        "under way.",
+    )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_in_capitals)] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )

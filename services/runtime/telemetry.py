@@ -102,6 +102,12 @@ MCP_SECONDS = Histogram(
 MCP_REFUSED = Counter(
     "stepstream_mcp_refused", "HTTP requests refused before a tool ran, by reason.", ["reason"]
 )
+MCP_SESSIONS = Gauge("stepstream_mcp_sessions", "Sessions of MCP clients that are open.")
+MCP_SESSIONS_ENDED = Counter(
+    "stepstream_mcp_sessions_ended",
+    "Sessions of MCP clients ended to make room, by the bound: address, server, total.",
+    ["bound"],
+)
 API_REQUESTS = Counter(
     "stepstream_api_requests", "Requests to the analytics API, by route and HTTP status.", ["route", "status"]
 )
@@ -115,6 +121,13 @@ API_REFUSED = Counter(
     "stepstream_api_refused", "Questions that were not answered, by HTTP status.", ["status"]
 )
 API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
+HTTP_CONNECTIONS = Gauge("stepstream_http_connections", "Connections to the HTTP port.", ["service"])
+HTTP_CLOSED = Counter(
+    "stepstream_http_closed",
+    "Connections closed for their client's doing, by reason: too slow (head, body, write), a head too large "
+    "(head-size), too many in all (full) or of one address (address).",
+    ["service", "reason"],
+)
 HTTP_ERRORS = Counter(
     "stepstream_http_errors",
     "Faults of ours: requests answered with an error, or not to the end; and work beside requests.",

@@ -9,14 +9,18 @@ from typing import Any
 from mcp.server import Server as McpServer
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
+from services.runtime.connections import Shared
 from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
     Answered,
     Failure,
     failure_as_text,
+    for_this_machine,
+    health_application,
     health_routes,
     leave_unanswered,
     problem_of_database,
@@ -35,10 +39,21 @@ from services.walkthrough_mcp.tokens import IssuerAwayError
 class McpProcess(Process):
     """The service, ready to run."""
 
-    async def run(self, port: int) -> int:
+    #: What readiness is told by; the application sets it.
+    pool: "Pool | None" = None
+
+    async def run(self, port: int, health_port: int = 0) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         check_rates(self.settings)
-        return await self.serve(application(self), port)
+        health = health_application(SERVICE, self.health_routes())
+        return await self.serve(application(self), port, health, health_port)
+
+    def health_routes(self) -> list[BaseRoute]:
+        """Health and metrics."""
+        return health_routes(self.problem_of_life, self._problem_of_readiness)
+
+    async def _problem_of_readiness(self) -> str | None:
+        return "starting" if self.pool is None else await problem_of_database(self.pool)
 
 
 def build(settings: Settings) -> McpProcess:
@@ -48,19 +63,17 @@ def build(settings: Settings) -> McpProcess:
 
 def application(process: McpProcess) -> ASGIApp:
     """What the process serves."""
-    pool: Pool | None = None
 
     def the_pool() -> Pool:
-        assert pool is not None  # noqa: S101 - the lifespan opens it before the first request
-        return pool
+        assert process.pool is not None  # noqa: S101 - the lifespan opens it before the first request
+        return process.pool
 
     entrance = Entrance(process.settings, the_pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        nonlocal pool
         try:
-            async with _opened(process.settings) as pool, entrance.run():
+            async with _opened(process.settings) as process.pool, entrance.run():
                 process.log_start()
                 yield
         except BaseException as error:
@@ -68,12 +81,10 @@ def application(process: McpProcess) -> ASGIApp:
             raise
         process.log_end()
 
-    async def problem_of_readiness() -> str | None:
-        return "starting" if pool is None else await problem_of_database(pool)
-
-    routes = [*entrance.routes(), *health_routes(process.problem_of_life, problem_of_readiness)]
+    routes = [*entrance.routes(), *for_this_machine(process.health_routes())]
     app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
-    return Answered(app, SERVICE, _answer_failure)
+    shared = Shared(app, SERVICE, process.settings.http_address_connections)
+    return Answered(shared, SERVICE, _answer_failure)
 
 
 def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:

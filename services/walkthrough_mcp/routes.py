@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import limits
 from cachetools import TTLCache
-from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, BearerAuthBackend, RequireAuthMiddleware
@@ -25,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from services.runtime.bounds import BoundedStorage, client_of_scope
 from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
@@ -33,7 +33,7 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
-from services.walkthrough_mcp.sessions import Sessions
+from services.walkthrough_mcp.sessions import Bounds, Sessions
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
 
 log = logging.getLogger("stepstream.mcp")
@@ -41,6 +41,10 @@ _CALLER = "stepstream.caller"
 #: Between two lines about the same server, and about how many servers that is known.
 _TOLD_SECONDS: Final = 60
 _MOST_TOLD: Final = 10_000
+#: The most addresses, and people, whose requests are counted.
+_MOST_COUNTED: Final = 100_000
+#: For how long a server is known to exist.
+_KNOWN_SECONDS: Final = 60
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
@@ -77,12 +81,15 @@ class SignIn(ProtectedResourceMetadata):
 
 
 class Rates:
-    """How often an address, and a person, may call: counted in this process."""
+    """How often an address, and a person, may call: counted in this process.
+
+    Each kind has counters of its own: many people are no way to have an address forgotten.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
-        self._address = limits.parse(settings.mcp_address_rate) if settings.mcp_address_rate else None
-        self._person = limits.parse(settings.mcp_person_rate) if settings.mcp_person_rate else None
+        self._address = _Rate("address", settings.mcp_address_rate)
+        self._person = _Rate("person", settings.mcp_person_rate)
+        self._failure = _Rate("failure", settings.mcp_failure_rate)
 
     async def check_address(self, address: str) -> None:
         """Counts a request of an address.
@@ -90,7 +97,7 @@ class Rates:
         Raises:
             Refusal: there were too many.
         """
-        await self._check(self._address, "address", address)
+        await self._address.hit(address)
 
     async def check_person(self, *who: str) -> None:
         """Counts a request of a person.
@@ -98,16 +105,60 @@ class Rates:
         Raises:
             Refusal: there were too many.
         """
-        await self._check(self._person, "person", *who)
+        await self._person.hit(*who)
 
-    async def _check(self, limit: limits.RateLimitItem | None, *key: str) -> None:
-        if limit is not None and not await self._limiter.hit(limit, *key):
-            raise Refusal(
-                429,
-                "too_many_requests",
-                f"More than {limit.amount} requests in {limit.get_expiry()} seconds. Wait, then go on.",
-                retry_after=limit.get_expiry(),
-            )
+    async def fail(self, address: str) -> None:
+        """Counts a request of an address for something that there is not."""
+        await self._failure.count(address)
+
+    async def check_failures(self, address: str) -> None:
+        """Looks whether an address asked too often for what there is not.
+
+        Raises:
+            Refusal: it did.
+        """
+        await self._failure.check(address)
+
+
+class _Rate:
+    """One rate, with its counters; empty is no limit."""
+
+    def __init__(self, name: str, rate: str) -> None:
+        self._name = name
+        self._limit = limits.parse(rate) if rate else None
+        self._limiter = FixedWindowRateLimiter(BoundedStorage(_MOST_COUNTED))
+
+    async def hit(self, *key: str) -> None:
+        """Counts one.
+
+        Raises:
+            Refusal: there were too many.
+        """
+        if self._limit is not None and not await self._limiter.hit(self._limit, self._name, *key):
+            raise _too_many(self._limit)
+
+    async def count(self, *key: str) -> None:
+        """Counts one, and refuses nobody."""
+        if self._limit is not None:
+            await self._limiter.hit(self._limit, self._name, *key)
+
+    async def check(self, *key: str) -> None:
+        """Looks, and counts nothing.
+
+        Raises:
+            Refusal: there were too many.
+        """
+        if self._limit is not None and not await self._limiter.test(self._limit, self._name, *key):
+            raise _too_many(self._limit)
+
+
+def _too_many(limit: limits.RateLimitItem) -> Refusal:
+    return Refusal(
+        429,
+        "too_many_requests",
+        f"More than {limit.amount} requests in {limit.get_expiry()} seconds. Wait, then go on.",
+        retry_after=limit.get_expiry(),
+    )
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:
@@ -157,8 +208,15 @@ class Entrance:
             json_response=True,
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
+            # `Sessions` makes room before that; those that are being opened come on top.
+            max_sessions=settings.mcp_sessions + settings.http_connections,
         )
-        self._sessions = Sessions(self._manager.asgi_app)
+        self._sessions = Sessions(
+            self._manager.asgi_app,
+            Bounds(settings.mcp_sessions, settings.mcp_server_sessions, settings.mcp_address_sessions),
+        )
+        #: Servers that were found a moment ago.
+        self._known: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -182,8 +240,9 @@ class Entrance:
                 MCP_REFUSED.labels("host-or-origin").inc()
                 await wrong(scope, receive, send)
                 return
-            await self._rates.check_address(request.client.host if request.client else "")
-            server = await self._find_server(request.path_params["slug"])
+            address = client_of_scope(scope)
+            await self._rates.check_address(address)
+            server = await self._find_server(request.path_params["slug"], address)
             tracking_id = request.path_params.get("tracking_id") or None
             if server.signs_in:
                 await self._enter_signed_in(server, tracking_id, scope, receive, send)
@@ -196,8 +255,9 @@ class Entrance:
     async def describe_sign_in(self, request: Request) -> Response:
         """Protected resource metadata (RFC 9728): which issuer gives out tokens for a server."""
         try:
-            await self._rates.check_address(request.client.host if request.client else "")
-            server = await self._find_server(request.path_params["slug"])
+            address = client_of_scope(request.scope)
+            await self._rates.check_address(address)
+            server = await self._find_server(request.path_params["slug"], address)
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
             issuer = self._issuer(server)
@@ -215,7 +275,9 @@ class Entrance:
         """The address of a server: the audience that its tokens must have."""
         return f"{self._settings.public_url.rstrip('/')}/mcp/{server.slug}"
 
-    async def _find_server(self, slug: str) -> Server:
+    async def _find_server(self, slug: str, address: str) -> Server:
+        if slug not in self._known:  # who asks for others too often finds those that exist all the same
+            await self._rates.check_failures(address)
         server = None
         if can_be_stored(slug):
             try:
@@ -226,7 +288,10 @@ class Entrance:
                 log.warning("a request failed, the database is away: %s", type(error).__name__)
                 raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
         if server is None:
+            self._known.pop(slug, None)
+            await self._rates.fail(address)
             raise Refusal(404, "not_found", "There is no MCP server at this address.")
+        self._known[slug] = True
         return server
 
     def _issuer(self, server: Server) -> str:
@@ -283,9 +348,11 @@ class Entrance:
         request = Request(scope)
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
-        address = request.client.host if request.client else ""
+        session = request.headers.get("mcp-session-id", "")
+        # Anybody can make up a session id: it stands for a person only where there is the session.
+        is_open = session.encode("latin-1") in self._sessions
         await self._rates.check_person(
-            server.slug, tracking_id or request.headers.get("mcp-session-id", "") or f"at {address}"
+            server.slug, tracking_id or (session if is_open else f"at {client_of_scope(scope)}")
         )
         scope[_CALLER] = Caller(server, tracking_id=tracking_id)
         # The SDK lets only the principal that opened a session use it: here server and tracking id.
@@ -309,7 +376,7 @@ def check_rates(settings: Settings) -> None:
     Raises:
         ConfigurationError: names the setting.
     """
-    for name in ("mcp_address_rate", "mcp_person_rate"):
+    for name in ("mcp_address_rate", "mcp_person_rate", "mcp_failure_rate"):
         value = getattr(settings, name)
         try:
             _ = limits.parse(value) if value else None

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import httpx2
 import jwt
+from cachetools import TTLCache
 from mcp.server.auth.provider import AccessToken
 
 from services.runtime.database import can_be_stored
@@ -18,6 +19,9 @@ ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 #: How far clocks may differ, in seconds.
 LEEWAY_SECONDS: Final = 30
 _TIMEOUT_SECONDS: Final = 5.0
+#: How long an issuer that could not be reached is left alone, and of how many that is known.
+_AWAY_SECONDS: Final = 2.0
+_MOST_AWAY: Final = 1_000
 _MAX_METADATA_BYTES: Final = 256 * 1024
 #: What an index of PostgreSQL takes, with the issuer beside it.
 _MAX_SUBJECT_BYTES: Final = 1000
@@ -48,6 +52,8 @@ class Issuers:
     def __init__(self) -> None:
         self._keys: dict[str, jwt.PyJWKClient] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        #: Issuers that could not be reached a moment ago, and why: nobody asks them again so soon.
+        self._away: TTLCache[str, str] = TTLCache(_MOST_AWAY, _AWAY_SECONDS)
 
     async def key(self, issuer: str, token: str) -> Any:
         """The key that the token names.
@@ -56,14 +62,19 @@ class Issuers:
             IssuerAwayError: the issuer, or its keys, cannot be reached.
             jwt.PyJWTError: the token is none, or names no key of the issuer.
         """
+        jwt.get_unverified_header(token)  # what is no token is no reason to ask the issuer
+        # One at a time: an issuer that hangs holds up its own tokens, and one thread.
         async with self._locks.setdefault(issuer, asyncio.Lock()):
-            if issuer not in self._keys:
-                uri = await _find_jwks(issuer)
-                self._keys[issuer] = jwt.PyJWKClient(uri, lifespan=600, timeout=_TIMEOUT_SECONDS)
-        try:
-            signing = await asyncio.to_thread(self._keys[issuer].get_signing_key_from_jwt, token)
-        except jwt.PyJWKClientConnectionError as error:
-            raise IssuerAwayError(str(error)) from error
+            if (reason := self._away.get(issuer)) is not None:
+                raise IssuerAwayError(reason)
+            try:
+                if issuer not in self._keys:
+                    uri = await _find_jwks(issuer)
+                    self._keys[issuer] = jwt.PyJWKClient(uri, lifespan=600, timeout=_TIMEOUT_SECONDS)
+                signing = await asyncio.to_thread(self._keys[issuer].get_signing_key_from_jwt, token)
+            except (jwt.PyJWKClientConnectionError, IssuerAwayError) as error:
+                self._away[issuer] = str(error)
+                raise IssuerAwayError(str(error)) from error
         return signing.key
 
 

@@ -34,11 +34,14 @@ from services.completion_recorder import store as recorder_store
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.operator_cli.keys import create as make_key
+from services.runtime.bounds import trusted_proxies
+from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, load_queries, open_pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import NULL, Record, ensure_topics, make_producer
 from services.runtime.lag import GROUPS, lags
 from services.runtime.migrate import migrate
+from services.runtime.process import server_config
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 from services.walkthrough_mcp.app import McpProcess, application
@@ -539,13 +542,9 @@ class World:
 
     async def serve(self, name: str, app: Any, port: int) -> Service:
         """Serves a service's application in this process."""
-        config = uvicorn.Config(
-            app,
-            port=port,
-            log_config=None,
-            timeout_graceful_shutdown=1,
-            timeout_keep_alive=75,
-        )
+        limits = Limits.of(self.settings)
+        config = server_config(app, Connections(name, limits, trusted_proxies()), lifespan="on")
+        config.port, config.timeout_graceful_shutdown = port, 1
         server = _QuietServer(config)
         self.serving.append((server, asyncio.create_task(server.serve())))
 

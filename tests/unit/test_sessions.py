@@ -8,7 +8,7 @@ from anyio import ClosedResourceError
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from services.walkthrough_mcp.sessions import Sessions
+from services.walkthrough_mcp.sessions import Bounds, Sessions
 
 ENDED = {
     "jsonrpc": "2.0",
@@ -43,8 +43,8 @@ async def answered(
     async def keep(message: Message) -> None:
         sent.append(message)
 
-    sessions = Sessions(sdk)
-    await sessions({"type": "http", "method": "POST", "headers": headers}, None, keep)  # type: ignore[arg-type]
+    sessions = Sessions(sdk, Bounds(10, 10, 10))
+    await sessions({"type": "http", "method": "POST", "path": "/", "headers": headers}, None, keep)  # type: ignore[arg-type]
     assert not sessions._running
     assert not sessions._deleted
     start, *parts = sent

@@ -1,0 +1,408 @@
+"""The connections of an HTTP port: how long a client may take, and how many may be open.
+
+uvicorn bounds neither. A connection is closed when its client does not send the rest of a request in time,
+sends no next one, or takes nothing of its answer. A stream that is open, or an answer that is being made, may
+take as long as it likes.
+"""
+
+import asyncio
+import logging
+import resource
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self, TypeAlias
+
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.runtime.bounds import Seldom, client_of, client_of_scope, trusted_proxies
+from services.runtime.settings import Settings
+from services.runtime.telemetry import HTTP_CLOSED
+
+log = logging.getLogger("stepstream.connections")
+
+#: The largest head of a request; parsers take any.
+_HEAD_BYTES: Final = 65_536
+#: What a client has to take of its answer, in bytes a second, while it is looked at.
+_LEAST_RATE: Final = 512
+#: Files beside connections: pools, Kafka, logs, the port of health.
+_OTHER_FILES: Final = 256
+#: The connections of a port for health and metrics alone.
+_OF_HEALTH: Final = 100
+
+#: What a connection waits for: the rest of a head, the rest of a body, the next request.
+Part: TypeAlias = Literal["head", "body", "idle"]
+#: The part, of which request, and whether uvicorn has no timer for it.
+_State: TypeAlias = tuple[Part, int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the clients of a port may take, and how many connections it has.
+
+    `of_address` is the most of one address; None where every client may come from the same.
+    """
+
+    seconds: dict[Part, float]
+    write_seconds: float
+    total: int
+    of_address: int | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The limits of a public port."""
+        return cls(
+            {
+                "head": settings.http_head_seconds,
+                "body": settings.http_body_seconds,
+                "idle": settings.http_idle_seconds,
+            },
+            settings.http_write_seconds,
+            _possible(settings.http_connections),
+            settings.http_address_connections,
+        )
+
+    @classmethod
+    def of_health(cls, settings: Settings) -> Self:
+        """The limits of a port that has health and metrics alone."""
+        limits = cls.of(settings)
+        return cls(limits.seconds, limits.write_seconds, _OF_HEALTH, None)
+
+
+def _possible(connections: int) -> int:
+    """The connections for which there are files; the limit of the process is raised where it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            log.warning(
+                "at most %d connections and not %d: the process may open %d files",
+                max(1, soft - _OTHER_FILES),
+                connections,
+                soft,
+            )
+            return max(1, soft - _OTHER_FILES)
+    return connections
+
+
+class Connections:
+    """The open connections of a port.
+
+    When there is no room for a new one, a connection that waits for its client goes: of the address that has
+    most of these, the one that has waited longest. Streams and answers that are being made stay.
+
+    Args:
+        service: whose port it is.
+        limits: its limits.
+        is_proxy: tells the addresses that speak for many clients; `of_address` is not for them.
+    """
+
+    def __init__(self, service: str, limits: Limits, is_proxy: Callable[[str], bool]) -> None:
+        self.limits = limits
+        self._service = service
+        self._is_proxy = is_proxy
+        self._open: Counter[str] = Counter()
+        self._waiting: dict[str, dict[Connection, None]] = {}
+        self._seldom = Seldom(log, "connections were closed")
+        for reason in ("head", "head-size", "body", "write", "full", "address"):
+            HTTP_CLOSED.labels(service, reason)  # there from the start, so that the first increase is seen
+
+    def protocol(self, **options: Any) -> "Connection":
+        """The protocol of a new connection, for uvicorn."""
+        return Connection(self, **options)
+
+    def count(self) -> int:
+        """How many are open."""
+        return self._open.total()
+
+    def enter(self, connection: "Connection") -> bool:
+        """Counts a new connection; False if there is no room for it."""
+        address, bound = connection.address, self.limits.of_address
+        is_proxy = connection.client is not None and self._is_proxy(connection.client[0])
+        has_room = True
+        if bound is not None and self._open[address] >= bound and not is_proxy:
+            has_room = self._make_room("address", address, self._waiting.get(address))
+        elif self._open.total() >= self.limits.total:
+            greediest = max(self._waiting.values(), key=len, default=None)
+            has_room = self._make_room("full", address, greediest)
+        if has_room:
+            self._open[address] += 1
+        return has_room
+
+    def _make_room(self, reason: str, address: str, waiting: "dict[Connection, None] | None") -> bool:
+        victim = next(iter(waiting), None) if waiting else None
+        self.tell(reason, victim.address if victim else address)
+        if victim is not None:
+            self.leave(victim)
+            victim.end()
+        return victim is not None
+
+    def leave(self, connection: "Connection") -> None:
+        """Forgets a connection that is counted."""
+        if not connection.is_counted:
+            return
+        connection.is_counted = False
+        self.serves(connection)
+        self._open[connection.address] -= 1
+        if not self._open[connection.address]:
+            del self._open[connection.address]
+
+    def waits(self, connection: "Connection") -> None:
+        """The connection waits for its client."""
+        if connection.is_counted:
+            self._waiting.setdefault(connection.address, {})[connection] = None
+
+    def serves(self, connection: "Connection") -> None:
+        """The connection has a request to answer."""
+        waiting = self._waiting.get(connection.address)
+        if waiting is not None:
+            waiting.pop(connection, None)
+            if not waiting:
+                del self._waiting[connection.address]
+
+    def tell(self, reason: str, address: str) -> None:
+        """Counts and logs a connection that is closed before its client wants it."""
+        HTTP_CLOSED.labels(self._service, reason).inc()
+        self._seldom.tell(f"{address} ({reason})")
+
+
+class Connection(HttpToolsProtocol):
+    """A connection whose client may take so long, and no longer.
+
+    The timers cost a request that comes in one piece nothing: they begin where something is missing after
+    what has come was read.
+    """
+
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self.address = ""
+        self.is_counted = False
+        self._connections = connections
+        self._part: Part | None = "head"
+        self._requests = 0
+        self._head_bytes = 0
+        self._timed: _State | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # --- the connection ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Lets it in, if there is room."""
+        super().connection_made(transport)
+        self.address = client_of(self.client[0]) if self.client else ""
+        self.is_counted = self._connections.enter(self)
+        if self.is_counted:
+            self._watch()
+        else:
+            self._refuse(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._connections.leave(self)
+
+    def end(self) -> None:
+        """Closes it at once, whatever its client has yet to read or send."""
+        self.transport.abort()
+
+    def _refuse(self, status: int) -> None:
+        """Closes it, and says why, where an answer is not on its way."""
+        is_answering = self.cycle is not None and self.cycle.response_started and not self._is_answered
+        if not is_answering and not self.transport.get_write_buffer_size():
+            self.transport.write(_REFUSALS[status])
+            if not self.transport.get_write_buffer_size():
+                self.transport.close()
+                return
+        self.transport.abort()
+
+    # --- what comes in ---
+
+    def data_received(self, data: bytes) -> None:
+        """Reads what came, and watches for what is missing."""
+        if self._part == "head":
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._part == "head" and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self._connections.tell("head-size", self.address)
+            self._refuse(431)
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._part = "head"
+        self._requests += 1
+
+    def on_headers_complete(self) -> None:
+        """A body begins."""
+        self._part = "body"
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request is there."""
+        self._part = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is made."""
+        super().on_response_complete()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP."""
+        self._refuse(400)
+
+    @property
+    def _is_answered(self) -> bool:
+        return self.cycle is not None and bool(self.cycle.response_complete) and not self.pipeline
+
+    def _missing(self) -> _State | None:
+        """What of the client is missing."""
+        if self._part is None and not self._is_answered:
+            return None
+        part = self._part or "idle"
+        return part, self._requests, part != "idle" or self.timeout_keep_alive_task is None
+
+    def _watch(self) -> None:
+        if self.transport.is_closing():
+            self._watch_writing()
+            return
+        missing = self._missing()
+        if missing == self._timed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timed = missing
+        # Anew each time, so that those that have waited longest come first.
+        self._connections.serves(self)
+        if missing is None:
+            return
+        self._connections.waits(self)
+        if missing[2]:
+            self._give_up_later(missing[0])
+
+    def _give_up_later(self, part: Part) -> None:
+        seconds = self._connections.limits.seconds[part]
+        self._timer = self.loop.call_later(seconds, self._give_up, part)
+
+    def _give_up(self, part: Part) -> None:
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is we who do not read
+            self._give_up_later(part)
+        elif part == "idle" or not self._requests:
+            self.timeout_keep_alive_handler()
+        else:
+            self._connections.tell(part, self.address)
+            self._refuse(408)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes it, for its client wants nothing more; it may read what is there."""
+        super().timeout_keep_alive_handler()
+        self._watch_writing()
+
+    # --- what goes out ---
+
+    def pause_writing(self) -> None:
+        """The client has yet to read much."""
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._unread = sys.maxsize
+
+    def _watch_writing(self) -> None:
+        if self._write_timer is None and self.transport.get_write_buffer_size():
+            self._unread = self.transport.get_write_buffer_size()
+            self._look_at_writing_later()
+
+    def _look_at_writing_later(self) -> None:
+        seconds = self._connections.limits.write_seconds
+        self._write_timer = self.loop.call_later(seconds, self._look_at_writing)
+
+    def _look_at_writing(self) -> None:
+        """Closes it when its client has read too little of what waits since the look before."""
+        self._write_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if not unread:
+            return
+        least = int(_LEAST_RATE * self._connections.limits.write_seconds)
+        if unread > max(0, self._unread - least):
+            self._connections.tell("write", self.address)
+            self.transport.abort()
+            return
+        self._unread = unread
+        self._look_at_writing_later()
+
+
+def _refusal(line: str) -> bytes:
+    return (
+        f"HTTP/1.1 {line}\r\ncontent-length: 0\r\nconnection: close\r\nretry-after: 5\r\n"
+        "x-content-type-options: nosniff\r\n\r\n"
+    ).encode()
+
+
+_REFUSALS: Final = {
+    400: _refusal("400 Bad Request"),
+    408: _refusal("408 Request Timeout"),
+    431: _refusal("431 Request Header Fields Too Large"),
+    503: _refusal("503 Service Unavailable"),
+}
+
+
+class Shared:
+    """A layer that bounds the requests under way of each client behind a trusted proxy.
+
+    There all have one address, so what bounds the connections of an address cannot tell them apart.
+
+    Args:
+        app: what answers.
+        service: its name.
+        of_address: the most requests under way of a client.
+    """
+
+    def __init__(self, app: ASGIApp, service: str, of_address: int) -> None:
+        self._app = app
+        self._service = service
+        self._most = of_address
+        self._is_proxy = trusted_proxies()
+        self._under_way: Counter[str] = Counter()
+        self._seldom = Seldom(log, "requests were refused, too many are under way")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http" or not scope.get("client") or self._is_proxy(scope["client"][0]):
+            await self._app(scope, receive, send)
+            return
+        client = client_of_scope(scope)
+        if self._under_way[client] >= self._most:
+            HTTP_CLOSED.labels(self._service, "address").inc()
+            self._seldom.tell(client)
+            refusal = PlainTextResponse("too many requests of this address are under way\n", 429, _LATER)
+            await refusal(scope, receive, send)
+            return
+        self._under_way[client] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way[client] -= 1
+            if not self._under_way[client]:
+                del self._under_way[client]
+
+
+_LATER: Final = {"Retry-After": "5"}
