@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.runtime import crashpoints
 from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.process")
@@ -44,6 +45,7 @@ class Process:
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None
+        self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
         self.address = ""
         self._server: uvicorn.Server | None = None
@@ -71,7 +73,7 @@ class Process:
 
     def problem_of_life(self) -> str | None:
         """What keeps the service from ever going on by itself, if anything does."""
-        return None if self.failure is None else f"it stops: {self.failure}"
+        return self.refusals.problem() if self.failure is None else f"it stops: {self.failure}"
 
     async def _look(self) -> None:
         try:
