@@ -6,6 +6,7 @@ as connection poolers do.
 
 import asyncio
 import ipaddress
+import json
 import os
 import shutil
 import ssl
@@ -19,6 +20,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from confluent_kafka.admin import (
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -36,6 +43,7 @@ from tests.support.world import (
     ROLES,
     ROLES_SQL,
     World,
+    completed,
     eventually,
 )
 
@@ -55,6 +63,7 @@ class Secure:
     plain: int
     postgres: int
     files: Path
+    rotating: tuple[int, int]
     tls: int = 0
 
 
@@ -119,24 +128,26 @@ def secure() -> Iterator[Secure]:
         postgres, port = _start_postgres(folder)
         servers.append(postgres)
         asyncio.run(_wait_until_both_answer(ports[2], port))
-        yield Secure(ports[0], ports[1], ports[2], port, folder)
+        yield Secure(ports[0], ports[1], ports[2], port, folder, ports[3:])
     finally:
         for server in servers:
             server.stop(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
+def _start_kafka(folder: Path) -> tuple[Process, tuple[int, ...]]:
+    """The broker and its ports; the last one is that of a proxy before the last but one."""
     from services.devstack.kafka import start_node
 
-    scram, mutual, plain, controller = (free_port() for _ in range(4))
+    scram, mutual, plain, controller, rotating, proxied = (free_port() for _ in range(6))
     store = {"type": "PEM", "location": folder / "keystore.pem"}
     trust = {"type": "PEM", "location": folder / "authority.pem"}
     tls = {
         **{f"ssl.keystore.{name}": str(value) for name, value in store.items()},
         **{f"ssl.truststore.{name}": str(value) for name, value in trust.items()},
     }
-    listeners = {"SCRAM": scram, "MUTUAL": mutual, "PLAINTEXT": plain}
+    listeners = {"SCRAM": scram, "MUTUAL": mutual, "PLAINTEXT": plain, "ROTATING": rotating}
+    advertised = listeners | {"ROTATING": proxied}
     process = start_node(
         folder / "kafka",
         {
@@ -145,8 +156,11 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
             "listeners": ",".join(
                 f"{n}://127.0.0.1:{p}" for n, p in {**listeners, "CONTROLLER": controller}.items()
             ),
-            "advertised.listeners": ",".join(f"{n}://127.0.0.1:{p}" for n, p in listeners.items()),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SCRAM:SASL_SSL,MUTUAL:SSL",
+            "advertised.listeners": ",".join(f"{n}://127.0.0.1:{p}" for n, p in advertised.items()),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SCRAM:SASL_SSL,MUTUAL:SSL,"
+            "ROTATING:SASL_PLAINTEXT",
+            "listener.name.rotating.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.rotating.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
             "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256",
             "listener.name.scram.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.scram.scram-sha-256.sasl.jaas.config": _SCRAM_MODULE,
@@ -158,9 +172,11 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
             f"SCRAM-SHA-512=[name=stepstream,password={PASSWORD}]",
             "--add-scram",
             f"SCRAM-SHA-256=[name=stepstream,password={PASSWORD}]",
+            "--add-scram",
+            f"SCRAM-SHA-512=[name=rotating,password={PASSWORD}]",
         ],
     )
-    return process, (scram, mutual, plain)
+    return process, (scram, mutual, plain, rotating, proxied)
 
 
 _SCRAM_MODULE = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -260,6 +276,71 @@ async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
     everything = "".join(service.log.read_text() for service in services) + migrated.stderr + verified.stderr
     assert PASSWORD not in everything
     assert _ENCODED not in everything
+
+
+def change_kafka_password(secure: Secure, password: str) -> None:
+    mechanism = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+    change = UserScramCredentialUpsertion("rotating", mechanism, password.encode())
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
+    for done in admin.alter_user_scram_credentials([change]).values():
+        done.result(30)
+
+
+async def test_the_password_at_kafka_changes_and_nothing_is_restarted(
+    world: World, secure: Secure, tmp_path: Path
+) -> None:
+    """All connections end at once; the new password is in its file a moment after Kafka has it."""
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    own = scram(world, secure, kafka_password=PASSWORD, database_password=PASSWORD)
+    migrated = await asyncio.to_thread(world.command, "migrate", **own)
+    assert migrated.returncode == 0, migrated.stderr
+    await world.db.execute(ROLES_SQL)
+    await world.db.execute("set role stepstream")
+    await world.offer()
+    await world.people(["ann"])
+    proxy = Proxy("127.0.0.1", secure.rotating[0])
+    proxy.port = secure.rotating[1]
+    await proxy.listen()
+
+    def options(service: str) -> dict[str, str]:
+        return scram(
+            world,
+            secure,
+            ROLES[service],
+            kafka_bootstrap_servers=f"127.0.0.1:{proxy.port}",
+            kafka_security_protocol="SASL_PLAINTEXT",
+            kafka_username="rotating",
+            kafka_password_file=str(file),
+            relay_send_timeout_seconds="2",
+            database_password=PASSWORD,
+        )
+
+    services = [world.start(name, **options(name)) for name in (RECORDER, RELAY)]
+    for service in services:
+        await service.ready()
+
+    async def passes(step: str, count: int) -> None:
+        await world.put_in_outbox([("ann", json.dumps(completed("ann", step, count)))])
+
+        async def counted() -> bool:
+            return len(await world.completions()) == count
+
+        await eventually(counted, f"{count} steps are recorded")
+
+    await passes("a", 1)
+    await asyncio.to_thread(change_kafka_password, secure, "another secret")
+    proxy.cut()
+
+    async def refused() -> bool:
+        return "uthentication failed" in services[0].log.read_text()
+
+    await eventually(refused, "the recorder is refused")
+    file.write_text("another secret")
+    await passes("b", 2)
+    assert [await asyncio.to_thread(service.terminate) for service in services] == [0] * 2
+    await asyncio.to_thread(change_kafka_password, secure, PASSWORD)
+    await proxy.close()
 
 
 async def test_a_client_certificate_is_shown_where_kafka_asks_for_one(world: World, secure: Secure) -> None:
