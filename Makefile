@@ -62,8 +62,9 @@ dashboard: generate  ## build the dashboard anew, which is checked in; needs Nod
 	cd services/analytics_api/dashboard && npm ci --no-progress && npm run types && npm run build
 	$(BIN)/python -m services.analytics_api.generate --built
 
-docs: setup  ## write what the commands print into docs/operating.md
+docs: setup  ## write what the commands print into docs/operating.md, and the roles' rights into docs/security.md
 	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/integration/test_operating_page.py -k page_shows
+	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/unit/test_security_page.py
 
 bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is read
 	$(BIN)/python -m benchmarks.drain

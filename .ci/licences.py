@@ -2,8 +2,8 @@
 
     python .ci/licences.py [--check]
 
-What ships is what requirements.txt locks for Linux, and what the dashboard's bundle is made from. Of a package
-that this version of Python does not need, the licence stays as it is in the file.
+What ships is what requirements.txt locks for Linux, and what the dashboard's bundle is made from. Of a
+package that this version of Python does not need, the licence stays as it is in the file.
 """
 
 import json
@@ -44,9 +44,9 @@ _ROW = re.compile(r"^\| (\S+) \| (.+?) \| (\S+) \|$", re.MULTILINE)
 _HEAD = """\
 # Licences of what Stepstream ships with
 
-Written by `make generate` and checked by `make lint`, where a licence that is not allowed fails: `.ci/licences.py`
-has the list of those that are. The packages of the base images, and what only tests and `stepstream stack` use,
-are not in it.
+Written by `make generate` and checked by `make lint`, where a licence that is not allowed fails:
+`.ci/licences.py` has the list of those that are. The packages of the base images, and what only tests and
+`stepstream stack` use, are not in it.
 
 | package | licence | where |
 |---|---|---|

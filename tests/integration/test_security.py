@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -21,7 +22,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
     AdminClient,
+    ResourcePatternType,
+    ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialUpsertion,
@@ -31,11 +37,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from schemas import TOPIC
 from services.devstack.processes import Process, free_port
 from tests.support.agents import agent
 from tests.support.proxy import Proxy
 from tests.support.world import (
     AGGREGATOR,
+    API,
     MCP,
     OPERATOR,
     RECORDER,
@@ -165,6 +173,8 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, ...]]:
             "listener.name.scram.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.scram.scram-sha-256.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.mutual.ssl.client.auth": "required",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:stepstream;User:rotating;User:CN=client",
             **tls,
         },
         format_options=[
@@ -278,12 +288,95 @@ async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
     assert _ENCODED not in everything
 
 
-def change_kafka_password(secure: Secure, password: str) -> None:
+def set_kafka_password(secure: Secure, password: str, *users: str) -> None:
     mechanism = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
-    change = UserScramCredentialUpsertion("rotating", mechanism, password.encode())
+    changes = [UserScramCredentialUpsertion(user, mechanism, password.encode()) for user in users]
     admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
-    for done in admin.alter_user_scram_credentials([change]).values():
+    for done in admin.alter_user_scram_credentials(changes).values():
         done.result(30)
+
+
+#: The commands of the page that give rights at Kafka: the user, what they may, and to what.
+_ACL = re.compile(
+    r"^kafka-acls\.sh \$ADMIN --add --allow-principal User:(\w+) ((?:--operation \w+ )+)--(topic|group) (\S+)$",
+    re.MULTILINE,
+)
+
+
+def give_rights_of_the_page(world: World, secure: Secure) -> None:
+    """Every ACL that docs/security.md shows, for the topic and the groups of this world."""
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
+    assert page.count("kafka-acls.sh $ADMIN --add") == len(_ACL.findall(page)) > 10
+    bindings = []
+    for user, operations, kind, name in _ACL.findall(page):
+        ours = name.replace(TOPIC, world.settings.topic) if kind == "topic" else world.settings.group(name)
+        bindings += [
+            AclBinding(
+                ResourceType[kind.upper()],
+                ours,
+                ResourcePatternType.LITERAL,
+                f"User:{user}",
+                "*",
+                AclOperation[operation.upper()],
+                AclPermissionType.ALLOW,
+            )
+            for operation in operations.replace("--operation", "").split()
+        ]
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
+    for done in admin.create_acls(bindings).values():
+        done.result(30)
+
+
+async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, secure: Secure) -> None:
+    """Each signs in at Kafka as itself, and has the rights of docs/security.md and no other."""
+    users = {
+        "owner": "stepstream_owner",
+        RECORDER: "stepstream_recorder",
+        AGGREGATOR: "stepstream_aggregator",
+        RELAY: "stepstream_relay",
+        API: "stepstream_api",
+        OPERATOR: "stepstream_operator",
+    }
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users.values())
+    await asyncio.to_thread(give_rights_of_the_page, world, secure)
+
+    def options(service: str) -> dict[str, str]:
+        database = "stepstream" if service == "owner" else ROLES[service]
+        own = scram(world, secure, database, kafka_password=PASSWORD, database_password=PASSWORD)
+        return own | {"kafka_username": users.get(service, "nobody")}
+
+    async def run(*command: str, stdin: bytes | None = None) -> str:
+        whose = "owner" if command == ("migrate",) else OPERATOR
+        done = await asyncio.to_thread(world.command, *command, stdin=stdin, **options(whose))
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout + done.stderr
+
+    await run("migrate")
+    await world.db.execute(ROLES_SQL)
+    await world.db.execute("set role stepstream")
+    await world.offer()
+    await world.people(["ann", "bob"])
+    services = [world.start(name, **options(name)) for name in (RECORDER, AGGREGATOR, RELAY)]
+    for service in services:
+        await service.ready()
+    await world.put_in_outbox(
+        [("ann", json.dumps(completed("ann", "a", 1))), ("ann", "no event"), ("bob", "no event")]
+    )
+    await run("produce", "-", stdin=json.dumps(completed("bob", "a", 2)).encode() + b"\n")
+    api = await world.start_api(process=True, **options(API))
+
+    async def current() -> bool:
+        freshness = (await api.get("walkthroughs/wt_a/sankey"))["freshness"]
+        return bool(freshness["current"]) and len(await world.completions()) == 2
+
+    await eventually(current, "the API knows that the figures are current")
+    await run("lag")
+    await run("verify")
+    await run("erase", "bob", "--execute")
+    await run("dlq", "redrive", "--execute")
+    for service in world.services:
+        assert await asyncio.to_thread(service.terminate) == 0
+    await run("replay", "--group", RECORDER, "--from-beginning", "--execute")
 
 
 async def test_the_password_at_kafka_changes_and_nothing_is_restarted(
@@ -329,7 +422,7 @@ async def test_the_password_at_kafka_changes_and_nothing_is_restarted(
         await eventually(counted, f"{count} steps are recorded")
 
     await passes("a", 1)
-    await asyncio.to_thread(change_kafka_password, secure, "another secret")
+    await asyncio.to_thread(set_kafka_password, secure, "another secret", "rotating")
     proxy.cut()
 
     async def refused() -> bool:
@@ -339,7 +432,7 @@ async def test_the_password_at_kafka_changes_and_nothing_is_restarted(
     file.write_text("another secret")
     await passes("b", 2)
     assert [await asyncio.to_thread(service.terminate) for service in services] == [0] * 2
-    await asyncio.to_thread(change_kafka_password, secure, PASSWORD)
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, "rotating")
     await proxy.close()
 
 
