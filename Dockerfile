@@ -1,5 +1,7 @@
 # One image for every service: docker run IMAGE run completion-recorder
-FROM python:3.13-slim AS build
+# PYTHON_IMAGE may name a digest: docker compose build --build-arg PYTHON_IMAGE=python@sha256:...
+ARG PYTHON_IMAGE=python:3.13-slim
+FROM ${PYTHON_IMAGE} AS build
 RUN pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
 WORKDIR /src
@@ -12,7 +14,7 @@ COPY schemas schemas
 COPY services services
 RUN uv pip install --python /opt/stepstream/bin/python --no-deps .
 
-FROM python:3.13-slim
+FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/stepstream /opt/stepstream
 ENV PATH=/opt/stepstream/bin:$PATH PYTHONUNBUFFERED=1 STEPSTREAM_HTTP_HOST=0.0.0.0
 USER 10001:10001

@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard lint format bench soak lock generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard lint format bench soak lock sbom generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -39,7 +39,7 @@ test-unit: setup  ## only what needs no server
 test-dashboard: setup  ## the dashboard in a real Chromium, which has to be installed
 	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
-lint: setup  ## style, types, import contracts, SQL, generated files
+lint: setup  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,21 +47,24 @@ lint: setup  ## style, types, import contracts, SQL, generated files
 	$(BIN)/squawk migrations/*.sql
 	$(BIN)/python -m schemas.generate --check
 	$(BIN)/python -m services.analytics_api.generate --check
+	$(BIN)/python .ci/licences.py --check
 
 format: setup  ## write code the way lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup  ## write the generated files of schemas/ and of the API anew
+generate: setup  ## write the generated files of schemas/ and of the API, and docs/licences.md, anew
 	$(BIN)/python -m schemas.generate
 	$(BIN)/python -m services.analytics_api.generate
+	$(BIN)/python .ci/licences.py
 
 dashboard: generate  ## build the dashboard anew, which is checked in; needs Node.js 20 or newer
 	cd services/analytics_api/dashboard && npm ci --no-progress && npm run types && npm run build
 	$(BIN)/python -m services.analytics_api.generate --built
 
-docs: setup  ## write what the commands print into docs/operating.md
+docs: setup  ## write what the commands print into docs/operating.md, and the roles' rights into docs/security.md
 	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/integration/test_operating_page.py -k page_shows
+	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/unit/test_security_page.py
 
 bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is read
 	$(BIN)/python -m benchmarks.drain
@@ -74,6 +77,11 @@ soak: setup  ## everything breaks for 10 minutes (MINUTES=2 for two), and the ta
 lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.txt
+
+sbom: setup  ## what requirements.txt locks, as CycloneDX in dist/sbom.json; the same lock gives the same bytes
+	@mkdir -p dist
+	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.json
+	@echo dist/sbom.json
 
 clean:  ## remove what setup, tests and demo left here
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,6 +22,7 @@ _running: dict[str, Stack] = {}
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
     "test_security.py": "secure",
+    "test_rotation.py": "strict",
     "test_readme.py": "embedded stack",
     "test_embedded_stack.py": "embedded stack",
     "test_analytics.py": "analytics",

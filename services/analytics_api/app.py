@@ -37,7 +37,7 @@ from services.runtime.http import (
     problem_of_database,
 )
 from services.runtime.mcp import failure_as_rpc
-from services.runtime.migrate import check_migrated
+from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
 from services.runtime.settings import Settings
 from services.runtime.telemetry import API_REQUESTS, API_SECONDS
@@ -170,6 +170,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
         ),
         server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
         command_timeout=seconds + 5,
+        refusals=process.refusals,
     )
     try:
         await check_migrated(pool)
@@ -177,7 +178,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
         freshness = FreshnessWatch(settings, store.marks)
         answers = Answers(store, freshness, settings.api_sample_people)
         changes = Changes(answers)
-        async with freshness.running(), changes.running():
+        async with freshness.running(), changes.running(), watching_schema(pool, process.refusals):
             yield Shared(answers, guard, changes, process.stopping, settings.api_streams)
     finally:
         await close_pool(pool)

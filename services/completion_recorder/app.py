@@ -21,7 +21,7 @@ def build(settings: Settings) -> ConsumerShell:
     @contextlib.asynccontextmanager
     async def resources() -> AsyncIterator[Pool]:
         nonlocal recorder
-        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
+        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS, refusals=shell.refusals)
         producer = RenewedProducer(
             settings,
             settings.dead_letter_topic,

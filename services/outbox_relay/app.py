@@ -51,7 +51,9 @@ def application(process: RelayProcess) -> ASGIApp:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
             pool = await open_pool(
-                settings, server_settings=store.server_settings(settings.relay_send_timeout_seconds)
+                settings,
+                server_settings=store.server_settings(settings.relay_send_timeout_seconds),
+                refusals=process.refusals,
             )
             try:
                 await check_migrated(pool)

@@ -7,14 +7,13 @@ import logging
 import time
 from collections.abc import Coroutine
 
-import asyncpg
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
 from services.outbox_relay import store
 from services.outbox_relay.sender import Sender
 from services.runtime.crashpoints import passing
-from services.runtime.database import DATABASE_ERRORS, Pool, may_pass, retrying
+from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
@@ -116,9 +115,10 @@ class Relay:
         return await task
 
     async def _listen_once(self) -> None:
-        connection = await asyncpg.connect(
+        connection = await connect(
+            self._settings,
+            None,
             self._settings.dsn,
-            password=self._settings.database_password.get_secret_value() or None,
             server_settings=store.server_settings(3600),
             timeout=10,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import traceback
@@ -21,6 +22,7 @@ from tenacity import (
 )
 
 from services.runtime.errors import StepstreamError
+from services.runtime.refusals import SIGN_IN, Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import RETRIES
 
@@ -54,11 +56,13 @@ async def open_pool(
     server_settings: Mapping[str, str] | None = None,
     reset: Setup | None = None,
     command_timeout: float | None = None,
+    refusals: Refusals | None = None,
 ) -> Pool:
     """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
 
     `reset` runs when a connection is given back, in place of a round trip that undoes what a session leaves.
     `command_timeout` is how long a statement may go without an answer, in seconds; without it, the setting.
+    `refusals` learns what PostgreSQL refuses.
 
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
@@ -67,7 +71,7 @@ async def open_pool(
     try:
         pool: Pool = await asyncpg.create_pool(
             settings.dsn,
-            password=settings.database_password.get_secret_value() or None,
+            connect=functools.partial(connect, settings, refusals),
             min_size=1,
             max_size=settings.database_pool_size,
             init=setup,
@@ -85,6 +89,41 @@ async def open_pool(
         where = _without_password(settings.dsn)
         raise StepstreamError(f"PostgreSQL at {where}: {_reason(error, patience)}") from error
     return pool
+
+
+async def connect(
+    settings: Settings, refusals: Refusals | None, *args: Any, **options: Any
+) -> "asyncpg.Connection[asyncpg.Record]":
+    """A new connection, with the password as it is now; the other arguments are those of asyncpg.
+
+    Raises:
+        OSError: the database is away, or the file of the password cannot be read.
+        PostgresError: the database refuses.
+    """
+    try:
+        password = settings.read_database_password()
+    except OSError as error:
+        if refusals is not None:
+            refusals.refused(SIGN_IN, f"STEPSTREAM_DATABASE_PASSWORD_FILE cannot be read: {error}")
+        raise
+    try:
+        made: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(*args, password=password, **options)
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        if refusals is not None:
+            refusals.refused(SIGN_IN, str(explained(error)))
+        raise
+    if refusals is not None:
+        refusals.worked(SIGN_IN)
+        made.add_query_logger(functools.partial(_note, refusals))
+    return made
+
+
+def _note(refusals: Refusals, statement: Any) -> None:
+    """A statement has ended: was it refused?"""
+    if statement.exception is None:
+        refusals.worked(statement.query)
+    elif isinstance(statement.exception, asyncpg.SyntaxOrAccessError | asyncpg.InvalidSchemaNameError):
+        refusals.refused(statement.query, str(explained(statement.exception)))
 
 
 def _reason(error: Exception, patience: float) -> str:
@@ -174,6 +213,8 @@ _PASSING = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,  # 08
+    # Passwords change, here a moment before there; `Refusals` knows when that has lasted too long.
+    asyncpg.InvalidAuthorizationSpecificationError,  # 28
     asyncpg.ReadOnlySQLTransactionError,  # 25006
     asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
     asyncpg.TransactionRollbackError,  # 40: deadlock, serialization failure
@@ -212,12 +253,10 @@ def explained(error: Exception) -> Exception:
             "PostgreSQL: somebody else has locked what this needs, and does not let go. Nothing was changed: "
             "try again later; `pg_stat_activity` shows whose transaction is open for long"
         )
-    if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
-        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (
             asyncpg.InvalidAuthorizationSpecificationError,
-            "Are user and password in STEPSTREAM_DATABASE_URL right?",
+            "Are user and password right, in STEPSTREAM_DATABASE_URL or STEPSTREAM_DATABASE_PASSWORD_FILE?",
         ),
         (asyncpg.InsufficientPrivilegeError, "The user of the services needs that right"),
         (
@@ -232,6 +271,8 @@ def explained(error: Exception) -> Exception:
     for kind, hint in hints:
         if isinstance(error, kind):
             return StepstreamError(f"PostgreSQL: {in_a_line(error)}. {hint}")
+    if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
+        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
     return error
 
 

@@ -95,7 +95,7 @@ def connection(settings: Settings) -> Connection:
         "security_protocol": settings.kafka_security_protocol,
         "sasl_mechanism": settings.kafka_sasl_mechanism,
         "sasl_plain_username": settings.kafka_username or None,
-        "sasl_plain_password": settings.kafka_password.get_secret_value() or None,
+        "sasl_plain_password": settings.read_kafka_password(),
         "ssl_context": tls_context(settings),
     }
 
@@ -122,6 +122,17 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
                 f"STEPSTREAM_KAFKA_CERTIFICATE_FILE and STEPSTREAM_KAFKA_KEY_FILE: {error}"
             ) from None
     return context
+
+
+def renew_password(consumer: AIOKafkaConsumer, settings: Settings) -> None:
+    """Gives a consumer that runs the password as it is now, for the next connections that it opens.
+
+    Raises:
+        OSError: the password's file cannot be read.
+    """
+    if settings.kafka_password_file:
+        # aiokafka takes a password once, and hands this attribute to each new connection.
+        consumer._client._sasl_plain_password = settings.read_kafka_password()  # noqa: SLF001
 
 
 @contextlib.asynccontextmanager

@@ -3,16 +3,21 @@
 Why not a tool: docs/decisions/0001-migrations.md.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import logging
 import re
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import DATABASE_ERRORS, Connection, Pool, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError
+from services.runtime.refusals import SCHEMA, Refusals
+from services.runtime.tasks import beside
 
 log = logging.getLogger("stepstream.migrate")
 
@@ -20,6 +25,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 #: Any constant: every migrator of Stepstream takes the same advisory lock.
 _LOCK = 7_226_377_001
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+#: Between two looks at the schema, and how long one may take.
+_LOOK_SECONDS = 5.0
 #: What a migration makes where it is missing.
 _MADE = re.compile(r"^create (?:table if not exists|or replace function) (\w+)", re.MULTILINE)
 #: The first one is of the platform's tables, which belong to whom they belong.
@@ -118,6 +125,36 @@ async def _take_turn(connection: Connection) -> None:
     who = "another" if holder is None else "process {} ({}, {})".format(*holder)
     log.warning("migrate waits for %s to let go of the lock that only one may have", who)
     await connection.execute(f"select pg_catalog.pg_advisory_xact_lock({_LOCK})")
+
+
+@contextlib.asynccontextmanager
+async def watching_schema(pool: Pool, refusals: Refusals) -> AsyncIterator[None]:
+    """Looks while the block lasts whether the database still has what this version needs.
+
+    `refusals` learns it. What the connection itself is refused, the pool tells.
+    """
+
+    async def look() -> None:
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS), pool.acquire() as connection:
+                missing = await pending(connection)
+        except DATABASE_ERRORS:
+            return
+        except MigrationError as error:
+            refusals.refused(SCHEMA, str(error))
+            return
+        if missing:
+            refusals.refused(SCHEMA, f"the database lacks {', '.join(missing)}: run `stepstream migrate`")
+        else:
+            refusals.worked(SCHEMA)
+
+    async def again_and_again() -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await look()
+
+    async with beside(again_and_again()):
+        yield
 
 
 async def _apply_next(connection: Connection, migrations: list[Migration]) -> str | None:

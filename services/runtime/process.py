@@ -19,6 +19,7 @@ from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
 from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import HTTP_CONNECTIONS
 
@@ -47,6 +48,7 @@ class Process:
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None
+        self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
         self.address = ""
         self.health_address = ""
@@ -75,7 +77,7 @@ class Process:
 
     def problem_of_life(self) -> str | None:
         """What keeps the service from ever going on by itself, if anything does."""
-        return None if self.failure is None else f"it stops: {self.failure}"
+        return self.refusals.problem() if self.failure is None else f"it stops: {self.failure}"
 
     async def _look(self) -> None:
         try:

@@ -21,6 +21,8 @@ from services.runtime.errors import ConfigurationError
 PREFIX = "STEPSTREAM_"
 #: The folder of secrets: itself no setting, since it says where settings are.
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
+#: Passwords that may change while a service runs, where a file has them.
+_ROTATING = ("database_password", "kafka_password")
 
 
 def _addresses(value: object) -> object:
@@ -55,6 +57,21 @@ def _file(path: str) -> str:
     return path
 
 
+def _secret_file(path: str) -> str:
+    if not path:
+        return path
+    if not Path(_file(path)).is_file():
+        raise ValueError(f"{path} is no file")
+    if not _content(path):
+        raise ValueError(f"the file {path} is empty")
+    return path
+
+
+def _content(path: str) -> str:
+    """What a file of a secret holds; its line end is no part of it."""
+    return Path(path).read_text("utf-8").strip()
+
+
 def _http_url(url: str) -> str:
     if not re.fullmatch(r"https?://[^/?#]+[^?#]*", url):
         raise ValueError("it starts with http:// or https:// and has no query, as in https://mcp.example.com")
@@ -77,6 +94,10 @@ class Settings(BaseSettings):
     )
     kafka_username: str = Field(default="", description="The user at Kafka.")
     kafka_password: SecretStr = Field(default=SecretStr(""), description="The user's password at Kafka.")
+    kafka_password_file: Annotated[str, AfterValidator(_secret_file)] = Field(
+        default="",
+        description="A file with that password instead; it is read anew for new connections.",
+    )
     kafka_ca_file: Annotated[str, AfterValidator(_file)] = Field(
         default="", description="Who signed Kafka's certificate (PEM); empty is the system's list."
     )
@@ -92,6 +113,17 @@ class Settings(BaseSettings):
     )
     database_password: SecretStr = Field(
         default=SecretStr(""), description="The password at PostgreSQL, where it is not in the URL."
+    )
+    database_password_file: Annotated[str, AfterValidator(_secret_file)] = Field(
+        default="",
+        description="A file with that password instead; it is read for each new connection, so that the "
+        "password can change while services run.",
+    )
+    database_refused_seconds: float = Field(
+        default=300,
+        ge=0,
+        description="A service to which PostgreSQL refuses the sign-in, a right or the schema for so long "
+        "exits non-zero; 0 is never.",
     )
     database_timeout_seconds: float = Field(
         default=60,
@@ -297,8 +329,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
+        for name in _ROTATING:
+            if getattr(self, name).get_secret_value() and getattr(self, f"{name}_file"):
+                variable = PREFIX + name.upper()
+                raise ValueError(f"{variable} and {variable}_FILE: only one of them")
         if self.kafka_security_protocol.startswith("SASL") and not (
-            self.kafka_username and self.kafka_password.get_secret_value()
+            self.kafka_username and (self.kafka_password.get_secret_value() or self.kafka_password_file)
         ):
             raise ValueError(
                 f"{PREFIX}KAFKA_USERNAME and {PREFIX}KAFKA_PASSWORD: both are needed with "
@@ -314,6 +350,22 @@ class Settings(BaseSettings):
     def dsn(self) -> str:
         """The database's URL with what it keeps secret: for connecting alone, never for a message."""
         return self.database_url.get_secret_value()
+
+    def read_database_password(self) -> str | None:
+        """The password at PostgreSQL as it is now; None where the URL, or a passfile, has it.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        return _read(self.database_password, self.database_password_file)
+
+    def read_kafka_password(self) -> str | None:
+        """The password at Kafka as it is now, if there is one.
+
+        Raises:
+            OSError: its file cannot be read.
+        """
+        return _read(self.kafka_password, self.kafka_password_file)
 
     @property
     def dead_letter_topic(self) -> str:
@@ -334,7 +386,7 @@ def load_settings(**overrides: Any) -> Settings:
     """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
 
     A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
-    environment goes before.
+    environment goes before. The files of passwords are read anew for new connections, all others once.
 
     Raises:
         ConfigurationError: names each variable that is missing or wrong, and how it should look.
@@ -343,9 +395,25 @@ def load_settings(**overrides: Any) -> Settings:
     if folder and not Path(folder).is_dir():
         raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
     try:
-        return Settings(_secrets_dir=folder or None, **overrides)
+        return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
     except ValidationError as error:
         raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
+
+
+def _rotating(folder: str | None) -> dict[str, Any]:
+    """The passwords that are files of a folder, by their files: so they are read anew."""
+    found: dict[str, Any] = {}
+    for file in Path(folder).iterdir() if folder else ():
+        name = file.name.lower().removeprefix(PREFIX.lower())
+        variable = PREFIX + name.upper()
+        is_set = variable in os.environ or f"{variable}_FILE" in os.environ
+        if name in _ROTATING and file.name.lower() != name and not is_set:
+            found |= {name: "", f"{name}_file": str(file)}
+    return found
+
+
+def _read(password: SecretStr, file: str) -> str | None:
+    return (_content(file) if file else password.get_secret_value()) or None
 
 
 def _explain(problem: Any) -> str:

@@ -31,6 +31,7 @@ from services.runtime.kafka import (
     commit_offsets,
     kafka_may_return,
     next_offsets,
+    renew_password,
     subscriber_options,
     tls_context,
     unreachable,
@@ -316,6 +317,7 @@ class ConsumerShell(Process):
         """Looks at begins and ends of partitions: lag, expired events, and whether there is progress."""
         try:
             consumer = self.consumer
+            renew_password(consumer, self.settings)
             owned = consumer.assignment()
             async with self._exploring:
                 async with asyncio.timeout(_LOOK_SECONDS):
@@ -551,7 +553,7 @@ def _security(settings: Settings) -> BaseSecurity | None:
     kinds = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
     return kinds[settings.kafka_sasl_mechanism](
         settings.kafka_username,
-        settings.kafka_password.get_secret_value(),
+        settings.read_kafka_password() or "",
         ssl_context=context,
         use_ssl=context is not None,
     )

@@ -20,7 +20,7 @@ def build(settings: Settings) -> ConsumerShell:
     @contextlib.asynccontextmanager
     async def resources() -> AsyncIterator[Pool]:
         nonlocal aggregator
-        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
+        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS, refusals=shell.refusals)
         try:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
             aggregator = Aggregator(settings, pool, shell.pause)

@@ -26,8 +26,9 @@ from services.runtime.http import (
     problem_of_database,
 )
 from services.runtime.mcp import failure_as_rpc
-from services.runtime.migrate import check_migrated
+from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
+from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
@@ -73,7 +74,11 @@ def application(process: McpProcess) -> ASGIApp:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         try:
-            async with _opened(process.settings) as process.pool, entrance.run():
+            async with (
+                _opened(process.settings, process.refusals) as process.pool,
+                watching_schema(process.pool, process.refusals),
+                entrance.run(),
+            ):
                 process.log_start()
                 yield
         except BaseException as error:
@@ -93,12 +98,13 @@ def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Pool]:
+async def _opened(settings: Settings, refusals: Refusals | None = None) -> AsyncIterator[Pool]:
     pool = await open_pool(
         settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
         server_settings=store.SERVER_SETTINGS,
         reset=store.keep_as_it_is,
         command_timeout=store.WAIT_SECONDS,
+        refusals=refusals,
     )
     try:
         await check_migrated(pool)

@@ -253,7 +253,7 @@ async def test_what_does_not_pass_stops_it_and_says_what_to_do(
     async with role(world) as (name, url):
         if service == AGGREGATOR:
             world.start(RECORDER)
-        victim = await world.start(service, database_url=url).ready()
+        victim = await world.start(service, database_url=url, database_refused_seconds=1).ready()
         await world.db.execute(change.format(role=name))
         await cut_off(world, name)
         await world.produce(traffic(7, 50))

@@ -6,7 +6,9 @@ as connection poolers do.
 
 import asyncio
 import ipaddress
+import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -19,16 +21,29 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from schemas import TOPIC
 from services.devstack.processes import Process, free_port
 from tests.support.agents import agent
 from tests.support.proxy import Proxy
 from tests.support.world import (
     AGGREGATOR,
+    API,
     MCP,
     OPERATOR,
     RECORDER,
@@ -36,6 +51,7 @@ from tests.support.world import (
     ROLES,
     ROLES_SQL,
     World,
+    completed,
     eventually,
 )
 
@@ -55,6 +71,7 @@ class Secure:
     plain: int
     postgres: int
     files: Path
+    rotating: tuple[int, int]
     tls: int = 0
 
 
@@ -119,24 +136,26 @@ def secure() -> Iterator[Secure]:
         postgres, port = _start_postgres(folder)
         servers.append(postgres)
         asyncio.run(_wait_until_both_answer(ports[2], port))
-        yield Secure(ports[0], ports[1], ports[2], port, folder)
+        yield Secure(ports[0], ports[1], ports[2], port, folder, ports[3:])
     finally:
         for server in servers:
             server.stop(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
+def _start_kafka(folder: Path) -> tuple[Process, tuple[int, ...]]:
+    """The broker and its ports; the last one is that of a proxy before the last but one."""
     from services.devstack.kafka import start_node
 
-    scram, mutual, plain, controller = (free_port() for _ in range(4))
+    scram, mutual, plain, controller, rotating, proxied = (free_port() for _ in range(6))
     store = {"type": "PEM", "location": folder / "keystore.pem"}
     trust = {"type": "PEM", "location": folder / "authority.pem"}
     tls = {
         **{f"ssl.keystore.{name}": str(value) for name, value in store.items()},
         **{f"ssl.truststore.{name}": str(value) for name, value in trust.items()},
     }
-    listeners = {"SCRAM": scram, "MUTUAL": mutual, "PLAINTEXT": plain}
+    listeners = {"SCRAM": scram, "MUTUAL": mutual, "PLAINTEXT": plain, "ROTATING": rotating}
+    advertised = listeners | {"ROTATING": proxied}
     process = start_node(
         folder / "kafka",
         {
@@ -145,12 +164,17 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
             "listeners": ",".join(
                 f"{n}://127.0.0.1:{p}" for n, p in {**listeners, "CONTROLLER": controller}.items()
             ),
-            "advertised.listeners": ",".join(f"{n}://127.0.0.1:{p}" for n, p in listeners.items()),
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SCRAM:SASL_SSL,MUTUAL:SSL",
+            "advertised.listeners": ",".join(f"{n}://127.0.0.1:{p}" for n, p in advertised.items()),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SCRAM:SASL_SSL,MUTUAL:SSL,"
+            "ROTATING:SASL_PLAINTEXT",
+            "listener.name.rotating.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.rotating.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
             "sasl.enabled.mechanisms": "SCRAM-SHA-512,SCRAM-SHA-256",
             "listener.name.scram.scram-sha-512.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.scram.scram-sha-256.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.mutual.ssl.client.auth": "required",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users": "User:ANONYMOUS;User:stepstream;User:rotating;User:CN=client",
             **tls,
         },
         format_options=[
@@ -158,9 +182,11 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, int, int]]:
             f"SCRAM-SHA-512=[name=stepstream,password={PASSWORD}]",
             "--add-scram",
             f"SCRAM-SHA-256=[name=stepstream,password={PASSWORD}]",
+            "--add-scram",
+            f"SCRAM-SHA-512=[name=rotating,password={PASSWORD}]",
         ],
     )
-    return process, (scram, mutual, plain)
+    return process, (scram, mutual, plain, rotating, proxied)
 
 
 _SCRAM_MODULE = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
@@ -260,6 +286,154 @@ async def test_everything_runs_with_tls_and_scram_and_secrets_in_files(
     everything = "".join(service.log.read_text() for service in services) + migrated.stderr + verified.stderr
     assert PASSWORD not in everything
     assert _ENCODED not in everything
+
+
+def set_kafka_password(secure: Secure, password: str, *users: str) -> None:
+    mechanism = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+    changes = [UserScramCredentialUpsertion(user, mechanism, password.encode()) for user in users]
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
+    for done in admin.alter_user_scram_credentials(changes).values():
+        done.result(30)
+
+
+#: The commands of the page that give rights at Kafka: the user, what they may, and to what.
+_ACL = re.compile(
+    r"^kafka-acls\.sh \$ADMIN --add --allow-principal User:(\w+) ((?:--operation \w+ )+)--(topic|group) (\S+)$",
+    re.MULTILINE,
+)
+
+
+def give_rights_of_the_page(world: World, secure: Secure) -> None:
+    """Every ACL that docs/security.md shows, for the topic and the groups of this world."""
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
+    assert page.count("kafka-acls.sh $ADMIN --add") == len(_ACL.findall(page)) > 10
+    bindings = []
+    for user, operations, kind, name in _ACL.findall(page):
+        ours = name.replace(TOPIC, world.settings.topic) if kind == "topic" else world.settings.group(name)
+        bindings += [
+            AclBinding(
+                ResourceType[kind.upper()],
+                ours,
+                ResourcePatternType.LITERAL,
+                f"User:{user}",
+                "*",
+                AclOperation[operation.upper()],
+                AclPermissionType.ALLOW,
+            )
+            for operation in operations.replace("--operation", "").split()
+        ]
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
+    for done in admin.create_acls(bindings).values():
+        done.result(30)
+
+
+async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, secure: Secure) -> None:
+    """Each signs in at Kafka as itself, and has the rights of docs/security.md and no other."""
+    users = {
+        "owner": "stepstream_owner",
+        RECORDER: "stepstream_recorder",
+        AGGREGATOR: "stepstream_aggregator",
+        RELAY: "stepstream_relay",
+        API: "stepstream_api",
+        OPERATOR: "stepstream_operator",
+    }
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users.values())
+    await asyncio.to_thread(give_rights_of_the_page, world, secure)
+
+    def options(service: str) -> dict[str, str]:
+        database = "stepstream" if service == "owner" else ROLES[service]
+        own = scram(world, secure, database, kafka_password=PASSWORD, database_password=PASSWORD)
+        return own | {"kafka_username": users.get(service, "nobody")}
+
+    async def run(*command: str, stdin: bytes | None = None) -> str:
+        whose = "owner" if command == ("migrate",) else OPERATOR
+        done = await asyncio.to_thread(world.command, *command, stdin=stdin, **options(whose))
+        assert done.returncode == 0, (command, done.stderr)
+        return done.stdout + done.stderr
+
+    await run("migrate")
+    await world.db.execute(ROLES_SQL)
+    await world.db.execute("set role stepstream")
+    await world.offer()
+    await world.people(["ann", "bob"])
+    services = [world.start(name, **options(name)) for name in (RECORDER, AGGREGATOR, RELAY)]
+    for service in services:
+        await service.ready()
+    await world.put_in_outbox(
+        [("ann", json.dumps(completed("ann", "a", 1))), ("ann", "no event"), ("bob", "no event")]
+    )
+    await run("produce", "-", stdin=json.dumps(completed("bob", "a", 2)).encode() + b"\n")
+    api = await world.start_api(process=True, **options(API))
+
+    async def current() -> bool:
+        freshness = (await api.get("walkthroughs/wt_a/sankey"))["freshness"]
+        return bool(freshness["current"]) and len(await world.completions()) == 2
+
+    await eventually(current, "the API knows that the figures are current")
+    await run("lag")
+    await run("verify")
+    await run("erase", "bob", "--execute")
+    await run("dlq", "redrive", "--execute")
+    for service in world.services:
+        assert await asyncio.to_thread(service.terminate) == 0
+    await run("replay", "--group", RECORDER, "--from-beginning", "--execute")
+
+
+async def test_the_password_at_kafka_changes_and_nothing_is_restarted(
+    world: World, secure: Secure, tmp_path: Path
+) -> None:
+    """All connections end at once; the new password is in its file a moment after Kafka has it."""
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    own = scram(world, secure, kafka_password=PASSWORD, database_password=PASSWORD)
+    migrated = await asyncio.to_thread(world.command, "migrate", **own)
+    assert migrated.returncode == 0, migrated.stderr
+    await world.db.execute(ROLES_SQL)
+    await world.db.execute("set role stepstream")
+    await world.offer()
+    await world.people(["ann"])
+    proxy = Proxy("127.0.0.1", secure.rotating[0])
+    proxy.port = secure.rotating[1]
+    await proxy.listen()
+
+    def options(service: str) -> dict[str, str]:
+        return scram(
+            world,
+            secure,
+            ROLES[service],
+            kafka_bootstrap_servers=f"127.0.0.1:{proxy.port}",
+            kafka_security_protocol="SASL_PLAINTEXT",
+            kafka_username="rotating",
+            kafka_password_file=str(file),
+            relay_send_timeout_seconds="2",
+            database_password=PASSWORD,
+        )
+
+    services = [world.start(name, **options(name)) for name in (RECORDER, RELAY)]
+    for service in services:
+        await service.ready()
+
+    async def passes(step: str, count: int) -> None:
+        await world.put_in_outbox([("ann", json.dumps(completed("ann", step, count)))])
+
+        async def counted() -> bool:
+            return len(await world.completions()) == count
+
+        await eventually(counted, f"{count} steps are recorded")
+
+    await passes("a", 1)
+    await asyncio.to_thread(set_kafka_password, secure, "another secret", "rotating")
+    proxy.cut()
+
+    async def refused() -> bool:
+        return "uthentication failed" in services[0].log.read_text()
+
+    await eventually(refused, "the recorder is refused")
+    file.write_text("another secret")
+    await passes("b", 2)
+    assert [await asyncio.to_thread(service.terminate) for service in services] == [0] * 2
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, "rotating")
+    await proxy.close()
 
 
 async def test_a_client_certificate_is_shown_where_kafka_asks_for_one(world: World, secure: Secure) -> None:

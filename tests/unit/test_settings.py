@@ -41,6 +41,9 @@ def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
         ("STEPSTREAM_KAFKA_SECURITY_PROTOCOL", "TLS", "'SASL_SSL'"),
         ("STEPSTREAM_KAFKA_SASL_MECHANISM", "GSSAPI", "'SCRAM-SHA-512'"),
         ("STEPSTREAM_KAFKA_CA_FILE", "/there/is/none.pem", "is not there"),
+        ("STEPSTREAM_DATABASE_PASSWORD_FILE", "/there/is/none", "is not there"),
+        ("STEPSTREAM_DATABASE_PASSWORD_FILE", "/dev/null", "is no file"),
+        ("STEPSTREAM_KAFKA_PASSWORD_FILE", __file__.replace("test_settings.py", ""), "is no file"),
         ("STEPSTREAM_FLOOD_PERCENT", "101", "less than or equal to 100"),
         ("STEPSTREAM_LOG_LEVEL", "loud", "'WARNING'"),
         ("STEPSTREAM_OTLP_ENDPOINT", "collector:4317", "starts with http:// or https://"),
@@ -59,6 +62,10 @@ def test_a_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, va
     [
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, ["KAFKA_USERNAME", "KAFKA_PASSWORD"]),
         ({"KAFKA_CERTIFICATE_FILE": __file__}, ["KAFKA_CERTIFICATE_FILE", "KAFKA_KEY_FILE"]),
+        (
+            {"DATABASE_PASSWORD": "secret", "DATABASE_PASSWORD_FILE": __file__},
+            ["DATABASE_PASSWORD", "DATABASE_PASSWORD_FILE"],
+        ),
     ],
 )
 def test_settings_that_go_together_are_named_together(
@@ -82,6 +89,23 @@ def test_secrets_are_read_from_files_and_shown_nowhere(
     assert "secret" not in repr(settings)
     environment.setenv("STEPSTREAM_DATABASE_URL", "postgresql://other/db")
     assert load_settings().dsn == "postgresql://other/db"
+
+
+@pytest.mark.parametrize("how", ["a variable names it", "it is in the folder of secrets"])
+def test_a_password_in_a_file_is_read_anew(environment: pytest.MonkeyPatch, tmp_path: Path, how: str) -> None:
+    file = tmp_path / "stepstream_database_password"
+    file.write_text("before\n")
+    if how == "a variable names it":
+        environment.setenv("STEPSTREAM_DATABASE_PASSWORD_FILE", str(file))
+    else:
+        environment.setenv("STEPSTREAM_SECRETS_DIR", str(tmp_path))
+    settings = load_settings()
+    assert settings.read_database_password() == "before"
+    file.write_text("after\n")
+    assert settings.read_database_password() == "after"
+    environment.delenv("STEPSTREAM_DATABASE_PASSWORD_FILE", raising=False)
+    environment.setenv("STEPSTREAM_DATABASE_PASSWORD", "of the environment")
+    assert load_settings().read_database_password() == "of the environment"
 
 
 def test_every_missing_setting_is_named_at_once(environment: pytest.MonkeyPatch) -> None:
