@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
 from services.analytics_api.answers import Answers
+from services.analytics_api.door import Door
+from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.guard import Guard
-from services.analytics_api.live import Changes
+from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import SERVER_SETTINGS, Store
@@ -77,13 +79,15 @@ def application(process: Process) -> ASGIApp:
     """What the process serves."""
     settings = process.settings
     app = describe()
-    guard = Guard(settings)
+    lanes = Lanes(settings)
+    guard = Guard(settings, lambda: app.state.shared.answers.store)
+    streams = Streams(settings)
     entrance = Entrance(lambda: app.state.shared, settings.mcp_max_request_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            async with _opened(settings, guard, process) as app.state.shared, entrance.running():
+            async with _opened(settings, guard, streams, process) as app.state.shared, entrance.running():
                 process.log_start()
                 yield
         except BaseException as error:
@@ -106,13 +110,13 @@ def application(process: Process) -> ASGIApp:
         *dashboard_routes(),
     ]
     problems.install(app)
-    app.add_middleware(GZipMiddleware, minimum_size=1_000)
+    app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=5)
     shared_with = _other_origins(settings)
 
     def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
         return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-    return Answered(Measured(shared_with(app)), SERVICE, answer_failure)
+    return Answered(Measured(shared_with(Door(app, guard, lanes, streams))), SERVICE, answer_failure)
 
 
 def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
@@ -141,7 +145,9 @@ def _answer_failure(path: str) -> AnswerFailure:
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIterator[Shared]:
+async def _opened(
+    settings: Settings, guard: Guard, streams: Streams, process: Process
+) -> AsyncIterator[Shared]:
     seconds = settings.api_statement_seconds
     pool = await open_pool(
         settings.model_copy(
@@ -164,7 +170,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
         answers = Answers(store, freshness, settings.api_sample_people)
         changes = Changes(answers)
         async with freshness.running(), changes.running():
-            yield Shared(answers, guard, changes, process.stopping, settings.api_streams)
+            yield Shared(answers, guard, changes, streams, process.stopping)
     finally:
         await close_pool(pool)
 
