@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.analytics_api.fair import Lanes, Turn
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
-from services.analytics_api.problems import ProblemError, respond
+from services.analytics_api.problems import ProblemError, of_database, respond
+from services.runtime.database import DATABASE_ERRORS, is_away
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"
@@ -45,6 +46,11 @@ class Door:
                 turn = await self._let_in(stack, Request(scope))
             except ProblemError as problem:
                 await respond(problem)(scope, receive, send)
+                return
+            except DATABASE_ERRORS as error:  # the ids of keys cannot be read
+                if not is_away(error):
+                    raise
+                await respond(of_database(error))(scope, receive, send)
                 return
 
             async def send_and_end(message: Message) -> None:

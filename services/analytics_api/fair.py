@@ -32,10 +32,19 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: a key of an organization. Before a key is known to be good, an address stands for both."""
+    """Who asks: a key of an organization.
+
+    Before a key is known to be good, the address that it comes from stands for the organization: many may
+    come from there, so it takes turns but has no share.
+    """
 
     key: str
     organization: str
+
+    @classmethod
+    def stranger(cls, address: str) -> "Asker":
+        """Whoever comes from an address."""
+        return cls("", address)
 
 
 class Line(Generic[Item]):
@@ -280,7 +289,8 @@ class Shares:
         Raises:
             ProblemError: the organization, or its key, holds its share already.
         """
-        _check_share(self._name, (self._of[asker.organization], self._held[asker]), self._most_each)
+        if asker.key:
+            _check_share(self._name, (self._of[asker.organization], self._held[asker]), self._most_each)
         self._held[asker] += 1
         self._of[asker.organization] += 1
         try:

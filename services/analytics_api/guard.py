@@ -79,7 +79,7 @@ class Guard:
         known = self._good.get(_digest(text))
         if known is None:
             await self._admit_stranger(text, address)
-            return Asker(address, address)
+            return Asker.stranger(address)
         self._check_asker(known)
         return known
 
