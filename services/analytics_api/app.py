@@ -24,7 +24,7 @@ from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
-from services.analytics_api.store import SERVER_SETTINGS, Store
+from services.analytics_api.store import SERVER_SETTINGS, Store, keep_as_it_is
 from services.analytics_api.tools import Entrance
 from services.runtime.database import close_pool, open_pool
 from services.runtime.faults import route_of
@@ -170,6 +170,7 @@ async def _opened(
             }
         ),
         server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
+        reset=keep_as_it_is,
         command_timeout=seconds + 5,
     )
     try:

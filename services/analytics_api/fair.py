@@ -204,7 +204,7 @@ class Lanes:
     """The lanes of a process, and the questions in it.
 
     Small reads and large ones have lanes of their own, so that none of the former waits for one of the
-    latter. A third of the small lane is closed to any one organization.
+    latter. Half of the small lane is closed to any one organization.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -212,7 +212,7 @@ class Lanes:
         large = max(1, min(settings.api_large_reads, connections - 1))
         small = max(1, connections - large)
         self.large = Lane("large", large, most_known=settings.api_organization_large_reads)
-        self.small = Lane("small", small, most_each=max(1, small - small // 3))
+        self.small = Lane("small", small, most_each=max(1, small // 2))
         # Python computes one thing at a time, however many threads there are.
         self.computing = Lane("computing", 1)
         #: Streams that look whether their keys are still good: many may at the same moment.

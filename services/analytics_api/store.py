@@ -23,6 +23,8 @@ SERVER_SETTINGS: Final = {
     "default_transaction_read_only": "on",
     # Compiling takes longer than most of these statements.
     "jit": "off",
+    # A large read keeps one core busy, and leaves the others to small ones.
+    "max_parallel_workers_per_gather": "0",
 }
 _EPOCH: Final = date(1970, 1, 1)
 _DAY_MS: Final = 86_400_000
@@ -37,6 +39,10 @@ _LARGE_JOURNEYS: Final = 10_000
 _LARGE_STEPS: Final = 20_000
 
 T = TypeVar("T")
+
+
+async def keep_as_it_is(_: Connection) -> None:
+    """A connection that is given back: no statement here leaves anything in its session."""
 
 
 @dataclass(frozen=True, slots=True)
