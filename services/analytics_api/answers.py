@@ -1,6 +1,5 @@
 """The questions and their answers, the same for HTTP, the dashboard and the MCP tools."""
 
-import asyncio
 import base64
 import binascii
 import json
@@ -8,11 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
 
 from services.analytics_api import comparison
+from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import FreshnessWatch, Look, Newest
 from services.analytics_api.models import (
     Cohort,
@@ -95,19 +96,27 @@ class Answers:
         """The UTC day that it is."""
         return datetime.fromtimestamp(self._clock(), UTC).date()
 
-    async def context(self, organization: str, walkthrough: str, servers: Collection[str] = ()) -> Context:
+    async def context(self, turn: Turn, walkthrough: str, servers: Collection[str] = ()) -> Context:
         """The walkthrough that is asked about.
 
         Raises:
             ProblemError: it, or one of the servers, does not belong to the organization.
         """
-        context = await self.store.walkthrough(walkthrough, organization, await self.look())
+        look = await self._look(turn)
+        organization = turn.asker.organization
+        context = await self.store.walkthrough(walkthrough, turn, look)
         if context is None:
             raise not_found("walkthrough", walkthrough)
         foreign = set(servers) - {server.id for server in context.walkthrough.servers}
         if foreign and (foreign := await self.store.foreign_servers(sorted(foreign), organization)):
             raise not_found("server", min(foreign))
         return context
+
+    async def _look(self, turn: Turn) -> Look:
+        if self._freshness.is_looking:
+            return await self.look()
+        async with turn.away():  # it may take seconds
+            return await self.look()
 
     async def look(self) -> Look:
         """What waits: to be taken before figures are read."""
@@ -128,7 +137,7 @@ class Answers:
         view = view_of(context, question)
         if view.changes_paths:
             variants = await self.store.variants(context, question, self.today)
-            return await asyncio.to_thread(view.flows, variants)
+            return await self.store.compute(context, view.flows, variants)
         return await self.store.counts(context, question, self.today)
 
     async def sankey(self, context: Context, question: SankeyQuestion) -> Sankey:
@@ -174,17 +183,7 @@ class Answers:
         """How many get how far in display order."""
         variants = await self.store.variants(context, cohort, self.today)
         order = [step.id for step in context.steps]
-        started = sum(v.journeys for v in variants)
-        completed: Counter[str] = Counter()
-        through = [0] * len(order)
-        for variant in variants:
-            done = set(variant.step_ids)
-            for step in done:
-                completed[step] += variant.journeys
-            for place, step in enumerate(order):
-                if step not in done:
-                    break
-                through[place] += variant.journeys
+        started, completed, through = await self.store.compute(context, partial(_funnel, order), variants)
         before = [started, *through]
         return Funnel(
             walkthrough=context.walkthrough,
@@ -209,7 +208,8 @@ class Answers:
         variants = await self.store.variants(context, cohort, self.today)
         journeys, every = await self.store.every(context, cohort, self._sample_people)
         times = await self.store.step_times(context, cohort, every)
-        completed, waiting = _by_step(variants, [step.id for step in context.steps])
+        order = [step.id for step in context.steps]
+        completed, waiting = await self.store.compute(context, partial(_by_step, order), variants)
         return Steps(
             walkthrough=context.walkthrough,
             started=sum(v.journeys for v in variants),
@@ -284,7 +284,7 @@ class Answers:
         rows: list[asyncpg.Record] = []
         found: list[Journey] = []
         last: str | None = None
-        async with self.store.journeys(*_narrowed(context, question)) as candidates:
+        async with self.store.journeys(context, *_narrowed(context, question)) as candidates:
             async for row in candidates:
                 journey = _journey(context, question, view, row, self.today)
                 if journey is None:
@@ -318,9 +318,10 @@ class Answers:
             freshness=self.fresh(context),
         )
 
-    async def session(self, organization: str, identifier: str) -> Session:
+    async def session(self, turn: Turn, identifier: str) -> Session:
         """A session, replayed."""
-        look = await self.look()
+        look = await self._look(turn)
+        organization = turn.asker.organization
         found = await self.store.session(identifier, organization)
         if found is None:
             raise not_found("session", identifier)
@@ -339,9 +340,10 @@ class Answers:
 
     # --- overviews ----------------------------------------------------------------------------------
 
-    async def overview(self, organization: str, cohort: Cohort, server: str | None = None) -> Overview:
+    async def overview(self, turn: Turn, cohort: Cohort, server: str | None = None) -> Overview:
         """All walkthroughs of an organization; with a server, those that it offers or that began there."""
-        look = await self.look()
+        look = await self._look(turn)
+        organization = turn.asker.organization
         row = await self.store.organization(organization)
         servers = await self.store.servers(organization)
         known = {s.id: s.name for s in servers}
@@ -511,8 +513,25 @@ def next_step(order: Sequence[str], done: Iterable[str]) -> str | None:
     return next((step for step in order if step not in done), None)
 
 
+def _funnel(order: Sequence[str], variants: Iterable[Variant]) -> tuple[int, Counter[str], list[int]]:
+    """How many began, how many did each step, and how many did it and all before it."""
+    started = 0
+    completed: Counter[str] = Counter()
+    through = [0] * len(order)
+    for variant in variants:
+        started += variant.journeys
+        done = set(variant.step_ids)
+        for step in done:
+            completed[step] += variant.journeys
+        for place, step in enumerate(order):
+            if step not in done:
+                break
+            through[place] += variant.journeys
+    return started, completed, through
+
+
 def _by_step(
-    variants: Iterable[Variant], order: Sequence[str]
+    order: Sequence[str], variants: Iterable[Variant]
 ) -> tuple[Counter[str], Counter[tuple[str | None, Outcome]]]:
     """How many did each step, and how many unfinished journeys would be shown it next."""
     completed: Counter[str] = Counter()

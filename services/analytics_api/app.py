@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -15,12 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
 from services.analytics_api.answers import Answers
+from services.analytics_api.door import Door
+from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.guard import Guard
-from services.analytics_api.live import Changes
+from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
-from services.analytics_api.store import SERVER_SETTINGS, Store
+from services.analytics_api.store import SERVER_SETTINGS, Store, keep_as_it_is
 from services.analytics_api.tools import Entrance
 from services.runtime import connections
 from services.runtime.database import Pool, close_pool, open_pool
@@ -49,6 +53,12 @@ _DESCRIPTION = (
 )
 
 
+#: Compressing keeps everybody waiting: the fastest level takes a third of the time of the best one.
+_COMPRESSION: Final = 1
+#: How long a thread that computes keeps the event loop from going on, each time that it wants to.
+_SWITCH_SECONDS: Final = 0.0005
+
+
 class AnalyticsProcess(Process):
     """The service, ready to run."""
 
@@ -57,6 +67,7 @@ class AnalyticsProcess(Process):
 
     async def run(self, port: int, health_port: int = 0) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
         health = health_application(SERVICE, self.health_routes())
         return await self.serve(application(self), port, health, health_port)
 
@@ -91,13 +102,15 @@ def application(process: AnalyticsProcess) -> ASGIApp:
     """What the process serves."""
     settings = process.settings
     app = describe()
-    guard = Guard(settings)
+    lanes = Lanes(settings)
+    guard = Guard(settings, lambda: app.state.shared.answers.store)
+    streams = Streams(settings)
     entrance = Entrance(lambda: app.state.shared, settings.mcp_max_request_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            async with _opened(settings, guard, process) as app.state.shared, entrance.running():
+            async with _opened(settings, guard, streams, process) as app.state.shared, entrance.running():
                 process.pool = app.state.shared.answers.store.pool
                 process.log_start()
                 yield
@@ -117,13 +130,13 @@ def application(process: AnalyticsProcess) -> ASGIApp:
         *dashboard_routes(),
     ]
     problems.install(app)
-    app.add_middleware(GZipMiddleware, minimum_size=1_000)
+    app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=_COMPRESSION)
     shared_with = _other_origins(settings)
 
     def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
         return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-    measured = Measured(shared_with(app))
+    measured = Measured(shared_with(Door(app, guard, lanes, streams)))
     return Answered(
         connections.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
     )
@@ -155,7 +168,9 @@ def _answer_failure(path: str) -> AnswerFailure:
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIterator[Shared]:
+async def _opened(
+    settings: Settings, guard: Guard, streams: Streams, process: Process
+) -> AsyncIterator[Shared]:
     seconds = settings.api_statement_seconds
     pool = await open_pool(
         settings.model_copy(
@@ -169,6 +184,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
             }
         ),
         server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
+        reset=keep_as_it_is,
         command_timeout=seconds + 5,
         refusals=process.refusals,
     )
@@ -179,7 +195,7 @@ async def _opened(settings: Settings, guard: Guard, process: Process) -> AsyncIt
         answers = Answers(store, freshness, settings.api_sample_people)
         changes = Changes(answers)
         async with freshness.running(), changes.running(), watching_schema(pool, process.refusals):
-            yield Shared(answers, guard, changes, process.stopping, settings.api_streams)
+            yield Shared(answers, guard, changes, streams, process.stopping)
     finally:
         await close_pool(pool)
 

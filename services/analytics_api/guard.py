@@ -1,15 +1,21 @@
 """Who asks: the API key of an organization, and how often it may."""
 
+import hashlib
 import hmac
+import ipaddress
+import math
 import re
+import time
+from collections.abc import Callable
 from typing import Final
 
 import limits
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
+from cachetools import LRUCache
+from starlette.requests import Request
 
+from services.analytics_api.fair import Asker, Rates
 from services.analytics_api.problems import ProblemError
-from services.analytics_api.store import Key, Store
+from services.analytics_api.store import Store
 from services.runtime.api_keys import hash_of, parts_of
 from services.runtime.database import can_be_stored
 from services.runtime.errors import ConfigurationError
@@ -19,6 +25,11 @@ _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="stepstream"'}
 _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 #: What a key that does not exist is compared with, so that it takes as long as one that does.
 _NOBODY: Final = bytes(32)
+#: So many keys that were good lately are known.
+_MOST_GOOD: Final = 20_000
+#: So many ids of keys are read, the newest, and not again before so many seconds.
+_MOST_IDS: Final = 50_000
+_IDS_SECONDS: Final = 5.0
 
 
 def _rate(name: str, text: str) -> limits.RateLimitItem | None:
@@ -36,47 +47,127 @@ def denied(detail: str) -> ProblemError:
 
 
 class Guard:
-    """Checks keys and rates; rates are counted in this process."""
+    """Checks keys and rates; rates are counted in this process.
 
-    def __init__(self, settings: Settings) -> None:
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+    A key that was good lately is looked up each time, so that it is refused as soon as it is revoked, but
+    only while its rate allows it. Any other key costs its address one of a few look-ups. When those are used
+    up, a key is looked up only where its id is that of some key: whoever guesses shuts out nobody who comes
+    from the same address, a proxy's say.
+    """
+
+    def __init__(self, settings: Settings, store: Callable[[], Store]) -> None:
+        self._store = store
+        self._rates = Rates()
         self._key_rate = _rate("api_key_rate", settings.api_key_rate)
+        self._organization_rate = _rate("api_organization_rate", settings.api_organization_rate)
         self._failure_rate = _rate("api_failure_rate", settings.api_failure_rate)
+        self._good: LRUCache[bytes, Asker] = LRUCache(_MOST_GOOD)
+        self._ids: set[str] = set()
+        self._ids_at = -math.inf
 
-    async def admit(self, store: Store, authorization: str | None, address: str) -> Key:
-        """Whose key it is.
+    async def arrive(self, request: Request) -> Asker:
+        """Who comes, from the headers alone: an asker whose key was good lately, or else an address.
 
         Raises:
-            ProblemError: there is no key, or it is not good, or it was used too often.
+            ProblemError: there is no key, it was used too often, or too many unknown ones come from there.
         """
+        address = _network(request.client.host if request.client else "")
+        authorization = request.headers.get("authorization")
         if not authorization:
             raise denied("send an API key: `Authorization: Bearer KEY`. `stepstream keys create` makes one")
-        match = _BEARER.fullmatch(authorization)
-        key = await self.find(store, match[1]) if match else None
-        if key is None:
-            # A good key is let in whoever else comes from that address, a proxy's say.
-            await self._check(self._failure_rate, "address", address)
-            raise denied("this API key is not good: it is mistyped, expired or revoked")
-        await self._check(self._key_rate, "key", key.id)
-        return key
+        text = _text(authorization)
+        known = self._good.get(_digest(text))
+        if known is None:
+            await self._admit_stranger(text, address)
+            return Asker.stranger(address)
+        self._check_asker(known)
+        return known
 
-    async def find(self, store: Store, text: str) -> Key | None:
-        """The key of that text, if it is good."""
-        parts = parts_of(text)
-        if parts is None or not text.isascii() or not can_be_stored(text):
+    async def admit(self, authorization: str, who: Asker) -> Asker:
+        """Whose key it is; `who` is what `arrive` said.
+
+        Raises:
+            ProblemError: the key is not good, or it was used too often.
+        """
+        asker = await self.find(_text(authorization))
+        if asker is None:
+            raise denied("this API key is not good: it is mistyped, expired or revoked")
+        if asker != who:
+            self._check_asker(asker)
+        return asker
+
+    async def find(self, text: str) -> Asker | None:
+        """Who has the key of that text, if it is good."""
+        parts = _parts(text)
+        if parts is None:
             return None
         identifier, secret = parts
-        stored = await store.key(identifier)
+        stored = await self._store().key(identifier)
         is_right = hmac.compare_digest(hash_of(secret), stored.hash if stored else _NOBODY)
         if stored is None or not is_right or not stored.is_valid:
+            self._good.pop(_digest(text), None)
             return None
-        return Key(identifier, stored.organization_id)
+        asker = Asker(identifier, stored.organization_id)
+        self._good[_digest(text)] = asker
+        return asker
 
-    async def _check(self, rate: limits.RateLimitItem | None, *key: str) -> None:
-        if rate is not None and not await self._limiter.hit(rate, *key):
-            raise ProblemError(
-                429,
-                "Too many requests",
-                f"more than {rate.amount} requests in {rate.get_expiry()} seconds: wait, then ask again",
-                {"Retry-After": str(rate.get_expiry())},
-            )
+    async def _admit_stranger(self, text: str, network: str) -> None:
+        """Lets a key be looked up that nobody has used lately."""
+        left = self._left(self._failure_rate, "address", network)
+        if left is None:
+            return
+        parts = _parts(text)
+        if parts is None or parts[0] not in await self._known_ids():
+            raise _too_many(self._failure_rate, left)
+        self._check(self._failure_rate, "id", network, parts[0])
+
+    async def _known_ids(self) -> set[str]:
+        if time.monotonic() - self._ids_at >= _IDS_SECONDS:
+            self._ids_at = time.monotonic()  # others go on with what was known
+            self._ids = await self._store().key_ids(_MOST_IDS)
+        return self._ids
+
+    def _check_asker(self, asker: Asker) -> None:
+        self._check(self._key_rate, "key", asker.key)
+        self._check(self._organization_rate, "organization", asker.organization)
+
+    def _check(self, rate: limits.RateLimitItem | None, *name: str) -> None:
+        if (left := self._left(rate, *name)) is not None:
+            raise _too_many(rate, left)
+
+    def _left(self, rate: limits.RateLimitItem | None, *name: str) -> float | None:
+        """How many seconds to wait, where that is more often than it may."""
+        return None if rate is None else self._rates.hit(rate, time.monotonic(), *name)
+
+
+def _too_many(rate: limits.RateLimitItem | None, left: float) -> ProblemError:
+    told = f"more than {rate.amount} requests in {rate.get_expiry()} seconds" if rate else "too many requests"
+    return ProblemError(
+        429,
+        "Too many requests",
+        f"{told}: wait, then ask again",
+        {"Retry-After": str(max(1, math.ceil(left)))},
+    )
+
+
+def _text(authorization: str) -> str:
+    """The key in a header; empty where there is none."""
+    match = _BEARER.fullmatch(authorization)
+    return match[1] if match else ""
+
+
+def _parts(text: str) -> tuple[str, str] | None:
+    return parts_of(text) if text.isascii() and can_be_stored(text) else None
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _network(address: str) -> str:
+    """The address; of IPv6 the /64, which one customer has."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address

@@ -10,17 +10,22 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.fair import Asker, Shares
 from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import Freshness
+from services.analytics_api.problems import ProblemError
 from services.runtime.database import is_away, may_pass
 from services.runtime.faults import Beside
+from services.runtime.settings import Settings
 from services.runtime.tasks import beside
-from services.runtime.telemetry import API_LIVE
+from services.runtime.telemetry import API_CROWDED, API_LIVE
 
 log = logging.getLogger("stepstream.analytics")
 
@@ -42,11 +47,6 @@ class Changes:
         self._known: dict[str, Freshness] = {}
         self._looked = asyncio.Condition()
         self._somebody = asyncio.Event()
-
-    @property
-    def streams(self) -> int:
-        """How many streams are open."""
-        return self._watched.total()
 
     @contextlib.contextmanager
     def watching(self, walkthrough: str) -> Iterator[None]:
@@ -95,6 +95,47 @@ class Changes:
             async with self._looked:
                 self._looked.notify_all()
             await asyncio.sleep(_EVERY_SECONDS)
+
+
+class Streams:
+    """The places for streams: so many in all, and a share for each organization and each key."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.api_streams
+        self._shares = Shares("streams", settings.api_organization_streams)
+
+    def check(self, asker: Asker) -> None:
+        """Refuses a stream for which there is no place, before anything is read for it."""
+        with self.held(asker):
+            pass
+
+    @contextlib.contextmanager
+    def held(self, asker: Asker) -> Iterator[None]:
+        """Has a place while the block lasts.
+
+        Raises:
+            ProblemError: all are taken, or those of the organization or the key.
+        """
+        if self._shares.total >= self._most:
+            API_CROWDED.labels("streams").inc()
+            raise ProblemError(
+                503, "Too many live streams", "ask again later, or ask without one", {"Retry-After": "30"}
+            )
+        with self._shares.held(asker):
+            yield
+
+
+class LiveResponse(EventSourceResponse):
+    """A stream, which has a place from before its first byte to its end."""
+
+    def __init__(self, place: contextlib.AbstractContextManager[None], *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streams."""
+        with self._place:
+            await super().__call__(scope, receive, send)
 
 
 class Stream:

@@ -6,6 +6,13 @@ select
 from api_keys
 where id = $1;
 
+-- name: key_ids
+-- The ids of the newest keys that are good.
+select id from api_keys
+where revoked_at is null and (expires_at is null or expires_at > now())
+order by created_at desc
+limit $1;
+
 -- name: walkthrough
 -- A walkthrough of an organization: its steps in display order, the servers that offer it or that have
 -- journeys in it, and the number that changes with its counts and with its steps.

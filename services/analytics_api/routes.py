@@ -14,8 +14,10 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.door import turn_of
+from services.analytics_api.fair import Turn
 from services.analytics_api.guard import Guard
-from services.analytics_api.live import Changes, Stream
+from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
 from services.analytics_api.models import (
     Cohort,
     CompareQuestion,
@@ -37,8 +39,8 @@ from services.analytics_api.models import (
     TrendsQuestion,
 )
 from services.analytics_api.problems import MEDIA_TYPE as PROBLEM
-from services.analytics_api.problems import ProblemError, not_found
-from services.analytics_api.store import Context, Key
+from services.analytics_api.problems import not_found
+from services.analytics_api.store import Context
 from services.analytics_api.tables import MEDIA_TYPE as CSV
 from services.analytics_api.tables import csv_of
 from services.runtime.database import can_be_stored
@@ -51,8 +53,8 @@ class Shared:
     answers: Answers
     guard: Guard
     changes: Changes
+    streams: Streams
     stopping: asyncio.Event
-    most_streams: int
 
 
 def _problems(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
@@ -89,31 +91,32 @@ async def admitted(
     request: Request,
     uses: Annotated[Shared, Depends(shared)],
     _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> Key:
-    """Whose key the request has; for each id in its path there can be a row.
+) -> Turn:
+    """The turn of whoever's key the request has; for each id in its path there can be a row.
 
     Raises:
         ProblemError: there is no key that is good; or an id is one that the database cannot have.
     """
-    key = await admit(uses, request)
+    turn = await admit(uses, request)
     for name, value in request.path_params.items():
         if not can_be_stored(value):
             raise not_found(name.removesuffix("_id"), value.replace("\0", "\\0"))
-    return key
+    return turn
 
 
-async def admit(uses: Shared, request: Request) -> Key:
-    """Whose key the request has.
+async def admit(uses: Shared, request: Request) -> Turn:
+    """The turn of a request, which is now of the one whose key it has.
 
     Raises:
         ProblemError: none that is good.
     """
-    address = request.client.host if request.client else ""
-    return await uses.guard.admit(uses.answers.store, request.headers.get("authorization"), address)
+    turn = turn_of(request.scope)
+    turn.asker = await uses.guard.admit(request.headers["authorization"], turn.asker)
+    return turn
 
 
 Uses = Annotated[Shared, Depends(shared)]
-Who = Annotated[Key, Depends(admitted)]
+Turned = Annotated[Turn, Depends(admitted)]
 Id = Annotated[str, Path(min_length=1, max_length=64)]
 
 
@@ -179,10 +182,10 @@ Answer: TypeAlias = Callable[[Answers, Context, Asked], Awaitable[BaseModel]]
 
 
 async def _about(
-    request: Request, uses: Shared, key: Key, walkthrough: str, question: Asked, answer: Answer[Asked]
+    request: Request, uses: Shared, turn: Turn, walkthrough: str, question: Asked, answer: Answer[Asked]
 ) -> Response:
     """An answer whose figures change with the walkthrough's version, and at midnight."""
-    context = await uses.answers.context(key.organization_id, walkthrough, question.servers)
+    context = await uses.answers.context(turn, walkthrough, question.servers)
     reply = Reply(request)
     version = (context.version, str(uses.answers.today), context.walkthrough.model_dump_json())
     return reply.unchanged(*version) or reply.of(await answer(uses.answers, context, question), *version)
@@ -190,90 +193,102 @@ async def _about(
 
 @router.get("/organization", response_model=Overview, responses=_TABLE)
 async def organization(
-    request: Request, uses: Uses, key: Who, question: Annotated[Cohort, Query()]
+    request: Request, uses: Uses, turn: Turned, question: Annotated[Cohort, Query()]
 ) -> Response:
     """Every walkthrough of the key's organization, by server too."""
-    return Reply(request).of(await uses.answers.overview(key.organization_id, question))
+    return Reply(request).of(await uses.answers.overview(turn, question))
 
 
 @router.get("/servers/{server_id}", response_model=Overview, responses=_TABLE)
 async def server(
-    request: Request, uses: Uses, key: Who, server_id: Id, question: Annotated[Cohort, Query()]
+    request: Request, uses: Uses, turn: Turned, server_id: Id, question: Annotated[Cohort, Query()]
 ) -> Response:
     """Every walkthrough that a server offers, or that people began there."""
-    return Reply(request).of(await uses.answers.overview(key.organization_id, question, server_id))
+    return Reply(request).of(await uses.answers.overview(turn, question, server_id))
 
 
 @router.get("/walkthroughs/{walkthrough_id}", response_model=Summary, responses=_TABLE)
 async def summary(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
 ) -> Response:
     """A walkthrough in a few figures."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.summary)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.summary)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/sankey", response_model=Sankey, responses=_TABLE)
 async def sankey(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[SankeyQuestion, Query()]
+    request: Request,
+    uses: Uses,
+    turn: Turned,
+    walkthrough_id: Id,
+    question: Annotated[SankeyQuestion, Query()],
 ) -> Response:
     """Where people go and where they stop: nodes, links and endings.
 
     Without `start_at`, `end_at` and `exclude` it is read from the counts, in a time that does not grow with
     the number of completions.
     """
-    return await _about(request, uses, key, walkthrough_id, question, Answers.sankey)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.sankey)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/funnel", response_model=Funnel, responses=_TABLE)
 async def funnel(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
 ) -> Response:
     """How many people get how far, in display order."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.funnel)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.funnel)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/steps", response_model=Steps, responses=_TABLE)
 async def steps(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[Cohort, Query()]
+    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
 ) -> Response:
     """What became of each step, and how long it took."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.steps)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.steps)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/endings", response_model=Endings, responses=_TABLE)
 async def endings(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[FlowQuestion, Query()]
+    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[FlowQuestion, Query()]
 ) -> Response:
     """How journeys end, and after which step."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.endings)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.endings)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/trends", response_model=Trends, responses=_TABLE)
 async def trends(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[TrendsQuestion, Query()]
+    request: Request,
+    uses: Uses,
+    turn: Turned,
+    walkthrough_id: Id,
+    question: Annotated[TrendsQuestion, Query()],
 ) -> Response:
     """Started, finished and active, by day or week."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.trends)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.trends)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/compare", response_model=Comparison, responses=_TABLE)
 async def compare(
-    request: Request, uses: Uses, key: Who, walkthrough_id: Id, question: Annotated[CompareQuestion, Query()]
+    request: Request,
+    uses: Uses,
+    turn: Turned,
+    walkthrough_id: Id,
+    question: Annotated[CompareQuestion, Query()],
 ) -> Response:
     """Two servers or two periods side by side, and whether what differs is more than chance."""
-    return await _about(request, uses, key, walkthrough_id, question, Answers.compare)
+    return await _about(request, uses, turn, walkthrough_id, question, Answers.compare)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/journeys", response_model=Journeys, responses=_TABLE)
 async def journeys(
     request: Request,
     uses: Uses,
-    key: Who,
+    turn: Turned,
     walkthrough_id: Id,
     question: Annotated[JourneysQuestion, Query()],
 ) -> Response:
     """The people behind a figure, the last active first; `Link` and `next` lead to the next page."""
-    context = await uses.answers.context(key.organization_id, walkthrough_id, question.server)
+    context = await uses.answers.context(turn, walkthrough_id, question.server)
     page = await uses.answers.journeys(context, question)
     return Reply(request).of(page, following=page.next)
 
@@ -281,16 +296,16 @@ async def journeys(
 @router.get(
     "/walkthroughs/{walkthrough_id}/journeys/{user_id}", response_model=JourneyDetail, responses=_TABLE
 )
-async def journey(request: Request, uses: Uses, key: Who, walkthrough_id: Id, user_id: Id) -> Response:
+async def journey(request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, user_id: Id) -> Response:
     """Somebody's journey: what happened in it, in order, with the time between."""
-    context = await uses.answers.context(key.organization_id, walkthrough_id)
+    context = await uses.answers.context(turn, walkthrough_id)
     return Reply(request).of(await uses.answers.journey(context, user_id))
 
 
 @router.get("/sessions/{session_id}", response_model=Session, responses=_TABLE)
-async def session(request: Request, uses: Uses, key: Who, session_id: Id) -> Response:
+async def session(request: Request, uses: Uses, turn: Turned, session_id: Id) -> Response:
     """A session replayed: its events in order, with the time between."""
-    return Reply(request).of(await uses.answers.session(key.organization_id, session_id))
+    return Reply(request).of(await uses.answers.session(turn, session_id))
 
 
 @router.get(
@@ -303,7 +318,7 @@ async def session(request: Request, uses: Uses, key: Who, session_id: Id) -> Res
 async def live(
     request: Request,
     uses: Uses,
-    key: Who,
+    turn: Turned,
     walkthrough_id: Id,
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
 ) -> Response:
@@ -312,19 +327,18 @@ async def live(
 
     Each carries the freshness. Who comes back with `Last-Event-ID` learns of what changed meanwhile.
     """
-    context = await uses.answers.context(key.organization_id, walkthrough_id)
-    if uses.changes.streams >= uses.most_streams:
-        raise ProblemError(
-            503, "Too many live streams", "ask again later, or ask without one", {"Retry-After": "30"}
-        )
+    context = await uses.answers.context(turn, walkthrough_id)
+    asker = turn.asker
 
     async def is_admitted() -> bool:
         text = request.headers["authorization"].split()[-1]
-        now = await uses.guard.find(uses.answers.store, text)
-        return now is not None and now.organization_id == key.organization_id
+        async with turn.lanes.keys.place(asker):
+            now = await uses.guard.find(text)
+        return now is not None and now.organization == asker.organization
 
     stream = Stream(uses.changes, uses.answers, context.id)
-    return EventSourceResponse(
+    return LiveResponse(
+        uses.streams.held(asker),
         stream.events(last_event_id, is_admitted, uses.stopping),
         ping=15,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import asyncpg
 from cachetools import LRUCache
 
+from services.analytics_api.fair import SharedCache, Turn
 from services.analytics_api.freshness import Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
@@ -22,6 +23,8 @@ SERVER_SETTINGS: Final = {
     "default_transaction_read_only": "on",
     # Compiling takes longer than most of these statements.
     "jit": "off",
+    # A large read keeps one core busy, and leaves the others to small ones.
+    "max_parallel_workers_per_gather": "0",
 }
 _EPOCH: Final = date(1970, 1, 1)
 _DAY_MS: Final = 86_400_000
@@ -29,18 +32,28 @@ _DAY_MS: Final = 86_400_000
 _KEPT_STEPS: Final = 2_000_000
 #: Answers of other questions that read journeys.
 _KEPT_FIGURES: Final = 500
-_AT_ONCE: Final = 2
+_KEPT_COUNTS: Final = 10_000
+#: From so many journeys of a walkthrough on a read of them is a large one. Below it takes some 20 ms at most.
+_LARGE_JOURNEYS: Final = 10_000
+#: From so many steps of variants on computing is.
+_LARGE_STEPS: Final = 20_000
 
 T = TypeVar("T")
+
+
+async def keep_as_it_is(_: Connection) -> None:
+    """A connection that is given back: no statement here leaves anything in its session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """A walkthrough as it is now, with the number that changes with its figures.
 
-    `look` is from before: events that were handled by then are in what is read of the context.
+    `look` is from before: events that were handled by then are in what is read of the context. `turn` is the
+    question's.
     """
 
+    turn: Turn
     walkthrough: Walkthrough
     look: Look
     newest: Newest
@@ -55,14 +68,6 @@ class Context:
     def steps(self) -> list[Step]:
         """Its steps in display order."""
         return self.walkthrough.steps
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """An API key that is good: its id, and whose it is."""
-
-    id: str
-    organization_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +98,9 @@ class Store:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._variants: LRUCache[Hashable, list[Variant]] = LRUCache(_KEPT_STEPS, _size)
-        self._figures: LRUCache[Hashable, list[asyncpg.Record]] = LRUCache(_KEPT_FIGURES)
-        # A read of all journeys keeps a core busy: a few at once, and the same one once.
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._variants: SharedCache[list[Variant]] = SharedCache(_KEPT_STEPS)
+        self._figures: SharedCache[list[asyncpg.Record]] = SharedCache(_KEPT_FIGURES)
+        self._counted: LRUCache[Hashable, int] = LRUCache(_KEPT_COUNTS)
         self._reading: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def key(self, identifier: str) -> StoredKey | None:
@@ -104,9 +108,13 @@ class Store:
         row = await self.pool.fetchrow(SQL["find_key"], identifier)
         return None if row is None else StoredKey(**dict(row))
 
-    async def walkthrough(self, identifier: str, organization: str, look: Look) -> Context | None:
-        """A walkthrough of the organization."""
-        row = await self.pool.fetchrow(SQL["walkthrough"], identifier, organization)
+    async def key_ids(self, most: int) -> set[str]:
+        """The ids of the newest keys that are good."""
+        return {row["id"] for row in await self.pool.fetch(SQL["key_ids"], most)}
+
+    async def walkthrough(self, identifier: str, turn: Turn, look: Look) -> Context | None:
+        """A walkthrough of the organization that asks."""
+        row = await self.pool.fetchrow(SQL["walkthrough"], identifier, turn.asker.organization)
         if row is None:
             return None
         walkthrough = Walkthrough(
@@ -117,7 +125,7 @@ class Store:
             steps=[Step(**step) for step in json.loads(row["steps"])],
             servers=[Server(**server) for server in json.loads(row["servers"])],
         )
-        return Context(walkthrough, look, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
+        return Context(turn, walkthrough, look, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
 
     async def foreign_servers(self, servers: Sequence[str], organization: str) -> set[str]:
         """Of these servers, those that are not the organization's."""
@@ -164,27 +172,73 @@ class Store:
             tuple(cohort.server),
             *_days(cohort)[1:],
         )
-        return await self._once(self._variants, key, lambda: self._read_variants(context, cohort, today))
+        return await self._once(
+            self._variants, context, key, lambda: self._read_variants(context, cohort, today), _size
+        )
+
+    async def compute(
+        self, context: Context, work: Callable[[list[Variant]], T], variants: list[Variant]
+    ) -> T:
+        """What follows from variants, computed beside the event loop."""
+        if _size(variants) < _LARGE_STEPS:
+            return await asyncio.to_thread(work, variants)
+        turn = context.turn
+        async with turn.away(), turn.lanes.computing.place(turn.asker):
+            return await asyncio.to_thread(work, variants)
 
     async def _once(
-        self, kept: LRUCache[Hashable, T], key: Hashable, read: Callable[[], Coroutine[Any, Any, T]]
+        self,
+        kept: SharedCache[T],
+        context: Context,
+        key: Hashable,
+        read: Callable[[], Coroutine[Any, Any, T]],
+        size: Callable[[T], int] = lambda _: 1,
     ) -> T:
         """What is kept, or is being read for somebody else, or else is read."""
-        if (found := kept.get(key)) is not None:
+        turn = context.turn
+        organization = turn.asker.organization
+        if (found := kept.get(organization, key)) is not None:
             return found
+        is_large = await self._is_large(context)
+        if (found := kept.get(organization, key)) is not None:
+            return found
+
+        async def read_and_keep() -> T:
+            async with self._room(turn, is_large):
+                result = await read()
+            kept.put(organization, key, result, size(result))
+            return result
+
         task: asyncio.Task[T] | None = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(read())
-            task.add_done_callback(lambda _: self._reading.pop(key, None))
-        found = await asyncio.shield(task)
-        with contextlib.suppress(ValueError):  # larger than all that is kept
-            kept[key] = found
-        return found
+            task = self._reading[key] = asyncio.create_task(read_and_keep())
+            task.add_done_callback(lambda done: self._forget(key, done))
+        if not is_large:
+            return await asyncio.shield(task)
+        async with turn.away():
+            return await asyncio.shield(task)
+
+    def _forget(self, key: Hashable, done: "asyncio.Task[Any]") -> None:
+        self._reading.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # nobody may be there any more to see it
+
+    @staticmethod
+    def _room(turn: Turn, is_large: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        """A place for a large read; a small one has that of its question."""
+        return turn.lanes.large.place(turn.asker) if is_large else contextlib.nullcontext()
+
+    async def _is_large(self, context: Context) -> bool:
+        """Whether a walkthrough has many journeys, whichever of them a question is about."""
+        key = context.id, context.version
+        if (journeys := self._counted.get(key)) is None:
+            journeys = await self.pool.fetchval(SQL["journeys_counted"], context.id, None, None, None)
+            self._counted[key] = journeys
+        return journeys >= _LARGE_JOURNEYS
 
     async def _read_variants(self, context: Context, cohort: Cohort, today: date) -> list[Variant]:
         recent_ms = day_ms(today - timedelta(days=cohort.active_days), 1)
         async with (
-            self._gate,
             self.pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
@@ -233,18 +287,21 @@ class Store:
         """What reads the journeys of a walkthrough: kept for as long as nothing changes."""
 
         async def read() -> list[asyncpg.Record]:
-            async with self._gate:
-                rows: list[asyncpg.Record] = await self.pool.fetch(SQL[name], context.id, *arguments)
+            rows: list[asyncpg.Record] = await self.pool.fetch(SQL[name], context.id, *arguments)
             return rows
 
         plain = tuple(tuple(a) if isinstance(a, list) else a for a in arguments)
-        return await self._once(self._figures, (name, context.id, context.version, plain), read)
+        return await self._once(self._figures, context, (name, context.id, context.version, plain), read)
 
     @contextlib.asynccontextmanager
-    async def journeys(self, *arguments: Any) -> AsyncIterator[AsyncIterator[asyncpg.Record]]:
+    async def journeys(
+        self, context: Context, *arguments: Any
+    ) -> AsyncIterator[AsyncIterator[asyncpg.Record]]:
         """Journeys that may be behind a figure, in order, read as they are taken."""
+        is_large = await self._is_large(context)
         async with (
-            self._gate,
+            context.turn.away() if is_large else contextlib.nullcontext(),
+            self._room(context.turn, is_large),
             self.pool.acquire() as connection,
             connection.transaction(readonly=True),
         ):

@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
+from services.analytics_api.door import turn_of
+from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
 from services.analytics_api.models import (
     Cohort,
@@ -49,13 +51,11 @@ from services.analytics_api.models import (
 from services.analytics_api.problems import ProblemError, invalid, of_database, respond
 from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
-from services.analytics_api.store import Key
 from services.runtime.database import is_away, without_values
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
-_KEY = "stepstream.key"
 
 INSTRUCTIONS: Final = (
     "Figures of walkthroughs: where people go, where they stop, how long steps take, and the people behind "
@@ -65,7 +65,7 @@ INSTRUCTIONS: Final = (
     "milliseconds, days are UTC days."
 )
 
-_Call: TypeAlias = Callable[[Answers, str, Any], Awaitable[BaseModel]]
+_Call: TypeAlias = Callable[[Answers, Turn, Any], Awaitable[BaseModel]]
 
 
 class _OfWalkthrough(BaseModel):
@@ -152,20 +152,20 @@ class _Tool:
 def _about(answer: Callable[[Answers, Any, Any], Awaitable[BaseModel]]) -> _Call:
     """A question about a walkthrough of the organization."""
 
-    async def call(answers: Answers, organization: str, question: Any) -> BaseModel:
+    async def call(answers: Answers, turn: Turn, question: Any) -> BaseModel:
         servers = getattr(question, "servers", ())
-        context = await answers.context(organization, question.walkthrough_id, servers)
+        context = await answers.context(turn, question.walkthrough_id, servers)
         return await answer(answers, context, question)
 
     return call
 
 
-async def _overview(answers: Answers, organization: str, question: GetOverview) -> BaseModel:
-    return await answers.overview(organization, question)
+async def _overview(answers: Answers, turn: Turn, question: GetOverview) -> BaseModel:
+    return await answers.overview(turn, question)
 
 
-async def _session(answers: Answers, organization: str, question: GetSession) -> BaseModel:
-    return await answers.session(organization, question.mcp_server_session_id)
+async def _session(answers: Answers, turn: Turn, question: GetSession) -> BaseModel:
+    return await answers.session(turn, question.mcp_server_session_id)
 
 
 async def _journey(answers: Answers, context: WalkthroughContext, question: GetJourney) -> BaseModel:
@@ -296,14 +296,16 @@ class Tools:
         with MCP_SECONDS.labels(params.name).time():
             try:
                 question = _question(tool, params)
-                answer = await tool.call(self._uses().answers, _key_of(ctx).organization_id, question)
+                turn = _turn_of(ctx)
+                await turn.begin()
+                answer = await tool.call(self._uses().answers, turn, question)
                 result = CallToolResult(
                     content=[TextContent(type="text", text=answer.model_dump_json())],
                     structured_content=answer.model_dump(mode="json"),
                 )
                 outcome = "answered"
             except ProblemError as problem:
-                outcome = "wrong-arguments"
+                outcome = "wrong-arguments" if problem.status < 429 else "refused"
                 return _complaint(str(problem))
             except Exception as error:
                 if not is_away(error):
@@ -322,11 +324,10 @@ def _question(tool: _Tool, params: CallToolRequestParams) -> BaseModel:
         raise invalid(list(error.errors(include_url=False))) from None
 
 
-def _key_of(ctx: Context) -> Key:
+def _turn_of(ctx: Context) -> Turn:
     request = ctx.request
     assert isinstance(request, Request)  # noqa: S101 - over HTTP there is one
-    key: Key = request.scope[_KEY]
-    return key
+    return turn_of(request.scope)
 
 
 def _complaint(message: str) -> CallToolResult:
@@ -352,7 +353,7 @@ class Entrance:
         """Answers one HTTP request."""
         request = Request(scope)
         try:
-            scope[_KEY] = await admit(self._uses(), request)
+            await admit(self._uses(), request)
         except ProblemError as problem:
             await respond(problem)(scope, receive, send)
             return

@@ -268,12 +268,40 @@ class Settings(BaseSettings):
     api_key_rate: str = Field(
         default="6000/minute", description="How often an API key may ask; empty is no limit."
     )
+    api_organization_rate: str = Field(
+        default="12000/minute",
+        description="How often an organization may ask, with all its API keys; empty is no limit.",
+    )
     api_failure_rate: str = Field(
         default="60/minute",
-        description="How often an address may come with keys that are not good; empty is no limit.",
+        description="How often an address may come with keys that are not good, or were not used lately; "
+        "empty is no limit.",
+    )
+    api_large_reads: int = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="How many reads of many journeys analytics-api runs at once; each keeps a core of "
+        "PostgreSQL busy.",
+    )
+    api_organization_large_reads: int = Field(
+        default=40,
+        ge=1,
+        description="The most such reads of an organization that run or wait; half of them for one API key.",
+    )
+    api_organization_questions: int = Field(
+        default=100,
+        ge=1,
+        description="The most questions of an organization that are answered or wait at once; half of them "
+        "for one API key.",
     )
     api_streams: int = Field(
         default=500, ge=1, le=100_000, description="The most live streams that analytics-api keeps open."
+    )
+    api_organization_streams: int = Field(
+        default=100,
+        ge=1,
+        description="The most live streams of an organization; half of them for one API key.",
     )
     api_allowed_origins: str = Field(
         default="",

@@ -120,6 +120,23 @@ API_SECONDS = Histogram(
 API_REFUSED = Counter(
     "stepstream_api_refused", "Questions that were not answered, by HTTP status.", ["status"]
 )
+API_CROWDED = Counter(
+    "stepstream_api_crowded",
+    "Refused because the organization or key had its share, or all were taken, by what: questions, large, "
+    "streams.",
+    ["what"],
+)
+API_WAITING = Gauge(
+    "stepstream_api_waiting",
+    "Questions that wait for a place, by lane: small, large, computing, keys.",
+    ["lane"],
+)
+API_WAITING_SECONDS = Histogram(
+    "stepstream_api_waiting_seconds",
+    "Seconds that a question waited for a place, if it did, by lane.",
+    ["lane"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
 HTTP_CONNECTIONS = Gauge("stepstream_http_connections", "Connections to the HTTP port.", ["service"])
 HTTP_CLOSED = Counter(

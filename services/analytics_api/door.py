@@ -1,0 +1,71 @@
+"""The door of the API: what is over its share is refused here, before it costs more than its headers.
+
+What passes has a turn: from here until its answer begins, so that routing, checking the key, computing and
+compressing are done for a few at once, in the order of `fair.Line`, however many come.
+"""
+
+import contextlib
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.analytics_api.fair import Lanes, Turn
+from services.analytics_api.guard import Guard
+from services.analytics_api.live import Streams
+from services.analytics_api.problems import ProblemError, of_database, respond
+from services.runtime.database import DATABASE_ERRORS, is_away
+
+_TURN: Final = "stepstream.turn"
+_PUBLIC: Final = "/v1/openapi.json"
+
+
+def turn_of(scope: Scope) -> Turn:
+    """The turn of a request that passed the door."""
+    turn: Turn = scope[_TURN]
+    return turn
+
+
+class Door:
+    """Lets requests of the API in; those of the dashboard's files, of health and metrics go past it."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, lanes: Lanes, streams: Streams) -> None:
+        self._app = app
+        self._guard = guard
+        self._lanes = lanes
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
+            await self._app(scope, receive, send)
+            return
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                turn = await self._let_in(stack, Request(scope))
+            except ProblemError as problem:
+                await respond(problem)(scope, receive, send)
+                return
+            except DATABASE_ERRORS as error:  # the ids of keys cannot be read
+                if not is_away(error):
+                    raise
+                await respond(of_database(error))(scope, receive, send)
+                return
+
+            async def send_and_end(message: Message) -> None:
+                if message["type"] == "http.response.start":  # how fast the client reads is its own affair
+                    await stack.aclose()
+                await send(message)
+
+            scope[_TURN] = turn
+            await self._app(scope, receive, send_and_end)
+
+    async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
+        asker = await self._guard.arrive(request)
+        if request.url.path.endswith("/live"):
+            self._streams.check(asker)
+        turn = await stack.enter_async_context(self._lanes.turn(asker))
+        if request.method in ("GET", "HEAD"):  # nobody keeps a place while a body comes
+            await turn.begin()
+        return turn

@@ -1,0 +1,165 @@
+"""One organization that wants everything: what the others, and its own small questions, still get."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.analytics_api import store
+from services.runtime.api_keys import new_key, text_of
+from tests.support.crowd import STEPS, WALKTHROUGH, gather
+from tests.support.world import Api, World, completed, eventually
+
+pytestmark = pytest.mark.integration
+WT = f"walkthroughs/{WALKTHROUGH}"
+#: The other organization's.
+WT_B = "walkthroughs/wt_b"
+
+
+@pytest.fixture
+def large_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a hundred journeys on a read is large; trends of our walkthrough wait for a lock."""
+    monkeypatch.setattr(store, "_LARGE_JOURNEYS", 100)
+    slow = store.SQL["active_people"].replace(
+        "from sankey_journeys as journey",
+        f"from pg_advisory_xact_lock_shared(case when $1 = '{WALKTHROUGH}' then 7 else 8 end),"
+        " sankey_journeys as journey",
+    )
+    monkeypatch.setitem(store.SQL, "active_people", slow)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def large_questions(world: World, api: Api, count: int) -> AsyncIterator[list[asyncio.Task[Any]]]:
+    """So many large questions, each another one, that are answered after the block."""
+    async with world.connection() as lock:
+        await lock.execute("select pg_advisory_lock(7)")
+        days = [f"2026-01-{day:02}" for day in range(1, count + 1)]
+        yield [asyncio.create_task(api.ask(f"{WT}/trends", from_=day, to="2026-12-31")) for day in days]
+
+
+def waiting(lane: str) -> float:
+    return REGISTRY.get_sample_value("stepstream_api_waiting", {"lane": lane}) or 0
+
+
+async def other(world: World, api: Api, organization: str) -> Api:
+    """The same service, asked by another organization or with another key."""
+    theirs = Api(world, api.url)
+    world.clients.append(theirs.http)
+    theirs.key = await world.make_key(organization)
+    return theirs
+
+
+async def test_small_questions_are_answered_while_large_ones_wait(
+    world: World, large_reads_wait: None
+) -> None:
+    await gather(world)
+    api = await world.start_api()
+    theirs = await other(world, api, "org_b")
+    async with large_questions(world, api, 12) as large:
+
+        async def all_wait() -> bool:
+            return waiting("large") == 10
+
+        await eventually(all_wait, "two large questions run and ten wait")
+        for path in ("sankey", "steps", "trends", "journeys", "funnel"):
+            await theirs.get(f"{WT_B}/{path}")
+        await theirs.get("organization")
+        await api.get(f"{WT}/sankey")
+        await api.get("organization")
+        assert not any(task.done() for task in large)
+    assert [(await task).status_code for task in large] == [200] * 12
+
+
+async def test_large_questions_over_the_share_of_their_key_are_refused_and_another_key_has_its_own(
+    world: World, large_reads_wait: None
+) -> None:
+    await gather(world)
+    api = await world.start_api(api_organization_large_reads=4)
+    colleague = await other(world, api, "org")
+    async with large_questions(world, api, 3) as large:
+        done, _ = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "2"
+        assert refused.json()["title"] == "Too many questions that read many journeys"
+        assert "this API key has 2" in refused.json()["detail"]
+        asked = asyncio.create_task(colleague.ask(f"{WT}/trends"))
+
+        async def it_waits() -> bool:
+            return waiting("large") == 1
+
+        await eventually(it_waits, "the colleague's question waits for its turn")
+    assert (await asked).status_code == 200
+    assert sorted([(await task).status_code for task in large]) == [200, 200, 429]
+
+
+async def test_live_streams_have_shares_for_keys_and_organizations(world: World) -> None:
+    await gather(world)
+    api = await world.start_api(api_organization_streams=4)
+    keys = [api, await other(world, api, "org"), await other(world, api, "org")]
+
+    async def open_stream(stack: contextlib.AsyncExitStack, by: Api, path: str = WT) -> Any:
+        headers = {"Authorization": f"Bearer {by.key}"}
+        return await stack.enter_async_context(by.http.stream("GET", f"/v1/{path}/live", headers=headers))
+
+    async with contextlib.AsyncExitStack() as stack:
+        for by in (keys[0], keys[0], keys[1], keys[1]):
+            assert (await open_stream(stack, by)).status_code == 200
+        for by, told in ((keys[0], "your organization has 4"), (keys[2], "your organization has 4")):
+            refused = await by.ask(f"{WT}/live")
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+            assert told in refused.json()["detail"]
+        theirs = await other(world, api, "org_b")
+        assert (await open_stream(stack, theirs, WT_B)).status_code == 200
+
+    async def is_free_again() -> bool:
+        async with contextlib.AsyncExitStack() as stack:
+            return bool((await open_stream(stack, keys[2])).status_code == 200)
+
+    await eventually(is_free_again, "the places of streams that ended are free")
+
+
+async def test_wrong_keys_cost_a_few_look_ups_and_shut_out_nobody_at_their_address(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    look_up = store.Store.key
+
+    async def counted(self: store.Store, identifier: str) -> store.StoredKey | None:
+        looked_up.append(identifier)
+        return await look_up(self, identifier)
+
+    monkeypatch.setattr(store.Store, "key", counted)
+    await world.offer(WALKTHROUGH, STEPS)
+    api = await world.start_api(api_failure_rate="5/minute")
+    await api.get("organization")
+    unused = await world.make_key("org")
+    wrong = [text_of(*new_key()) for _ in range(200)]
+    looked_up.clear()
+    codes = [(await api.ask("organization", key=key)).status_code for key in wrong]
+    assert codes[-1] == 429
+    assert set(codes) == {401, 429}
+    assert len(looked_up) <= 5
+    refused = await api.ask("organization", key=wrong[0])
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    for key in (api.key, unused):  # one that was used before, and one that was not
+        assert (await api.ask("organization", key=key)).status_code == 200
+    # Who knows a key's id guesses no more often.
+    looked_up.clear()
+    guesses = [f"{unused[:-3]}{n:03}" for n in range(20)]
+    assert {(await api.ask("organization", key=key)).status_code for key in guesses} == {401, 429}
+    assert len(looked_up) <= 5
+    assert (await api.ask("organization", key=unused)).status_code == 200
+
+
+async def test_an_organization_has_a_rate_for_all_its_keys(world: World) -> None:
+    await world.offer(WALKTHROUGH, STEPS)
+    await world.people(["ann"])
+    await world.insert(completed("ann", "a", 1000))
+    api = await world.start_api(api_organization_rate="3/minute")
+    colleague = await other(world, api, "org")
+    codes = [(await by.ask("organization")).status_code for by in (api, colleague, api, colleague)]
+    assert codes == [200, 200, 200, 429]

@@ -1,0 +1,147 @@
+"""Who is answered next, what is kept of whom, and that nothing is kept of who is gone."""
+
+import asyncio
+import contextlib
+from collections import Counter
+
+import limits
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.analytics_api.fair import Asker, Lane, Line, Rates, SharedCache, Shares
+from services.analytics_api.problems import ProblemError
+
+ANN, BOB = Asker("ann", "a"), Asker("bob", "b")
+
+
+def taken(line: Line[int]) -> list[tuple[Asker, int]]:
+    found = []
+    while (one := line.take()) is not None:
+        found.append(one)
+    return found
+
+
+def test_one_alone_has_all_places_and_another_is_next_however_many_wait_before() -> None:
+    line: Line[int] = Line(2)
+    for n in range(12):
+        line.join(ANN, n)
+    assert taken(line) == [(ANN, 0), (ANN, 1)]
+    line.join(BOB, 100)
+    line.done(ANN)
+    assert taken(line) == [(BOB, 100)]
+    line.done(BOB)
+    assert taken(line) == [(ANN, 2)]
+
+
+def test_keys_of_an_organization_take_turns() -> None:
+    line: Line[int] = Line(1)
+    other = Asker("amy", "a")
+    for n in range(3):
+        line.join(ANN, n)
+    line.join(other, 100)
+    order = []
+    while found := taken(line):
+        order += [item for _, item in found]
+        line.done(found[0][0])
+    assert order == [0, 100, 1, 2]
+
+
+def test_a_part_of_the_places_is_closed_to_one_organization() -> None:
+    line: Line[int] = Line(4, most_each=3)
+    for n in range(9):
+        line.join(ANN, n)
+    assert len(taken(line)) == 3
+    line.join(BOB, 100)
+    assert taken(line) == [(BOB, 100)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["join", "done", "leave"]), st.integers(0, 3), st.integers(0, 2)),
+        max_size=80,
+    ),
+    st.integers(1, 4),
+)
+def test_places_are_never_exceeded_nor_left_empty_and_nothing_stays_of_who_is_gone(
+    acts: list[tuple[str, int, int]], places: int
+) -> None:
+    line: Line[int] = Line(places)
+    waits: dict[int, Asker] = {}
+    runs: list[Asker] = []
+    for n, (act, organization, key) in enumerate(acts):
+        asker = Asker(f"{organization}.{key}", str(organization))
+        if act == "join":
+            line.join(asker, n)
+            waits[n] = asker
+        elif act == "done" and runs:
+            line.done(runs.pop(0))
+        elif act == "leave" and waits:
+            first = min(waits)
+            line.leave(waits.pop(first), first)
+        of = Counter(a.organization for a in runs)
+        for taker, item in taken(line):
+            assert waits.pop(item) == taker
+            assert of[taker.organization] <= min(
+                (of[a.organization] for a in waits.values()), default=of[taker.organization]
+            )
+            of[taker.organization] += 1
+            runs.append(taker)
+        assert len(runs) == line.running <= places
+        assert len(runs) == places or not waits
+    for item, asker in waits.items():
+        line.leave(asker, item)
+    for asker in runs:
+        line.done(asker)
+    assert [line._running, line._of, line._waiting, line._served] == [{}, {}, {}, {}]
+
+
+async def test_who_goes_away_while_waiting_keeps_no_place() -> None:
+    lane = Lane("small", 1)
+    await lane.enter(ANN)
+    waits = asyncio.create_task(lane.enter(BOB))
+    await asyncio.sleep(0)
+    lane.leave(ANN)  # it is Bob's turn, and at that moment he goes
+    waits.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await waits
+    await asyncio.wait_for(lane.enter(ANN), 5)
+
+
+def test_a_key_holds_half_of_what_its_organization_may() -> None:
+    shares = Shares("questions", 4)
+    with contextlib.ExitStack() as stack:
+        for asker in (ANN, ANN, Asker("amy", "a"), Asker("amy", "a")):
+            stack.enter_context(shares.held(asker))
+        for asker in (ANN, Asker("new", "a")):
+            with pytest.raises(ProblemError) as refused, shares.held(asker):
+                pass
+            assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "2"})
+        with contextlib.ExitStack() as more:
+            for asker in (BOB, *[Asker.stranger("127.0.0.1")] * 9):
+                more.enter_context(shares.held(asker))
+            assert shares.total == 14
+    assert shares.total == 0
+
+
+def test_rates_count_in_windows_and_only_of_so_many_names() -> None:
+    rates, rate = Rates(most=3), limits.parse("2/minute")
+    assert [rates.hit(rate, 0, "x"), rates.hit(rate, 10, "x"), rates.hit(rate, 20, "x")] == [None, None, 40]
+    assert rates.hit(rate, 60, "x") is None
+    for n in range(100):
+        assert rates.hit(rate, 60, str(n)) is None
+    assert len(rates._counts) == 3
+
+
+def test_who_keeps_the_most_loses_first_and_a_small_one_keeps_what_it_has() -> None:
+    cache: SharedCache[int] = SharedCache(10)
+    cache.put("small", "x", 1, 2)
+    for n in range(50):
+        cache.put("greedy", n, n, 2)
+    assert cache.get("small", "x") == 1
+    assert [n for n in range(50) if cache.get("greedy", n) is not None] == [46, 47, 48, 49]
+    cache.put("greedy", "all", 0, 11)
+    assert cache.get("greedy", "all") is None
+    cache.put("small", "x", 2, 3)
+    assert cache.get("small", "x") == 2
+    assert cache.get("greedy", 46) is None
