@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import ipaddress
 import math
 import re
 import time
@@ -17,6 +16,7 @@ from services.analytics_api.fair import Asker, Rates
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Store
 from services.runtime.api_keys import hash_of, parts_of
+from services.runtime.bounds import client_of_scope
 from services.runtime.database import can_be_stored
 from services.runtime.errors import ConfigurationError
 from services.runtime.settings import Settings
@@ -71,7 +71,7 @@ class Guard:
         Raises:
             ProblemError: there is no key, it was used too often, or too many unknown ones come from there.
         """
-        address = _network(request.client.host if request.client else "")
+        address = client_of_scope(request.scope)
         authorization = request.headers.get("authorization")
         if not authorization:
             raise denied("send an API key: `Authorization: Bearer KEY`. `stepstream keys create` makes one")
@@ -162,12 +162,3 @@ def _parts(text: str) -> tuple[str, str] | None:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _network(address: str) -> str:
-    """The address; of IPv6 the /64, which one customer has."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address

@@ -383,11 +383,20 @@ async def until_lock(world: World, statements: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def nobody_writes_events(world: World) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-    """Calls that write do not end while the block lasts; yields what waits until so many wait."""
+async def nobody_writes_events(
+    world: World, service: Service
+) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+    """Calls that write do not end while the block lasts; yields what waits until so many are under way."""
+
+    async def until_under_way(calls: int) -> None:
+        async def under_way() -> bool:
+            return await metric(service, "stepstream_mcp_calls_under_way") == calls
+
+        await eventually(under_way, f"{calls} calls are under way")
+
     async with world.connection() as other, other.transaction():
         await other.execute("lock table outbox in access exclusive mode")
-        yield lambda calls: until_lock(world, calls)
+        yield until_under_way
 
 
 async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world: World) -> None:
@@ -395,7 +404,7 @@ async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world:
     url = f"{base}/mcp/srv_1"
     async with httpx2.AsyncClient() as http:
         session = await opened(url)
-        async with nobody_writes_events(world) as until_waiting:
+        async with nobody_writes_events(world, service) as until_waiting:
             call = asyncio.create_task(post(url, start_call(5), **session))
             await until_waiting(1)
             assert (await http.delete(url, headers=session)).status_code == 200
@@ -417,7 +426,7 @@ async def test_requests_of_a_session_that_share_an_id_are_no_fault(world: World)
     base, service = await mcp_process(world)
     url = f"{base}/mcp/srv_1"
     session = await opened(url)
-    async with nobody_writes_events(world) as until_waiting:
+    async with nobody_writes_events(world, service) as until_waiting:
         calls = {asyncio.create_task(post(url, start_call(7), **session))}
         await until_waiting(1)
         calls |= {asyncio.create_task(post(url, start_call(7), **session))}
@@ -435,7 +444,7 @@ async def test_a_call_that_its_client_cancels_leaves_no_error_in_the_log(world: 
     url = f"{base}/mcp/srv_1"
     session = await opened(url)
     cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 6}}
-    async with nobody_writes_events(world) as until_waiting:
+    async with nobody_writes_events(world, service) as until_waiting:
         call = asyncio.create_task(post(url, start_call(6), **session))
         await until_waiting(1)
         await post(url, cancelled, **session)
@@ -481,7 +490,7 @@ async def test_calls_that_a_stop_cuts_off_are_told_to_come_again(world: World) -
     base, service = await mcp_process(world)
     url = f"{base}/mcp/srv_1"
     session = await opened(url)
-    async with nobody_writes_events(world) as until_waiting:
+    async with nobody_writes_events(world, service) as until_waiting:
         calls = [
             asyncio.create_task(post(url, start_call(5), **session)),
             asyncio.create_task(post(f"{url}/{ANN}", modern_call(6), **MODERN)),
