@@ -245,7 +245,11 @@ async def test_a_forgotten_lock_on_one_person_stops_nobody_else(world: World) ->
         assert any("6 events wait for what somebody else has locked" in p for p in status["problems"])
         verified = await world.invoke("verify", "-o", "json")
         assert (verified.returncode, json.loads(verified.stdout)["events_waiting"]) == (0, 6)
-        assert await metric(recorder, "stepstream_events_waiting") == 6
+
+        async def measured() -> bool:
+            return await metric(recorder, "stepstream_events_waiting") == 6
+
+        await eventually(measured, "the metric says that events wait")
     await wait_for(world, 0)
     await world.drained()
     assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
