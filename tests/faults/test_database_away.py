@@ -299,4 +299,5 @@ async def test_sigterm_ends_who_waits_for_it(world: World, how: str) -> None:
             await tried_again(services)
         else:
             await asyncio.sleep(1)
-        assert [await asyncio.to_thread(service.terminate) for service in services] == [0, 0]
+        ended = [asyncio.to_thread(service.terminate) for service in services]
+        assert await asyncio.gather(*ended) == [0, 0]

@@ -87,6 +87,7 @@ async def test_everything_goes_and_stays_gone_under_replay(world: World) -> None
         "identities": 1,
         "outbox": 1,
         "outbox_set_aside": 1,
+        "waiting_events": 0,
         "dead_letters": 3,
     }
     assert json.loads(plan.stdout)["removed"] == expected
