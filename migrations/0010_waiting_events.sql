@@ -18,5 +18,6 @@ comment on table waiting_events is
   'Events of the topic that the recorder has passed, and that are recorded or refused once a lock of somebody else goes.';
 comment on column waiting_events.headers is 'Pairs of a header''s name and its value, both in base64.';
 comment on column waiting_events.waits_for is 'Table and key of the row that is locked.';
+create index if not exists waiting_events_lock_idx on waiting_events (waits_for, id);
 create index if not exists waiting_events_user_idx on waiting_events (mcp_server_user_id);
 create index if not exists waiting_events_offset_idx on waiting_events (topic, partition, "offset");

@@ -49,6 +49,7 @@ SERVICE = "completion-recorder"
 _SLICE = 500
 #: How often it looks whether locks have gone that events wait for, and at how many events in a transaction.
 _LOOK_SECONDS = 1.0
+_LONGEST_SECONDS = 60.0
 _LOOK_EVENTS = 1_000
 #: What refusals of this kind are, where something that the event refers to exists.
 _OF_REFERENCES = frozenset(
@@ -145,6 +146,7 @@ class Recorder:
         """Records what waited for locks that have gone, again and again; runs beside the batches."""
         faults = Beside(SERVICE, "cannot look at events that wait for a lock")
         while True:
+            began = time.monotonic()
             try:
                 await self.resume()
                 events, oldest = await store.count_waiting(self._pool)
@@ -158,19 +160,18 @@ class Recorder:
                     log.warning("events that wait for a lock: trying again: %s", type(error).__name__)
                 else:
                     faults.fail(error)
-            await asyncio.sleep(_LOOK_SECONDS)
+            # However many locks there are, most of the time is for the batches.
+            took = time.monotonic() - began
+            await asyncio.sleep(min(_LOOK_SECONDS + 4 * took, _LONGEST_SECONDS))
 
     async def resume(self) -> int:
-        """Looks once at all that waits; returns how many events wait no more.
+        """Looks once whether locks have gone; returns how many events wait no more.
 
         What is refused now goes to the dead letters first, and is removed then: a crash in between only sends
         it twice.
         """
-        after: int | None = 0
         done = 0
-        while after is not None:
-            resumed = await store.resume(self._pool, after, _LOOK_EVENTS)
-            after = resumed.last
+        async for resumed in store.resuming(self._pool, _LOOK_EVENTS):
             if resumed.refused:
                 await self._bury(list(resumed.refused.values()))
                 passing("waiting.dead-letters-sent")

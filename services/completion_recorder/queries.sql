@@ -228,8 +228,43 @@ where not exists (
     and there.value = given.value
 );
 
+-- name: take_first_waiting
+-- For each lock that events wait for, the first of them: by it the others are known to wait, too. But for those
+-- that another recorder looks at just now.
+with recursive firsts as (
+  (
+    select waits_for, id from waiting_events
+    where waits_for > $1
+    order by waits_for, id
+    limit 1
+  )
+  union all
+  select following.waits_for, following.id
+  from firsts
+  cross join lateral (
+    select waits_for, id from waiting_events
+    where waits_for > firsts.waits_for
+    order by waits_for, id
+    limit 1
+  ) as following
+)
+select
+  event.id,
+  event.topic,
+  event.partition,
+  event."offset",
+  event.timestamp,
+  event.key,
+  event.value,
+  event.headers,
+  event.waits_for
+from (select id from firsts limit $2) as first
+inner join waiting_events as event on first.id = event.id
+order by event.waits_for
+for update of event skip locked;
+
 -- name: take_waiting
--- The next that wait, but for those that another recorder looks at just now.
+-- The next that waited for these locks.
 select
   id,
   topic,
@@ -238,12 +273,20 @@ select
   timestamp,
   key,
   value,
-  headers
+  headers,
+  waits_for
 from waiting_events
-where id > $1
+where waits_for = any($1::text[])
 order by id
 limit $2
 for update skip locked;
+
+-- name: wait_for_another
+-- What these events wait for now.
+update waiting_events
+set waits_for = given.waits_for
+from unnest($1::bigint[], $2::text[]) as given (id, waits_for)
+where waiting_events.id = given.id and waiting_events.waits_for <> given.waits_for;
 
 -- name: forget_waiting
 delete from waiting_events where id = any($1::bigint[]);

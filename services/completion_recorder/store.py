@@ -9,7 +9,7 @@ import base64
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -393,18 +393,15 @@ async def _without_locked_rows(
     connection: Connection, merged: Sequence[Accepted], outcome: _Outcome
 ) -> list[Accepted]:
     """Locks the rows that the upsert may change; events whose row somebody else has locked wait."""
-    locked: dict[tuple[bool, str, str], str] = {}
-    for is_step, kind, table in (
-        (True, "completions", "walkthrough_step_completions"),
-        (False, "starts", "walkthrough_starts"),
-    ):
+    locked: set[tuple[bool, str, str]] = set()
+    for is_step, kind in ((True, "completions"), (False, "starts")):
         keys = [_key(item.event)[1:] for item in merged if isinstance(item.event, StepCompleted) == is_step]
         if keys:
             users, of_whom = (list(part) for part in zip(*keys, strict=True))
             ours = {tuple(r) for r in await connection.fetch(SQL[f"lock_{kind}"], users, of_whom)}
             there = {tuple(r) for r in await connection.fetch(SQL[f"find_{kind}"], users, of_whom)}
-            locked |= {(is_step, *key): f"{table} {' '.join(key)}" for key in there - ours}
-    outcome.waiting += [Waiting(i, locked[_key(i.event)]) for i in merged if _key(i.event) in locked]
+            locked |= {(is_step, *key) for key in there - ours}
+    outcome.waiting += [Waiting(i, _named(_key(i.event))) for i in merged if _key(i.event) in locked]
     return [item for item in merged if _key(item.event) not in locked]
 
 
@@ -413,6 +410,11 @@ def _key(event: AnyEvent) -> tuple[bool, str, str]:
     if isinstance(event, StepCompleted):
         return True, event.mcp_server_user_id, event.step_id
     return False, _who(event), "" if isinstance(event, UserErased) else event.walkthrough_id
+
+
+def _named(key: tuple[bool, str, str]) -> str:
+    is_step, user, of_what = key
+    return f"{'walkthrough_step_completions' if is_step else 'walkthrough_starts'} {user} {of_what}"
 
 
 async def _upsert_by_halves(
@@ -442,7 +444,7 @@ async def _upsert_by_halves(
     except asyncpg.LockNotAvailableError:
         probes[0] -= 1
         if len(merged) == 1 or probes[0] < 0:
-            outcome.waiting += [Waiting(item, "a row that is being written") for item in merged]
+            outcome.waiting += [Waiting(item, _named(_key(item.event))) for item in merged]
             return
     half = len(merged) // 2
     for part in (merged[:half], merged[half:]):
@@ -459,8 +461,10 @@ class Resumed(NamedTuple):
     done: int
     #: What is refused now, by the number of the row that holds it until `forget`.
     refused: dict[int, Refused]
-    #: Where to go on; None at the end.
-    last: int | None
+    #: The locks that these events waited for, and wait for no more.
+    free: set[str]
+    #: The last lock that was looked at; None where there are no more.
+    last: str | None
 
 
 async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None:
@@ -481,28 +485,49 @@ async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None
     )
 
 
-async def resume(pool: Pool, after: int, limit: int) -> Resumed:
-    """Records those of the next events that wait for nothing any more, as everything on old ground.
+async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
+    """Records what waited for locks that have gone, as everything on old ground; looks at each lock once.
+
+    The first event of each lock tells whether it has gone. What is refused has to be forgotten (`forget`)
+    before the next is asked for.
 
     Args:
         pool: connections made with `SERVER_SETTINGS` and `prepare`.
-        after: the number of the last one that was looked at.
-        limit: how many to look at.
+        limit: how many events to look at in a transaction.
     """
+    after: str | None = ""
+    while after is not None:
+        resumed = await _resume(pool, "take_first_waiting", after, limit)
+        after, free = resumed.last, resumed.free
+        yield resumed
+        while free:
+            resumed = await _resume(pool, "take_waiting", list(free), limit)
+            free &= resumed.free
+            yield resumed
+
+
+async def _resume(pool: Pool, query: str, which: object, limit: int) -> Resumed:
     async with pool.acquire() as connection, connection.transaction():
-        taken = await connection.fetch(SQL["take_waiting"], after, limit)
-        records = [_record_of(row) for row in taken]
-        numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
-        accepted, unreadable = read(records, int(time.time() * 1000))
-        passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
-        outcome = await _write_by_parts(connection, accepted, unreadable, passed) if taken else _Outcome()
-        refused = {numbers[id(r.record)]: r for r in outcome.refused}
-        left = {numbers[id(w.item.record)] for w in outcome.waiting} | refused.keys()
-        done = [number for number in numbers.values() if number not in left]
-        await connection.execute(SQL["forget_waiting"], done)
-        if done:
-            passing("waiting.in-transaction")
-    return Resumed(len(done), refused, taken[-1]["id"] if len(taken) == limit else None)
+        return await _resume_within(connection, await connection.fetch(SQL[query], which, limit), limit)
+
+
+async def _resume_within(connection: Connection, taken: Sequence[asyncpg.Record], limit: int) -> Resumed:
+    if not taken:
+        return Resumed(0, {}, set(), None)
+    records = [_record_of(row) for row in taken]
+    numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
+    accepted, unreadable = read(records, int(time.time() * 1000))
+    passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
+    outcome = await _write_by_parts(connection, accepted, unreadable, passed)
+    refused = {numbers[id(r.record)]: r for r in outcome.refused}
+    waiting = {numbers[id(w.item.record)]: w.waits_for for w in outcome.waiting}
+    await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
+    done = [number for number in numbers.values() if number not in waiting and number not in refused]
+    await connection.execute(SQL["forget_waiting"], done)
+    if done:
+        passing("waiting.in-transaction")
+    free = {row["waits_for"] for row in taken if waiting.get(row["id"]) != row["waits_for"]}
+    return Resumed(len(done), refused, free, taken[-1]["waits_for"] if len(taken) == limit else None)
 
 
 async def forget(pool: Pool, numbers: Iterable[int]) -> None:

@@ -13,7 +13,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
 
 from services.completion_recorder import store
-from services.completion_recorder.judge import read
+from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch, Judged
 from services.operator_cli import erase
 from services.runtime.database import Pool
@@ -78,6 +78,16 @@ async def hand(world: World, pool: Pool, events: Sequence[dict[str, Any]], first
     return await store.record(pool, Batch(world.settings.topic, next_offsets(records), accepted, refused))
 
 
+async def resume(pool: Pool) -> tuple[int, list[Refused]]:
+    """How many events that waited are recorded now, and which are refused."""
+    done, refused = 0, []
+    async for resumed in store.resuming(pool, 100):
+        done += resumed.done
+        refused += resumed.refused.values()
+        await store.forget(pool, resumed.refused)
+    return done, refused
+
+
 async def waiting(world: World) -> int:
     return int(await world.db.fetchval("select count(*) from waiting_events"))
 
@@ -110,10 +120,9 @@ async def test_what_waits_for_a_lock_waits_alone_and_counts_when_it_goes(world: 
         # What is read again meanwhile does not wait twice, and a look finds nothing to do.
         await hand(world, pool, events)
         assert await waiting(world) == 3 * len(held_up)
-        assert (await store.resume(pool, 0, 100)).done == 0
+        assert await resume(pool) == (0, [])
     assert await world.db.fetchval("select count(*) from sankey_dirty") == 0
-    resumed = await store.resume(pool, 0, 100)
-    assert (resumed.done, resumed.refused) == (3 * len(held_up), {})
+    assert await resume(pool) == (3 * len(held_up), [])
     assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
     assert await waiting(world) == 0
     # The aggregator has passed their offsets: marks tell it.
@@ -121,11 +130,25 @@ async def test_what_waits_for_a_lock_waits_alone_and_counts_when_it_goes(world: 
     assert {m[0] for m in marks} == held_up
 
 
+async def test_an_event_that_waits_for_two_locks_holds_up_none_that_waited_for_one_of_them(
+    world: World,
+) -> None:
+    pool = await prepare(world)
+    async with locked(world, "select from walkthrough_steps where id = 'a' for update"):
+        async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
+            await hand(world, pool, [completed("ann", step, i) for i, step in enumerate("abcde")])
+            assert await waiting(world) == 5
+        assert await resume(pool) == (4, [])
+        assert set(await world.completions()) == {("ann", step) for step in "bcde"}
+        assert await world.db.fetchval("select waits_for from waiting_events") == "walkthrough_steps a"
+    assert await resume(pool) == (1, [])
+
+
 async def test_a_locked_step_holds_up_that_step_alone(world: World) -> None:
     pool = await prepare(world)
     async with locked(world, "select from walkthrough_steps where id = 'b' for update"):
         assert (await hand(world, pool, [completed("ann", step, 1) for step in "abc"])).waiting == 1
-    await store.resume(pool, 0, 100)
+    await resume(pool)
     assert set(await world.completions()) == {("ann", step) for step in "abc"}
 
 
@@ -145,7 +168,7 @@ async def test_a_locked_completion_or_start_holds_up_what_would_change_it_alone(
             ("ann", "b"): 60,
             ("bob", "a"): 40,
         }
-    await store.resume(pool, 0, 100)
+    await resume(pool)
     assert (await world.completions())["ann", "a"][0] == 40
     assert await world.db.fetchval("select started_at from walkthrough_starts") == 40
 
@@ -165,7 +188,7 @@ async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world:
         assert 3 <= judged.waiting < 100
         assert len(await world.completions()) == len(people) - judged.waiting
     while await waiting(world):
-        await store.resume(pool, 0, 1000)
+        await resume(pool)
     assert len(await world.completions()) == len(people)
 
 
@@ -178,7 +201,7 @@ async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_l
         assert judged == ([], 1, 1)
         assert set(await world.completions()) == {("ann", "a")}
     while await waiting(world):
-        await store.resume(pool, 0, 100)
+        await resume(pool)
     assert await world.completions() == {}
     assert await world.db.fetch("select id from mcp_server_user where id in ('ann', 'bob')") == []
 
@@ -193,7 +216,7 @@ async def test_whoever_is_erased_by_an_operator_leaves_nothing_that_waits(world:
         done = await world.invoke("erase", "ann", "--execute")
         assert done.returncode == 0, done.stderr
         assert await waiting(world) == 1
-    await store.resume(pool, 0, 100)
+    await resume(pool)
     assert set(await world.completions()) == {("bob", "a")}
 
 

@@ -266,7 +266,7 @@ async def test_an_event_whose_reference_is_being_deleted_waits_and_no_other(worl
     assert len(await world.completions()) == 49
     await deleting.commit()
     await other.close()
-    resumed = await store.resume(pool, 0, 100)
+    resumed = await anext(store.resuming(pool, 100))
     assert [r.rejection for r in resumed.refused.values()] == [Rejection.UNKNOWN_USER]
     assert len(await world.completions()) == 49
 
@@ -295,7 +295,8 @@ async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: W
         await asyncio.gather(*(recorder(n) for n in range(3)))
     # What one of them had locked was set aside by another.
     while (await store.count_waiting(pool))[0]:
-        await store.resume(pool, 0, 1_000)
+        async for _ in store.resuming(pool, 1_000):
+            pass
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for e in events:
         key = e["mcp_server_user_id"], e["step_id"]
