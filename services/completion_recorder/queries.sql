@@ -150,6 +150,13 @@ from unnest($1::text[], $2::bigint[], $3::text[]) as given (mcp_server_user_id, 
 order by given.mcp_server_user_id, given.erased_at, given.event_id
 on conflict (mcp_server_user_id) do nothing;
 
+-- name: lock_people
+-- Those of the people that nobody else has locked, locked as a deletion would.
+select id from mcp_server_user where id = any($1::text[]) for update skip locked;
+
+-- name: find_people
+select id from mcp_server_user where id = any($1::text[]);
+
 -- name: delete_users
 delete from mcp_server_user where id = any($1::text[]);
 
@@ -229,7 +236,32 @@ where not exists (
 );
 
 -- name: take_waiting
--- The next that wait, but for those that another recorder looks at just now.
+-- The next that wait, but for those that another recorder looks at just now: so many, of $3 bytes in all, and at
+-- least one.
+with taken as materialized (
+  select
+    id,
+    topic,
+    partition,
+    "offset",
+    timestamp,
+    key,
+    value,
+    headers
+  from waiting_events
+  where id > $1
+  order by id
+  limit $2
+  for update skip locked
+),
+measured as (
+  select
+    *,
+    sum(octet_length(value) + coalesce(octet_length(key), 0) + octet_length(headers::text)) over (
+      order by id rows between unbounded preceding and 1 preceding
+    ) as bytes_before
+  from taken
+)
 select
   id,
   topic,
@@ -239,10 +271,15 @@ select
   key,
   value,
   headers
-from waiting_events
-where id > $1
+from measured
+where coalesce(bytes_before, 0) < $3
+order by id;
+
+-- name: take_refused
+-- Those of these events that no other recorder buries just now, or has buried.
+select id from waiting_events
+where id = any($1::bigint[])
 order by id
-limit $2
 for update skip locked;
 
 -- name: forget_waiting
