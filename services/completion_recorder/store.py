@@ -84,8 +84,12 @@ _REFUSED_BY_DATABASE = (
 
 #: How long a part waits for a lock before it is set aside: the next look comes within a second or so.
 _PATIENCE = "50ms"
-#: So often a part is halved to find what waits in it, or somebody's erasure waits; then the rest waits, too.
+#: So many erasures wait for that long; then the rest waits, too.
 _PROBES = 20
+#: So often a part is halved to find what waits in it, after the first time with less patience; then the rest of it
+#: waits, too.
+_HALVES = 150
+_IMPATIENCE = "2ms"
 #: About so many bytes of events that wait are written, or looked at, at once: they may be large.
 _PORTION_BYTES = 16 * 1024 * 1024
 
@@ -217,7 +221,9 @@ async def _write_by_parts(
     outcome.waiting += held_back
     merged = await _without_locked_rows(connection, merge(good), outcome)
     if merged:
-        await _upsert_by_halves(connection, merged, passed, outcome, [_PROBES])
+        # In another order each time: who is beside many that wait is not beside them the next time.
+        random.shuffle(merged)
+        await _upsert_by_halves(connection, merged, passed, outcome, [_HALVES])
     return outcome
 
 
@@ -468,6 +474,8 @@ async def _upsert_by_halves(
             outcome.refused.append(Refused(merged[0].record, Rejection.REFUSED_BY_DATABASE, message))
             return
     except asyncpg.LockNotAvailableError:
+        if probes[0] == _HALVES:
+            await connection.execute(f"set local lock_timeout = '{_IMPATIENCE}'")
         probes[0] -= 1
         if len(merged) == 1 or probes[0] < 0:
             outcome.waiting += [Waiting(item, "a row that is being written") for item in merged]

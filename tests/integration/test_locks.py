@@ -171,6 +171,26 @@ async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world:
     assert len(await world.completions()) == len(people)
 
 
+async def test_many_rows_that_somebody_is_writing_hold_up_none_of_the_others_for_ever(world: World) -> None:
+    """More than one look finds: who is beside them is not beside them the next time."""
+    pool = await prepare(world)
+    people = [f"p{i:03}" for i in range(400)]
+    await world.people(people)
+    theirs = (
+        "insert into walkthrough_step_completions select 'theirs_' || id, id, 'wt_a', 'a', 'srv_1', 's_' || id, 0"
+        " from mcp_server_user where id like 'p%3' or id like 'p%7'"
+    )
+    async with locked(world, theirs):
+        await hand(world, pool, [completed(person, "a", i) for i, person in enumerate(people)])
+
+        async def the_others_are_there() -> bool:
+            await store.resume(pool, 0, 1000)
+            return await waiting(world) == 80
+
+        await eventually(the_others_are_there, "all others are recorded", 20, every=0)
+        assert len(await world.completions()) == 320
+
+
 async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_lock(world: World) -> None:
     pool = await prepare(world)
     await hand(world, pool, [completed("ann", "a", 1), completed("bob", "a", 1)])
