@@ -708,7 +708,7 @@ def _overview(rows: Sequence[asyncpg.Record], servers: dict[str, str]) -> list[O
             servers=[
                 OverviewRow(**_overview_row([row], row["mcp_server_id"], servers.get(row["mcp_server_id"])))
                 for row in of
-                if row["mcp_server_id"] is not None
+                if row["mcp_server_id"] in servers
             ],
         )
         for of in by_walkthrough.values()

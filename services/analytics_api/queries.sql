@@ -14,8 +14,8 @@ order by created_at desc
 limit $1;
 
 -- name: walkthrough
--- A walkthrough of an organization: its steps in display order, the servers that offer it or that have
--- journeys in it, and the number that changes with its counts and with its steps.
+-- A walkthrough of an organization: its steps in display order, the organization's servers that offer it or that
+-- have journeys in it, and the number that changes with its counts and with its steps.
 select
   walkthroughs.id,
   walkthroughs.title,
@@ -47,7 +47,7 @@ cross join lateral (
 cross join lateral (
   select coalesce(jsonb_agg(jsonb_build_object('id', id, 'name', name, 'slug', slug) order by name, id), '[]') as listed
   from mcp_servers
-  where id in (
+  where organization_id = walkthroughs.organization_id and id in (
     select mcp_server_id from mcp_server_walkthroughs
     where walkthrough_id = walkthroughs.id
     union

@@ -27,6 +27,7 @@ from services.runtime.kafka import (
     kafka_may_return,
     next_offsets,
     send_all,
+    send_each,
 )
 from services.runtime.settings import Settings
 from services.runtime.shell import Commit, Interrupted
@@ -167,39 +168,76 @@ class Recorder:
     async def resume(self) -> int:
         """Looks once whether locks have gone; returns how many events wait no more.
 
-        What is refused now goes to the dead letters first, and is removed then: a crash in between only sends
-        it twice.
+        Raises:
+            StepstreamError: for what is refused now and does not become a dead letter; it goes on waiting.
         """
         done = 0
+        problem: Exception | None = None
         async for resumed in store.resuming(self._pool, _LOOK_EVENTS):
-            if resumed.refused:
-                await self._bury(list(resumed.refused.values()))
-                passing("waiting.dead-letters-sent")
-                await store.forget(self._pool, resumed.refused)
             EVENTS.labels(SERVICE, "accepted").inc(resumed.done)
-            done += resumed.done + len(resumed.refused)
+            done += resumed.done
+            if resumed.refused:
+                count, failure = await self._bury_waiting(resumed.refused)
+                done += count
+                problem = problem or failure
         if done:
             log.info("%d events that waited for a lock are judged", done)
+        if problem is not None:
+            raise problem
         return done
+
+    async def _bury_waiting(self, refused: Mapping[int, Refused]) -> tuple[int, Exception | None]:
+        """Makes them dead letters, and removes them then: a crash in between only sends them twice.
+
+        While it does no other recorder does. Returns how many are, and why the first that is not is not.
+
+        Raises:
+            KafkaError: Kafka is away; what it took before is removed.
+        """
+        failure: Exception | None = None
+        async with store.buried(self._pool, refused) as told:
+            fitting = [number for number in told if _fits(refused[number].record)]
+            for number in told.keys() - fitting:
+                failure = StepstreamError(self._no_letter(refused[number].record, waits=True))
+            letters = [_letter(refused[number]) for number in fitting]
+            with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
+                outcomes = await self._send_each(letters)
+            for number, outcome in zip(fitting, outcomes, strict=True):
+                told[number] = outcome is None
+                if outcome is not None:
+                    failure = self._explained(outcome, [refused[number]])
+            passing("waiting.dead-letters-sent")
+        sent = [refused[number] for number, is_buried in told.items() if is_buried]
+        self._tell_buried(sent)
+        if failure is not None and kafka_may_return(failure):
+            raise failure
+        return len(sent), failure
+
+    async def _send_each(self, letters: Sequence[dict[str, Any]]) -> list[Exception | None]:
+        async with self._burying:
+            outcomes = await send_each(
+                await self._producer.start(), self._settings.dead_letter_topic, letters
+            )
+            if any(outcomes):
+                await self._producer.stop()
+            return outcomes
 
     # --- dead letters ---------------------------------------------------------------------------------
 
     async def _bury(self, refused: Sequence[Refused]) -> None:
         if not refused:
             return
-        letters = [
-            {
-                "key": r.record.key,
-                "value": NULL if r.record.value is None else r.record.value,
-                "headers": dead_letter_headers(r.record, r.rejection, r.message),
-            }
-            for r in refused
-        ]
+        letters = [_letter(r) for r in refused]
         with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
             async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
                 with attempt:
                     async with self._burying:
                         await self._send(letters, refused)
+        self._tell_buried(refused)
+
+    def _tell_buried(self, refused: Sequence[Refused]) -> None:
+        if not refused:
+            return
         classes = Counter(r.rejection.value for r in refused)
         for name, count in classes.items():
             DEAD_LETTERS.labels(name).inc(count)
@@ -212,31 +250,55 @@ class Recorder:
         )
 
     async def _send(self, letters: Sequence[dict[str, Any]], refused: Sequence[Refused]) -> None:
-        topic = self._settings.dead_letter_topic
         try:
-            await send_all(await self._producer.start(), topic, letters)
+            await send_all(await self._producer.start(), self._settings.dead_letter_topic, letters)
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-            largest = max((r.record for r in refused), key=_size)
-            if _size(largest) + _BESIDE_BYTES > DEAD_LETTER_MAX_BYTES:
-                raise StepstreamError(self._no_letter(largest)) from None
-            raise StepstreamError(
-                f"{topic} does not take a dead letter for its size ({error}). Set its max.message.bytes to "
-                f"what {self._settings.topic} has and 64 KiB more, {DEAD_LETTER_MAX_BYTES} or less"
-            ) from None
+            raise self._explained(error, refused) from None
 
-    def _no_letter(self, record: Record) -> str:
+    def _explained(self, error: Exception, refused: Sequence[Refused]) -> Exception:
+        """Why one of these does not become a dead letter, for people, where it is for its size."""
+        if not isinstance(error, MessageSizeTooLargeError | RecordListTooLargeError):
+            return error
+        largest = max((r.record for r in refused), key=_size)
+        if not _fits(largest):
+            return StepstreamError(self._no_letter(largest))
+        topic = self._settings.dead_letter_topic
+        return StepstreamError(
+            f"{topic} does not take a dead letter for its size ({error}). Set its max.message.bytes to "
+            f"what {self._settings.topic} has and 64 KiB more, {DEAD_LETTER_MAX_BYTES} or less"
+        )
+
+    def _no_letter(self, record: Record, *, waits: bool = False) -> str:
+        leave_behind = (
+            f"delete its row of `waiting_events`: topic {record.topic}, partition {record.partition}, offset "
+            f"{record.offset}"
+            if waits
+            else f"with every {SERVICE} stopped, and Kafka's own tool: `kafka-consumer-groups.sh --group "
+            f"{self._settings.group(SERVICE)} --topic {record.topic}:{record.partition} --reset-offsets "
+            f"--to-offset {record.offset + 1} --execute`"
+        )
         return (
             f"the event at {record.partition}:{record.offset} of {record.topic} is bad, and has "
             f"{_size(record):,} bytes when it is not compressed: too many for a dead letter, which has at "
-            f"most {DEAD_LETTER_MAX_BYTES:,}. No setting changes that. To leave it behind, with every "
-            f"{SERVICE} stopped, and Kafka's own tool: `kafka-consumer-groups.sh --group "
-            f"{self._settings.group(SERVICE)} --topic {record.topic}:{record.partition} --reset-offsets "
-            f"--to-offset {record.offset + 1} --execute`"
+            f"most {DEAD_LETTER_MAX_BYTES:,}. No setting changes that. To leave it behind, {leave_behind}"
         )
 
     async def _start_anew(self, seconds: float) -> None:
         await self._producer.stop()
         await self._pause(seconds)
+
+
+def _letter(refused: Refused) -> dict[str, Any]:
+    record = refused.record
+    return {
+        "key": record.key,
+        "value": NULL if record.value is None else record.value,
+        "headers": dead_letter_headers(record, refused.rejection, refused.message),
+    }
+
+
+def _fits(record: Record) -> bool:
+    return _size(record) + _BESIDE_BYTES <= DEAD_LETTER_MAX_BYTES
 
 
 def _size(record: Record) -> int:

@@ -150,6 +150,13 @@ from unnest($1::text[], $2::bigint[], $3::text[]) as given (mcp_server_user_id, 
 order by given.mcp_server_user_id, given.erased_at, given.event_id
 on conflict (mcp_server_user_id) do nothing;
 
+-- name: lock_people
+-- Those of the people that nobody else has locked, locked as a deletion would.
+select id from mcp_server_user where id = any($1::text[]) for update skip locked;
+
+-- name: find_people
+select id from mcp_server_user where id = any($1::text[]);
+
 -- name: delete_users
 delete from mcp_server_user where id = any($1::text[]);
 
@@ -230,7 +237,7 @@ where not exists (
 
 -- name: take_first_waiting
 -- For each lock that events wait for, the first of them: by it the others are known to wait, too. But for those
--- that another recorder looks at just now.
+-- that another recorder looks at just now. So many, of $3 bytes in all, and at least one.
 with recursive firsts as (
   (
     select waits_for, id from waiting_events
@@ -247,24 +254,22 @@ with recursive firsts as (
     order by waits_for, id
     limit 1
   ) as following
+),
+taken as materialized (
+  select event.*
+  from (select id from firsts limit $2) as first
+  inner join waiting_events as event on first.id = event.id
+  order by event.waits_for
+  for update of event skip locked
+),
+measured as (
+  select
+    *,
+    sum(octet_length(value) + coalesce(octet_length(key), 0) + octet_length(headers::text)) over (
+      order by waits_for rows between unbounded preceding and 1 preceding
+    ) as bytes_before
+  from taken
 )
-select
-  event.id,
-  event.topic,
-  event.partition,
-  event."offset",
-  event.timestamp,
-  event.key,
-  event.value,
-  event.headers,
-  event.waits_for
-from (select id from firsts limit $2) as first
-inner join waiting_events as event on first.id = event.id
-order by event.waits_for
-for update of event skip locked;
-
--- name: take_waiting
--- The next that waited for these locks.
 select
   id,
   topic,
@@ -275,11 +280,41 @@ select
   value,
   headers,
   waits_for
-from waiting_events
-where waits_for = any($1::text[])
-order by id
-limit $2
-for update skip locked;
+from measured
+where coalesce(bytes_before, 0) < $3
+order by waits_for;
+
+-- name: take_waiting
+-- The next that waited for these locks, as above.
+with taken as materialized (
+  select *
+  from waiting_events
+  where waits_for = any($1::text[]) and id > $2
+  order by id
+  limit $3
+  for update skip locked
+),
+measured as (
+  select
+    *,
+    sum(octet_length(value) + coalesce(octet_length(key), 0) + octet_length(headers::text)) over (
+      order by id rows between unbounded preceding and 1 preceding
+    ) as bytes_before
+  from taken
+)
+select
+  id,
+  topic,
+  partition,
+  "offset",
+  timestamp,
+  key,
+  value,
+  headers,
+  waits_for
+from measured
+where coalesce(bytes_before, 0) < $4
+order by id;
 
 -- name: wait_for_another
 -- What these events wait for now.
@@ -287,6 +322,13 @@ update waiting_events
 set waits_for = given.waits_for
 from unnest($1::bigint[], $2::text[]) as given (id, waits_for)
 where waiting_events.id = given.id and waiting_events.waits_for <> given.waits_for;
+
+-- name: take_refused
+-- Those of these events that no other recorder buries just now, or has buried.
+select id from waiting_events
+where id = any($1::bigint[])
+order by id
+for update skip locked;
 
 -- name: forget_waiting
 delete from waiting_events where id = any($1::bigint[]);

@@ -6,10 +6,21 @@ transaction, and the rest goes on.
 """
 
 import base64
+import contextlib
 import json
+import random
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -73,8 +84,14 @@ _REFUSED_BY_DATABASE = (
 
 #: How long a part waits for a lock before it is set aside: the next look comes within a second or so.
 _PATIENCE = "50ms"
-#: So often a part is halved to find what waits in it; then the part waits as a whole.
+#: So many erasures wait for that long; then the rest waits, too.
 _PROBES = 20
+#: So often a part is halved to find what waits in it, after the first time with less patience; then its rest
+#: waits, too.
+_HALVES = 150
+_IMPATIENCE = "2ms"
+#: About so many bytes of events that wait are written, or looked at, at once: they may be large.
+_PORTION_BYTES = 16 * 1024 * 1024
 
 
 async def prepare(connection: Connection) -> None:
@@ -204,7 +221,9 @@ async def _write_by_parts(
     outcome.waiting += held_back
     merged = await _without_locked_rows(connection, merge(good), outcome)
     if merged:
-        await _upsert_by_halves(connection, merged, passed, outcome, [_PROBES])
+        # In another order each time: who is beside many that wait is not beside them the next time.
+        random.shuffle(merged)
+        await _upsert_by_halves(connection, merged, passed, outcome, [_HALVES])
     return outcome
 
 
@@ -228,17 +247,32 @@ async def _erase(connection: Connection, erasures: Sequence[UserErased]) -> None
 
 async def _erase_by_parts(connection: Connection, accepted: Iterable[Accepted]) -> list[Waiting]:
     """From now on nothing of these people counts; whose rows somebody else has locked is removed later."""
-    await _note_erased(connection, _erasures(accepted))
-    waiting = []
-    for item in accepted:
-        if isinstance(item.event, UserErased):
-            user = item.event.mcp_server_user_id
-            try:
-                async with connection.transaction():
-                    await _delete_people(connection, [user])
-            except asyncpg.LockNotAvailableError:
-                waiting.append(Waiting(item, f"mcp_server_user {user}, or what is kept of them"))
-    return waiting
+    items = [item for item in accepted if isinstance(item.event, UserErased)]
+    if not items:
+        return []
+    await _note_erased(connection, _erasures(items))
+    users = [item.event.mcp_server_user_id for item in items]
+    ours = {row["id"] for row in await connection.fetch(SQL["lock_people"], users)}
+    locked = {row["id"] for row in await connection.fetch(SQL["find_people"], users)} - ours
+    waiting = {user: f"mcp_server_user {user}" for user in locked}
+    # In another order each time: who is behind many that wait is not behind them the next time.
+    left = list(dict.fromkeys(user for user in users if user not in locked))
+    random.shuffle(left)
+    probes = _PROBES
+    while left and probes:
+        user = left.pop()
+        try:
+            async with connection.transaction():
+                await _delete_people(connection, [user])
+        except asyncpg.LockNotAvailableError:
+            waiting[user] = f"what is kept of mcp_server_user {user}"
+            probes -= 1
+    waiting |= {user: f"what is kept of mcp_server_user {user}, perhaps" for user in left}
+    return [
+        Waiting(i, waiting[i.event.mcp_server_user_id])
+        for i in items
+        if i.event.mcp_server_user_id in waiting
+    ]
 
 
 async def _note_erased(connection: Connection, erasures: Sequence[UserErased]) -> None:
@@ -442,6 +476,8 @@ async def _upsert_by_halves(
             outcome.refused.append(Refused(merged[0].record, Rejection.REFUSED_BY_DATABASE, message))
             return
     except asyncpg.LockNotAvailableError:
+        if probes[0] == _HALVES:
+            await connection.execute(f"set local lock_timeout = '{_IMPATIENCE}'")
         probes[0] -= 1
         if len(merged) == 1 or probes[0] < 0:
             outcome.waiting += [Waiting(item, _named(_key(item.event))) for item in merged]
@@ -459,80 +495,94 @@ class Resumed(NamedTuple):
 
     #: How many are recorded now, or of people who were erased.
     done: int
-    #: What is refused now, by the number of the row that holds it until `forget`.
+    #: What is refused now, by the number of the row that holds it until `buried` lets it go.
     refused: dict[int, Refused]
     #: The locks that these events waited for, and wait for no more.
     free: set[str]
-    #: The last lock that was looked at; None where there are no more.
-    last: str | None
+    #: The last of them in order, and the number of the last event.
+    last_lock: str
+    last: int
 
 
 async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None:
-    if not waiting:
-        return
-    records = [w.item.record for w in waiting]
-    await connection.execute(
-        SQL["set_aside"],
-        [r.topic for r in records],
-        [r.partition for r in records],
-        [r.offset for r in records],
-        [r.timestamp for r in records],
-        [r.key for r in records],
-        [r.value for r in records],
-        [_headers_to_json(r) for r in records],
-        [w.item.event.mcp_server_user_id for w in waiting],
-        [w.waits_for for w in waiting],
-    )
+    for portion in _portions(waiting):
+        records = [w.item.record for w in portion]
+        await connection.execute(
+            SQL["set_aside"],
+            [r.topic for r in records],
+            [r.partition for r in records],
+            [r.offset for r in records],
+            [r.timestamp for r in records],
+            [r.key for r in records],
+            [r.value for r in records],
+            [_headers_to_json(r) for r in records],
+            [w.item.event.mcp_server_user_id for w in portion],
+            [w.waits_for for w in portion],
+        )
+
+
+def _portions(waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
+    """What one statement takes: PostgreSQL wants its arguments to be less than a gigabyte."""
+    first, size = 0, 0
+    for i, (item, _) in enumerate(waiting):
+        size += len(item.record.value or b"")
+        if size >= _PORTION_BYTES:
+            yield waiting[first : i + 1]
+            first, size = i + 1, 0
+    if waiting[first:]:
+        yield waiting[first:]
 
 
 async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
     """Records what waited for locks that have gone, as everything on old ground; looks at each lock once.
 
-    The first event of each lock tells whether it has gone. What is refused has to be forgotten (`forget`)
-    before the next is asked for.
+    The first event of each lock tells whether it has gone; the others follow where it has.
 
     Args:
         pool: connections made with `SERVER_SETTINGS` and `prepare`.
-        limit: how many events to look at in a transaction.
+        limit: how many events to look at in a transaction, at most.
     """
-    after: str | None = ""
-    while after is not None:
-        resumed = await _resume(pool, "take_first_waiting", after, limit)
-        after, free = resumed.last, resumed.free
+    lock = ""
+    while (resumed := await _resume(pool, "take_first_waiting", lock, limit)) is not None:
         yield resumed
-        while free:
-            resumed = await _resume(pool, "take_waiting", list(free), limit)
-            free &= resumed.free
+        lock, free, number = resumed.last_lock, resumed.free, 0
+        while free and (resumed := await _resume(pool, "take_waiting", list(free), number, limit)):
             yield resumed
+            free, number = free & resumed.free, resumed.last
 
 
-async def _resume(pool: Pool, query: str, which: object, limit: int) -> Resumed:
+async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
     async with pool.acquire() as connection, connection.transaction():
-        return await _resume_within(connection, await connection.fetch(SQL[query], which, limit), limit)
-
-
-async def _resume_within(connection: Connection, taken: Sequence[asyncpg.Record], limit: int) -> Resumed:
-    if not taken:
-        return Resumed(0, {}, set(), None)
-    records = [_record_of(row) for row in taken]
-    numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
-    accepted, unreadable = read(records, int(time.time() * 1000))
-    passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
-    outcome = await _write_by_parts(connection, accepted, unreadable, passed)
-    refused = {numbers[id(r.record)]: r for r in outcome.refused}
-    waiting = {numbers[id(w.item.record)]: w.waits_for for w in outcome.waiting}
-    await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
-    done = [number for number in numbers.values() if number not in waiting and number not in refused]
-    await connection.execute(SQL["forget_waiting"], done)
-    if done:
-        passing("waiting.in-transaction")
+        taken = await connection.fetch(SQL[query], *which, _PORTION_BYTES)
+        if not taken:
+            return None
+        records = [_record_of(row) for row in taken]
+        numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
+        accepted, unreadable = read(records, int(time.time() * 1000))
+        passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
+        outcome = await _write_by_parts(connection, accepted, unreadable, passed)
+        refused = {numbers[id(r.record)]: r for r in outcome.refused}
+        waiting = {numbers[id(w.item.record)]: w.waits_for for w in outcome.waiting}
+        await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
+        done = [number for number in numbers.values() if number not in waiting and number not in refused]
+        await connection.execute(SQL["forget_waiting"], done)
+        if done:
+            passing("waiting.in-transaction")
     free = {row["waits_for"] for row in taken if waiting.get(row["id"]) != row["waits_for"]}
-    return Resumed(len(done), refused, free, taken[-1]["waits_for"] if len(taken) == limit else None)
+    return Resumed(len(done), refused, free, taken[-1]["waits_for"], taken[-1]["id"])
 
 
-async def forget(pool: Pool, numbers: Iterable[int]) -> None:
-    """Removes events that waited: they are dead letters now."""
-    await pool.execute(SQL["forget_waiting"], list(numbers))
+@contextlib.asynccontextmanager
+async def buried(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dict[int, bool]]:
+    """Those of these events that no other recorder buries just now, or has buried.
+
+    The block says which are dead letters now; at its end these are removed.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        taken = await connection.fetch(SQL["take_refused"], list(numbers))
+        told = {row["id"]: False for row in taken}
+        yield told
+        await connection.execute(SQL["forget_waiting"], [n for n, is_buried in told.items() if is_buried])
 
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:

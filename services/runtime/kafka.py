@@ -346,3 +346,18 @@ def dead_letter_headers(record: Record, error_class: str, message: str) -> list[
 async def send_all(producer: AIOKafkaProducer, topic: str, letters: Sequence[dict[str, Any]]) -> None:
     """Sends key, value and headers of each, and returns when the brokers have acknowledged all of them."""
     await asyncio.gather(*[await producer.send(topic, **letter) for letter in letters])
+
+
+async def send_each(
+    producer: AIOKafkaProducer, topic: str, letters: Sequence[dict[str, Any]]
+) -> list[Exception | None]:
+    """As `send_all`, where one that is not taken harms no other: why not, of each; None is acknowledged."""
+
+    async def send(letter: dict[str, Any]) -> Exception | None:
+        try:
+            await (await producer.send(topic, **letter))
+        except (KafkaError, OSError, TimeoutError) as error:
+            return error
+        return None
+
+    return await asyncio.gather(*(send(letter) for letter in letters))

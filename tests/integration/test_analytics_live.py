@@ -202,6 +202,29 @@ async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_k
     assert (await api.http.get("/health/ready")).status_code == 200
 
 
+async def test_no_answer_names_another_organizations_server(world: World) -> None:
+    """Neither one that offers our walkthrough, nor one of which an earlier version recorded something."""
+    await gather(world)
+    api = await world.start_api()
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_x', 'x', now())")
+    await world.db.execute(
+        "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
+        " values ('srv_x', 'org_x', 'a secret', 'x', 'srv_x')"
+    )
+    await world.db.execute(
+        "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id) values ('x', 'srv_x', $1)",
+        WALKTHROUGH,
+    )
+    await world.people(["xan"], "srv_x")
+    await world.insert(completed("xan", STEPS[0], 10**12, walkthrough_id=WALKTHROUGH, mcp_server_id="srv_x"))
+    await world.drain_marks()
+    for route in (WT, *(f"{WT}/{name}" for name in ("sankey", "funnel", "steps", "endings", "trends"))):
+        assert "srv_x" not in (await api.ask(route)).text, route
+        assert (await api.ask(route, server="srv_x")).status_code == 404, route
+    (row, *_) = (await api.get("organization"))["walkthroughs"]
+    assert "srv_x" not in {server["mcp_server_id"] for server in row["servers"]}
+
+
 async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: World) -> None:
     await gather(world)
     api = await world.start_api()

@@ -13,11 +13,13 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
 
 from services.completion_recorder import store
+from services.completion_recorder.handlers import Recorder
 from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch, Judged
 from services.operator_cli import erase
 from services.runtime.database import Pool
-from services.runtime.kafka import next_offsets
+from services.runtime.errors import StepstreamError
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, RenewedProducer, next_offsets
 from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
 from tests.support.agents import agent
@@ -84,7 +86,8 @@ async def resume(pool: Pool) -> tuple[int, list[Refused]]:
     async for resumed in store.resuming(pool, 100):
         done += resumed.done
         refused += resumed.refused.values()
-        await store.forget(pool, resumed.refused)
+        async with store.buried(pool, resumed.refused) as told:
+            told.update(dict.fromkeys(told, True))
     return done, refused
 
 
@@ -192,6 +195,26 @@ async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world:
     assert len(await world.completions()) == len(people)
 
 
+async def test_many_rows_that_somebody_is_writing_hold_up_none_of_the_others_for_ever(world: World) -> None:
+    """More than one look finds: who is beside them is not beside them the next time."""
+    pool = await prepare(world)
+    people = [f"p{i:03}" for i in range(400)]
+    await world.people(people)
+    theirs = (
+        "insert into walkthrough_step_completions select 'theirs_' || id, id, 'wt_a', 'a', 'srv_1', 's_' || id, 0"
+        " from mcp_server_user where id like 'p%3' or id like 'p%7'"
+    )
+    async with locked(world, theirs):
+        await hand(world, pool, [completed(person, "a", i) for i, person in enumerate(people)])
+
+        async def the_others_are_there() -> bool:
+            await resume(pool)
+            return await waiting(world) == 80
+
+        await eventually(the_others_are_there, "all others are recorded", every=0)
+        assert len(await world.completions()) == 320
+
+
 async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_lock(world: World) -> None:
     pool = await prepare(world)
     await hand(world, pool, [completed("ann", "a", 1), completed("bob", "a", 1)])
@@ -204,6 +227,45 @@ async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_l
         await resume(pool)
     assert await world.completions() == {}
     assert await world.db.fetch("select id from mcp_server_user where id in ('ann', 'bob')") == []
+
+
+async def test_erasures_of_many_who_are_locked_hold_up_nobody(world: World) -> None:
+    """What a foreign key takes is enough: each of them would be waited for."""
+    pool = await prepare(world)
+    people = [f"p{i:03}" for i in range(200)]
+    await world.people(people)
+    events = [erased(person) for person in [*people, "bob"]]
+    async with locked(world, "select from mcp_server_user where id like 'p%' for key share"):
+        assert (await hand(world, pool, events)).waiting == len(people)
+        waits_for = await world.db.fetch("select waits_for from waiting_events")
+        assert {row[0] for row in waits_for} == {f"mcp_server_user {person}" for person in people}
+        assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'bob'") == 0
+    assert await resume(pool) == (len(people), [])
+
+
+async def test_erasures_that_wait_for_what_is_kept_of_somebody_take_turns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are tried at once: those who are behind them are not behind them for ever."""
+    monkeypatch.setattr(store, "_PROBES", 2)
+    monkeypatch.setattr(store, "_PATIENCE", "5ms")
+    pool = await prepare(world)
+    people = [f"p{i:02}" for i in range(20)]
+    await world.people(people)
+    async with locked(
+        world,
+        "select from mcp_server_session where mcp_server_session_id < 's_p10' and mcp_server_session_id > 's_p' for update",
+    ):
+        await hand(world, pool, [erased(person) for person in people])
+
+        async def the_others_are_gone() -> bool:
+            await resume(pool)
+            return await waiting(world) == 10
+
+        await eventually(the_others_are_gone, "whom nobody has locked is gone", every=0)
+    await resume(pool)
+    assert await waiting(world) == 0
+    assert await world.db.fetchval("select count(*) from mcp_server_user where id like 'p%'") == 0
 
 
 async def test_whoever_is_erased_by_an_operator_leaves_nothing_that_waits(world: World) -> None:
@@ -296,6 +358,74 @@ async def test_what_is_gone_with_the_lock_becomes_dead_letters_byte_for_byte(wor
     assert told["stepstream-error-class"] == b"unknown-user"
     assert told["stepstream-topic"] == world.settings.topic.encode()
     assert set(await world.completions()) == {("bob", "a")}
+
+
+@contextlib.asynccontextmanager
+async def looking(world: World) -> AsyncIterator[Recorder]:
+    """A recorder that only looks at what waits."""
+    letters = RenewedProducer(
+        world.settings, world.settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES
+    )
+    try:
+        yield Recorder(world.settings, await world.recorder_pool(), letters, asyncio.sleep)
+    finally:
+        await letters.stop()
+
+
+async def refused_ones(world: World, events: Sequence[dict[str, Any]]) -> None:
+    """These events wait, and nothing that they refer to is there any more."""
+    pool = await prepare(world)
+    async with world.connection() as other, other.transaction():
+        await other.execute("delete from mcp_server_user")
+        assert (await hand(world, pool, events)).waiting == len(events)
+
+
+async def test_two_recorders_bury_what_waited_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await refused_ones(world, [completed("ann", step, 1) for step in "abc"])
+    sending, go_on = asyncio.Event(), asyncio.Event()
+    async with looking(world) as one, looking(world) as two:
+        start = one._producer.start
+
+        async def slowly() -> Any:
+            sending.set()
+            await go_on.wait()
+            return await start()
+
+        monkeypatch.setattr(one._producer, "start", slowly)
+        first = asyncio.create_task(one.resume())
+        await sending.wait()
+        assert await two.resume() == 0
+        go_on.set()
+        assert await first == 3
+    assert len(await world.dead_letters()) == 3
+    assert await waiting(world) == 0
+
+
+async def test_what_is_too_large_for_a_dead_letter_waits_alone(world: World) -> None:
+    """Nothing beside it is sent again with each look."""
+    events = [completed("ann", step, 1, more="x" * 2_100_000 if step == "b" else "") for step in "abc"]
+    await refused_ones(world, events)
+    async with looking(world) as recorder:
+        for _ in range(2):
+            with pytest.raises(StepstreamError, match=r"the event at 0:1 of .* is bad.*waiting_events"):
+                await recorder.resume()
+    assert len(await world.dead_letters()) == 2
+    assert await world.db.fetchval('select "offset" from waiting_events') == 1
+
+
+async def test_large_events_wait_and_are_looked_at_a_few_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once they are more than a statement, or the memory, holds."""
+    monkeypatch.setattr(store, "_PORTION_BYTES", 250_000)
+    pool = await prepare(world)
+    async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
+        await hand(world, pool, [completed("ann", step, 1, more="x" * 100_000) for step in "abcde"])
+    written = "select count(*) from waiting_events group by xmin, cmin order by min(id)"
+    assert [row[0] for row in await world.db.fetch(written)] == [3, 2]
+    # The first tells that the lock has gone.
+    assert [resumed.done async for resumed in store.resuming(pool, 100)] == [1, 3, 1]
+    assert of_whom(await world.completions()) == {"ann": 5}
 
 
 async def dies(service: Service) -> None:
