@@ -107,7 +107,7 @@ async def connect(
             refusals.refused(SIGN_IN, f"STEPSTREAM_DATABASE_PASSWORD_FILE cannot be read: {error}")
         raise
     try:
-        made: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(*args, password=password, **options)
+        made = await _open(*args, password=password, **options)
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         if refusals is not None:
             refusals.refused(SIGN_IN, str(explained(error)))
@@ -115,6 +115,17 @@ async def connect(
     if refusals is not None:
         refusals.worked(SIGN_IN)
         made.add_query_logger(functools.partial(_note, refusals))
+    return made
+
+
+async def _open(*args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """A new connection; what PostgreSQL says at the door is told as what it is there."""
+    try:
+        made: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(*args, **options)
+    except asyncpg.InsufficientPrivilegeError as error:  # the right to connect to this database
+        raise asyncpg.InvalidAuthorizationSpecificationError(str(error)) from error
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:  # the database is closed for a while
+        raise asyncpg.CannotConnectNowError(str(error)) from error
     return made
 
 
@@ -258,7 +269,10 @@ def explained(error: Exception) -> Exception:
             asyncpg.InvalidAuthorizationSpecificationError,
             "Are user and password right, in STEPSTREAM_DATABASE_URL or STEPSTREAM_DATABASE_PASSWORD_FILE?",
         ),
-        (asyncpg.InsufficientPrivilegeError, "The user of the services needs that right"),
+        (
+            asyncpg.InsufficientPrivilegeError,
+            "Rights come from ops/roles.sql, which the owner runs after each `stepstream migrate`",
+        ),
         (
             (asyncpg.InvalidCatalogNameError, asyncpg.DatabaseDroppedError),
             "Is the database's name in STEPSTREAM_DATABASE_URL right?",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
@@ -22,8 +23,11 @@ from aiokafka.errors import (
 )
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from services.runtime.bounds import Seldom
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
+
+log = logging.getLogger("stepstream.kafka")
 
 
 class Connection(TypedDict):
@@ -46,6 +50,8 @@ _STOP_SECONDS = 5.0
 _KNOWN_SECONDS = 10.0
 #: The codecs of Kafka, and whether this installation has what reads them.
 _CODECS = {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
+
+_unreadable = Seldom(log, "STEPSTREAM_KAFKA_PASSWORD_FILE cannot be read, the password before is used")
 
 
 async def ensure_topics(settings: Settings) -> list[str]:
@@ -127,12 +133,15 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
 def renew_password(consumer: AIOKafkaConsumer, settings: Settings) -> None:
     """Gives a consumer that runs the password as it is now, for the next connections that it opens.
 
-    Raises:
-        OSError: the password's file cannot be read.
+    While its file cannot be read, the one before stays, and the log says so.
     """
-    if settings.kafka_password_file:
+    if not settings.kafka_password_file:
+        return
+    try:
         # aiokafka takes a password once, and hands this attribute to each new connection.
         consumer._client._sasl_plain_password = settings.read_kafka_password()  # noqa: SLF001
+    except OSError as error:
+        _unreadable.tell(str(error))
 
 
 @contextlib.asynccontextmanager

@@ -1,9 +1,11 @@
 """Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
 
+import errno
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -41,9 +43,29 @@ def _host_and_port(addresses: list[str]) -> list[str]:
     return addresses
 
 
+def _is_clear(url: str) -> bool:
+    """Whether no part of a URL is taken for another: of a password, what follows a `/` is a path."""
+    try:
+        parts = urlsplit(url)
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # which would tell what it cannot read
+        return False
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
+    is_whole = "@" not in parts.path and not parts.fragment and parts.netloc.count("@") < 2
+    return is_whole and all(port.isdigit() for port in ports if port)
+
+
 def _postgres_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+    text = url.get_secret_value()
+    if not text.startswith(("postgresql://", "postgres://")):
         raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
+    if not _is_clear(text):
+        raise ValueError(
+            "it is not as postgresql://user:password@host:5432/name. In a user, a password or a name, "
+            "@ / ? # % [ ] are written as %40 %2F %3F %23 %25 %5B %5D; or leave the password out of it, and "
+            f"set {PREFIX}DATABASE_PASSWORD or {PREFIX}DATABASE_PASSWORD_FILE"
+        )
     return url
 
 
@@ -62,14 +84,26 @@ def _secret_file(path: str) -> str:
         return path
     if not Path(_file(path)).is_file():
         raise ValueError(f"{path} is no file")
-    if not _content(path):
-        raise ValueError(f"the file {path} is empty")
+    try:
+        _content(path)
+    except OSError as error:
+        raise ValueError(f"the file {path} {error.strerror}") from None
     return path
 
 
 def _content(path: str) -> str:
-    """What a file of a secret holds; its line end is no part of it."""
-    return Path(path).read_text("utf-8").strip()
+    """What a file of a secret holds; its line end is no part of it.
+
+    Raises:
+        OSError: it cannot be read, or holds no password, as one that is just being written.
+    """
+    try:
+        content = Path(path).read_text("utf-8").strip()
+    except UnicodeDecodeError:  # which would tell what it cannot read
+        raise OSError(errno.EINVAL, "is no text in UTF-8", path) from None
+    if not content:
+        raise OSError(errno.ENODATA, "is empty", path)
+    return content
 
 
 def _http_url(url: str) -> str:

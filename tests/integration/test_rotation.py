@@ -16,7 +16,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.runtime.database import close_pool, open_pool
+from services.runtime.database import close_pool, connect, is_away, open_pool
+from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from tests.integration.test_errors_are_seen import MODERN, modern_call
 from tests.support.agents import post
@@ -237,6 +238,38 @@ async def test_a_consumer_that_is_refused_for_good_exits_and_says_why(world: Wor
     assert service.process.returncode == 1
     assert "password authentication failed" in service.log.read_text()
     assert "refused for more than 1 s" in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("shut", "opened", "told"),
+    [
+        ("revoke connect on database {} from public", "grant connect on database {} to public", True),
+        ("alter database {} allow_connections false", "alter database {} allow_connections true", False),
+    ],
+)
+async def test_a_database_that_lets_nobody_in_is_waited_for(
+    world: World, strict: tuple[str, str], shut: str, opened: str, told: bool
+) -> None:
+    """Without the right to connect it is a sign-in that is refused; closed to everybody it is away."""
+    settings = Settings(
+        kafka_bootstrap_servers="127.0.0.1:1",
+        database_url=url_of(world, API),
+        database_password=ROLE_PASSWORD,
+    )
+    clock = iter((0.0, 2.0))
+    refusals = Refusals(1, lambda: next(clock))
+    name = settings.dsn.rpartition("/")[2]
+    owner = await asyncpg.connect(strict[0])
+    try:
+        await owner.execute(shut.format(name))
+        for _ in range(2):
+            with pytest.raises(asyncpg.PostgresError) as caught:
+                await connect(settings, refusals, settings.dsn)
+            assert is_away(caught.value)
+        assert ("permission denied for database" in (refusals.problem() or "")) is told
+    finally:
+        await owner.execute(opened.format(name))
+        await owner.close()
 
 
 async def dead(world: World, port: int, told: str, provoke: Callable[[], Any]) -> None:

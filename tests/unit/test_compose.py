@@ -83,3 +83,15 @@ def test_the_image_that_is_made_here_is_no_root_and_from_a_version() -> None:
 
 def test_what_the_image_installs_is_what_the_lock_says() -> None:
     assert "--require-hashes -r requirements.txt" in DOCKERFILE
+
+
+@every_service
+def test_a_password_may_have_any_character(name: str) -> None:
+    """In a URL an `@` or a `/` of it would be taken for something else, and shown in the log."""
+    environment = SERVICES[name].get("environment", {})
+    for value in environment.values():
+        assert "PASSWORD" not in str(value) or re.fullmatch(r"\$\{\w+:-\w+\}", value), value
+    if "STEPSTREAM_DATABASE_URL" in environment:
+        is_owner = environment["STEPSTREAM_DATABASE_URL"].startswith("postgresql://stepstream@")
+        whose = "POSTGRES_PASSWORD" if is_owner else "SERVICE_PASSWORD"
+        assert environment["STEPSTREAM_DATABASE_PASSWORD"] == f"${{{whose}:-stepstream}}"

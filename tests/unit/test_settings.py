@@ -25,6 +25,66 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:se/cret@h:5432/db",
+        "postgresql://u:12/cret@h:5432/db",
+        "postgresql://u:se#cret@h:5432/db",
+        "postgresql://u:se?cret@h:5432/db",
+        "postgresql://u:se[cret@h:5432/db",
+        "postgresql://u:se@cret@h:5432/db",
+        "postgresql://u:p@se/cret#@h:5432/db",
+        "postgresql://u:secret@h:5432x/db",
+        "postgresql://u:secret@h/db?sslmode",
+    ],
+)
+def test_a_url_of_which_parts_would_be_mistaken_is_refused_and_not_shown(
+    environment: pytest.MonkeyPatch, url: str
+) -> None:
+    for name in ("STEPSTREAM_DATABASE_URL", "STEPSTREAM_API_DATABASE_URL"):
+        environment.setenv(name, url)
+        with pytest.raises(ConfigurationError, match="%40 %2F") as caught:
+            load_settings()
+        assert str(caught.value).startswith(name)
+        assert not any(piece in str(caught.value) for piece in ("u:se", "12", "cret"))
+        environment.setenv(name, GOOD["STEPSTREAM_DATABASE_URL"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%40s%2Fs@a:5432,b:5433/db?target_session_attrs=read-write",
+        "postgres://u@[::1]:5432/db?sslmode=verify-full&sslrootcert=/ca.pem",
+        "postgresql:///db?host=/run/postgresql&password=a@b",
+        "postgresql://%2Frun%2Fpostgresql/db",
+        "postgresql://u:a b%c@h",
+    ],
+)
+def test_a_url_may_have_all_that_libpq_takes(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("STEPSTREAM_DATABASE_URL", url)
+    assert load_settings().dsn == url
+
+
+@pytest.mark.parametrize(("content", "told"), [(b"\n", "is empty"), (b"\xffpassword", "no text in UTF-8")])
+def test_a_file_that_holds_no_password_is_one_that_cannot_be_read(
+    environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes, told: str
+) -> None:
+    """At the start, and while somebody writes it; what it holds is not said."""
+    for name in ("database", "kafka"):
+        file = tmp_path / name
+        file.write_bytes(b"password")
+        environment.setenv(f"STEPSTREAM_{name.upper()}_PASSWORD_FILE", str(file))
+        settings = load_settings()
+        file.write_bytes(content)
+        with pytest.raises(OSError, match=told):
+            getattr(settings, f"read_{name}_password")()
+        with pytest.raises(ConfigurationError, match=told) as caught:
+            load_settings()
+        assert "0xff" not in str(caught.value)
+        file.write_bytes(b"password")
+
+
 def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
     assert load_settings().kafka_bootstrap_servers == ["a:9092", "b:9093"]
 
