@@ -305,7 +305,8 @@ async def _lead_and_watch(
             now = await db.fetchval(SQL["journeys_counted"]) - counted_before
             if now != progress.tasks[counted].completed:
                 idle_since = time.monotonic()
-            progress.update(counted, completed=now, total=len(crowd))
+            # What happened before today is being counted, too.
+            progress.update(counted, completed=now, total=max(now, len(crowd)))
             if leading.done() and await _all_is_counted(settings, db):
                 return await leading
             if time.monotonic() - idle_since > _PATIENCE_SECONDS:
