@@ -86,7 +86,7 @@ _REFUSED_BY_DATABASE = (
 _PATIENCE = "50ms"
 #: So many erasures wait for that long; then the rest waits, too.
 _PROBES = 20
-#: So often a part is halved to find what waits in it, after the first time with less patience; then the rest of it
+#: So often a part is halved to find what waits in it, after the first time with less patience; then the rest
 #: waits, too.
 _HALVES = 150
 _IMPATIENCE = "2ms"
