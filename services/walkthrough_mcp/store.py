@@ -23,8 +23,9 @@ from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking
 from services.walkthrough_mcp.turns import BusyError, Turns
 
 SQL = load_queries(__file__)
-#: Nobody waits for a lock on a connection that others need.
-SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "50ms"}
+#: Nobody waits for a lock on a connection that others need; only rows that somebody is inserting cannot be
+#: asked for without.
+SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "10ms"}
 SESSION_IDLE_MS = 30 * 60 * 1000
 #: How long a call waits for a connection, and for a statement, before its agent is told to try again.
 WAIT_SECONDS = 15.0

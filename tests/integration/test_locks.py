@@ -510,6 +510,25 @@ async def test_a_locked_walkthrough_holds_up_no_call_in_another(world: World) ->
         assert {a["outcome"] for a in await asyncio.gather(*calls)} == {"started"}
 
 
+async def test_people_whom_somebody_is_inserting_hold_up_no_call_of_others(world: World) -> None:
+    """Nobody sees these rows yet, so each try waits a moment, on a connection that others need."""
+    await world.offer()
+    service = await world.start_mcp(mcp_database_pool_size=1)
+    base = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    theirs = "insert into mcp_server_user (id, distinct_id) select 'x' || n, 'p' || n from generate_series(0, 39) n"
+    async with contextlib.AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(agent(f"{base}/p{i}")) for i in range(40)]
+        bob = await stack.enter_async_context(agent(f"{base}/bob"))
+        async with locked(world, theirs):
+            calls = [asyncio.create_task(one.start()) for one in many]
+            async with asyncio.timeout(4):
+                await bob.start()
+                for step in "abcde":
+                    await bob.next(current_step_id=step)
+            assert not any(call.done() for call in calls)
+        assert {a["outcome"] for a in await asyncio.gather(*calls)} == {"started"}
+
+
 async def test_a_server_does_not_offer_what_another_organization_has(world: World) -> None:
     """No completion of it would count."""
     await world.offer()
