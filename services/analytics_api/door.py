@@ -1,23 +1,27 @@
 """The door of the API: what is over its share is refused here, before it costs more than its headers.
 
 What passes has a turn: from here until its answer begins, so that routing, checking the key, computing and
-compressing are done for a few at once, in the order of `fair.Line`, however many come.
+compressing are done for a few at once, in the order of `fair.Line`, however many come. What needs no key has
+places of its own, in turns between addresses.
 """
 
+import asyncio
 import contextlib
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.analytics_api.fair import Lanes, Turn
+from services.analytics_api.fair import Asker, Lanes, Turn
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond
+from services.runtime.bounds import client_of_scope
 from services.runtime.database import DATABASE_ERRORS, is_away
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"
+_OF_HEALTH: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
 def turn_of(scope: Scope) -> Turn:
@@ -27,7 +31,7 @@ def turn_of(scope: Scope) -> Turn:
 
 
 class Door:
-    """Lets requests of the API in; those of the dashboard's files, of health and metrics go past it."""
+    """Lets requests in; those of health and metrics go past it."""
 
     def __init__(self, app: ASGIApp, guard: Guard, lanes: Lanes, streams: Streams) -> None:
         self._app = app
@@ -38,12 +42,24 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
+        if scope["type"] != "http" or path in _OF_HEALTH:
             await self._app(scope, receive, send)
             return
         async with contextlib.AsyncExitStack() as stack:
+
+            async def send_and_end(message: Message) -> None:
+                if message["type"] == "http.response.start":  # how fast the client reads is its own affair
+                    await stack.aclose()
+                await send(message)
+
+            if not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
+                asker = Asker.stranger(client_of_scope(scope))
+                await stack.enter_async_context(self._lanes.public.place(asker))
+                await asyncio.sleep(0)  # it waits for nothing itself: so that the others see it has the place
+                await self._app(scope, receive, send_and_end)
+                return
             try:
-                turn = await self._let_in(stack, Request(scope))
+                scope[_TURN] = await self._let_in(stack, Request(scope))
             except ProblemError as problem:
                 await respond(problem)(scope, receive, send)
                 return
@@ -52,13 +68,6 @@ class Door:
                     raise
                 await respond(of_database(error))(scope, receive, send)
                 return
-
-            async def send_and_end(message: Message) -> None:
-                if message["type"] == "http.response.start":  # how fast the client reads is its own affair
-                    await stack.aclose()
-                await send(message)
-
-            scope[_TURN] = turn
             await self._app(scope, receive, send_and_end)
 
     async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:

@@ -128,7 +128,7 @@ API_CROWDED = Counter(
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, keys.",
+    "Questions that wait for a place, by lane: small, large, computing, keys, public.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
