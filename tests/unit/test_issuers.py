@@ -80,7 +80,7 @@ class Site:
 async def site() -> AsyncIterator[Site]:
     site = Site()
     server = await asyncio.start_server(site, "127.0.0.1", 0)
-    site.base = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    site.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     yield site
     server.close()
 
