@@ -1,8 +1,8 @@
 """The door of the API: what is over its share is refused here, before it costs more than its headers.
 
 What passes has a turn: from here until its answer begins, so that routing, checking the key, computing and
-compressing are done for a few at once, in the order of `fair.Line`, however many come. What needs no key has
-places of its own, in turns between addresses.
+compressing are done for a few at once, in the order of `fair.Line`, however many come. What needs no key,
+and what is refused, has places of its own, in turns between addresses.
 """
 
 import asyncio
@@ -53,15 +53,14 @@ class Door:
                 await send(message)
 
             if not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
-                asker = Asker.stranger(client_of_scope(scope))
-                await stack.enter_async_context(self._lanes.public.place(asker))
-                await asyncio.sleep(0)  # it waits for nothing itself: so that the others see it has the place
+                await self._take_turn(stack, scope)
                 await self._app(scope, receive, send_and_end)
                 return
             try:
                 scope[_TURN] = await self._let_in(stack, Request(scope))
             except ProblemError as problem:
-                await respond(problem)(scope, receive, send)
+                await self._take_turn(stack, scope)
+                await respond(problem)(scope, receive, send_and_end)
                 return
             except DATABASE_ERRORS as error:  # the ids of keys cannot be read
                 if not is_away(error):
@@ -69,6 +68,11 @@ class Door:
                 await respond(of_database(error))(scope, receive, send)
                 return
             await self._app(scope, receive, send_and_end)
+
+    async def _take_turn(self, stack: contextlib.AsyncExitStack, scope: Scope) -> None:
+        """Waits for a place among those of what needs no key, refusals too."""
+        await stack.enter_async_context(self._lanes.public.place(Asker.stranger(client_of_scope(scope))))
+        await asyncio.sleep(0)  # nothing else makes it wait: so that the others see that it has the place
 
     async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
         asker = await self._guard.arrive(request)

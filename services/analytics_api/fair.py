@@ -217,7 +217,7 @@ class Lanes:
         self.small = Lane("small", small, most_each=max(1, small // 2))
         # Python computes one thing at a time, however many threads there are.
         self.computing = Lane("computing", 1)
-        #: What is asked without a key: the dashboard's files, the API's description, what there is not.
+        #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
         #: Streams that look whether their keys are still good: many may at the same moment.
         self.keys = Lane("keys", 1)
