@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.runtime.bounds import Seldom, client_of, client_of_scope, trusted_proxies
@@ -32,6 +32,8 @@ _AHEAD: Final = 10
 _LEAST_RATE: Final = 512
 #: Files beside connections: pools, Kafka, logs, the port of health.
 _OTHER_FILES: Final = 256
+#: How many refusals go out in a round of the event loop.
+_REFUSALS_IN_A_ROUND: Final = 2
 #: The connections of a port for health and metrics alone.
 _OF_HEALTH: Final = 100
 
@@ -433,3 +435,29 @@ class Shared:
 
 
 _LATER: Final = {"Retry-After": "5"}
+
+
+class Paced:
+    """A layer that lets two refusals go out in a round of the event loop, however many there are.
+
+    Whoever sends over and over what is refused waits for the answers; what everybody else asks for goes on in
+    between, where each of its steps would wait for all of those.
+
+    Args:
+        app: what answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._places = asyncio.Semaphore(_REFUSALS_IN_A_ROUND)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+
+        async def paced(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                async with self._places:
+                    await asyncio.sleep(0)
+            await send(message)  # without the place, for the client may not read
+
+        await self._app(scope, receive, paced if scope["type"] == "http" else send)

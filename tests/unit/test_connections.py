@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from services.runtime.connections import Connections, Limits, Shared
+from services.runtime.connections import Connections, Limits, Paced, Shared
 from services.runtime.process import server_config
 from services.runtime.telemetry import HTTP_CLOSED
 from tests.support.world import _QuietServer, eventually
@@ -316,3 +316,34 @@ async def test_an_upgrade_that_is_not_offered_is_a_request_like_others() -> None
     async with served(PATIENT) as site:
         asks = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
         await (await site.client(asks)).answer()
+
+
+async def test_two_refusals_go_out_in_a_round_and_what_is_answered_well_waits_for_none() -> None:
+    sent: list[str] = []
+    blocked = asyncio.Event()
+
+    async def answer(scope: Scope, _: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": int(scope["path"]), "headers": []})
+
+    async def ask(status: str) -> None:
+        async def send(_: Message) -> None:
+            sent.append(status)
+            if status != "200":
+                await blocked.wait()  # the client never reads it
+
+        scope: Scope = {"type": "http", "path": status}
+        await app(scope, None, send)  # type: ignore[arg-type]
+
+    app = Paced(answer)
+    tasks = [asyncio.create_task(ask(status)) for status in ("401", "404") * 10 + ("200",)]
+    for rounds in range(1, 5):
+        await asyncio.sleep(0)
+        assert sent.count("200") == 1
+        assert len(sent) <= 1 + 2 * rounds
+
+    async def all_sent() -> bool:
+        return len(sent) == len(tasks)
+
+    await eventually(all_sent, "who reads nothing keeps no place")
+    blocked.set()
+    await asyncio.gather(*tasks)
