@@ -1,23 +1,27 @@
 """The door of the API: what is over its share is refused here, before it costs more than its headers.
 
 What passes has a turn: from here until its answer begins, so that routing, checking the key, computing and
-compressing are done for a few at once, in the order of `fair.Line`, however many come.
+compressing are done for a few at once, in the order of `fair.Line`, however many come. What needs no key,
+and what is refused, has places of its own, in turns between addresses.
 """
 
+import asyncio
 import contextlib
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.analytics_api.fair import Lanes, Turn
+from services.analytics_api.fair import Asker, Lanes, Turn
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond
+from services.runtime.bounds import client_of_scope
 from services.runtime.database import DATABASE_ERRORS, is_away
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"
+_OF_HEALTH: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
 def turn_of(scope: Scope) -> Turn:
@@ -27,7 +31,7 @@ def turn_of(scope: Scope) -> Turn:
 
 
 class Door:
-    """Lets requests of the API in; those of the dashboard's files, of health and metrics go past it."""
+    """Lets requests in; those of health and metrics go past it."""
 
     def __init__(self, app: ASGIApp, guard: Guard, lanes: Lanes, streams: Streams) -> None:
         self._app = app
@@ -38,28 +42,37 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
+        if scope["type"] != "http" or path in _OF_HEALTH:
             await self._app(scope, receive, send)
             return
         async with contextlib.AsyncExitStack() as stack:
-            try:
-                turn = await self._let_in(stack, Request(scope))
-            except ProblemError as problem:
-                await respond(problem)(scope, receive, send)
-                return
-            except DATABASE_ERRORS as error:  # the ids of keys cannot be read
-                if not is_away(error):
-                    raise
-                await respond(of_database(error))(scope, receive, send)
-                return
 
             async def send_and_end(message: Message) -> None:
                 if message["type"] == "http.response.start":  # how fast the client reads is its own affair
                     await stack.aclose()
                 await send(message)
 
-            scope[_TURN] = turn
+            if not path.startswith(("/v1/", "/mcp/")) or path == _PUBLIC:
+                await self._take_turn(stack, scope)
+                await self._app(scope, receive, send_and_end)
+                return
+            try:
+                scope[_TURN] = await self._let_in(stack, Request(scope))
+            except ProblemError as problem:
+                await self._take_turn(stack, scope)
+                await respond(problem)(scope, receive, send_and_end)
+                return
+            except DATABASE_ERRORS as error:  # the ids of keys cannot be read
+                if not is_away(error):
+                    raise
+                await respond(of_database(error))(scope, receive, send)
+                return
             await self._app(scope, receive, send_and_end)
+
+    async def _take_turn(self, stack: contextlib.AsyncExitStack, scope: Scope) -> None:
+        """Waits for a place among those of what needs no key, refusals too."""
+        await stack.enter_async_context(self._lanes.public.place(Asker.stranger(client_of_scope(scope))))
+        await asyncio.sleep(0)  # nothing else makes it wait: so that the others see that it has the place
 
     async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
         asker = await self._guard.arrive(request)

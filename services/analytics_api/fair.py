@@ -23,6 +23,8 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 _SHARES: Final = 10
 #: Connections that no question takes: for the keys of live streams, for their figures, freshness and health.
 _OTHER_CONNECTIONS: Final = 4
+#: So many requests that need no key are answered at once: compressing one keeps everybody else waiting.
+_PUBLIC_PLACES: Final = 2
 #: Rates are counted for so many keys, organizations and addresses, those seen last.
 _MOST_COUNTED: Final = 20_000
 _RETRY: Final = {"Retry-After": "2"}
@@ -215,6 +217,8 @@ class Lanes:
         self.small = Lane("small", small, most_each=max(1, small // 2))
         # Python computes one thing at a time, however many threads there are.
         self.computing = Lane("computing", 1)
+        #: What is asked without a key: the dashboard's files, the API's description, refusals.
+        self.public = Lane("public", _PUBLIC_PLACES)
         #: Streams that look whether their keys are still good: many may at the same moment.
         self.keys = Lane("keys", 1)
         self._asked = Shares("questions", settings.api_organization_questions)

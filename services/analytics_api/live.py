@@ -44,7 +44,8 @@ class Changes:
         self._answers = answers
         self._faults = Beside(SERVICE, "live streams wait")
         self._watched: Counter[str] = Counter()
-        self._known: dict[str, Freshness] = {}
+        #: Of each that the last look was for; None where it is gone.
+        self._known: dict[str, Freshness | None] = {}
         self._looked = asyncio.Condition()
         self._somebody = asyncio.Event()
 
@@ -64,10 +65,12 @@ class Changes:
                 self._known.pop(walkthrough, None)
 
     async def next(self, walkthrough: str) -> Freshness | None:
-        """How it is at the next look; None where the walkthrough is gone."""
+        """How it is at the next look that is for it, too; None where the walkthrough is gone."""
         async with self._looked:
             await self._looked.wait()
-            return self._known.get(walkthrough)
+            while walkthrough not in self._known:  # it was not yet watched when that look began
+                await self._looked.wait()
+            return self._known[walkthrough]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -82,8 +85,11 @@ class Changes:
                 await self._somebody.wait()
             try:
                 look = await self._answers.look()
-                found = await self._answers.store.changes(list(self._watched))
-                self._known = {w: self._answers.fresh_of(look, *known) for w, known in found.items()}
+                watched = list(self._watched)
+                found = await self._answers.store.changes(watched)
+                self._known = {
+                    w: self._answers.fresh_of(look, *found[w]) if w in found else None for w in watched
+                }
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
                 if may_pass(error):
                     log.warning("live streams wait: %s", type(error).__name__)

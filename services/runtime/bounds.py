@@ -24,13 +24,17 @@ _COUNTED: Final = 1_000
 _LOOPBACK: Final = "127.0.0.1,::1"
 
 
-@functools.lru_cache(maxsize=4_096)
 def client_of(host: str) -> str:
     """The client that an address stands for: itself, or the /64 that IPv6 gives to one subscriber."""
+    return _client_of(host[:64])  # a proxy may name something of any length, and it is kept
+
+
+@functools.lru_cache(maxsize=4_096)
+def _client_of(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host[:64]
+        return host
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Self, TypeAlias
 
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.runtime.bounds import Seldom, client_of, client_of_scope, trusted_proxies
@@ -24,12 +24,16 @@ from services.runtime.telemetry import HTTP_CLOSED
 
 log = logging.getLogger("stepstream.connections")
 
-#: The largest head of a request; parsers take any.
+#: The largest head of a request, and what may follow a body that is no body; parsers take any.
 _HEAD_BYTES: Final = 65_536
+#: So many requests of a connection may wait for the answer to the one before.
+_AHEAD: Final = 10
 #: What a client has to take of its answer, in bytes a second, while it is looked at.
 _LEAST_RATE: Final = 512
 #: Files beside connections: pools, Kafka, logs, the port of health.
 _OTHER_FILES: Final = 256
+#: How many refusals go out in a round of the event loop.
+_REFUSALS_IN_A_ROUND: Final = 2
 #: The connections of a port for health and metrics alone.
 _OF_HEALTH: Final = 100
 
@@ -109,7 +113,7 @@ class Connections:
         self._open: Counter[str] = Counter()
         self._waiting: dict[str, dict[Connection, None]] = {}
         self._seldom = Seldom(log, "connections were closed")
-        for reason in ("head", "head-size", "body", "write", "full", "address"):
+        for reason in ("head", "head-size", "body", "ahead", "write", "full", "address"):
             HTTP_CLOSED.labels(service, reason)  # there from the start, so that the first increase is seen
 
     def protocol(self, **options: Any) -> "Connection":
@@ -171,6 +175,10 @@ class Connections:
         self._seldom.tell(f"{address} ({reason})")
 
 
+class _TooManyError(Exception):
+    """A client sends more requests than may wait."""
+
+
 class Connection(HttpToolsProtocol):
     """A connection whose client may take so long, and no longer.
 
@@ -230,25 +238,42 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads what came, and watches for what is missing."""
-        if self._part == "head":
+        if self._part is not None:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._part == "head" and self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+        is_missing = self._part is not None and not self.transport.is_closing()
+        if is_missing and self._head_bytes > _HEAD_BYTES:
             self._connections.tell("head-size", self.address)
             self._refuse(431)
         self._watch()
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins.
+
+        Raises:
+            _TooManyError: as many wait already as may. It ends the reading, in the midst of what came.
+        """
+        if len(self.pipeline) >= _AHEAD:
+            raise _TooManyError
         super().on_message_begin()
         self._part = "head"
         self._requests += 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; those behind a body are for nobody."""
+        if self._part == "head":
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """A body begins."""
         self._part = "body"
         self._head_bytes = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body, which is bounded by whoever reads it; what surrounds it is counted anew."""
+        self._head_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is there."""
@@ -261,8 +286,12 @@ class Connection(HttpToolsProtocol):
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is no HTTP."""
-        self._refuse(400)
+        """Answers what is no HTTP, or too much of it."""
+        if len(self.pipeline) >= _AHEAD:
+            self._connections.tell("ahead", self.address)
+            self.end()
+        else:
+            self._refuse(400)
 
     @property
     def _is_answered(self) -> bool:
@@ -406,3 +435,29 @@ class Shared:
 
 
 _LATER: Final = {"Retry-After": "5"}
+
+
+class Paced:
+    """A layer that lets two refusals go out in a round of the event loop, however many there are.
+
+    Whoever sends over and over what is refused waits for the answers; what everybody else asks for goes on in
+    between, where each of its steps would wait for all of those.
+
+    Args:
+        app: what answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._places = asyncio.Semaphore(_REFUSALS_IN_A_ROUND)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+
+        async def paced(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                async with self._places:
+                    await asyncio.sleep(0)
+            await send(message)  # without the place, for the client may not read
+
+        await self._app(scope, receive, paced if scope["type"] == "http" else send)

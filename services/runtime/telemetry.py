@@ -128,7 +128,7 @@ API_CROWDED = Counter(
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, keys.",
+    "Questions that wait for a place, by lane: small, large, computing, keys, public.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
@@ -142,7 +142,7 @@ HTTP_CONNECTIONS = Gauge("stepstream_http_connections", "Connections to the HTTP
 HTTP_CLOSED = Counter(
     "stepstream_http_closed",
     "Connections closed for their client's doing, by reason: too slow (head, body, write), a head too large "
-    "(head-size), too many in all (full) or of one address (address).",
+    "(head-size), too many requests at once (ahead), too many in all (full) or of one address (address).",
     ["service", "reason"],
 )
 HTTP_ERRORS = Counter(

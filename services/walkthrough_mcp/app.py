@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
-from services.runtime.connections import Shared
+from services.runtime.connections import Paced, Shared
 from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
@@ -89,7 +89,7 @@ def application(process: McpProcess) -> ASGIApp:
     routes = [*entrance.routes(), *for_this_machine(process.health_routes())]
     app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
     shared = Shared(app, SERVICE, process.settings.http_address_connections)
-    return Answered(shared, SERVICE, _answer_failure)
+    return Answered(Paced(shared), SERVICE, _answer_failure)
 
 
 def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:

@@ -70,8 +70,9 @@ class Ledger:
     """The sessions that are open, and which of them goes when there are too many.
 
     Those that were opened and never used go first: of the address that has most of them, the oldest. Then,
-    of the address that has most, the used one without a request for longest. A few that an address opened a
-    moment ago go last: their clients are about to use them. It does no I/O, and the time is passed in.
+    of the address that has most, the used one without a request for longest; where several have as many, of
+    all of these. A few that an address opened a moment ago go last: their clients are about to use them.
+    It does no I/O, and the time is passed in.
 
     Args:
         bounds: how many there may be.
@@ -175,16 +176,16 @@ class Ledger:
         )
         return session
 
-    def _candidates(self, held: Held, newest: Session) -> Iterable[tuple[tuple[int, int, int], Session]]:
+    def _candidates(self, held: Held, newest: Session) -> Iterable[tuple[tuple[float, ...], Session]]:
         """One that was never used, and one that was, each with how much it is the one to go."""
         unused = next(iter(held.unused.values()), newest)
         if unused is not newest:
             many = self._unused_of[held.address]
             is_new = many <= _FEW and newest.used_at - unused.used_at < _NEW_SECONDS
-            yield (0 if is_new else 2, many, len(held.unused)), unused
+            yield (0 if is_new else 2, many, len(held.unused), -unused.used_at), unused
         if held.used:
             used = next(iter(held.used.values()))
-            yield (1, self._of_address[held.address], len(held.used)), used
+            yield (1, self._of_address[held.address], len(held.used), -used.used_at), used
 
 
 def _take_one(counter: Counter[str], key: str) -> None:

@@ -1,7 +1,9 @@
 """Bearer tokens: JWTs signed by a key of the issuer, for this server, not expired."""
 
 import asyncio
+import json
 import logging
+import time
 from typing import Any, Final
 
 import httpx2
@@ -18,11 +20,17 @@ log = logging.getLogger("stepstream.mcp")
 ALGORITHMS: Final = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 #: How far clocks may differ, in seconds.
 LEEWAY_SECONDS: Final = 30
+#: How long an issuer may take for an answer, from its first byte to its last.
 _TIMEOUT_SECONDS: Final = 5.0
+#: How long its keys are good, and how long after they were read a token may not have them read again.
+_KEYS_SECONDS: Final = 600.0
+_LOOK_AGAIN_SECONDS: Final = 30.0
 #: How long an issuer that could not be reached is left alone, and of how many that is known.
 _AWAY_SECONDS: Final = 2.0
 _MOST_AWAY: Final = 1_000
-_MAX_METADATA_BYTES: Final = 256 * 1024
+_MAX_BYTES: Final = 256 * 1024
+#: What is raised where keys cannot be read, whatever stands in their place.
+_NO_KEYS: Final = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, jwt.PyJWTError)
 #: What an index of PostgreSQL takes, with the issuer beside it.
 _MAX_SUBJECT_BYTES: Final = 1000
 
@@ -46,11 +54,37 @@ def problem_of_issuer(text: str) -> str | None:
     return None
 
 
+class _Keys:
+    """The signing keys of an issuer, as they were read."""
+
+    def __init__(self, uri: str, keys: jwt.PyJWKSet) -> None:
+        self.uri = uri
+        self._read_at = time.monotonic()
+        self._keys = {k.key_id: k.key for k in keys.keys if k.key_id and k.public_key_use in {"sig", None}}
+
+    def find(self, name: Any) -> Any:
+        """The key of that name, as long as these are good."""
+        is_known = isinstance(name, str) and self._age < _KEYS_SECONDS
+        return self._keys.get(name) if is_known else None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a key that is not among them is none of the issuer's."""
+        return self._age < _LOOK_AGAIN_SECONDS
+
+    @property
+    def _age(self) -> float:
+        return time.monotonic() - self._read_at
+
+
 class Issuers:
-    """The signing keys of issuers, found through their metadata and kept for a while."""
+    """The signing keys of issuers, found through their metadata and kept for a while.
+
+    No thread waits for an issuer: there are few, and one that drips its answer would keep it.
+    """
 
     def __init__(self) -> None:
-        self._keys: dict[str, jwt.PyJWKClient] = {}
+        self._keys: dict[str, _Keys] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         #: Issuers that could not be reached a moment ago, and why: nobody asks them again so soon.
         self._away: TTLCache[str, str] = TTLCache(_MOST_AWAY, _AWAY_SECONDS)
@@ -62,20 +96,42 @@ class Issuers:
             IssuerAwayError: the issuer, or its keys, cannot be reached.
             jwt.PyJWTError: the token is none, or names no key of the issuer.
         """
-        jwt.get_unverified_header(token)  # what is no token is no reason to ask the issuer
-        # One at a time: an issuer that hangs holds up its own tokens, and one thread.
+        name = jwt.get_unverified_header(token).get("kid")  # what is no token is no reason to ask the issuer
+        if (key := self._find(issuer, name)) is not None:
+            return key
+        # One at a time: an issuer that hangs holds up its own tokens, and those alone whose key is not known.
         async with self._locks.setdefault(issuer, asyncio.Lock()):
+            if (key := self._find(issuer, name)) is not None:
+                return key
             if (reason := self._away.get(issuer)) is not None:
                 raise IssuerAwayError(reason)
-            try:
-                if issuer not in self._keys:
-                    uri = await _find_jwks(issuer)
-                    self._keys[issuer] = jwt.PyJWKClient(uri, lifespan=600, timeout=_TIMEOUT_SECONDS)
-                signing = await asyncio.to_thread(self._keys[issuer].get_signing_key_from_jwt, token)
-            except (jwt.PyJWKClientConnectionError, IssuerAwayError) as error:
-                self._away[issuer] = str(error)
-                raise IssuerAwayError(str(error)) from error
-        return signing.key
+            known = self._keys.get(issuer)
+            if known is None or not known.is_new:
+                try:
+                    uri = known.uri if known else await _find_jwks(issuer)
+                    self._keys[issuer] = _Keys(uri, await _read_keys(uri))
+                except IssuerAwayError as error:
+                    self._away[issuer] = str(error)
+                    raise
+        if (key := self._find(issuer, name)) is None:
+            raise jwt.InvalidKeyError("the issuer has no key of that name")
+        return key
+
+    def _find(self, issuer: str, name: Any) -> Any:
+        known = self._keys.get(issuer)
+        return known.find(name) if known else None
+
+
+async def _read_keys(uri: str) -> jwt.PyJWKSet:
+    """The keys at an address.
+
+    Raises:
+        IssuerAwayError: they cannot be had.
+    """
+    try:
+        return jwt.PyJWKSet.from_dict(await _read(uri))
+    except _NO_KEYS as error:
+        raise IssuerAwayError(f"its keys cannot be read: {type(error).__name__}") from error
 
 
 async def _find_jwks(issuer: str) -> str:
@@ -87,22 +143,46 @@ async def _find_jwks(issuer: str) -> str:
         url.copy_with(path=f"{path}/.well-known/openid-configuration"),
     )
     reason = "no metadata"
-    async with httpx2.AsyncClient(timeout=_TIMEOUT_SECONDS, follow_redirects=False) as client:
-        for place in places:
-            try:
-                answer = await client.get(place)
-                metadata = answer.json() if answer.status_code == 200 else None
-            except (httpx2.HTTPError, ValueError) as error:
-                reason = type(error).__name__
-                continue
-            if not isinstance(metadata, dict) or len(answer.content) > _MAX_METADATA_BYTES:
-                continue
-            if str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
-                reason = "its metadata names another issuer"
-                continue
-            if isinstance(uri := metadata.get("jwks_uri"), str):
-                return uri
+    for place in places:
+        try:
+            metadata = await _read(place)
+        except (httpx2.HTTPError, OSError, ValueError) as error:
+            reason = type(error).__name__
+            continue
+        if str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
+            reason = "its metadata names another issuer"
+            continue
+        if isinstance(uri := metadata.get("jwks_uri"), str):
+            return uri
     raise IssuerAwayError(f"the keys of {issuer} cannot be found: {reason}")
+
+
+async def _read(url: httpx2.URL | str) -> dict[str, Any]:
+    """The object at an address: in time, whatever pace it comes at, and no more than may be.
+
+    Raises:
+        httpx2.HTTPError: there is no good answer.
+        TimeoutError: it took too long.
+        ValueError: it is no object, or too large.
+    """
+    read = bytearray()
+    async with (
+        asyncio.timeout(_TIMEOUT_SECONDS),
+        httpx2.AsyncClient(
+            timeout=_TIMEOUT_SECONDS, follow_redirects=False, headers={"accept-encoding": "identity"}
+        ) as client,
+        client.stream("GET", url) as answer,
+    ):
+        if answer.status_code != 200:
+            raise httpx2.HTTPError(f"status {answer.status_code}")
+        async for part in answer.aiter_raw():  # as it came: what is compressed may be of any size
+            read += part
+            if len(read) > _MAX_BYTES:
+                raise ValueError("it is too large")
+    found = json.loads(read)
+    if not isinstance(found, dict):
+        raise ValueError("it is no object")  # noqa: TRY004 - as what is no JSON at all
+    return found
 
 
 def _can_be_subject(text: str) -> bool:

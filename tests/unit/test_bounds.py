@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from limits.aio.strategies import FixedWindowRateLimiter
 
+from services.runtime import bounds
 from services.runtime.bounds import BoundedStorage, Seldom, client_of
 from services.walkthrough_mcp.sessions import Bounds, Ledger, Session
 
@@ -31,6 +32,13 @@ IDLE = 100.0
 )
 def test_a_client_is_an_address_or_the_network_of_a_subscriber(host: str, client: str) -> None:
     assert client_of(host) == client
+
+
+def test_of_what_a_proxy_names_only_so_much_is_kept() -> None:
+    bounds._client_of.cache_clear()
+    for length in range(1_000, 1_010):
+        assert client_of("x" * length) == "x" * 64
+    assert bounds._client_of.cache_info().currsize == 1
 
 
 async def test_counters_are_bounded_and_the_one_in_use_stays() -> None:
@@ -112,6 +120,15 @@ def test_where_all_are_used_the_one_without_a_call_for_longest_goes_and_not_the_
     told.open("bob", "bob")
     told.open("dan", "dan")
     assert told.over == ["eve 1", "eve 2"]
+
+
+def test_where_no_address_has_more_the_one_without_a_call_for_longest_goes() -> None:
+    told = Told(Bounds(total=3, server=100, address=100))
+    for name in ("ann", "bob", "cem"):
+        told.open(name, name, requests=2)
+    told.use("ann")
+    told.open("dan", "dan")
+    assert told.over == ["bob"]
 
 
 def test_an_address_and_a_server_have_their_own_bounds() -> None:

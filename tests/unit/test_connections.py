@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from services.runtime.connections import Connections, Limits, Shared
+from services.runtime.connections import Connections, Limits, Paced, Shared
 from services.runtime.process import server_config
 from services.runtime.telemetry import HTTP_CLOSED
 from tests.support.world import _QuietServer, eventually
@@ -256,7 +256,94 @@ async def test_pipelined_requests_are_answered_in_turn() -> None:
             await client.answer()
 
 
+async def test_who_sends_ever_more_requests_ahead_is_closed() -> None:
+    before = closed("ahead")
+    async with served(PATIENT) as site:
+        client = await site.client(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n" + ASKS * 10)
+        await client.reader.readuntil(b"begun")
+        assert not site.ended
+        greedy = await site.client(ASKS * 1_000)
+        await greedy.all()
+        assert len(site.ended) <= 11
+        site.over.set()
+        for _ in range(11):
+            await client.answer()
+    assert closed("ahead") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("before", "part"),
+    [(b"0\r\n", b"a: b\r\n" * 3_000), (b"0\r\n", b"a" * 20_000), (b"5;", b"a" * 20_000)],
+    ids=["many headers", "a long header", "an extension"],
+)
+async def test_what_surrounds_a_body_has_an_end(before: bytes, part: bytes) -> None:
+    many = closed("head-size")
+    async with served(PATIENT) as site:
+        head = b"POST /body HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+        client = await site.client(head + before)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(20):
+                client.writer.write(part)
+                await client.writer.drain()
+                await asyncio.sleep(0)
+        answer = await client.all()
+        assert not answer or answer.startswith(b"HTTP/1.1 431 ")
+    assert closed("head-size") == many + 1
+
+
+async def test_a_large_body_in_small_chunks_is_read_and_headers_behind_it_are_dropped() -> None:
+    async with served(PATIENT) as site:
+        scopes: list[Scope] = []
+        answer = site.server.config.loaded_app
+
+        async def seen(scope: Scope, receive: Receive, send: Send) -> None:
+            await answer(scope, receive, send)
+            scopes.append(scope)
+
+        site.server.config.loaded_app = seen
+        head = b"POST /body HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        client = await site.client(head, b"1\r\na\r\n" * 50_000, b"0\r\nx-late: 1\r\n\r\n")
+        await client.answer()
+
+        async def over() -> bool:
+            return bool(scopes)
+
+        await eventually(over, "the request is over")
+        assert [name for name, _ in scopes[0]["headers"]] == [b"host", b"transfer-encoding"]
+
+
 async def test_an_upgrade_that_is_not_offered_is_a_request_like_others() -> None:
     async with served(PATIENT) as site:
         asks = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
         await (await site.client(asks)).answer()
+
+
+async def test_two_refusals_go_out_in_a_round_and_what_is_answered_well_waits_for_none() -> None:
+    sent: list[str] = []
+    blocked = asyncio.Event()
+
+    async def answer(scope: Scope, _: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": int(scope["path"]), "headers": []})
+
+    async def ask(status: str) -> None:
+        async def send(_: Message) -> None:
+            sent.append(status)
+            if status != "200":
+                await blocked.wait()  # the client never reads it
+
+        scope: Scope = {"type": "http", "path": status}
+        await app(scope, None, send)  # type: ignore[arg-type]
+
+    app = Paced(answer)
+    tasks = [asyncio.create_task(ask(status)) for status in ("401", "404") * 10 + ("200",)]
+    for rounds in range(1, 5):
+        await asyncio.sleep(0)
+        assert sent.count("200") == 1
+        assert len(sent) <= 1 + 2 * rounds
+
+    async def all_sent() -> bool:
+        return len(sent) == len(tasks)
+
+    await eventually(all_sent, "who reads nothing keeps no place")
+    blocked.set()
+    await asyncio.gather(*tasks)

@@ -1,7 +1,13 @@
 """Whoever sends tokens that are not good makes nobody ask an issuer again and again."""
 
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.walkthrough_mcp import tokens
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers
@@ -40,3 +46,87 @@ async def test_what_is_no_token_asks_nobody(asked: list[str]) -> None:
     with pytest.raises(jwt.DecodeError):
         await Issuers().key("https://a.example", "no token")
     assert asked == []
+
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+KEYS = {"keys": [jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True) | {"kid": "one"}]}
+
+
+class Site:
+    """Issuers at one port: `good` answers; `drips` sends its keys a byte at a time, `much` too many, `odd` none."""
+
+    def __init__(self) -> None:
+        self.base = ""
+        self.read: list[str] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        self.read.append(path)
+        who = path.rpartition("/")[2]
+        metadata = {"issuer": f"{self.base}/{who}", "jwks_uri": f"{self.base}/keys/{who}"}
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while "/keys/" in path and who in {"drips", "much"}:
+                writer.write(b" " * (1 if who == "drips" else 65_536))
+                await writer.drain()
+                await asyncio.sleep(0.01 if who == "drips" else 0)
+            keys = {"keys": ["odd"]} if who == "odd" else KEYS
+            writer.write(json.dumps(keys if "/keys/" in path else metadata).encode())
+            await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    server = await asyncio.start_server(site, "127.0.0.1", 0)
+    site.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield site
+    server.close()
+
+
+async def test_an_issuer_that_drips_its_keys_holds_up_nobody_and_not_for_ever(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuers, dripping = Issuers(), f"{site.base}/drips"
+    waits = [asyncio.create_task(issuers.key(dripping + slashes, TOKEN)) for slashes in _slashes(40)]
+    async with asyncio.timeout(4):
+        assert await issuers.key(f"{site.base}/good", TOKEN) == KEY.public_key()
+    for wait in waits:
+        wait.cancel()
+    await asyncio.wait(waits)
+    monkeypatch.setattr(tokens, "_TIMEOUT_SECONDS", 0.2)
+    async with asyncio.timeout(4):
+        with pytest.raises(IssuerAwayError, match="TimeoutError"):
+            await issuers.key(dripping, TOKEN)
+
+
+def _slashes(many: int) -> list[str]:
+    """What makes issuers of their own of one address."""
+    return ["/" * n for n in range(many)]
+
+
+@pytest.mark.parametrize(("who", "why"), [("much", "ValueError"), ("odd", "PyJWKSetError")])
+async def test_keys_without_end_and_what_are_none_are_the_issuer_s_fault(
+    site: Site, who: str, why: str
+) -> None:
+    with pytest.raises(IssuerAwayError, match=why):
+        await Issuers().key(f"{site.base}/{who}", TOKEN)
+
+
+async def test_a_key_that_is_known_waits_for_nobody_and_one_that_is_not_is_looked_for_seldom(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuers, good = Issuers(), f"{site.base}/good"
+    await issuers.key(good, TOKEN)
+    other = jwt.encode({"sub": "x"}, "k" * 32, headers={"kid": "two"})
+    for _ in range(3):
+        with pytest.raises(jwt.PyJWTError):
+            await issuers.key(good, other)
+    assert len(site.read) == 2
+    async with issuers._locks[good], asyncio.timeout(4):  # somebody's token has the issuer asked
+        await issuers.key(good, TOKEN)
+    monkeypatch.setattr(tokens, "_LOOK_AGAIN_SECONDS", 0.0)
+    with pytest.raises(jwt.PyJWTError):
+        await issuers.key(good, other)
+    assert len(site.read) == 3

@@ -1,0 +1,78 @@
+"""What needs no key is answered for a few at once, and addresses take turns."""
+
+import asyncio
+from typing import Any, cast
+
+from starlette.types import Message, Receive, Scope, Send
+
+from services.analytics_api.door import Door
+from services.analytics_api.fair import Asker, Lanes
+from services.analytics_api.guard import Guard, denied
+from services.runtime.settings import Settings
+from tests.support.world import eventually
+
+SETTINGS = Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none")
+
+
+class Site:
+    """Answers each request when it is let to."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.refused = 0
+        self.door = Door(self._answer, cast("Guard", self), Lanes(SETTINGS), cast("Any", None))
+
+    async def arrive(self, _: Any) -> Asker:
+        """Lets nobody in who has to have a key."""
+        raise denied("no")
+
+    async def _answer(self, scope: Scope, _: Receive, send: Send) -> None:
+        self.begun.append(scope["client"][0])
+        await self.may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()  # the client never reads it
+
+    def ask(self, address: str, path: str = "/v1/openapi.json") -> "asyncio.Task[None]":
+        async def send(message: Message) -> None:
+            self.refused += message.get("status") == 401
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (address, 1)}
+        return asyncio.create_task(self.door(scope, cast("Any", None), send))
+
+
+async def test_who_floods_the_files_keeps_neither_others_nor_health_waiting() -> None:
+    site = Site()
+    asked = [site.ask("10.0.0.1", path) for path in ("/", "/v1/openapi.json", "/assets/a.js", "/nowhere") * 5]
+
+    async def full() -> bool:
+        return len(site.begun) >= 2
+
+    await eventually(full, "two are answered")
+    asked += [site.ask("10.0.0.2"), site.ask("10.0.0.3", "/health/live"), site.ask("10.0.0.3", "/metrics")]
+    await asyncio.sleep(0)
+    assert site.begun == ["10.0.0.1"] * 2 + ["10.0.0.3"] * 2
+    site.may_answer.set()
+
+    async def all_begun() -> bool:
+        return len(site.begun) == len(asked)
+
+    await eventually(all_begun, "who reads nothing keeps no place")
+    assert "10.0.0.2" in site.begun[4:6]
+    for task in asked:
+        task.cancel()
+    await asyncio.wait(asked)
+
+
+async def test_what_is_answered_at_once_is_answered_for_a_few_in_each_round_too() -> None:
+    site = Site()
+    site.may_answer.set()
+    asked = [site.ask("10.0.0.1", path) for path in ("/", "/v1/organization") * 10]
+    for rounds in range(8):
+        await asyncio.sleep(0)
+        assert len(site.begun) + site.refused <= 2 * rounds
+    assert site.begun
+    assert site.refused
+    for task in asked:
+        task.cancel()
+    await asyncio.wait(asked)
