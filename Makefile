@@ -31,7 +31,7 @@ demo: setup  ## the whole pipeline in a minute, and the dashboard
 	@$(BIN)/stepstream demo $(ARGS)
 
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
-	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) $(or $(PYTEST_ARGS),--ignore tests/e2e)
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e)
 
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)

@@ -167,10 +167,11 @@ async def test_who_holds_the_lock_of_migrations_is_named(
 ) -> None:
     holder = await asyncpg.connect(empty, server_settings={"application_name": "somebody"})
     await holder.execute("select pg_advisory_lock(7226377001)")
+    who = await holder.fetchval("select session_user")
     migrating = asyncio.create_task(migrate(db))
 
     async def told() -> bool:
-        return f"waits for process {holder.get_server_pid()} (postgres, somebody)" in caplog.text
+        return f"waits for process {holder.get_server_pid()} ({who}, somebody)" in caplog.text
 
     await eventually(told, "it says whom it waits for")
     await holder.close()
