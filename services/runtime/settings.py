@@ -312,7 +312,7 @@ class Settings(BaseSettings):
         "empty is no limit.",
     )
     api_large_reads: int = Field(
-        default=2,
+        default=1,
         ge=1,
         le=100,
         description="How many reads of many journeys analytics-api runs at once; each keeps a core of "
