@@ -56,7 +56,7 @@ async def test_small_questions_are_answered_while_large_ones_wait(
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api()
+    api = await world.start_api(api_large_reads=2)
     theirs = await other(world, api, "org_b")
     async with large_questions(world, api, 12) as large:
 
@@ -77,7 +77,7 @@ async def test_large_questions_over_the_share_of_their_key_are_refused_and_anoth
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api(api_organization_large_reads=4)
+    api = await world.start_api(api_large_reads=2, api_organization_large_reads=4)
     colleague = await other(world, api, "org")
     async with large_questions(world, api, 3) as large:
         done, _ = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
