@@ -114,6 +114,7 @@ grant select, update (connection_timestamp) on mcp_server_session to stepstream_
 grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_steps to stepstream_recorder;
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
 grant select, insert, update, delete on waiting_events to stepstream_recorder;
+grant select, insert on gone_events to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.
 grant select, insert, update, delete on
@@ -121,6 +122,7 @@ grant select, insert, update, delete on
 to stepstream_aggregator;
 grant select, insert, update on sankey_freshness to stepstream_aggregator;
 grant select on recorded_offsets, walkthrough_step_completions, walkthrough_starts to stepstream_aggregator;
+grant select, insert, update on counted_offsets to stepstream_aggregator;
 
 -- The relay: the outbox.
 grant select, delete on outbox to stepstream_relay;
@@ -143,6 +145,7 @@ grant select on
   sankey_freshness, sankey_dirty, api_keys
 to stepstream_api;
 grant select (id) on waiting_events to stepstream_api;
+grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
 -- status.
@@ -150,6 +153,7 @@ grant select on organization, mcp_user_identities, walkthrough_progress to steps
 grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;
+grant update (acknowledged_at) on gone_events to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
 

@@ -1,16 +1,17 @@
 """Wiring of the completion-recorder."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
-from services.runtime.database import Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, close_pool, open_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
+from services.runtime.positions import Placement
 from services.runtime.settings import Settings
-from services.runtime.shell import Commit, ConsumerShell
+from services.runtime.shell import Batches, ConsumerShell
 from services.runtime.tasks import beside
 
 
@@ -40,9 +41,14 @@ def build(settings: Settings) -> ConsumerShell:
             await producer.stop()
             await close_pool(pool)
 
-    async def handle(records: Sequence[Record], commit: Commit) -> None:
+    async def handle(records: Sequence[Record], batches: Batches) -> None:
         assert recorder is not None  # noqa: S101 - the lifespan made it before the first batch
-        await recorder.handle(records, commit)
+        await recorder.handle(records, batches)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources)
+    async def on_other_ground(connection: Connection, placements: Mapping[int, Placement]) -> None:
+        """What was recorded last, the aggregator may never hear of from this log."""
+        if any(placement.other_log for placement in placements.values()):
+            await store.mark_all(connection)
+
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, names_gone=True)
     return shell

@@ -30,7 +30,8 @@ from services.runtime.kafka import (
     send_each,
 )
 from services.runtime.settings import Settings
-from services.runtime.shell import Commit, Interrupted
+from services.runtime.shell import Batches, Interrupted
+from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (
     DEAD_LETTERS,
     EVENTS,
@@ -95,7 +96,7 @@ class Recorder:
         for outcome in ("accepted", "refused", "of-erased", "waiting"):
             EVENTS.labels(SERVICE, outcome)
 
-    async def handle(self, records: Sequence[Record], commit: Commit) -> None:
+    async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Writes the good events, sends the bad ones to the dead letters, and commits.
 
         One transaction per `batch_max_records`; while PostgreSQL is busy with one, the next is read.
@@ -106,13 +107,18 @@ class Recorder:
         judged = await _read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             passing("recorder.validated")
-            ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged))
+            advance = batches.over(load)
+            ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged, advance))
             judged = ahead
-            await commit(load)
+            await batches.commit(load, advance)
             passing("recorder.offsets-committed")
 
     async def _write(
-        self, records: Sequence[Record], accepted: list[Accepted], refused: list[Refused]
+        self,
+        records: Sequence[Record],
+        accepted: list[Accepted],
+        refused: list[Refused],
+        advance: Advance | None,
     ) -> None:
         """Commits a load, then buries its dead.
 
@@ -123,7 +129,7 @@ class Recorder:
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
                 with attempt:
-                    batch = Batch(self._settings.topic, offsets, accepted, refused)
+                    batch = Batch(self._settings.topic, offsets, accepted, refused, advance)
                     judged = await store.record(self._pool, batch, watch, by_parts=self._by_parts)
         self._recent = watch.recent
         self._by_parts = judged.waiting > 0

@@ -42,6 +42,30 @@ returning
   coalesce(old.recent_broken, 0) as recent_broken,
   coalesce(old.broken_in_a_row, 0) as broken_in_a_row;
 
+-- name: find_recent
+-- How bad recent events were, up to where each partition is.
+select
+  partition,
+  recent_events,
+  recent_missing,
+  recent_broken,
+  broken_in_a_row
+from recorded_offsets
+where topic = $1 and partition = any($2::integer[]);
+
+-- name: mark_all
+-- Every journey that there is: of completions, and of starts.
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select
+  mcp_server_user_id,
+  walkthrough_id
+from walkthrough_step_completions
+union
+select
+  mcp_server_user_id,
+  walkthrough_id
+from walkthrough_starts;
+
 -- name: note_recent
 -- How bad recent events were, beside how far the recorder is.
 update recorded_offsets

@@ -46,6 +46,7 @@ from services.completion_recorder.judge import (
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, load_queries
 from services.runtime.kafka import Offsets, Record
+from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
 
@@ -90,6 +91,8 @@ _PROBES = 20
 #: waits, too.
 _HALVES = 150
 _IMPATIENCE = "2ms"
+#: It reads both tables whole.
+_MARK_ALL_SECONDS = 3600.0
 #: About so many bytes of events that wait are written, or looked at, at once: they may be large.
 _PORTION_BYTES = 16 * 1024 * 1024
 
@@ -100,7 +103,7 @@ async def prepare(connection: Connection) -> None:
 
 
 class Before(NamedTuple):
-    """What was known of a partition before the batch."""
+    """What was known of a partition before the batch; before `next_offset` all is old ground."""
 
     next_offset: int
     recent: Chunk
@@ -129,12 +132,16 @@ Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before]], Recent]
 
 
 class Batch(NamedTuple):
-    """Records of a topic as they were read: readable events, other records, and where partitions go on."""
+    """Records of a topic as they were read: readable events, other records, and where partitions go on.
+
+    Without `advance` they were read before, or it does not matter: the position stays.
+    """
 
     topic: str
     offsets: Offsets
     accepted: Sequence[Accepted]
     unreadable: Sequence[Refused] = ()
+    advance: Advance | None = None
 
 
 async def record(pool: Pool, batch: Batch, watch: Watch | None = None, *, by_parts: bool = False) -> Judged:
@@ -173,7 +180,10 @@ _Write: TypeAlias = Callable[
 
 async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) -> Judged:
     async with pool.acquire() as connection, connection.transaction():
-        before = await _advance_offsets(connection, batch.topic, batch.offsets)
+        if batch.advance is None:
+            before = await _advance_offsets(connection, batch.topic, batch.offsets)
+        else:
+            before = await _advance(connection, batch.topic, batch.advance)
         passed = {partition: known.next_offset for partition, known in before.items()}
         outcome = await write(connection, batch.accepted, batch.unreadable, passed)
         await _set_aside(connection, outcome.waiting)
@@ -306,6 +316,29 @@ async def _advance_offsets(connection: Connection, topic: str, offsets: Offsets)
         )
         for r in rows
     }
+
+
+async def _advance(connection: Connection, topic: str, advance: Advance) -> dict[int, Before]:
+    await advance.write(connection)
+    rows = await connection.fetch(SQL["find_recent"], topic, list(advance.moves))
+    recent = {r["partition"]: r for r in rows}
+    return {
+        partition: Before(
+            max(old.next_offset, old.marks_until),
+            Chunk(
+                recent[partition]["recent_events"],
+                recent[partition]["recent_missing"],
+                recent[partition]["recent_broken"],
+            ),
+            recent[partition]["broken_in_a_row"],
+        )
+        for partition, (old, _) in advance.moves.items()
+    }
+
+
+async def mark_all(connection: Connection) -> None:
+    """Marks every journey: no event tells any more which of them changed."""
+    await connection.execute(SQL["mark_all"], timeout=_MARK_ALL_SECONDS)
 
 
 async def _note_recent(

@@ -27,6 +27,8 @@ from services.runtime.kafka import (
 )
 from services.runtime.lag import RECORDER, look, reader
 from services.runtime.settings import Settings
+from services.runtime.shell import Batches
+from services.runtime.stored_positions import Advance
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator
 
@@ -246,15 +248,22 @@ async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], N
         await close_pool(pool)
 
 
+class _Feeding:
+    """All that is fed was read before: positions and offsets stay."""
+
+    def over(self, records: Sequence[Record]) -> Advance | None:
+        return None
+
+    async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
+        pass
+
+
 async def _read_ranges(
     settings: Settings,
     ranges: Mapping[TopicPartition, Move],
-    handle: Callable[[Sequence[Record], Callable[[Sequence[Record]], Awaitable[None]]], Awaitable[None]],
+    handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
     progress: Callable[[int, int], None],
 ) -> int:
-    async def commit_nothing(_: Sequence[Record]) -> None:
-        pass
-
     total = sum(m.events for m in ranges.values())
     fed = 0
     async with reader(settings, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
@@ -268,7 +277,7 @@ async def _read_ranges(
             for partition, records in got.items():
                 batch += [r for r in records if r.offset < ranges[partition].until]
             if batch:
-                await handle(batch, commit_nothing)
+                await handle(batch, _Feeding())
                 fed += len(batch)
                 progress(fed, total)
             for partition in list(left):

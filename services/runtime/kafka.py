@@ -221,8 +221,15 @@ def next_offsets(records: Iterable[Record]) -> dict[TopicPartition, int]:
     return following
 
 
-async def commit_offsets(consumer: AIOKafkaConsumer, offsets: Offsets, timeout: float) -> Offsets:  # noqa: ASYNC109
+async def commit_offsets(
+    consumer: AIOKafkaConsumer,
+    offsets: Offsets,
+    timeout: float,  # noqa: ASYNC109
+    words: str = "",
+) -> Offsets:
     """Commits exactly these offsets, for the partitions still owned, and returns those.
+
+    `words` goes with each of them.
 
     A partition that has moved to another member is left out: its new owner reads the records again,
     which changes nothing.
@@ -235,7 +242,7 @@ async def commit_offsets(consumer: AIOKafkaConsumer, offsets: Offsets, timeout: 
         return {}
     try:
         async with asyncio.timeout(timeout):
-            await consumer.commit(owned)
+            await consumer.commit({p: (o, words) for p, o in owned.items()})
     except (CommitFailedError, IllegalStateError, RebalanceInProgressError):
         return {}
     return owned

@@ -82,11 +82,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a group has committed, by partition of the topic, and who is in it."""
+    """What a group has committed, by partition of the topic, and who is in it.
+
+    `words` is what was said with the offsets: whose database it is that has all before them.
+    """
 
     state: str
     members: dict[str, list[int]]
     committed: dict[int, int]
+    words: dict[int, str] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
@@ -134,19 +138,29 @@ async def committed_offsets(settings: Settings, service: str) -> Committed:
     """
     async with admin_client(settings) as admin:
         try:
-            return await _committed(admin, settings, service)
+            return await committed_with(admin, settings, service)
         except KafkaError as error:
             raise unreachable(settings, error) from error
 
 
-async def _committed(admin: AIOKafkaAdminClient, settings: Settings, service: str) -> Committed:
+async def committed_with(admin: AIOKafkaAdminClient, settings: Settings, service: str) -> Committed:
+    """As `committed_offsets`, with a client that stays open.
+
+    Raises:
+        KafkaError: Kafka does not answer.
+    """
     # One group a request: aiokafka reads an answer of several wrongly.
     answer: Any
     (answer,) = await admin.describe_consumer_groups([settings.group(service)])
     state, members = answer.groups[0][2], answer.groups[0][5]
     offsets = await admin.list_consumer_group_offsets(settings.group(service))
-    at = {p.partition: o.offset for p, o in offsets.items() if p.topic == settings.topic and o.offset >= 0}
-    return Committed(state, {_name(m): _assigned(m[4], settings.topic) for m in members}, at)
+    ours = {p.partition: o for p, o in offsets.items() if p.topic == settings.topic and o.offset >= 0}
+    return Committed(
+        state,
+        {_name(m): _assigned(m[4], settings.topic) for m in members},
+        {p: o.offset for p, o in ours.items()},
+        {p: o.metadata or "" for p, o in ours.items()},
+    )
 
 
 def _name(member: Sequence[Any]) -> str:
@@ -196,7 +210,7 @@ async def look_with(
         begins = await consumer.beginning_offsets(partitions)
         groups = []
         for service in services:
-            found = await _committed(admin, settings, service)
+            found = await committed_with(admin, settings, service)
             # After what is committed, so that no group is ahead of the end.
             ends = await consumer.end_offsets(partitions)
             members = {p: name for name, owned in found.members.items() for p in owned}

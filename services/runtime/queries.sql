@@ -49,3 +49,152 @@ from pg_class
 where
   relnamespace in (select id from ours) and relowner in (select id from others) and relname = any($2::name[])
 order by 1;
+
+-- name: read_positions
+-- Where a service is; the name of the table is that of the service's own.
+select
+  partition,
+  coalesce(reads_from, next_offset) as reads_from,
+  next_offset,
+  marks_until,
+  cluster_id,
+  topic_id,
+  leader_epoch,
+  last_offset,
+  last_timestamp,
+  last_checksum,
+  coalesce(digest_from, next_offset) as digest_from,
+  digest_events,
+  digest
+from recorded_offsets
+where topic = $1 and ($2::integer[] is null or partition = any($2::integer[]))
+order by partition;
+
+-- name: lock_positions
+-- Before they are written: in order, so that nobody waits in a circle.
+select partition
+from recorded_offsets
+where topic = $1 and partition = any($2::integer[])
+order by partition
+for update;
+
+-- name: advance_positions
+-- Behind what this transaction covers, where it begins at what is stored; it returns the partitions where it does.
+update recorded_offsets as kept
+set
+  reads_from = given.reads_from,
+  next_offset = given.next_offset,
+  last_offset = given.last_offset,
+  last_timestamp = given.last_timestamp,
+  last_checksum = given.last_checksum,
+  digest_from = given.digest_from,
+  digest_events = given.digest_events,
+  digest = given.digest
+from unnest(
+  $2::integer[],
+  $3::bigint[],
+  $4::bigint[],
+  $5::text[],
+  $6::bigint[],
+  $7::bigint[],
+  $8::bigint[],
+  $9::bigint[],
+  $10::bigint[],
+  $11::bigint[],
+  $12::bigint[],
+  $13::bigint[]
+) as given (
+  partition,
+  old_reads_from,
+  old_next_offset,
+  old_topic_id,
+  reads_from,
+  next_offset,
+  last_offset,
+  last_timestamp,
+  last_checksum,
+  digest_from,
+  digest_events,
+  digest
+)
+where
+  kept.topic = $1 and kept.partition = given.partition and kept.reads_from = given.old_reads_from
+  and kept.next_offset = given.old_next_offset and kept.topic_id = given.old_topic_id
+returning kept.partition;
+
+-- name: set_positions
+-- Where a service reads on, whatever was stored.
+insert into recorded_offsets (
+  topic,
+  partition,
+  reads_from,
+  next_offset,
+  marks_until,
+  cluster_id,
+  topic_id,
+  leader_epoch,
+  last_offset,
+  last_timestamp,
+  last_checksum,
+  digest_from,
+  digest_events,
+  digest
+)
+select
+  $1,
+  given.*
+from unnest(
+  $2::integer[],
+  $3::bigint[],
+  $4::bigint[],
+  $5::bigint[],
+  $6::text[],
+  $7::text[],
+  $8::integer[],
+  $9::bigint[],
+  $10::bigint[],
+  $11::bigint[],
+  $12::bigint[],
+  $13::bigint[],
+  $14::bigint[]
+) as given
+on conflict (topic, partition) do update
+set
+  reads_from = excluded.reads_from,
+  next_offset = excluded.next_offset,
+  marks_until = excluded.marks_until,
+  cluster_id = excluded.cluster_id,
+  topic_id = excluded.topic_id,
+  leader_epoch = excluded.leader_epoch,
+  last_offset = excluded.last_offset,
+  last_timestamp = excluded.last_timestamp,
+  last_checksum = excluded.last_checksum,
+  digest_from = excluded.digest_from,
+  digest_events = excluded.digest_events,
+  digest = excluded.digest;
+
+-- name: name_gone
+-- Once: what is named already is not named again.
+insert into gone_events (topic, partition, cause, from_offset, until_offset, before_at, after_at)
+select
+  $1,
+  given.*
+from unnest($2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[]) as given (
+  partition, cause, from_offset, until_offset, before_at, after_at
+)
+where not exists (
+  select from gone_events as known
+  where
+    known.topic = $1 and known.partition = given.partition and known.cause = given.cause
+    and known.from_offset = given.from_offset and known.until_offset is not distinct from given.until_offset
+    and known.acknowledged_at is null
+);
+
+-- name: identity
+-- Which database this is: a copy of it, and one that was left behind by a failover, are others.
+select
+  (select system_identifier from pg_control_system()) as system,
+  (select oid::bigint from pg_database where datname = current_database()) as oid,
+  case
+    when not pg_is_in_recovery() then ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+  end as timeline;

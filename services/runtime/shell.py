@@ -8,20 +8,29 @@ no error leaves the handler here: the first one stops the service.
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+import asyncpg
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from faststream.kafka import KafkaBroker, KafkaMessage
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 from opentelemetry.trace import SpanKind
 from starlette.routing import Router
+from tenacity import AsyncRetrying
 
-from services.runtime.database import Pool, retrying
+from services.runtime.database import DATABASE_ERRORS, Connection, Pool, may_pass, retrying
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.http import Answered, health_routes, problem_of_database
 from services.runtime.kafka import (
@@ -30,15 +39,17 @@ from services.runtime.kafka import (
     check_codecs,
     commit_offsets,
     kafka_may_return,
-    next_offsets,
     renew_password,
     subscriber_options,
     tls_context,
     unreachable,
 )
+from services.runtime.keeper import Keeper, OtherGround
 from services.runtime.migrate import check_migrated
-from services.runtime.process import Process
+from services.runtime.positions import Placement, Position
+from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
+from services.runtime.stored_positions import Advance, MovedError
 from services.runtime.telemetry import (
     BATCH_EVENTS,
     BATCH_SECONDS,
@@ -48,6 +59,7 @@ from services.runtime.telemetry import (
     PAUSED,
     PHASE_SECONDS,
     REBALANCES,
+    REWINDS,
 )
 from services.runtime.tracing import message_spans, parents_of
 
@@ -61,8 +73,18 @@ _ROLL_BACK_SECONDS = 5.0
 #: How long leaving the group may take.
 _GOODBYE_SECONDS = 8.0
 
-#: Commits the offsets of these records, once everything of them that must outlive a crash is committed.
-Commit: TypeAlias = Callable[[Sequence[Record]], Awaitable[None]]
+
+class Batches(Protocol):
+    """What a handler needs of the shell, or of whoever else feeds it."""
+
+    def over(self, records: Sequence[Record]) -> Advance | None:
+        """How these records move positions on, to be written in the transaction of what they change.
+
+        None where positions stay: all of it was read before.
+        """
+
+    async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
+        """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
@@ -80,31 +102,41 @@ class ConsumerShell(Process):
         settings: where everything is.
         handle: the handler.
         resources: what the handler needs, opened before the first batch.
-        expired: called before the batch when Kafka has removed events that this group had not read.
+        on_other_ground: called in the transaction that moves positions where no event tells which journeys
+            changed: Kafka has removed events that this group had not read, or the log is another one.
+        names_gone: whether it is this service that names what is gone.
     """
 
     def __init__(
         self,
         service: str,
         settings: Settings,
-        handle: Callable[[Sequence[Record], Commit], Awaitable[None]],
+        handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
         resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
-        expired: Callable[[], Awaitable[None]] | None = None,
+        on_other_ground: OtherGround,
+        *,
+        names_gone: bool = False,
     ) -> None:
         super().__init__(service, settings)
         self.interrupt = asyncio.Event()
         self._handle = handle
         self._resources = resources
-        self._expired = expired
+        self._on_other_ground = on_other_ground
+        self._keeper = Keeper(service, settings, self._around_other_ground, names_gone=names_gone)
         self._pool: Pool | None = None
         self._batch: asyncio.Task[None] | None = None
         self._progress = time.monotonic()
         self._ground = _Ground(service)
-        for metric in (REBALANCES, CANCELLED, EXPIRED, PAUSED):
+        for metric in (REBALANCES, REWINDS, CANCELLED, EXPIRED, PAUSED):
             metric.labels(service)  # there from the start, so that the first increase is seen as one
-        #: Held from the look until what it found is told: no batch is committed in between.
-        self._exploring = asyncio.Lock()
+        #: Held while partitions are looked at and placed: no batch begins in between.
+        self._placing = asyncio.Lock()
+        self._looked_at = -math.inf
         self._mending = False
+        #: What was fetched before the last placing may not follow on what is stored.
+        self._placed_times = 0
+        self._fetched_after = 0
+        self._looks: asyncio.Task[None] | None = None
         broker = KafkaBroker(
             settings.kafka_bootstrap_servers,
             client_id=f"stepstream-{service}",
@@ -207,34 +239,27 @@ class ConsumerShell(Process):
 
     async def _process(self, records: Sequence[Record]) -> None:
         began = self._progress = time.monotonic()
-        left = len(records)
-
-        async def commit(done: Sequence[Record]) -> None:
-            nonlocal left
-            await self._commit(done)
-            left -= len(done)
-            if left and self.interrupt.is_set():
-                raise Interrupted
-
+        batch = _Batch(self)
         try:
-            if self.interrupt.is_set():  # fetched before a rebalance that has begun since
-                raise Interrupted
-            owned = self.consumer.assignment()
+            owned = self._owned()
             mine = [r for r in records if TopicPartition(r.topic, r.partition) in owned]
-            left = len(mine)
-            if mine:
-                await self._look_for_expired(owned, mine)
+            batch.left = len(mine)
+            if mine and await self._follows_on(owned, mine):
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {self.settings.topic}"
                 with message_spans(self.service, name, SpanKind.CONSUMER, parents, len(mine)):
-                    await self._handle(mine, commit)
+                    await self._handle(mine, batch)
                 BATCH_EVENTS.labels(self.service).observe(len(mine))
                 BATCH_SECONDS.labels(self.service).observe(time.monotonic() - began)
         except Interrupted:
-            log.info("%s leaves %d events of a batch uncommitted", self.service, left)
+            log.info("%s leaves %d events of a batch uncommitted", self.service, batch.left)
+        except MovedError as moved:
+            log.warning("%s does not go on where the database is: %s", self.service, moved)
+            self._keeper.forget({r.partition for r in records})
+            self._look_soon()
         except asyncio.CancelledError:
             CANCELLED.labels(self.service).inc()
-            log.warning("%s rolls back a batch, %d events are left uncommitted", self.service, left)
+            log.warning("%s rolls back a batch, %d events are left uncommitted", self.service, batch.left)
             if not self.interrupt.is_set():  # the next batch would pass over this one
                 self.fail(StepstreamError("a batch was cancelled, and nobody knows why"))
         except Exception as error:  # noqa: BLE001 - whatever it is, the service must not go past this batch
@@ -242,23 +267,105 @@ class ConsumerShell(Process):
         finally:
             self._resume()
 
+    def _owned(self) -> set[TopicPartition]:
+        if self.interrupt.is_set():  # fetched before a rebalance that has begun since
+            raise Interrupted
+        owned: set[TopicPartition] = self.consumer.assignment()
+        return owned
+
+    async def _follows_on(self, owned: Collection[TopicPartition], records: Sequence[Record]) -> bool:
+        """Whether a batch begins where the database is; else it is fetched again, from there.
+
+        Between the two there may be offsets of which nobody reads anything, and those that Kafka has removed.
+        """
+        async with self._placing:
+            async for attempt in self._retrying():
+                with attempt:
+                    await self._look_and_place(owned, _LOOK_SECONDS)
+            firsts: dict[int, int] = {}
+            for record in records:
+                firsts.setdefault(record.partition, record.offset)
+            at = {p: self._keeper.positions[p].reads_from for p in firsts}
+            if self._fetched_after == self._placed_times:
+                if all(first == at[p] for p, first in firsts.items()):
+                    return True
+                # Another place than ours, or a gap: is there something of which we know nothing?
+                odd = [p for p, first in firsts.items() if first != at[p]]
+                async for attempt in self._retrying():
+                    with attempt:
+                        async with asyncio.timeout(_LOOK_SECONDS):
+                            begins = await self.consumer.beginning_offsets(self._partitions(odd))
+                if not any(
+                    firsts[tp.partition] < at[tp.partition] or begin > at[tp.partition]
+                    for tp, begin in begins.items()
+                ):
+                    return True
+                self._keeper.forget(odd)
+                async for attempt in self._retrying():
+                    with attempt:
+                        await self._place(owned)
+            with _moving():
+                for tp in self._partitions(firsts):
+                    self.consumer.seek(tp, self._keeper.positions[tp.partition].reads_from)
+            self._placed_times += 1
+            return False
+
+    def _partitions(self, numbers: Collection[int]) -> list[TopicPartition]:
+        return [TopicPartition(self.settings.topic, p) for p in numbers]
+
+    def _retrying(self) -> AsyncRetrying:
+        return retrying(self.service, self.pause, lambda e: may_pass(e) or kafka_may_return(e), self._pool)
+
+    async def _look_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
+        """Places what has to be placed; looks before whether something has moved, if that is long ago."""
+        if time.monotonic() - self._looked_at >= patience:
+            with _moving():
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._keeper.look(self.consumer, self._opened, [p.partition for p in owned])
+            self._looked_at = time.monotonic()
+        await self._place(owned)
+
+    async def _place(self, owned: Collection[TopicPartition]) -> None:
+        if not (unplaced := self._keeper.unplaced(owned)):
+            return
+        with _moving():
+            try:
+                await self._keeper.place(self.consumer, self._opened, unplaced)
+            except MovedError as moved:
+                raise asyncpg.LockNotAvailableError(str(moved)) from moved
+        self._placed_times += 1
+
+    @property
+    def _opened(self) -> Pool:
+        if self._pool is None:
+            raise Interrupted
+        return self._pool
+
     def _resume(self) -> None:
         with contextlib.suppress(Interrupted):
             self.consumer.resume(*self.consumer.paused())
         PAUSED.labels(self.service).set(0)
 
-    async def _commit(self, records: Sequence[Record]) -> None:
-        """Commits these records' offsets; while Kafka is away, again and again.
+    def over(self, records: Sequence[Record]) -> Advance:
+        """How these records move positions on."""
+        return self._keeper.over(records)
+
+    async def commit(self, advance: Advance) -> None:
+        """Commits offsets; while Kafka is away, again and again.
 
         What they cover is in the database: should the process end before, they are read again, and
         change nothing.
         """
-        offsets = next_offsets(records)
+        self._keeper.done(advance)
         with PHASE_SECONDS.labels(self.service, "commit").time():
             async for attempt in retrying(self.service, self.pause, kafka_may_return):
                 with attempt:
-                    await commit_offsets(self.consumer, offsets, self.settings.commit_timeout_seconds)
-        self._ground.handled(offsets)
+                    await commit_offsets(
+                        self.consumer,
+                        advance.offsets,
+                        self.settings.commit_timeout_seconds,
+                        self._keeper.ours.words,
+                    )
         self._progress = time.monotonic()
 
     # --- partitions come and go -----------------------------------------------------------------------
@@ -281,55 +388,59 @@ class ConsumerShell(Process):
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
         """New partitions: handlers may wait again."""
         _bound_the_end(self.consumer)
+        self._note_fetches(self.consumer)
+        self._keeper.forget()
+        self._placed_times += 1
         self._ground.assigned(partitions)
         REBALANCES.labels(self.service).inc()
         if not self.stopping.is_set():
             self.interrupt.clear()
+            if partitions:
+                self._look_soon()
 
-    async def _look_for_expired(self, owned: Collection[TopicPartition], records: Sequence[Record]) -> None:
-        """Where the batch does not follow on what was handled: has Kafka removed what lay between?"""
-        async with self._exploring:
-            if not self._ground.has_gap(owned, records):
-                return
-            async for attempt in retrying(self.service, self.pause, kafka_may_return):
-                with attempt:
-                    async with asyncio.timeout(_LOOK_SECONDS):
-                        lost = await self._ground.explore(self.consumer, owned)
-            await self._tell_expired(lost)
-
-    async def _tell_expired(self, lost: int) -> None:
-        if not lost:
+    def _note_fetches(self, consumer: AIOKafkaConsumer) -> None:
+        """Remembers of each batch when it was fetched: after how many placings."""
+        getmany: Any = consumer.getmany
+        if getattr(getmany, "__func__", None) is not AIOKafkaConsumer.getmany:
             return
-        EXPIRED.labels(self.service).inc(lost)
-        log.error(
-            "%s: Kafka removed %d events before they were read (retention?); the oldest there is comes next",
-            self.service,
-            lost,
-        )
-        if self._expired is not None:
-            self._mending = True
-            try:
-                await self._expired()
-            finally:
-                self._mending = False
+
+        async def noting(*args: Any, **options: Any) -> Any:
+            fetched = await getmany(*args, **options)
+            self._fetched_after = self._placed_times
+            return fetched
+
+        consumer.getmany = noting  # type: ignore[method-assign]
+
+    def _look_soon(self) -> None:
+        """Places partitions without waiting for events of theirs."""
+        self._looks = asyncio.create_task(self._look())
+
+    async def _around_other_ground(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
+        self._mending = True
+        try:
+            await self._on_other_ground(connection, placements)
+        finally:
+            self._mending = False
 
     async def look(self) -> None:
-        """Looks at begins and ends of partitions: lag, expired events, and whether there is progress."""
+        """Looks where partitions and the database are: lag, what has moved, and whether there is progress."""
         try:
             consumer = self.consumer
             renew_password(consumer, self.settings)
             owned = consumer.assignment()
-            async with self._exploring:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    lost = await self._ground.explore(consumer, owned)
-                await self._tell_expired(lost)
+            if not self._in_hand and not self.interrupt.is_set():
+                async with self._placing:
+                    if not self._in_hand:
+                        await self._look_and_place(owned, 0)
             async with asyncio.timeout(_LOOK_SECONDS):
-                await self._ground.measure(consumer, owned, idle=not self._in_hand)
+                await self._ground.measure(consumer, owned, self._keeper.positions, idle=not self._in_hand)
         except (Interrupted, IllegalStateError):
             pass  # stopping, or partitions have just moved
-        except (KafkaError, OSError, TimeoutError) as error:
+        except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
+            if not (may_pass(error) or kafka_may_return(error)):
+                raise
             self._ground.unseen()
-            log.debug("Kafka does not say how far it is: %s", type(error).__name__)
+            log.debug("cannot see how far this is: %s", type(error).__name__)
 
     # --- life and its end -----------------------------------------------------------------------------
 
@@ -354,6 +465,8 @@ class ConsumerShell(Process):
         try:
             async with self._resources() as pool:
                 await check_ready_to_start(self.settings, pool)
+                with contextlib.suppress(Stopped):
+                    await self._keeper.join(pool, self.sleep)
                 self._pool = pool
                 self.log_start()
                 yield
@@ -460,12 +573,38 @@ def _bound_the_end(consumer: AIOKafkaConsumer) -> None:
     consumer.stop = bounded  # type: ignore[method-assign]
 
 
+class _Batch:
+    """A batch in hand, as its handler sees the shell."""
+
+    def __init__(self, shell: ConsumerShell) -> None:
+        self._shell = shell
+        self.left = 0
+
+    def over(self, records: Sequence[Record]) -> Advance:
+        return self._shell.over(records)
+
+    async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
+        if advance is not None:
+            await self._shell.commit(advance)
+        self.left -= len(records)
+        if self.left and self._shell.interrupt.is_set():
+            raise Interrupted
+
+
+@contextlib.contextmanager
+def _moving() -> Iterator[None]:
+    """Partitions may move while they are looked at: then whoever has them next will look."""
+    try:
+        yield
+    except (CommitFailedError, IllegalStateError, RebalanceInProgressError, UnknownMemberIdError) as error:
+        raise Interrupted from error
+
+
 class _Ground:
-    """Where the partitions of this instance begin and end, and how far it has come."""
+    """Where the partitions of this instance end, and whether there is progress."""
 
     def __init__(self, service: str) -> None:
         self._service = service
-        self._next: dict[TopicPartition, int] = {}
         self._moved: dict[TopicPartition, tuple[int, float]] = {}
         self._behind: set[TopicPartition] = set()
 
@@ -474,40 +613,20 @@ class _Ground:
         for gone in self._moved.keys() - set(partitions):
             with contextlib.suppress(KeyError):
                 LAG.remove(self._service, str(gone.partition))
-        self._next.clear()
         self._moved.clear()
         self._behind.clear()
-
-    def handled(self, offsets: Any) -> None:
-        """These offsets are committed."""
-        self._next.update(offsets)
-
-    def has_gap(self, partitions: Collection[TopicPartition], records: Sequence[Record]) -> bool:
-        """Whether offsets lie between what was handled and the batch, or that is not known."""
-        if any(p not in self._next for p in partitions):
-            return True
-        firsts: dict[TopicPartition, int] = {}
-        for record in records:
-            firsts.setdefault(TopicPartition(record.topic, record.partition), record.offset)
-        return any(offset > self._next[p] for p, offset in firsts.items())
 
     def unseen(self) -> None:
         """Kafka does not answer: what was known of the ends says nothing about progress."""
         self._behind.clear()
 
-    async def explore(self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> int:
-        """How many events expired between where the group was and where partitions begin."""
-        lost = 0
-        begins = await consumer.beginning_offsets(list(partitions)) if partitions else {}
-        for partition, begin in begins.items():
-            if partition not in self._next:
-                self._next[partition] = await consumer.committed(partition) or 0
-            lost += max(0, begin - self._next[partition])
-            self._next[partition] = max(begin, self._next[partition])
-        return lost
-
     async def measure(
-        self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition], *, idle: bool
+        self,
+        consumer: AIOKafkaConsumer,
+        partitions: Collection[TopicPartition],
+        positions: Mapping[int, Position],
+        *,
+        idle: bool,
     ) -> None:
         """Looks how far partitions go; the end is the last offset that no open transaction holds back."""
         ends = await consumer.end_offsets(list(partitions)) if partitions else {}
@@ -522,7 +641,8 @@ class _Ground:
                 self._behind.discard(partition)
                 self._moved[partition] = (position, now)
             # Past the last record there may be the marker of a transaction, which nobody reads.
-            at = end if idle and position >= end else self._next.get(partition, 0)
+            known = positions.get(partition.partition)
+            at = end if idle and position >= end else known.reads_from if known else 0
             LAG.labels(self._service, str(partition.partition)).set(max(0, end - at))
 
     def stale(self, bound: float) -> str | None:

@@ -52,6 +52,11 @@ EXPIRED = Counter(
     "Events that Kafka removed before this consumer read them.",
     ["service"],
 )
+REWINDS = Counter(
+    "stepstream_rewinds",
+    "How often a partition was read on from an earlier offset than the service had been at.",
+    ["service"],
+)
 REBALANCES = Counter(
     "stepstream_rebalances", "How often the group shared out its partitions anew.", ["service"]
 )

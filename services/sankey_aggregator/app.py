@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
 
-from services.runtime.database import Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, close_pool, open_pool
 from services.runtime.kafka import Record
 from services.runtime.migrate import check_migrated
+from services.runtime.positions import Placement
 from services.runtime.settings import Settings
-from services.runtime.shell import Commit, ConsumerShell
+from services.runtime.shell import Batches, ConsumerShell
 from services.sankey_aggregator import store
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
+
+log = logging.getLogger("stepstream.aggregator")
 
 
 def build(settings: Settings) -> ConsumerShell:
@@ -29,19 +33,19 @@ def build(settings: Settings) -> ConsumerShell:
         finally:
             await close_pool(pool)
 
-    async def handle(records: Sequence[Record], commit: Commit) -> None:
+    async def handle(records: Sequence[Record], batches: Batches) -> None:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first batch
-        await aggregator.handle(records, commit)
+        await aggregator.handle(records, batches)
 
-    async def expired() -> None:
+    async def on_other_ground(connection: Connection, _: Mapping[int, Placement]) -> None:
         """Events that are gone name no journeys any more: all are looked at."""
-        assert aggregator is not None  # noqa: S101 - the lifespan made it before the first look
-        await aggregator.mark_all()
+        marks = await store.mark_all(connection)
+        log.warning("marked all journeys, %d of them, to be counted again", marks)
 
     async def drain_marks() -> None:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first mark
         if not await aggregator.drain_marks():
             await asyncio.sleep(MARKS_INTERVAL)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, expired)
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground)
     return shell

@@ -9,7 +9,8 @@ from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, retrying
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.shell import Commit
+from services.runtime.shell import Batches
+from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, NEWEST, PHASE_SECONDS, WAITING
 from services.sankey_aggregator import store
 from services.sankey_aggregator.store import JourneyKey
@@ -36,7 +37,7 @@ class Aggregator:
         self._pause = pause
         self._newest = 0
 
-    async def handle(self, records: Sequence[Record], commit: Commit) -> None:
+    async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Counts what the recorder has judged, as it gets there, until the whole batch is passed."""
         passing("aggregator.polled")
         rest = list(records)
@@ -47,9 +48,10 @@ class Aggregator:
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
             if passed:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
-                await self._follow(passed)
+                advance = batches.over(passed)
+                await self._follow(passed, advance)
                 passing("aggregator.database-committed")
-                await commit(passed)
+                await batches.commit(passed, advance)
                 passing("aggregator.offsets-committed")
                 looks = 0
                 WAITING.set(0)
@@ -72,20 +74,13 @@ class Aggregator:
         JOURNEYS.labels("yes").inc(changed)
         return marks
 
-    async def mark_all(self) -> None:
-        """Marks every journey that there is: told by no event, something may have changed anywhere."""
-        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
-            with attempt:
-                marks = await store.mark_all(self._pool)
-        log.warning("marked all journeys, %d of them, to be counted again", marks)
-
-    async def _follow(self, records: Sequence[Record]) -> None:
+    async def _follow(self, records: Sequence[Record], advance: Advance | None) -> None:
         with PHASE_SECONDS.labels(SERVICE, "read").time():
             journeys, newest = self._journeys(records)
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
                 with attempt:
-                    changed = await store.follow(self._pool, journeys)
+                    changed = await store.follow(self._pool, journeys, advance)
         self._newest = max(self._newest, newest)
         if self._newest:
             NEWEST.labels(SERVICE).set(self._newest / 1000)

@@ -8,6 +8,7 @@ import asyncpg
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
 SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem": "64MB"}
@@ -59,12 +60,18 @@ async def recorded(pool: Pool, topic: str, partitions: Collection[int]) -> Mappi
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
-async def follow(pool: Pool, journeys: Collection[JourneyKey]) -> int:
-    """Brings the counts of these journeys up to their rows; returns how many had changed."""
-    if not journeys:
+async def follow(pool: Pool, journeys: Collection[JourneyKey], advance: Advance | None = None) -> int:
+    """Brings the counts of these journeys up to their rows; returns how many had changed.
+
+    Raises:
+        MovedError: the position is not where `advance` begins.
+    """
+    if not journeys and advance is None:
         return 0
     async with pool.acquire() as connection, connection.transaction():
-        changed = await follow_within(connection, journeys)
+        if advance is not None:
+            await advance.write(connection)
+        changed = await follow_within(connection, journeys) if journeys else 0
         passing("aggregator.in-transaction")
         return changed
 
@@ -80,9 +87,9 @@ async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
         return len(marks), changed
 
 
-async def mark_all(pool: Pool) -> int:
+async def mark_all(connection: Connection) -> int:
     """Marks every journey of completions, of starts and of what was counted; returns how many."""
-    return int(await pool.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
+    return int(await connection.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
 
 
 async def follow_within(

@@ -22,6 +22,10 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
 
+    def lead_to(self, host: str, port: int) -> None:
+        """New connections go there."""
+        self._host, self._port = host, port
+
     async def listen(self) -> None:
         """Answers, at the same port each time."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)

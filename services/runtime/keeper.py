@@ -1,0 +1,393 @@
+"""Keeps a consumer where the database says: it places partitions, and sees what moved.
+
+Kafka's committed offsets are a true copy for tools. Moved back, they ask for events again; what is ahead of
+the database is not believed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.runtime.database import Connection, Pool
+from services.runtime.errors import RefusedError
+from services.runtime.kafka import Record, admin_client, unreachable
+from services.runtime.lag import Committed, committed_with, reader
+from services.runtime.positions import Fingerprint, Gone, Placement, Position, Seen, place
+from services.runtime.settings import Settings
+from services.runtime.stored_positions import (
+    Advance,
+    MovedError,
+    Ours,
+    lock_positions,
+    name_gone,
+    read_identity,
+    read_positions,
+    set_positions,
+)
+from services.runtime.telemetry import EXPIRED, REWINDS
+from services.runtime.topic import TopicLog, describe_log, ends_of_epochs
+
+log = logging.getLogger("stepstream.positions")
+
+#: How long reading one record again may take.
+_READ_SECONDS = 5.0
+#: Between two looks whether another database's services have left the group.
+_AGAIN_SECONDS = 0.5
+#: How often in a row another database, or a later one, is met before the service ends.
+_OFTEN = 3
+
+#: Called in the transaction that places partitions where events can tell no more which journeys changed.
+OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitable[None]]
+
+
+class _Offset(NamedTuple):
+    """A committed offset, and what was said with it: whose database has all before it."""
+
+    offset: int
+    words: str
+
+
+class Keeper:
+    """Where the partitions of this instance are; all that is stored is of one service and topic.
+
+    Args:
+        service: whose positions.
+        settings: where Kafka is.
+        on_other_ground: see there; it is called for what was missed, and for a log that is another.
+        names_gone: whether what is gone is named by this service.
+    """
+
+    def __init__(
+        self, service: str, settings: Settings, on_other_ground: OtherGround, *, names_gone: bool
+    ) -> None:
+        self._service = service
+        self._settings = settings
+        self._on_other_ground = on_other_ground
+        self._names_gone = names_gone
+        self.positions: dict[int, Position] = {}
+        self.ours = Ours(None)
+        #: The last records of when each partition was last seen to be the log that it was.
+        self._checked: dict[int, Fingerprint | None] = {}
+        #: Offsets of other databases that were there when partitions were placed.
+        self._met: dict[int, _Offset] = {}
+        self._conflicts = 0
+
+    # --- what the shell asks --------------------------------------------------------------------------
+
+    def forget(self, partitions: Collection[int] | None = None) -> None:
+        """These partitions, or all, have to be placed before anything of them is handled."""
+        if partitions is None:  # others may have been at work meanwhile
+            self.positions.clear()
+            self._checked.clear()
+        for partition in partitions or ():
+            self.positions.pop(partition, None)
+
+    def unplaced(self, partitions: Collection[TopicPartition]) -> list[int]:
+        """Those of them that have to be placed."""
+        return sorted(p.partition for p in partitions if p.partition not in self.positions)
+
+    def over(self, records: Sequence[Record]) -> Advance:
+        """How these records, which follow on what was handled, move positions on."""
+        return Advance.over(self._service, self._settings.topic, self.positions, records)
+
+    def done(self, advance: Advance) -> None:
+        """It is committed to the database."""
+        self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
+
+    # --- before joining the group ---------------------------------------------------------------------
+
+    async def join(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
+        """Waits until the group is not another database's.
+
+        Raises:
+            RefusedError: it is, and stays so.
+            StepstreamError: Kafka cannot be reached.
+        """
+        async with pool.acquire() as connection:
+            self.ours = await read_identity(connection)
+        patience = self._settings.session_timeout_seconds + 5
+        async with admin_client(self._settings) as admin:
+            while True:
+                try:
+                    group = await committed_with(admin, self._settings, self._service)
+                except KafkaError as error:
+                    raise unreachable(self._settings, error) from error
+                problem = self._problem_of(group)
+                if problem is None:
+                    return
+                if patience <= 0:
+                    raise RefusedError(problem)
+                if patience > self._settings.session_timeout_seconds + 4:
+                    log.warning("%s. Waiting whether they leave", problem)
+                patience -= _AGAIN_SECONDS
+                await pause(_AGAIN_SECONDS)
+
+    def _problem_of(self, group: Committed) -> str | None:
+        relations = {self.ours.relation_to(words): words for words in group.words.values()}
+        if "newer" in relations:
+            return _left_behind(self._service, self.ours, relations["newer"])
+        if "other" in relations and group.members and "same" not in relations:
+            name = self._settings.group(self._service)
+            return (
+                f"the group {name} works for another database ({relations['other']}; this one is "
+                f"{self.ours.words}) and has {len(group.members)} members. Stop those first, or give the "
+                "services of this database their own groups with STEPSTREAM_GROUP_PREFIX"
+            )
+        return None
+
+    # --- placing --------------------------------------------------------------------------------------
+
+    async def place(self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]) -> None:
+        """Finds out where these partitions are read on, stores it, goes there, and tells Kafka.
+
+        Raises:
+            RefusedError: what is stored is of another cluster.
+            KafkaError: Kafka is away, or hands the partitions over.
+            PostgresError: the database is away, or is one that a failover has left behind.
+            MovedError: somebody else moves the same positions.
+        """
+        topic = self._settings.topic
+        tps = {p: TopicPartition(topic, p) for p in partitions}
+        async with pool.acquire() as connection:
+            ours = await read_identity(connection)
+            stored = await read_positions(connection, self._service, topic, partitions)
+        topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001 - aiokafka asks for less
+        self._refuse_another_cluster(stored, topic_log)
+        committed = await _committed(consumer, tps.values())
+        for offset in committed.values():
+            if ours.relation_to(offset.words) == "newer":
+                await pool.expire_connections()  # new ones may find the primary
+                raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
+        seen = await self._see(consumer, topic_log, stored, committed, tps)
+        placements = {p: place(stored.get(p), seen[p]) for p in partitions}
+        if self._names_gone:
+            for p, new in placements.items():
+                placements[p] = replace(new, gone=[await self._with_time(tps[p], g) for g in new.gone])
+        await self._store(pool, stored, placements)
+        wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
+        for tp, (reads_from, _) in wanted.items():
+            consumer.seek(tp, reads_from)
+        self._tell(placements, stored)
+        self.ours = ours
+        # Before anything is handled: should this process end between its commit to the database and the one
+        # to Kafka, the group's offset says so, and what follows on the first is done once more.
+        if stale := {tp: to for tp, to in wanted.items() if committed.get(tp) != to}:
+            async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                await consumer.commit(stale)
+        self.positions |= {p: placement.position for p, placement in placements.items()}
+        self._checked |= {p: placement.position.last for p, placement in placements.items()}
+
+    async def _see(
+        self,
+        consumer: AIOKafkaConsumer,
+        topic_log: TopicLog,
+        stored: Mapping[int, Position],
+        committed: Mapping[TopicPartition, _Offset],
+        tps: Mapping[int, TopicPartition],
+    ) -> dict[int, Seen]:
+        begins = await consumer.beginning_offsets(list(tps.values()))
+        seen = {
+            p: Seen(
+                begins[tp],
+                committed[tp].offset if tp in committed else None,
+                topic_log.cluster_id,
+                topic_log.topic_id,
+                topic_log.epochs.get(p),
+            )
+            for p, tp in tps.items()
+        }
+        elected = {
+            p: position
+            for p, position in stored.items()
+            if position.topic_id in {"", topic_log.topic_id} and seen[p].is_later_epoch(position)
+        }
+        if not elected:
+            return seen
+        epochs = {p: position.leader_epoch or 0 for p, position in elected.items()}
+        ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
+        for p, position in elected.items():
+            end = ends.get(p)
+            same = None
+            if end is None or end < position.next_offset:
+                same = await self._is_still_there(
+                    self._checked.get(p) or position.last, tps[p], begins[tps[p]]
+                )
+            seen[p] = replace(seen[p], epoch_end=end, same_record=same)
+        return seen
+
+    async def _is_still_there(
+        self, last: Fingerprint | None, partition: TopicPartition, begin: int
+    ) -> bool | None:
+        """Whether a record that was read is still there; None where retention may have removed it."""
+        if last is None or last.offset < begin:
+            return None
+        return await self._read_one(partition, last.offset) == last
+
+    async def _with_time(self, partition: TopicPartition, gone: Gone) -> Gone:
+        """With the time of the event that comes after those that are gone, where there is one."""
+        following = gone.from_offset if gone.cause == "cut" else gone.until
+        there = None if following is None else await self._read_one(partition, following)
+        return gone if there is None else gone._replace(after_at=there.timestamp)
+
+    async def _read_one(self, partition: TopicPartition, offset: int) -> Fingerprint | None:
+        """The record at an offset, or the next that there is; None where none comes."""
+        async with reader(self._settings) as consumer:
+            consumer.assign([partition])
+            if (await consumer.end_offsets([partition]))[partition] <= offset:
+                return None
+            consumer.seek(partition, offset)
+            try:
+                async with asyncio.timeout(_READ_SECONDS):
+                    return Fingerprint.of(await consumer.getone())
+            except TimeoutError:
+                return None
+
+    def _refuse_another_cluster(self, stored: Mapping[int, Position], topic_log: TopicLog) -> None:
+        known = {p.cluster_id for p in stored.values()} - {"", topic_log.cluster_id}
+        if known and topic_log.cluster_id:
+            raise RefusedError(
+                f"this database's positions are of the Kafka cluster {' and '.join(sorted(known))}, and "
+                f"{', '.join(self._settings.kafka_bootstrap_servers)} is the cluster {topic_log.cluster_id}. "
+                "Is STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS right? If the events have moved there, stop every "
+                "recorder and aggregator and run `stepstream move-cluster`"
+            )
+
+    async def _store(
+        self, pool: Pool, stored: Mapping[int, Position], placements: Mapping[int, Placement]
+    ) -> None:
+        topic = self._settings.topic
+        changed = {p: new.position for p, new in placements.items() if new.position != stored.get(p)}
+        if not changed:
+            return
+        async with pool.acquire() as connection, connection.transaction():
+            await lock_positions(connection, self._service, topic, list(placements))
+            if await read_positions(connection, self._service, topic, list(placements)) != stored:
+                raise MovedError("somebody else has moved them meanwhile")
+            other = {p: new for p, new in placements.items() if new.missed or new.other_log}
+            if other:
+                await self._on_other_ground(connection, other)
+            if self._names_gone:
+                await name_gone(connection, topic, {p: new.gone for p, new in placements.items()})
+            await set_positions(connection, self._service, topic, changed)
+
+    def _tell(self, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
+        for p, new in sorted(placements.items()):
+            if new.missed:
+                EXPIRED.labels(self._service).inc(new.missed)
+                log.error(
+                    "%s: Kafka removed %d events of partition %d before they were read (retention?); the "
+                    "oldest there is comes next",
+                    self._service,
+                    new.missed,
+                    p,
+                )
+            for gone in new.gone if self._names_gone else ():
+                log.error(
+                    "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
+                    "names them until somebody acknowledges them with `stepstream gone acknowledge`",
+                    p,
+                    gone.from_offset,
+                    "an unknown one" if gone.until is None else gone.until - 1,
+                    gone.cause,
+                )
+            if p in stored and new.position.reads_from < stored[p].next_offset:
+                REWINDS.labels(self._service).inc()
+            if p in stored and new.why:
+                at, why = new.position.reads_from, "; ".join(new.why)
+                log.warning("partition %d is read on from offset %d: %s", p, at, why)
+
+    # --- looking --------------------------------------------------------------------------------------
+
+    async def look(self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int]) -> None:
+        """Forgets the partitions of `owned` that are not any more what they were when they were placed.
+
+        To be called while nothing of them is handled.
+
+        Raises:
+            RefusedError: another database's services work in this group, or those of a later timeline.
+            KafkaError, PostgresError: somebody is away.
+        """
+        topic = self._settings.topic
+        async with pool.acquire() as connection:
+            ours = await read_identity(connection)
+            stored = await read_positions(connection, self._service, topic, owned)
+        topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001
+        known = {p: self.positions[p] for p in owned if p in self.positions}
+        for p, position in known.items():
+            seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id, topic_log.epochs.get(p))
+            if stored.get(p) != position or not _is_of(position, topic_log) or seen.is_later_epoch(position):
+                self.forget([p])
+            else:
+                self._checked[p] = position.last
+        begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
+        for tp, begin in begins.items():
+            if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:
+                self.forget([tp.partition])
+        committed = await _committed(consumer, [TopicPartition(topic, p) for p in sorted(topic_log.leaders)])
+        if not await self._is_alone(pool, ours, committed):
+            return
+        # What a rebalance has kept from being committed.
+        wanted = {
+            tp: (self.positions[tp.partition].reads_from, ours.words)
+            for tp in committed
+            if tp.partition in known and tp.partition in self.positions
+        }
+        if stale := {tp: to for tp, to in wanted.items() if committed[tp] != to}:
+            async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                await consumer.commit(stale)
+        self.ours = ours
+
+    async def _is_alone(self, pool: Pool, ours: Ours, committed: Mapping[TopicPartition, _Offset]) -> bool:
+        """Looks whose offsets are committed, also of partitions that are not ours."""
+        before, self._met = self._met, {}
+        conflict = None
+        for tp, offset in committed.items():
+            relation = ours.relation_to(offset.words)
+            if relation == "newer":
+                conflict = _left_behind(self._service, ours, offset.words)
+            elif relation in {"other", "older"}:
+                self._met[tp.partition] = offset
+                if relation == "other" and before.get(tp.partition, offset) != offset:
+                    conflict = (
+                        f"services of another database ({offset.words}; this one is {ours.words}) work in "
+                        f"the group {self._settings.group(self._service)}, too. Stop those, or these; each "
+                        "database needs its own groups: STEPSTREAM_GROUP_PREFIX"
+                    )
+        if conflict is None:
+            self._conflicts = 0
+            return True
+        self._conflicts += 1
+        log.error("%s", conflict)
+        if self._conflicts >= _OFTEN:
+            raise RefusedError(conflict)
+        # The connections may be the last ones to a server that a failover has left behind.
+        await pool.expire_connections()
+        return False
+
+
+def _is_of(position: Position, topic_log: TopicLog) -> bool:
+    ids = ((position.cluster_id, topic_log.cluster_id), (position.topic_id, topic_log.topic_id))
+    return all(not seen or mine == seen for mine, seen in ids)
+
+
+def _left_behind(service: str, ours: Ours, words: str) -> str:
+    return (
+        f"the {service} of a later timeline of this database has been at work ({words}; this one is "
+        f"{ours.words}): a failover has left this server behind. Is the host in STEPSTREAM_DATABASE_URL the "
+        "primary?"
+    )
+
+
+async def _committed(
+    consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]
+) -> dict[TopicPartition, _Offset]:
+    """What the group has committed, in one request."""
+    coordinator: Any = consumer._coordinator  # noqa: SLF001 - `committed` asks for one at a time
+    found = await coordinator.fetch_committed_offsets(list(partitions))
+    return {tp: _Offset(o.offset, o.metadata or "") for tp, o in found.items() if o.offset >= 0}

