@@ -277,16 +277,14 @@ class Keeper:
             await set_positions(connection, self._service, topic, changed)
 
     def _tell(self, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
+        if missed := sum(new.missed for new in placements.values()):
+            EXPIRED.labels(self._service).inc(missed)
+            log.error(
+                "%s: Kafka removed %d events before they were read (retention?); the oldest there is comes next",
+                self._service,
+                missed,
+            )
         for p, new in sorted(placements.items()):
-            if new.missed:
-                EXPIRED.labels(self._service).inc(new.missed)
-                log.error(
-                    "%s: Kafka removed %d events of partition %d before they were read (retention?); the "
-                    "oldest there is comes next",
-                    self._service,
-                    new.missed,
-                    p,
-                )
             for gone in new.gone if self._names_gone else ():
                 log.error(
                     "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "

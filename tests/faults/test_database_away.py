@@ -236,7 +236,8 @@ WRONG = {
     "a table is gone": ("alter table recorded_offsets rename to elsewhere", "recorded_offsets"),
     "a column is gone": ("alter table recorded_offsets rename next_offset to elsewhere", "next_offset"),
     "a right is gone": (
-        "revoke all on recorded_offsets from stepstream_recorder, stepstream_aggregator, stepstream_operator",
+        "revoke all on recorded_offsets from stepstream_recorder, stepstream_aggregator, stepstream_api,"
+        " stepstream_operator",
         "recorded_offsets",
     ),
     "the user may not sign in": ("alter role {role} nologin", "STEPSTREAM_DATABASE_URL"),
