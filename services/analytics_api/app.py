@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -24,10 +25,10 @@ from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
-from services.analytics_api.store import SERVER_SETTINGS, Store, keep_as_it_is
+from services.analytics_api.store import SERVER_SETTINGS, Store, keep_as_it_is, server_of
 from services.analytics_api.tools import Entrance
 from services.runtime import connections
-from services.runtime.database import Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, close_pool, open_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
     REQUEST_ID,
@@ -172,6 +173,16 @@ async def _opened(
     settings: Settings, guard: Guard, streams: Streams, process: Process
 ) -> AsyncIterator[Shared]:
     seconds = settings.api_statement_seconds
+    watch: FreshnessWatch | None = None
+    first: list[str] = []
+
+    async def meet(connection: Connection) -> None:
+        server = await server_of(connection)
+        if watch is None:
+            first.append(server)
+        else:
+            watch.met(server)
+
     pool = await open_pool(
         settings.model_copy(
             update={
@@ -183,6 +194,7 @@ async def _opened(
                 ),
             }
         ),
+        meet,
         server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
         reset=keep_as_it_is,
         command_timeout=seconds + 5,
@@ -191,7 +203,9 @@ async def _opened(
     try:
         await check_migrated(pool)
         store = Store(pool)
-        freshness = FreshnessWatch(settings, store.marks)
+        watch = freshness = FreshnessWatch(settings, functools.partial(store.marks, settings.topic))
+        for server in first:
+            watch.met(server)
         answers = Answers(store, freshness, settings.api_sample_people)
         changes = Changes(answers)
         async with freshness.running(), changes.running(), watching_schema(pool, process.refusals):

@@ -2,22 +2,25 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError
 
 from services.analytics_api.models import Freshness, GroupFreshness
+from services.runtime.agreement import Agreement, Stored, agreement
 from services.runtime.database import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client
-from services.runtime.lag import AGGREGATOR, RECORDER, Group, look_with, reader
+from services.runtime.lag import AGGREGATOR, RECORDER, look_with, reader
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
+from services.runtime.topic import describe_log
 
 log = logging.getLogger("stepstream.analytics")
 SERVICE: Final = "analytics-api"
@@ -30,6 +33,7 @@ _ASKED_SECONDS = 30.0
 _LOOK_SECONDS = 10.0
 _WAIT_SECONDS = 3.0
 _GOOD_SECONDS = 15.0
+_ANOTHER = "the database is another server since the last look"
 
 
 class Newest(NamedTuple):
@@ -43,35 +47,42 @@ class Marks(NamedTuple):
     """How many journeys wait to be counted again, how many events for rows that somebody else has locked.
 
     And whether that is the answer of a standby: its figures and marks may be older than what the consumers
-    have committed.
+    have committed. `stored` is where the services are, as the database has it.
     """
 
     waiting: int
     events: int
     on_replica: bool
+    stored: Stored
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What waited at a moment: consumer groups' events and marks, None with a problem where not known.
+    """What waited at a moment: events of the topic and marks, None with a problem where not known.
 
     `at` is from before the look, in seconds since the epoch.
     """
 
-    groups: Sequence[Group] | None = None
+    agreement: Agreement | None = None
     marks: Marks | None = None
     problem: str | None = None
     at: float | None = None
+    #: Whether what is read now comes from the server that was looked at.
+    holds: Callable[[], bool] = lambda: True
 
     def freshness(self, newest: Newest, version: str | None = None) -> Freshness:
         """How fresh figures are that were read after the look, by their newest events and version."""
-        lags = {g.service: g.lag for g in self.groups or ()}
+        lags: Mapping[str, int] = {}
         current, problem = None, self.problem
-        if self.groups is not None and self.marks is not None:
+        if not self.holds():
+            problem = _ANOTHER
+        elif self.agreement is not None and self.marks is not None:
+            lags = self.agreement.lags
             if self.marks.on_replica:
                 problem = "the figures come from a replica of the database, which may be behind"
             else:
-                current = not any((*lags.values(), self.marks.waiting, self.marks.events))
+                current = self.agreement.is_current and not (self.marks.waiting or self.marks.events)
+                problem = "; ".join(self.agreement.problems) or None
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -103,6 +114,9 @@ class FreshnessWatch:
         self._asked_at = 0.0
         self._asked = asyncio.Event()
         self._looked = asyncio.Event()
+        #: The server that connections lead to, and how often that has changed.
+        self._server = ""
+        self._servers = 0
 
     @property
     def is_looking(self) -> bool:
@@ -158,13 +172,26 @@ class FreshnessWatch:
             while True:
                 at = time.time()
                 async with asyncio.timeout(_LOOK_SECONDS):
+                    servers = self._servers
                     groups = await look_with(admin, consumer, self._settings)
+                    topic_log = await describe_log(consumer._client, self._settings.topic)  # noqa: SLF001
+                    # Then the database: it is never behind what is committed, unless it went back.
                     marks = await self._marks()
-                self._know(Look(groups, marks, at=at))
+                seen = agreement(groups, topic_log, marks.stored)
+                self._know(Look(seen, marks, at=at, holds=functools.partial(self._is_still, servers)))
                 self._faults.go_on()
                 await asyncio.sleep(_EVERY_SECONDS)
                 if not self._is_asked():
                     return
+
+    def met(self, server: str) -> None:
+        """A new connection leads to this server: after another one, what was looked at says nothing of it."""
+        if self._server not in {"", server}:
+            self._servers += 1
+        self._server = server
+
+    def _is_still(self, servers: int) -> bool:
+        return servers == self._servers
 
     def _know(self, look: Look) -> None:
         self._last = look

@@ -480,3 +480,6 @@ select
   (select count(*) from (select from sankey_dirty limit 10000) as marks) as waiting,
   (select count(*) from (select id from waiting_events limit 10000) as events) as events,
   pg_is_in_recovery() as on_replica;
+
+-- name: server
+select concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port());

@@ -16,6 +16,7 @@ from services.analytics_api.freshness import Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.stored_positions import TABLES, read_positions
 
 SQL = load_queries(__file__)
 SERVER_SETTINGS: Final = {
@@ -39,6 +40,11 @@ _LARGE_JOURNEYS: Final = 10_000
 _LARGE_STEPS: Final = 20_000
 
 T = TypeVar("T")
+
+
+async def server_of(connection: Connection) -> str:
+    """Which server a connection leads to: another one after a failover, and after a start from a backup."""
+    return str(await connection.fetchval(SQL["server"]))
 
 
 async def keep_as_it_is(_: Connection) -> None:
@@ -353,10 +359,12 @@ class Store:
         rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
         return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
 
-    async def marks(self) -> Marks:
-        """Journeys that wait to be counted again, and events that wait for a lock."""
-        (row,) = await self.pool.fetch(SQL["marks"])
-        return Marks(row["waiting"], row["events"], row["on_replica"])
+    async def marks(self, topic: str) -> Marks:
+        """Journeys that wait to be counted again, events that wait for a lock, and where the services are."""
+        async with self.pool.acquire() as connection:
+            (row,) = await connection.fetch(SQL["marks"])
+            stored = {service: await read_positions(connection, service, topic) for service in TABLES}
+        return Marks(row["waiting"], row["events"], row["on_replica"], stored)
 
 
 async def _cursor(

@@ -533,7 +533,7 @@ insert into sankey_freshness as kept (walkthrough_id, newest_at, changes)
 select
   walkthrough_id,
   0,
-  1
+  (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from (
   select walkthrough_id from differing_journeys
   union
@@ -543,7 +543,7 @@ from (
 ) as changed
 order by walkthrough_id
 on conflict (walkthrough_id) do update
-set changes = kept.changes + 1;
+set changes = greatest(kept.changes + 1, excluded.changes);
 
 -- name: totals
 select

@@ -214,13 +214,14 @@ where kept.walkthrough_id = delta.walkthrough_id
   and kept.journeys = 0;
 
 -- name: note_changes
--- Each batch that changes a walkthrough's counts gives it another number, whichever journeys they were.
+-- Each batch that changes a walkthrough's counts gives it another number, whichever journeys they were: of
+-- microseconds, so that a database that went back never gives one again.
 insert into sankey_freshness as kept (walkthrough_id, newest_at, changes)
 select
   given.walkthrough_id,
   given.newest_at,
-  1
+  (extract(epoch from clock_timestamp()) * 1000000)::bigint
 from unnest($1::text[], $2::bigint[]) as given (walkthrough_id, newest_at)
 order by given.walkthrough_id
 on conflict (walkthrough_id) do update
-set newest_at = greatest(kept.newest_at, excluded.newest_at), changes = kept.changes + 1;
+set newest_at = greatest(kept.newest_at, excluded.newest_at), changes = greatest(kept.changes + 1, excluded.changes);

@@ -173,7 +173,7 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
     marks = 0
 
     async def count_marks() -> Marks:
-        return Marks(marks, 0, on_replica=False)
+        return Marks(marks, 0, on_replica=False, stored={})
 
     async def rests() -> bool:
         return not watch.is_looking
