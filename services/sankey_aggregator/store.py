@@ -82,7 +82,9 @@ async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
 
 async def mark_all(pool: Pool) -> int:
     """Marks every journey of completions, of starts and of what was counted; returns how many."""
-    return int(await pool.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(f"set local transaction_timeout = '{_MARK_ALL_SECONDS:g}s'")
+        return int(await connection.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
 
 
 async def follow_within(
