@@ -1,5 +1,6 @@
 -- The least that each service needs, as a role for each. Run it as the owner of the database and of the tables, who may
--- create roles, after `stepstream migrate`, and again after each migration: it is safe to repeat.
+-- create roles, after `stepstream migrate`, and again after each migration: it is safe to repeat. Of two at once one
+-- may end with `tuple concurrently updated`: run it again.
 --
 --   psql --set ON_ERROR_STOP=1 --file ops/roles.sql
 --

@@ -7,7 +7,7 @@ from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
-from services.runtime.database import Connection, Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.positions import Placement
 from services.runtime.settings import Settings
@@ -22,7 +22,8 @@ def build(settings: Settings) -> ConsumerShell:
     @contextlib.asynccontextmanager
     async def resources() -> AsyncIterator[Pool]:
         nonlocal recorder
-        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS, refusals=shell.refusals)
+        server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+        pool = await open_pool(settings, store.prepare, server_settings, refusals=shell.refusals)
         producer = RenewedProducer(
             settings,
             settings.dead_letter_topic,

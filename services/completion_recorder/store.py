@@ -44,7 +44,7 @@ from services.completion_recorder.judge import (
     rows,
 )
 from services.runtime.crashpoints import passing
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, load_queries, no_longer_than
 from services.runtime.kafka import Offsets, Record
 from services.runtime.stored_positions import Advance
 
@@ -338,6 +338,7 @@ async def _advance(connection: Connection, topic: str, advance: Advance) -> dict
 
 async def mark_all(connection: Connection) -> None:
     """Marks every journey: no event tells any more which of them changed."""
+    await no_longer_than(connection, _MARK_ALL_SECONDS)
     await connection.execute(SQL["mark_all"], timeout=_MARK_ALL_SECONDS)
 
 

@@ -33,8 +33,10 @@ class Act(IntEnum):
         return 2.0 if self is Act.HANDLE_LETTERS else 0.0
 
 
-async def be_alone(db: Connection, act: Act) -> None:
+async def be_alone(db: Connection, act: Act, patience: float | None = None) -> None:
     """Keeps others from the same act on this database, until the connection ends.
+
+    `patience` is how long to wait for whoever is at it, in seconds; without it, that of the act.
 
     Raises:
         RefusedError: somebody else is at it; the message says who, from where and since when.
@@ -48,7 +50,7 @@ async def be_alone(db: Connection, act: Act) -> None:
     try:
         await AsyncRetrying(
             retry=retry_if_result(lambda locked: not locked),
-            stop=stop_after_delay(act.patience),
+            stop=stop_after_delay(act.patience if patience is None else patience),
             wait=wait_fixed(0.1),
         )(lock)
     except RetryError:

@@ -18,6 +18,7 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from schemas import decode
+from services.operator_cli.alone import Act, be_alone
 from services.operator_cli.dead_letters import Source, parse, read_partitions
 from services.operator_cli.options import not_executed, print_json, print_table, say, told_time
 from services.runtime.crashpoints import passing
@@ -41,6 +42,10 @@ _RECORDER_SECONDS = 30.0
 _LOOK_AGAIN = 0.2
 #: How long to wait for somebody who has locked the person, or something of theirs.
 _LOCK = {"lock_timeout": "10s"}
+#: What the transaction holds up ends with it: a command that is frozen in it loses its connection.
+_TRANSACTION_SECONDS = 60
+#: How long to wait for another who handles the dead letters, in seconds.
+_LETTERS_SECONDS = 60.0
 
 
 @dataclass
@@ -113,6 +118,8 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
         try:
             told = await _announce(settings, db, receipt)
             await _wait_for_recorder(settings, told, receipt)
+            # Two at once would each copy the letters that the other removes.
+            await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
             receipt.removed["dead_letters"] = await _remove_letters(settings, receipt.user)
         except StepstreamError as error:
             raise StepstreamError(
@@ -136,6 +143,7 @@ async def _forget(db: Connection, user: str) -> Receipt:
     value = json.dumps(event, ensure_ascii=False)
     decode(value.encode(), erased_at)
     async with db.transaction():
+        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
         known = await db.fetchval(SQL["erase_lock"], user) is not None
         first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
         row = await db.fetchrow(SQL["erase_plan"], user)

@@ -27,6 +27,8 @@ from services.sankey_aggregator import store
 
 #: The swap holds the aggregator up. A command that is frozen in it loses its connection; nothing is changed.
 _SILENCE_SECONDS = 30
+#: How long the swap waits for a lock; the aggregator waits behind it.
+_LOCK_SECONDS = 10
 #: How often cells that somebody else changes are put right, before the command gives up.
 _ROUNDS = 3
 
@@ -128,6 +130,7 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
     await db.execute("analyze differing_journeys")
     async with db.transaction():
         await db.execute(f"set local idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
+        await db.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
         await db.execute(SQL["swap_lock"])
         began = time.monotonic()
         touched = await db.fetch(SQL["swap_touched"])

@@ -15,7 +15,14 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.handlers import Recorder
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
-from services.runtime.database import close_pool, connected, explaining, load_queries, open_pool
+from services.runtime.database import (
+    bounded_beyond_stuck,
+    close_pool,
+    connected,
+    explaining,
+    load_queries,
+    open_pool,
+)
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
@@ -225,7 +232,7 @@ async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], N
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
     store = recorder_store if recording else aggregator_store
-    pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS)
+    pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS | bounded_beyond_stuck(settings))
     letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
     try:
         handler: Recorder | Aggregator = (

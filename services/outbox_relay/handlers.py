@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Coroutine
@@ -11,7 +10,7 @@ from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
 from services.outbox_relay import store
-from services.outbox_relay.sender import Sender
+from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import passing
 from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
 from services.runtime.process import Process, Stopped
@@ -77,7 +76,7 @@ class Relay:
         failure: BaseException | None = None
         async with store.take(self._pool, self._settings.relay_batch_records) as load:
             passing("relay.taken")
-            parents = parents_of(json.loads(m.headers).items() for m in load.messages)
+            parents = parents_of(_headers(m) for m in load.messages)
             with message_spans(
                 SERVICE, f"send {self._settings.topic}", SpanKind.PRODUCER, parents, len(load.messages)
             ):
@@ -92,7 +91,7 @@ class Relay:
         OUTBOX_SENT.inc(len(load.sent))
         for refused in load.refused:
             log.error(
-                "Kafka refuses message %d of the outbox: it is in outbox_set_aside now. %s",
+                "message %d of the outbox cannot be sent: it is in outbox_set_aside now. %s",
                 refused.message.id,
                 refused.reason,
             )
@@ -130,6 +129,13 @@ class Relay:
             await self._process.until(lost)
         finally:
             connection.terminate()
+
+
+def _headers(message: Message) -> list[tuple[str, str]]:
+    try:
+        return message.header_texts()
+    except UnreadableError:
+        return []
 
 
 def _passes(error: BaseException) -> bool:

@@ -37,6 +37,10 @@ _UNCLEAR = UnknownError
 _LOAD_SECONDS = 1.0
 
 
+class UnreadableError(Exception):
+    """A row of the outbox that no message can be made of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A row of the outbox; `headers` is a JSON object of texts."""
@@ -46,15 +50,30 @@ class Message:
     value: str
     headers: str
 
+    def header_texts(self) -> list[tuple[str, str]]:
+        """Names and values of the headers.
+
+        Raises:
+            UnreadableError: they are not what they should be. The outbox takes any JSON.
+        """
+        try:
+            return [(name, str(value)) for name, value in json.loads(self.headers).items()]
+        except (AttributeError, ValueError, RecursionError):
+            raise UnreadableError("its headers are no JSON object of texts") from None
+
     def record(self) -> dict[str, object]:
-        """The arguments of a producer's send."""
-        headers = [(name, str(value).encode()) for name, value in json.loads(self.headers).items()]
+        """The arguments of a producer's send.
+
+        Raises:
+            UnreadableError: its headers are not what they should be.
+        """
+        headers = [(name, value.encode()) for name, value in self.header_texts()]
         return {"key": self.key.encode(), "value": self.value.encode(), "headers": headers}
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A message that Kafka does not take for what it is."""
+    """A message that cannot be sent for what it is: Kafka does not take it, or nobody can read its row."""
 
     message: Message
     reason: str
@@ -142,7 +161,7 @@ class Sender:
         for message in wave:
             try:
                 future = await producer.send(self._settings.topic, **message.record())
-            except MessageSizeTooLargeError as error:  # said by the client, of this message alone
+            except (MessageSizeTooLargeError, UnreadableError) as error:  # of this message alone
                 refused.append(Refused(message, _reason(error)))
             else:
                 under_way.append((message, future))
@@ -173,5 +192,5 @@ class Sender:
             sent.append(message.id)
 
 
-def _reason(error: KafkaError) -> str:
+def _reason(error: KafkaError | UnreadableError) -> str:
     return f"{type(error).__name__}: {error}"

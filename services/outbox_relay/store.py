@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from services.outbox_relay.sender import Message, Refused
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, bounded, load_queries
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
@@ -19,10 +19,7 @@ def server_settings(send_timeout_seconds: float) -> dict[str, str]:
     return {
         "application_name": "stepstream outbox-relay",
         # A load takes at most a second and two answers of Kafka.
-        "transaction_timeout": f"{int(send_timeout_seconds * 3000) + 2000}ms",
-        "tcp_keepalives_idle": "30",
-        "tcp_keepalives_interval": "10",
-        "tcp_keepalives_count": "3",
+        **bounded(send_timeout_seconds * 3 + 2),
     }
 
 

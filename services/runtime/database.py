@@ -50,6 +50,33 @@ def load_queries(beside: str) -> Mapping[str, str]:
     return {name: getattr(queries, name).sql for name in names}
 
 
+def bounded(seconds: float) -> dict[str, str]:
+    """Settings of connections whose transactions end: whoever hangs in one, or is cut off, lets its locks go.
+
+    `transaction_timeout`, because a session that is stopped in the middle of the protocol is not idle.
+    """
+    return {
+        "transaction_timeout": f"{int(seconds * 1000)}ms",
+        "tcp_keepalives_idle": "30",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
+    }
+
+
+def bounded_beyond_stuck(settings: Settings) -> dict[str, str]:
+    """`bounded` for a consumer, longer than a batch may take: a live one finds out first that it is stuck."""
+    return bounded(1.5 * settings.stuck_seconds)
+
+
+async def no_longer_than(connection: Connection, seconds: float) -> None:
+    """Gives the transaction that is open so long, whatever it had.
+
+    PostgreSQL starts the clock where there is none, and leaves one that runs as it is: it is stopped first.
+    """
+    await connection.execute("set local transaction_timeout = 0")
+    await connection.execute(f"set local transaction_timeout = '{int(seconds * 1000)}ms'")
+
+
 async def open_pool(
     settings: Settings,
     setup: Setup | None = None,
@@ -228,6 +255,7 @@ _PASSING = (
     asyncpg.InvalidAuthorizationSpecificationError,  # 28
     asyncpg.ReadOnlySQLTransactionError,  # 25006
     asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
+    asyncpg.TransactionTimeoutError,  # 25P04
     asyncpg.TransactionRollbackError,  # 40: deadlock, serialization failure
     asyncpg.InsufficientResourcesError,  # 53: connections, disk, memory
     asyncpg.LockNotAvailableError,  # 55P03

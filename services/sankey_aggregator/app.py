@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 
-from services.runtime.database import Connection, Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
 from services.runtime.kafka import Record
 from services.runtime.migrate import check_migrated
 from services.runtime.positions import Placement
@@ -24,7 +24,8 @@ def build(settings: Settings) -> ConsumerShell:
     @contextlib.asynccontextmanager
     async def resources() -> AsyncIterator[Pool]:
         nonlocal aggregator
-        pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS, refusals=shell.refusals)
+        server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+        pool = await open_pool(settings, store.prepare, server_settings, refusals=shell.refusals)
         try:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
             aggregator = Aggregator(settings, pool, shell.pause)

@@ -7,7 +7,7 @@ import asyncpg
 
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import passing
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, load_queries, no_longer_than
 from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
@@ -89,6 +89,7 @@ async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
 
 async def mark_all(connection: Connection) -> int:
     """Marks every journey of completions, of starts and of what was counted; returns how many."""
+    await no_longer_than(connection, _MARK_ALL_SECONDS)
     return int(await connection.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
 
 

@@ -1,5 +1,6 @@
 """Forgetting a person: nothing of them is left, and nothing brings it back."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,9 +10,11 @@ from aiokafka import ConsumerRecord
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
-from services.runtime.kafka import next_offsets
+from services.operator_cli import erase as erasing
+from services.runtime.errors import StepstreamError
+from services.runtime.kafka import make_producer, next_offsets
 from tests.support.agents import agent
-from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, started
+from tests.support.world import AGGREGATOR, OPERATOR, RECORDER, Message, World, completed, eventually, started
 
 pytestmark = pytest.mark.integration
 
@@ -294,3 +297,47 @@ async def test_no_other_event_is_announced_whatever_type_it_is_given(world: Worl
     assert await world.db.fetchval("select count(*) from outbox") == 0
     (event,) = await world.events()
     assert json.loads(event.value or b"")["event_id"] == json.loads(done.stdout)["event_id"]
+
+
+async def test_of_two_people_who_are_erased_at_once_no_letter_is_left(world: World) -> None:
+    """Each command copies the letters of others, which must not be those that the other removes."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    producer = make_producer(world.settings)
+    await producer.start()
+    for user in ("ann", "bob", "cat"):
+        for step in "ab":
+            letter = Message.of(completed(user, step, 1))
+            await producer.send(world.settings.dead_letter_topic, letter.value, key=letter.key, partition=0)
+    await producer.stop()
+    settings = world.settings_of(OPERATOR)
+    receipts = await asyncio.gather(
+        *(erasing.erase(settings, user, unknown_too=False) for user in ("ann", "bob"))
+    )
+    assert [receipt.removed["dead_letters"] for receipt in receipts] == [2, 2]
+    assert {letter.key for letter in await world.dead_letters()} == {b"cat"}
+
+
+async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_bounded_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped process, say: PostgreSQL ends its connection, and nothing is changed."""
+    await world.offer()
+    await world.people(["ann"])
+    follow_within = erasing.store.follow_within
+
+    async def follow_and_freeze(db: Any, journeys: Any) -> None:
+        await follow_within(db, journeys)
+        pid = db.get_server_pid()
+
+        async def gone() -> bool:
+            alive = await world.db.fetchval("select count(*) from pg_stat_activity where pid = $1", pid)
+            return bool(alive == 0)
+
+        await eventually(gone, "its connection is ended", 20)
+
+    monkeypatch.setattr(erasing.store, "follow_within", follow_and_freeze)
+    monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
+    with pytest.raises(StepstreamError):
+        await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)
+    assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'ann'") == 1

@@ -3,10 +3,13 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka import ConsumerRecord
 from mcp.shared.exceptions import MCPError
@@ -20,10 +23,12 @@ from services.operator_cli import erase
 from services.runtime.database import Pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, RenewedProducer, next_offsets
+from services.sankey_aggregator import store as store_of_aggregator
 from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
 from tests.support.agents import agent
 from tests.support.world import (
+    AGGREGATOR,
     RECORDER,
     Message,
     Service,
@@ -70,10 +75,13 @@ def event_of(person: str, step: str, at: int) -> dict[str, Any]:
     )
 
 
-async def hand(world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0) -> Judged:
-    """Hands events to the recorder as the records of partition 0 from offset `first` on."""
+async def hand(
+    world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0, partition: int = 0
+) -> Judged:
+    """Hands events to the recorder as the records of a partition from offset `first` on."""
+    topic = world.settings.topic
     records = [
-        ConsumerRecord(world.settings.topic, 0, first + i, 7, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
+        ConsumerRecord(topic, partition, first + i, 7, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
         for i, e in enumerate(events)
     ]
     accepted, refused = read(records, 10**13)
@@ -291,6 +299,49 @@ async def test_an_operator_who_erases_somebody_locked_is_told_so(
         refused = await world.invoke("erase", "ann", "--execute")
     assert (refused.returncode, "somebody else has locked" in refused.stderr) == (1, True)
     assert (await world.invoke("erase", "ann", "--execute")).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "table"), [(RECORDER, "walkthrough_step_completions"), (AGGREGATOR, "sankey_freshness")]
+)
+async def test_a_consumer_that_hangs_in_its_transaction_lets_its_locks_go(
+    world: World, service: str, table: str
+) -> None:
+    """Or one whose machine is gone: without a bound PostgreSQL would wait for it for hours."""
+    pool = await prepare(world)
+    hanging = await world.start(service, stuck_seconds=2).ready()
+    if service == AGGREGATOR:
+        await hand(world, pool, [completed("ann", "a", 1)])
+
+    async def waits() -> bool:
+        query = (
+            "select count(*) from pg_stat_activity where datname = current_database()"
+            " and application_name = $1 and wait_event_type = 'Lock'"
+        )
+        return bool(await world.db.fetchval(query, f"stepstream {service}"))
+
+    async with locked(world, f"lock table {table} in access exclusive mode"):
+        if service == RECORDER:
+            await world.produce([completed("ann", "a", 1)])
+        else:
+            await world.db.execute(
+                "insert into sankey_dirty (mcp_server_user_id, walkthrough_id) values ('ann', 'wt_a')"
+            )
+        await eventually(waits, "it is in its transaction", every=0.002)
+        os.kill(hanging.process.pid, signal.SIGSTOP)
+
+    async def another_goes_on() -> bool:
+        with contextlib.suppress(asyncpg.LockNotAvailableError):
+            if service == RECORDER:
+                for partition in range(3):
+                    await hand(world, pool, [completed("bob", "b", 1)], partition=partition)
+            else:
+                follow = store_of_aggregator.follow(await world.aggregator_pool(), {("ann", "wt_a")})
+                await asyncio.wait_for(follow, 30)
+            return True
+        return False
+
+    await eventually(another_goes_on, "another goes on", 30)
 
 
 async def wait_for(world: World, count: int) -> None:

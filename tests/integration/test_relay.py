@@ -137,8 +137,32 @@ async def test_what_kafka_refuses_is_set_aside_and_holds_nobody_up(world: World)
     aside = await world.db.fetch("select key, length(value) as size, error from outbox_set_aside order by id")
     assert [(r["key"], r["size"]) for r in aside] == [("user-1", 30_000), ("user-2", 1_200_000)]
     assert all("TooLarge" in r["error"] for r in aside)
-    assert relay.log.read_text().count("Kafka refuses message") == 2
+    assert relay.log.read_text().count("of the outbox cannot be sent") == 2
     assert "xxxx" not in relay.log.read_text()
+    assert relay.terminate() == 0
+
+
+async def test_a_row_whose_headers_nobody_can_read_is_set_aside_and_holds_nobody_up(world: World) -> None:
+    """Whoever may write into the outbox can write any JSON."""
+    rows = numbered(keys=5, count=20)
+    await world.put_in_outbox(rows[:10])
+    unreadable = [
+        "[]",
+        '"text"',
+        "null",
+        f'{{"n": {"9" * 5_000}}}',
+        f'{{"n": {"[" * 1_500}1{"]" * 1_500}}}',
+    ]
+    await world.db.executemany(
+        "insert into outbox (key, value, headers) values ('user-1', '{}', $1)",
+        [(text,) for text in unreadable],
+    )
+    await world.put_in_outbox(rows[10:])
+    relay = world.start(RELAY)
+    await world.relayed()
+    assert await first_seen(world) == in_order(rows)
+    aside = await world.db.fetch("select error from outbox_set_aside")
+    assert [r["error"] for r in aside] == ["UnreadableError: its headers are no JSON object of texts"] * 5
     assert relay.terminate() == 0
 
 

@@ -339,6 +339,21 @@ async def test_who_freezes_in_the_swap_holds_the_aggregator_up_for_a_bounded_tim
     assert await counted.transitions() == before
 
 
+async def test_it_gives_up_behind_a_lock_that_somebody_forgot(
+    counted: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits, the aggregator waits behind it."""
+    await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
+    monkeypatch.setattr(rebuilding, "_LOCK_SECONDS", 0.1)
+    settings = counted.settings_of(OPERATOR)
+    async with counted.connection() as other, other.transaction():
+        await other.execute("select from sankey_journeys limit 1 for update")
+        with pytest.raises(StepstreamError, match="somebody else has locked"):
+            await asyncio.wait_for(rebuilding.rebuild(settings, execute=True), 30)
+    await rebuilding.rebuild(settings, execute=True)
+    await counted.assert_exact()
+
+
 async def test_who_changes_the_counts_all_the_time_is_not_called_rebuilt(counted: World) -> None:
     await counted.db.execute("update sankey_transitions set journeys = journeys + 1")
 
