@@ -86,8 +86,8 @@ def _of_offsets(group: Group, stored: Mapping[int, Position]) -> list[str]:
         if position is None:
             if p.committed:
                 problems.append(
-                    f"partition {p.partition}: {group.group} has committed {p.committed:,}, and this database "
-                    "knows nothing of it: the service, once it runs, reads it from the beginning"
+                    f"partition {p.partition}: {group.group} has committed {p.committed:,}, and this "
+                    "database knows nothing of it: the service, once it runs, reads it from the beginning"
                 )
             continue
         if (p.committed or 0) > position.reads_from:
@@ -107,7 +107,7 @@ def _of_digests(stored: Stored) -> list[str]:
     recorded, counted = stored.get(RECORDER, {}), stored.get(AGGREGATOR, {})
     return [
         f"partition {partition}: the {RECORDER} and the {AGGREGATOR} have not read the same events before "
-        f"{position.next_offset:,}: hold the tables against the topic with `stepstream verify --against-topic`"
+        f"{position.next_offset:,}: hold the tables against the topic: `stepstream verify --against-topic`"
         for partition, position in sorted(recorded.items())
         if partition in counted and position.agrees_with(counted[partition]) is False
     ]

@@ -280,7 +280,8 @@ class Keeper:
         if missed := sum(new.missed for new in placements.values()):
             EXPIRED.labels(self._service).inc(missed)
             log.error(
-                "%s: Kafka removed %d events before they were read (retention?); the oldest there is comes next",
+                "%s: Kafka removed %d events before they were read (retention?); the oldest there is comes "
+                "next",
                 self._service,
                 missed,
             )
