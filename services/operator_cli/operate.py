@@ -29,6 +29,9 @@ from services.runtime.errors import UsageError
 dlq = typer.Typer(
     help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
 )
+gone = typer.Typer(
+    help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
+)
 keys = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
 
 
@@ -56,6 +59,13 @@ def register(app: typer.Typer) -> None:
             "replay --group completion-recorder --from-offset 0 --to-offset 5 --partitions 0,1 --execute",
         )
     )(replay)
+    app.command(
+        epilog=examples(
+            "skip --group completion-recorder --partition 2 --to-offset 1205",
+            "skip --group sankey-aggregator --partition 2 --to-offset 1205 --execute",
+        )
+    )(skip)
+    app.command("move-cluster", epilog=examples("move-cluster", "move-cluster --execute"))(move_cluster)
     app.command(epilog=examples("verify", "verify --sample 5 -o json"))(verify)
     app.command(epilog=examples("rebuild", "rebuild --execute"))(rebuild)
     app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))(
@@ -69,6 +79,7 @@ def register(app: typer.Typer) -> None:
         )
     )(backfill)
     app.add_typer(dlq, name="dlq")
+    app.add_typer(gone, name="gone")
     app.add_typer(keys, name="keys")
 
 
@@ -87,7 +98,8 @@ def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, ever
 
     Works while services, Kafka or the database are down, and says which; also before `migrate`. Exit 1 when
     Kafka or the database does not answer, a part of either is missing or may not be read, or migrations are
-    pending.
+    pending; exit 3 when the database, the topic and the groups' offsets do not agree, or events are gone from
+    Kafka and nobody has acknowledged that.
     """
     from services.operator_cli import status as page
 
@@ -99,6 +111,8 @@ def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, ever
     seen = _look(once, page.as_json, page.status_page, output, every if watch else None)
     if seen.is_incomplete:
         raise typer.Exit(1)
+    if seen.is_apart:
+        raise typer.Exit(3)
 
 
 def lag(
@@ -233,6 +247,82 @@ def _numbers(text: str | None) -> list[int] | None:
     if not all(part.isdigit() for part in parts):
         raise UsageError(f"--partitions: `{text}` is no list of numbers like 0,3")
     return [int(part) for part in parts]
+
+
+def skip(
+    group: GroupOption,
+    partition: Annotated[int, typer.Option(min=0, help="The partition.")],
+    to_offset: Annotated[int, typer.Option(min=1, help="The offset to go on at.")],
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Leave events behind that cannot be handled: the one way to move a service forward.
+
+    What is left behind is named in `status` until it is acknowledged. Refused (exit 4) while the group has
+    members. An offset that is moved forward in Kafka alone is not believed.
+    """
+    from services.operator_cli import relocate
+
+    settings = current_settings()
+
+    async def work() -> Any:
+        plan = await relocate.plan_skip(settings, group.value, partition, to_offset)
+        if execute:
+            await relocate.skip(settings, plan)
+        return plan
+
+    plan = asyncio.run(work())
+    relocate.show_skip(plan, as_json=output is Output.JSON, executed=execute)
+
+
+def move_cluster(execute: ExecuteOption = False, output: OutputOption = Output.TABLE) -> None:
+    """Go on in another Kafka cluster: the one that STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS names now.
+
+    The services refuse to start where the database's positions are of another cluster. This makes them read
+    the new one from its beginning. Refused (exit 4) while a group has members there; stop those of the old
+    cluster first.
+    """
+    from services.operator_cli import relocate
+
+    settings = current_settings()
+
+    async def work() -> Any:
+        plan = await relocate.plan_relocation(settings)
+        if execute and plan.is_needed:
+            await relocate.relocate(settings, plan)
+        return plan
+
+    plan = asyncio.run(work())
+    relocate.show_relocation(plan, as_json=output is Output.JSON, executed=execute)
+
+
+# --- what is gone --------------------------------------------------------------------------------------
+
+
+@gone.command("list", epilog=examples("gone list", "gone list --all -o json"))
+def gone_list(
+    everything: Annotated[bool, typer.Option("--all", help="Also what was acknowledged.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Events that are gone from Kafka: partition, offsets, between which times they came, and why."""
+    from services.operator_cli import gone as acts
+
+    found = asyncio.run(acts.listed(current_settings(), acknowledged_too=everything))
+    acts.show(found, output_json=output is Output.JSON)
+
+
+@gone.command("acknowledge", epilog=examples("gone acknowledge 3", "gone acknowledge --all"))
+def gone_acknowledge(
+    ids: Annotated[list[int] | None, typer.Argument(help="The numbers that `gone list` shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Take them out of `status`: you have seen them, and done what there is to do."""
+    from services.operator_cli import gone as acts
+
+    if bool(ids) == everything:
+        raise UsageError("say which: their numbers, or --all")
+    count = asyncio.run(acts.acknowledge(current_settings(), ids or [], everything=everything))
+    say(f"[green]done[/]: {many(count, 'range')} acknowledged")
 
 
 # --- verify and rebuild --------------------------------------------------------------------------------

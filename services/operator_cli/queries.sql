@@ -622,13 +622,6 @@ limit 3;
 -- name: status_handled
 select count(*) as handled from dead_letters_handled;
 
--- name: status_offsets
-select
-  coalesce(array_agg(partition order by partition), '{}') as partitions,
-  coalesce(array_agg(next_offset order by partition), '{}') as next_offsets
-from recorded_offsets
-where topic = $1;
-
 -- name: status_services
 -- Who is connected to this database; each service says its name.
 select
@@ -640,13 +633,6 @@ group by 1;
 
 -- name: events_waiting
 select count(*) from waiting_events;
-
--- name: replay_recorded
-select
-  partition,
-  next_offset
-from recorded_offsets
-where topic = $1;
 
 -- name: letters_handled
 -- What operators did with refused records of these partitions.
@@ -1075,3 +1061,24 @@ select
   (select count(*) from mcp_server_walkthroughs where walkthrough_id = walkthroughs.id) as servers
 from walkthroughs
 where id = $1;
+
+-- name: gone_list
+-- The times as they are told: in milliseconds since the epoch.
+select
+  id,
+  (extract(epoch from noticed_at) * 1000)::bigint as noticed_at,
+  topic,
+  partition,
+  cause,
+  from_offset,
+  until_offset,
+  before_at,
+  after_at,
+  (extract(epoch from acknowledged_at) * 1000)::bigint as acknowledged_at
+from gone_events
+where $1 or acknowledged_at is null
+order by id;
+
+-- name: gone_acknowledge
+update gone_events set acknowledged_at = clock_timestamp()
+where id = any($1::bigint[]) and acknowledged_at is null;

@@ -6,7 +6,7 @@ again changes nothing in the tables; it mends what a wrong version or a restored
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
@@ -14,13 +14,13 @@ from rich.markup import escape
 
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.handlers import Recorder
+from services.operator_cli.dead_letters import parse, read_partitions
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
 from services.runtime.database import (
     bounded_beyond_stuck,
     close_pool,
     connected,
     explaining,
-    load_queries,
     open_pool,
 )
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
@@ -33,13 +33,20 @@ from services.runtime.kafka import (
     unreachable,
 )
 from services.runtime.lag import RECORDER, look, reader
+from services.runtime.lag import Position as Seen
+from services.runtime.positions import Position
 from services.runtime.settings import Settings
 from services.runtime.shell import Batches
-from services.runtime.stored_positions import Advance
+from services.runtime.stored_positions import (
+    Advance,
+    lock_positions,
+    read_identity,
+    read_positions,
+    set_positions,
+)
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator
 
-SQL = load_queries(__file__)
 _COMMIT_SECONDS = 15.0
 
 
@@ -80,6 +87,8 @@ class Move:
     events: int
     expired: int
     expired_at_most: bool = False
+    #: Dead letters that were made of events of the range; those that are refused again come once more.
+    letters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,8 @@ async def make_plan(
         StepstreamError: Kafka cannot be reached.
     """
     (group,) = await look(settings, [service], ages=False)
+    async with connected(settings) as db:
+        stored = await read_positions(db, service, settings.topic)
     chosen = [p for p in group.positions if partitions is None or p.partition in partitions]
     if absent := set(partitions or ()) - {p.partition for p in group.positions}:
         raise UsageError(
@@ -120,7 +131,7 @@ async def make_plan(
     ends = await _offsets_at(settings, tps.values(), end.time_ms)
     moves = []
     for p in chosen:
-        tp, present = tps[p.partition], p.next_offset
+        tp, present = tps[p.partition], _present(p, stored.get(p.partition))
         wanted, at_most = 0, False
         if start.offset is not None:
             wanted = start.offset
@@ -138,7 +149,32 @@ async def make_plan(
         new = min(max(wanted, p.begin), present)
         expired = max(0, min(p.begin, until) - wanted)
         moves.append(Move(p.partition, present, new, max(new, until), max(0, until - new), expired, at_most))
+    if service == RECORDER:
+        moves = await _with_letters(settings, moves)
     return Plan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
+
+
+def _present(seen: Seen, stored: Position | None) -> int:
+    """Where the service reads on: where the database says, or the group's offset, the smaller of the two."""
+    if stored is None:
+        return seen.begin
+    at = stored.reads_from if seen.committed is None else min(stored.reads_from, seen.committed)
+    return max(at, seen.begin)
+
+
+async def _with_letters(settings: Settings, moves: Sequence[Move]) -> list[Move]:
+    """With how many dead letters are of events in the range of each."""
+    ranges = {m.partition: m for m in moves if m.events}
+    found: dict[int, set[int]] = {}
+    if ranges:
+        async for record in read_partitions(settings, settings.dead_letter_topic):
+            source = parse(record).source
+            if source is None or source.topic != settings.topic or source.partition not in ranges:
+                continue
+            move = ranges[source.partition]
+            if move.new <= source.offset < move.until:
+                found.setdefault(source.partition, set()).add(source.offset)
+    return [replace(m, letters=len(found.get(m.partition, ()))) for m in moves]
 
 
 async def _offsets_at(
@@ -157,11 +193,16 @@ async def _offsets_at(
 
 def refuse_members(plan: Plan) -> None:
     """Raises RefusedError while the group has members."""
-    if plan.members:
+    refuse_a_group_with(plan.members, plan.group, plan.service)
+
+
+def refuse_a_group_with(members: int, group: str, service: str) -> None:
+    """Raises RefusedError while a group has members."""
+    if members:
         raise RefusedError(
-            f"the group {plan.group} has {many(plan.members, 'member')}: stop every {plan.service} "
-            "first (SIGTERM), then replay, then start them again. A killed one leaves its group after "
-            "STEPSTREAM_SESSION_TIMEOUT_SECONDS"
+            f"the group {group} has {many(members, 'member')}: stop every {service} "
+            "first (SIGTERM), then run this again, then start them again. A killed one leaves its group "
+            "after STEPSTREAM_SESSION_TIMEOUT_SECONDS"
         )
 
 
@@ -171,8 +212,8 @@ async def refuse_gaps(settings: Settings, plan: Plan) -> None:
     So it is with a database that is an older copy: a replay from later on would leave events out for good.
     """
     async with connected(settings) as db:
-        rows = await db.fetch(SQL["replay_recorded"], plan.topic)
-    recorded = {r["partition"]: r["next_offset"] for r in rows}
+        stored = await read_positions(db, RECORDER, plan.topic)
+    recorded = {partition: position.next_offset for partition, position in stored.items()}
     for move in plan.moves:
         known = recorded.get(move.partition, 0)
         needed = move.new if plan.service == RECORDER else move.until if plan.bounded else 0
@@ -203,20 +244,44 @@ async def execute(settings: Settings, plan: Plan, progress: Callable[[int, int],
 
 
 async def _set_offsets(settings: Settings, plan: Plan) -> None:
-    """Commits the new offsets as nobody's: the broker takes that only while the group has no members."""
-    moved = {TopicPartition(plan.topic, m.partition): m.new for m in plan.moves if m.new != m.present}
+    """Moves the database's positions, and then the group's offsets, which are their copy.
+
+    Should it end in between, the service starts at the smaller of the two.
+    """
+    moved = {m.partition: m.new for m in plan.moves if m.new != m.present}
     if not moved:
         return
-    consumer = AIOKafkaConsumer(**connection(settings), group_id=plan.group, enable_auto_commit=False)
+    async with connected(settings) as db, db.transaction():
+        await lock_positions(db, plan.service, plan.topic, list(moved))
+        stored = await read_positions(db, plan.service, plan.topic, list(moved))
+        back = {
+            p: replace(position, reads_from=min(position.reads_from, moved[p]))
+            for p, position in stored.items()
+        }
+        await set_positions(db, plan.service, plan.topic, back)
+        words = (await read_identity(db)).words
+    offsets = {TopicPartition(plan.topic, p): offset for p, offset in moved.items()}
+    await commit_for(settings, plan.service, offsets, words)
+
+
+async def commit_for(
+    settings: Settings, service: str, offsets: Mapping[TopicPartition, int], words: str
+) -> None:
+    """Commits offsets as nobody's: the broker takes that only while the group has no members.
+
+    Raises:
+        RefusedError: the group has got members.
+        StepstreamError: Kafka cannot be reached.
+    """
+    group = settings.group(service)
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=group, enable_auto_commit=False)
     try:
         await consumer.start()
-        consumer.assign(list(moved))
+        consumer.assign(list(offsets))
         async with asyncio.timeout(_COMMIT_SECONDS):
-            await consumer.commit(moved)
+            await consumer.commit({tp: (offset, words) for tp, offset in offsets.items()})
     except CommitFailedError:
-        raise RefusedError(
-            f"the group {plan.group} got members meanwhile, and nothing was moved: stop every {plan.service}"
-        ) from None
+        raise RefusedError(f"the group {group} got members meanwhile: stop every {service}") from None
     except TimeoutError:
         raise StepstreamError(
             f"Kafka did not answer in {_COMMIT_SECONDS:g} s; look at the plan again"
@@ -310,7 +375,7 @@ def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> Non
             }
         )
     else:
-        columns = ("topic", "partition", "group is at", "from", "up to", "events", "expired")
+        columns = ("topic", "partition", "group is at", "from", "up to", "events", "expired", "dead letters")
         rows = [
             (
                 plan.topic,
@@ -320,6 +385,7 @@ def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> Non
                 m.until,
                 m.events,
                 f"up to {m.expired:,}" if m.expired and m.expired_at_most else m.expired,
+                m.letters,
             )
             for m in plan.moves
         ]
@@ -331,6 +397,11 @@ def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> Non
             f"[yellow]{at_most}{expired:,} of the wanted events have expired[/]: Kafka has removed them, "
             "and what "
             "is there is read from its first event on. The completions that they made stay"
+        )
+    if letters := sum(m.letters for m in plan.moves):
+        say(
+            f"{many(letters, 'dead letter')} {'is' if letters == 1 else 'are'} of events in this range: what "
+            "is refused again comes to the dead letters once more"
         )
     if not executed:
         not_executed()

@@ -14,13 +14,18 @@ from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.text import Text
 
+from services.operator_cli.gone import CAUSES, Gone, find
+from services.operator_cli.gone import as_json as gone_json
 from services.operator_cli.options import make_table, many, told_duration, told_time
+from services.runtime.agreement import Agreement, agreement
 from services.runtime.database import Connection, connected, explained, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
 from services.runtime.kafka import admin_client, unreachable
-from services.runtime.lag import GROUPS, RECORDER, Group, look, partitions_of, reader
+from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
+from services.runtime.stored_positions import read_positions
+from services.runtime.topic import TopicLog, describe_log
 
 SQL = load_queries(__file__)
 
@@ -44,6 +49,8 @@ _PART_SECONDS = 4.0
 _UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 #: Services that keep connections to the database, which say who they are.
 _SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
+#: How many ranges of what is gone it names.
+_SHOWN_GONE = 10
 #: Not needed for counting, and maybe at a replica, where it cannot be seen.
 _OPTIONAL = "analytics-api"
 
@@ -64,6 +71,10 @@ class Status:
     services: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unreadable: bool = False
+    topic_log: TopicLog | None = None
+    #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
+    agreement: Agreement | None = None
+    gone: list[Gone] = field(default_factory=list)
 
     @property
     def is_incomplete(self) -> bool:
@@ -71,11 +82,17 @@ class Status:
         missing = self.groups is None or self.dead_letters is None or self.database is None
         return missing or self.unreadable or self.migrations_pending != []
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether database, topic and groups do not agree, or something is gone of which nobody knows."""
+        return bool(self.gone) or (self.agreement is not None and bool(self.agreement.problems))
+
 
 async def status(settings: Settings) -> Status:
     """Looks at Kafka and at the database, at the same time; neither needs the other, or a service."""
     seen = Status(int(time.time() * 1000))
     await asyncio.gather(_look_at_kafka(settings, seen), _look_at_database(settings, seen))
+    await _look_whether_they_agree(settings, seen)
     _judge(seen)
     return seen
 
@@ -106,6 +123,8 @@ def _shown(seen: Status, kind: type[StepstreamError]) -> Iterator[None]:
 
 async def _look_at_groups(settings: Settings, seen: Status) -> None:
     seen.groups = await look(settings)
+    async with admin_client(settings) as admin:
+        seen.topic_log = await describe_log(admin._client, settings.topic)  # noqa: SLF001
 
 
 async def _look_at_dead_letters(settings: Settings, seen: Status) -> None:
@@ -149,10 +168,30 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     """Adds what can be read, part by part: it stays when the time is over."""
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
-    database |= await _read(db, seen, "offsets that are recorded", SQL["status_offsets"], settings.topic)
     if database.get("waits_for"):
         ids = [part for row in database["waits_for"] for part in row.split()[1:]]
         database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
+
+
+async def _look_whether_they_agree(settings: Settings, seen: Status) -> None:
+    """Looks at the database once more, after Kafka: then it is never the older one, unless it went back."""
+    if seen.database is None:
+        return
+    timeout = {"statement_timeout": f"{_PART_SECONDS:g}s"}
+    try:
+        async with asyncio.timeout(_PATIENCE), connected(settings, server_settings=timeout) as db:
+            try:
+                stored = {service: await read_positions(db, service, settings.topic) for service in GROUPS}
+                seen.gone = await find(db)
+            except _UNREADABLE as error:
+                if not seen.migrations_pending:
+                    _could_not_read(f"positions: {_reason(error)}", seen)
+                return
+    except (StepstreamError, TimeoutError) as error:
+        _could_not_read(str(error) or f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
+        return
+    if seen.groups is not None and seen.topic_log is not None:
+        seen.agreement = agreement(seen.groups, seen.topic_log, stored)
 
 
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
@@ -195,9 +234,25 @@ def _judge(seen: Status) -> None:
         seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
     if seen.database.get("events_waiting"):
         seen.problems.append(_told_waiting(seen.database))
-    if "partitions" in seen.database:
-        recorded = zip(seen.database["partitions"], seen.database["next_offsets"], strict=True)
-        _judge_offsets(seen, dict(recorded))
+    _judge_agreement(seen)
+
+
+def _judge_agreement(seen: Status) -> None:
+    if seen.agreement is not None:
+        seen.problems += seen.agreement.problems
+    seen.problems += [_told_gone(gone) for gone in seen.gone[:_SHOWN_GONE]]
+    if len(seen.gone) > _SHOWN_GONE:
+        more = many(len(seen.gone) - _SHOWN_GONE, "more range")
+        seen.problems.append(f"{more} of events gone: `stepstream gone list`")
+
+
+def _told_gone(gone: Gone) -> str:
+    between = [told_time(at) for at in (gone.before_at, gone.after_at)]
+    times = f", which came between {between[0]} and {between[1]}" if all(between) else ""
+    return (
+        f"partition {gone.partition}: events {gone.offsets}{times} are gone from {gone.topic} "
+        f"({CAUSES[gone.cause]}). Seen? `stepstream gone acknowledge {gone.id}`"
+    )
 
 
 def _told_waiting(database: Mapping[str, Any]) -> str:
@@ -209,24 +264,6 @@ def _told_waiting(database: Mapping[str, Any]) -> str:
         f"the oldest for {told_duration(database['events_waiting_seconds'])}: {', '.join(rows)}"
         + (f"; locked by {', '.join(who)}" if who else "")
     )
-
-
-def _judge_offsets(seen: Status, recorded: Mapping[int, int]) -> None:
-    """Do database and topic belong together?"""
-    for group in seen.groups or ():
-        for p in group.positions:
-            known = recorded.get(p.partition, 0)
-            if group.service == RECORDER and (p.committed or 0) > known:
-                seen.problems.append(
-                    f"partition {p.partition}: the group has passed {p.committed:,}, the database only "
-                    f"{known:,}: "
-                    "it is an older copy; replay both groups from when it was made"
-                )
-            if group.service == RECORDER and known > p.end:
-                seen.problems.append(
-                    f"partition {p.partition}: the database knows offsets up to {known:,}, the topic ends at "
-                    f"{p.end:,}: it is not the topic of this database, or was made anew"
-                )
 
 
 def as_json(seen: Status) -> dict[str, Any]:
@@ -263,7 +300,32 @@ def as_json(seen: Status) -> dict[str, Any]:
             "recorded": told_time(seen.database.get("newest_recorded")) or None,
             "counted": told_time(seen.database.get("newest_counted")) or None,
         },
+        "agree": None if seen.agreement is None else not seen.agreement.problems,
+        "positions": None if seen.agreement is None else _positions_json(seen.agreement),
+        "gone": [gone_json(gone) for gone in seen.gone],
         "problems": seen.problems,
+    }
+
+
+def _positions_json(seen: Agreement) -> dict[str, Any]:
+    """Where the services are as the database has it; digests in hexadecimal digits."""
+    return {
+        service: [
+            {
+                "partition": partition,
+                "reads_from": p.reads_from,
+                "next_offset": p.next_offset,
+                "topic_id": p.topic_id,
+                "leader_epoch": p.leader_epoch,
+                "digest": {
+                    "from_offset": p.digest.from_offset,
+                    "events": p.digest.events,
+                    "value": f"{p.digest.total:016x}",
+                },
+            }
+            for partition, p in sorted(positions.items())
+        ]
+        for service, positions in seen.stored.items()
     }
 
 

@@ -1,0 +1,113 @@
+"""Offsets whose events are gone from Kafka, or were left behind: listed until an operator has seen them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import asyncpg
+
+from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.errors import UsageError
+from services.runtime.settings import Settings
+
+SQL = load_queries(__file__)
+
+#: What each cause means, for people.
+CAUSES = {
+    "expired": "retention removed them before they were read",
+    "cut": "Kafka lost the end of the log; what had been read of it is in the tables",
+    "topic-made-anew": "the topic was deleted and made anew; what came after is not known",
+    "moved": "the services moved to another cluster; what came after in the old one is not known",
+    "skipped": "an operator left them behind",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A range of offsets; `until_offset` is exclusive, and None where it is not known. Times in ms."""
+
+    id: int
+    noticed_at: int
+    topic: str
+    partition: int
+    cause: str
+    from_offset: int
+    until_offset: int | None
+    before_at: int | None
+    after_at: int | None
+    acknowledged_at: int | None
+
+    @property
+    def offsets(self) -> str:
+        """The range, for people."""
+        if self.until_offset is None:
+            return f"{self.from_offset:,} and later"
+        return f"{self.from_offset:,} to {self.until_offset - 1:,}"
+
+
+async def find(db: Connection, *, acknowledged_too: bool = False) -> list[Gone]:
+    """What is gone, the oldest first; without what somebody has acknowledged."""
+    return [_gone(row) for row in await db.fetch(SQL["gone_list"], acknowledged_too)]
+
+
+def _gone(row: asyncpg.Record) -> Gone:
+    return Gone(**dict(row))
+
+
+async def listed(settings: Settings, *, acknowledged_too: bool) -> list[Gone]:
+    """What `gone list` shows."""
+    async with connected(settings) as db:
+        return await find(db, acknowledged_too=acknowledged_too)
+
+
+async def acknowledge(settings: Settings, ids: Sequence[int], *, everything: bool) -> int:
+    """Takes them out of `status`; returns how many.
+
+    Raises:
+        UsageError: there is none of that number.
+    """
+    async with connected(settings) as db, db.transaction():
+        there = {gone.id for gone in await find(db)}
+        if absent := set(ids) - there:
+            raise UsageError(
+                f"there is nothing to acknowledge with the number {', '.join(map(str, sorted(absent)))}"
+            )
+        chosen = sorted(there if everything else set(ids))
+        await db.execute(SQL["gone_acknowledge"], chosen)
+    return len(chosen)
+
+
+def as_json(gone: Gone) -> dict[str, Any]:
+    """For programs."""
+    times = {
+        name: told_time(getattr(gone, name)) or None
+        for name in ("noticed_at", "before_at", "after_at", "acknowledged_at")
+    }
+    return asdict(gone) | times
+
+
+def show(gone: Sequence[Gone], *, output_json: bool) -> None:
+    """Tells what is gone."""
+    if output_json:
+        print_json([as_json(g) for g in gone])
+        return
+    if not gone:
+        say("[green]nothing is gone[/] of which nobody knows")
+        return
+    columns = ("id", "topic", "partition", "offsets", "cause", "came between", "noticed")
+    rows = [
+        (
+            g.id,
+            g.topic,
+            g.partition,
+            g.offsets,
+            g.cause,
+            f"{told_time(g.before_at) or '?'} and {told_time(g.after_at) or '?'}",
+            told_time(g.noticed_at),
+        )
+        for g in gone
+    ]
+    print_table(many(len(gone), "range"), columns, rows)
+    for cause in dict.fromkeys(g.cause for g in gone):
+        say(f"{cause}: {CAUSES[cause]}")
