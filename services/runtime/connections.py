@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.runtime.bounds import Seldom, client_of, client_of_scope, trusted_proxies
 from services.runtime.settings import Settings
@@ -98,7 +98,8 @@ class Connections:
     """The open connections of a port.
 
     When there is no room for a new one, a connection that waits for its client goes: of the address that has
-    most of these, the one that has waited longest. Streams and answers that are being made stay.
+    most of these, the one that has waited longest. It waits for a request, or for its answer to be read.
+    Streams that are read, and answers that are being made, stay.
 
     Args:
         service: whose port it is.
@@ -198,6 +199,8 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._write_timer: asyncio.TimerHandle | None = None
+        #: What is being answered; `cycle` is the last request that came, which may have to wait for it.
+        self._answering: RequestResponseCycle | None = None
 
     # --- the connection ---
 
@@ -212,7 +215,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets it."""
+        """Forgets it, and tells whoever answers, which uvicorn does for the last request alone."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         for timer in (self._timer, self._write_timer):
@@ -226,7 +232,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         """Closes it, and says why, where an answer is not on its way."""
-        is_answering = self.cycle is not None and self.cycle.response_started and not self._is_answered
+        is_answering = (
+            self._answering is not None and self._answering.response_started and not self._is_answered
+        )
         if not is_answering and not self.transport.get_write_buffer_size():
             self.transport.write(_REFUSALS[status])
             if not self.transport.get_write_buffer_size():
@@ -269,6 +277,8 @@ class Connection(HttpToolsProtocol):
         self._part = "body"
         self._head_bytes = 0
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which is bounded by whoever reads it; what surrounds it is counted anew."""
@@ -281,8 +291,11 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer is made."""
+        """An answer is made; the next request, if one waits, is answered."""
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+        if following is not None:
+            self._answering = following
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
@@ -317,10 +330,9 @@ class Connection(HttpToolsProtocol):
         self._timed = missing
         # Anew each time, so that those that have waited longest come first.
         self._connections.serves(self)
-        if missing is None:
-            return
-        self._connections.waits(self)
-        if missing[2]:
+        if missing is not None or self.flow.write_paused:
+            self._connections.waits(self)
+        if missing is not None and missing[2]:
             self._give_up_later(missing[0])
 
     def _give_up_later(self, part: Part) -> None:
@@ -348,12 +360,15 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client has yet to read much."""
         super().pause_writing()
+        self._connections.waits(self)
         self._watch_writing()
 
     def resume_writing(self) -> None:
         """The client has read."""
         super().resume_writing()
         self._unread = sys.maxsize
+        if self._timed is None:
+            self._connections.serves(self)
 
     def _watch_writing(self) -> None:
         if self._write_timer is None and self.transport.get_write_buffer_size():
