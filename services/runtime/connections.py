@@ -99,7 +99,8 @@ class Connections:
 
     When there is no room for a new one, a connection that waits for its client goes: of the address that has
     most of these, the one that has waited longest. It waits for a request, or for its answer to be read.
-    Streams that are read, and answers that are being made, stay.
+    Streams that are read, and answers that are being made, stay; but where nobody waits, the newest
+    connection of the address that has most goes for an address that has fewer.
 
     Args:
         service: whose port it is.
@@ -111,7 +112,8 @@ class Connections:
         self.limits = limits
         self._service = service
         self._is_proxy = is_proxy
-        self._open: Counter[str] = Counter()
+        self._open: dict[str, dict[Connection, None]] = {}
+        self._count = 0
         self._waiting: dict[str, dict[Connection, None]] = {}
         self._seldom = Seldom(log, "connections were closed")
         for reason in ("head", "head-size", "body", "ahead", "write", "full", "address"):
@@ -123,21 +125,30 @@ class Connections:
 
     def count(self) -> int:
         """How many are open."""
-        return self._open.total()
+        return self._count
 
     def enter(self, connection: "Connection") -> bool:
         """Counts a new connection; False if there is no room for it."""
         address, bound = connection.address, self.limits.of_address
-        is_proxy = connection.client is not None and self._is_proxy(connection.client[0])
+        connection.is_of_proxy = connection.client is not None and self._is_proxy(connection.client[0])
         has_room = True
-        if bound is not None and self._open[address] >= bound and not is_proxy:
+        if bound is not None and len(self._open.get(address, ())) >= bound and not connection.is_of_proxy:
             has_room = self._make_room("address", address, self._waiting.get(address))
-        elif self._open.total() >= self.limits.total:
+        elif self._count >= self.limits.total:
             greediest = max(self._waiting.values(), key=len, default=None)
-            has_room = self._make_room("full", address, greediest)
+            has_room = self._make_room("full", address, greediest or self._newest_of_greediest(address))
         if has_room:
-            self._open[address] += 1
+            self._open.setdefault(address, {})[connection] = None
+            self._count += 1
         return has_room
+
+    def _newest_of_greediest(self, newcomer: str) -> "dict[Connection, None] | None":
+        """What goes for a newcomer where nobody waits; a proxy speaks for many, so it is never greedy."""
+        known = (of for of in self._open.values() if not next(iter(of)).is_of_proxy)
+        most = max(known, key=len, default=None)
+        if most is None or len(most) <= len(self._open.get(newcomer, ())) + 1:
+            return None
+        return {next(reversed(most)): None}
 
     def _make_room(self, reason: str, address: str, waiting: "dict[Connection, None] | None") -> bool:
         victim = next(iter(waiting), None) if waiting else None
@@ -153,8 +164,10 @@ class Connections:
             return
         connection.is_counted = False
         self.serves(connection)
-        self._open[connection.address] -= 1
-        if not self._open[connection.address]:
+        self._count -= 1
+        of_address = self._open[connection.address]
+        del of_address[connection]
+        if not of_address:
             del self._open[connection.address]
 
     def waits(self, connection: "Connection") -> None:
@@ -191,6 +204,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**options)
         self.address = ""
         self.is_counted = False
+        self.is_of_proxy = False
         self._connections = connections
         self._part: Part | None = "head"
         self._requests = 0

@@ -240,6 +240,26 @@ async def test_who_reads_nothing_makes_room_for_others() -> None:
     assert closed("full") == before + 1
 
 
+async def test_where_nobody_waits_an_address_with_most_makes_room_for_one_with_fewer() -> None:
+    async with served(replace(PATIENT, total=3)) as site:
+
+        async def stream(address: str) -> Client:
+            client = await site.client(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n", address=address)
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await client.reader.readuntil(b"begun")
+            return client
+
+        proxy = await stream("127.0.0.9")
+        older, newer = await stream("127.0.0.2"), await stream("127.0.0.2")
+        third = await stream("127.0.0.3")
+        assert await newer.all() == b"\r\n", "the newest of who has most goes"
+        refused = await site.client(ASKS, address="127.0.0.2")
+        assert (await refused.all()).startswith(b"HTTP/1.1 503 "), "it has as many as everybody"
+        assert len(site.server.server_state.connections) == 3
+        for client in (proxy, older, third):
+            client.writer.transport.abort()
+
+
 async def test_an_address_has_a_bound_unless_it_is_a_proxy_s() -> None:
     async with served(replace(PATIENT, of_address=3)) as site:
         silent = [await site.client(HALF) for _ in range(4)]
