@@ -74,6 +74,10 @@ from services.runtime.database import can_be_stored
 START_TITLE = "Start"
 #: How many days or weeks an answer may have.
 _MOST_POINTS = 3_700
+#: Comparing a link takes so many times as long as drawing it.
+_COMPARING = 10
+#: How many events of a session are answered: more keep everybody waiting while they are written.
+_MOST_EVENTS = 5_000
 
 
 class Answers:
@@ -145,7 +149,8 @@ class Answers:
         flows = await self.flows(context, question)
         if question.positions is not None:
             flows = first_positions(flows, question.positions)
-        return _sankey(context, question, flows, self.fresh(context))
+        work = partial(_sankey, context, question, flows, self.fresh(context))
+        return await self.store.work(context, work, len(flows.links))
 
     async def endings(self, context: Context, question: FlowQuestion) -> Endings:
         """How journeys end, and after which step."""
@@ -175,7 +180,8 @@ class Answers:
         """Two cohorts side by side."""
         a = await self.flows(context, question.side("a"))
         b = await self.flows(context, question.side("b"))
-        return _comparison(context, a, b, self.fresh(context))
+        work = partial(_comparison, context, a, b, self.fresh(context))
+        return await self.store.work(context, work, _COMPARING * (len(a.links) + len(b.links)))
 
     # --- steps --------------------------------------------------------------------------------------
 
@@ -322,10 +328,15 @@ class Answers:
         """A session, replayed."""
         look = await self._look(turn)
         organization = turn.asker.organization
-        found = await self.store.session(identifier, organization)
+        found = await self.store.session(identifier, organization, _MOST_EVENTS + 1)
         if found is None:
             raise not_found("session", identifier)
         row, events = found
+        if len(events) > _MOST_EVENTS:
+            raise unanswerable(
+                f"the session has more than {_MOST_EVENTS:,} events; look at the journeys of its people",
+                "path.session_id",
+            )
         return Session(
             id=row["id"],
             title=row["title"],

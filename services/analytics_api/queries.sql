@@ -385,7 +385,7 @@ inner join mcp_servers on mcp_server_session.mcp_server_slug = mcp_servers.slug
 where mcp_server_session.mcp_server_session_id = $1 and mcp_servers.organization_id = $2;
 
 -- name: session_events
--- What happened in a session, in walkthroughs of the organization, in order.
+-- What happened in a session, in walkthroughs of the organization, in order: the first $3 events.
 select
   events.walkthrough_id,
   events.step_id,
@@ -406,7 +406,8 @@ from (
 ) as events
 inner join walkthroughs on events.walkthrough_id = walkthroughs.id and walkthroughs.organization_id = $2
 left join walkthrough_steps on events.step_id = walkthrough_steps.id
-order by events.at, events.step_id nulls first, events.id;
+order by events.at, events.step_id nulls first, events.id
+limit $3;
 
 -- name: organization
 select

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -36,7 +37,7 @@ _KEPT_FIGURES: Final = 500
 _KEPT_COUNTS: Final = 10_000
 #: From so many journeys of a walkthrough on a read of them is a large one. Below it takes some 20 ms at most.
 _LARGE_JOURNEYS: Final = 10_000
-#: From so many steps of variants on computing is.
+#: From so many steps of variants, or cells, on computing is.
 _LARGE_STEPS: Final = 20_000
 
 T = TypeVar("T")
@@ -142,31 +143,7 @@ class Store:
         """Links and endings of paths as they are."""
         recent = today - timedelta(days=cohort.active_days)
         rows = await self.pool.fetch(SQL["counts"], context.id, *_days(cohort), recent)
-        steps = len(context.steps)
-        return flows(
-            (
-                Link(
-                    r["position"],
-                    r["from_step_id"],
-                    r["to_step_id"],
-                    r["journeys"],
-                    int(r["elapsed_ms"]),
-                    r["timed_journeys"],
-                )
-                for r in rows
-                if r["is_link"]
-            ),
-            (
-                Ending(
-                    r["position"],
-                    r["from_step_id"],
-                    outcome_of(r["position"], r["is_recent"], steps),
-                    r["journeys"],
-                )
-                for r in rows
-                if not r["is_link"]
-            ),
-        )
+        return await self.work(context, partial(_flows_of, rows, len(context.steps)), len(rows))
 
     async def variants(self, context: Context, cohort: Cohort, today: date) -> list[Variant]:
         """The distinct paths of a cohort: kept for as long as nothing changes."""
@@ -185,12 +162,16 @@ class Store:
     async def compute(
         self, context: Context, work: Callable[[list[Variant]], T], variants: list[Variant]
     ) -> T:
-        """What follows from variants, computed beside the event loop."""
-        if _size(variants) < _LARGE_STEPS:
-            return await asyncio.to_thread(work, variants)
+        """What follows from variants."""
+        return await self.work(context, partial(work, variants), _size(variants))
+
+    async def work(self, context: Context, work: Callable[[], T], size: int) -> T:
+        """What is computed beside the event loop; from some size on, one at a time."""
+        if size < _LARGE_STEPS:
+            return await asyncio.to_thread(work)
         turn = context.turn
         async with turn.away(), turn.lanes.computing.place(turn.asker):
-            return await asyncio.to_thread(work, variants)
+            return await asyncio.to_thread(work)
 
     async def _once(
         self,
@@ -324,13 +305,13 @@ class Store:
         return rows
 
     async def session(
-        self, identifier: str, organization: str
+        self, identifier: str, organization: str, most: int
     ) -> tuple[asyncpg.Record, list[asyncpg.Record]] | None:
-        """A session on a server of the organization, and its events."""
+        """A session on a server of the organization, and its first events, at most so many."""
         row = await self.pool.fetchrow(SQL["session"], identifier, organization)
         if row is None:
             return None
-        return row, await self.pool.fetch(SQL["session_events"], identifier, organization)
+        return row, await self.pool.fetch(SQL["session_events"], identifier, organization, most)
 
     async def organization(self, identifier: str) -> asyncpg.Record:
         """The organization of a key: it cannot be gone while the key is there."""
@@ -388,6 +369,33 @@ def outcome_of(steps_done: int, is_recent: bool, steps: int) -> Outcome:
     if steps_done == steps and steps_done > 0:
         return Outcome.FINISHED
     return Outcome.IN_PROGRESS if is_recent else Outcome.DROPPED
+
+
+def _flows_of(rows: Sequence[asyncpg.Record], steps: int) -> Flows:
+    return flows(
+        (
+            Link(
+                r["position"],
+                r["from_step_id"],
+                r["to_step_id"],
+                r["journeys"],
+                int(r["elapsed_ms"]),
+                r["timed_journeys"],
+            )
+            for r in rows
+            if r["is_link"]
+        ),
+        (
+            Ending(
+                r["position"],
+                r["from_step_id"],
+                outcome_of(r["position"], r["is_recent"], steps),
+                r["journeys"],
+            )
+            for r in rows
+            if not r["is_link"]
+        ),
+    )
 
 
 def _variants_of(rows: Sequence[asyncpg.Record], steps: int) -> list[Variant]:

@@ -334,6 +334,9 @@ def _complaint(message: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(type="text", text=message)], is_error=True)
 
 
+_ONLY_POST: Final = {"Allow": "POST"}
+
+
 class Entrance:
     """The ASGI application behind /mcp/analytics: lets in who has a key, and hands over to the SDK."""
 
@@ -354,6 +357,8 @@ class Entrance:
         request = Request(scope)
         try:
             await admit(self._uses(), request)
+            if request.method != "POST":  # a stream would be open for ever, and have nothing to tell
+                raise ProblemError(405, "Method Not Allowed", "send a POST: there is no stream", _ONLY_POST)
         except ProblemError as problem:
             await respond(problem)(scope, receive, send)
             return

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.runtime.bounds import Seldom, client_of, client_of_scope, trusted_proxies
 from services.runtime.settings import Settings
@@ -98,7 +98,9 @@ class Connections:
     """The open connections of a port.
 
     When there is no room for a new one, a connection that waits for its client goes: of the address that has
-    most of these, the one that has waited longest. Streams and answers that are being made stay.
+    most of these, the one that has waited longest. It waits for a request, or for its answer to be read.
+    Streams that are read, and answers that are being made, stay; but where nobody waits, the newest
+    connection of the address that has most goes for an address that has fewer.
 
     Args:
         service: whose port it is.
@@ -110,7 +112,8 @@ class Connections:
         self.limits = limits
         self._service = service
         self._is_proxy = is_proxy
-        self._open: Counter[str] = Counter()
+        self._open: dict[str, dict[Connection, None]] = {}
+        self._count = 0
         self._waiting: dict[str, dict[Connection, None]] = {}
         self._seldom = Seldom(log, "connections were closed")
         for reason in ("head", "head-size", "body", "ahead", "write", "full", "address"):
@@ -122,21 +125,30 @@ class Connections:
 
     def count(self) -> int:
         """How many are open."""
-        return self._open.total()
+        return self._count
 
     def enter(self, connection: "Connection") -> bool:
         """Counts a new connection; False if there is no room for it."""
         address, bound = connection.address, self.limits.of_address
-        is_proxy = connection.client is not None and self._is_proxy(connection.client[0])
+        connection.is_of_proxy = connection.client is not None and self._is_proxy(connection.client[0])
         has_room = True
-        if bound is not None and self._open[address] >= bound and not is_proxy:
+        if bound is not None and len(self._open.get(address, ())) >= bound and not connection.is_of_proxy:
             has_room = self._make_room("address", address, self._waiting.get(address))
-        elif self._open.total() >= self.limits.total:
+        elif self._count >= self.limits.total:
             greediest = max(self._waiting.values(), key=len, default=None)
-            has_room = self._make_room("full", address, greediest)
+            has_room = self._make_room("full", address, greediest or self._newest_of_greediest(address))
         if has_room:
-            self._open[address] += 1
+            self._open.setdefault(address, {})[connection] = None
+            self._count += 1
         return has_room
+
+    def _newest_of_greediest(self, newcomer: str) -> "dict[Connection, None] | None":
+        """What goes for a newcomer where nobody waits; a proxy speaks for many, so it is never greedy."""
+        known = (of for of in self._open.values() if not next(iter(of)).is_of_proxy)
+        most = max(known, key=len, default=None)
+        if most is None or len(most) <= len(self._open.get(newcomer, ())) + 1:
+            return None
+        return {next(reversed(most)): None}
 
     def _make_room(self, reason: str, address: str, waiting: "dict[Connection, None] | None") -> bool:
         victim = next(iter(waiting), None) if waiting else None
@@ -152,8 +164,10 @@ class Connections:
             return
         connection.is_counted = False
         self.serves(connection)
-        self._open[connection.address] -= 1
-        if not self._open[connection.address]:
+        self._count -= 1
+        of_address = self._open[connection.address]
+        del of_address[connection]
+        if not of_address:
             del self._open[connection.address]
 
     def waits(self, connection: "Connection") -> None:
@@ -190,6 +204,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**options)
         self.address = ""
         self.is_counted = False
+        self.is_of_proxy = False
         self._connections = connections
         self._part: Part | None = "head"
         self._requests = 0
@@ -198,6 +213,8 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread = 0
         self._write_timer: asyncio.TimerHandle | None = None
+        #: What is being answered; `cycle` is the last request that came, which may have to wait for it.
+        self._answering: RequestResponseCycle | None = None
 
     # --- the connection ---
 
@@ -212,7 +229,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(503)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets it."""
+        """Forgets it, and tells whoever answers, which uvicorn does for the last request alone."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         for timer in (self._timer, self._write_timer):
@@ -226,7 +246,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int) -> None:
         """Closes it, and says why, where an answer is not on its way."""
-        is_answering = self.cycle is not None and self.cycle.response_started and not self._is_answered
+        is_answering = (
+            self._answering is not None and self._answering.response_started and not self._is_answered
+        )
         if not is_answering and not self.transport.get_write_buffer_size():
             self.transport.write(_REFUSALS[status])
             if not self.transport.get_write_buffer_size():
@@ -269,6 +291,8 @@ class Connection(HttpToolsProtocol):
         self._part = "body"
         self._head_bytes = 0
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which is bounded by whoever reads it; what surrounds it is counted anew."""
@@ -281,8 +305,11 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer is made."""
+        """An answer is made; the next request, if one waits, is answered."""
+        following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+        if following is not None:
+            self._answering = following
         self._watch()
 
     def send_400_response(self, msg: str) -> None:
@@ -317,10 +344,9 @@ class Connection(HttpToolsProtocol):
         self._timed = missing
         # Anew each time, so that those that have waited longest come first.
         self._connections.serves(self)
-        if missing is None:
-            return
-        self._connections.waits(self)
-        if missing[2]:
+        if missing is not None or self.flow.write_paused:
+            self._connections.waits(self)
+        if missing is not None and missing[2]:
             self._give_up_later(missing[0])
 
     def _give_up_later(self, part: Part) -> None:
@@ -348,12 +374,15 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client has yet to read much."""
         super().pause_writing()
+        self._connections.waits(self)
         self._watch_writing()
 
     def resume_writing(self) -> None:
         """The client has read."""
         super().resume_writing()
         self._unread = sys.maxsize
+        if self._timed is None:
+            self._connections.serves(self)
 
     def _watch_writing(self) -> None:
         if self._write_timer is None and self.transport.get_write_buffer_size():

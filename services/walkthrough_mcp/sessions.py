@@ -224,7 +224,7 @@ class Sessions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on."""
-        session: bytes | None = dict(scope["headers"]).get(_HEADER)
+        session = _named_in(scope)
         if session is None:
             await self._open(scope, receive, send)
             return
@@ -319,6 +319,11 @@ class Sessions:
         if _DISPLACED in _message_of(body):
             return _refused(400, "The session has a later request with the same id, which took its place.")
         return None
+
+
+def _named_in(scope: Scope) -> bytes | None:
+    """The session that a request names: of several the first, which is the one that the SDK takes."""
+    return next((value for name, value in scope["headers"] if name == _HEADER), None)
 
 
 def _session_of(id_: bytes, scope: Scope) -> Session:

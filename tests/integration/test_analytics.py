@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from services.analytics_api import routes
+from services.analytics_api import answers, routes, store
 from tests.support.crowd import FOREIGN, STEPS, WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
 from tests.support.world import Api, World, eventually
@@ -362,6 +363,39 @@ async def test_a_journey_and_a_session_are_replayed_in_order(api: Api, full: Wor
         )
         assert [e["step_id"] for e in replay["events"] if e["kind"] == "completed"] == [r[0] for r in rows]
         assert {e["mcp_server_user_id"] for e in replay["events"]} == {walk.user}
+
+
+async def test_a_session_with_more_events_than_can_be_answered_at_once_is_refused(
+    api: Api, truth: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = max(truth.walks, key=lambda w: len(w.steps) if len(w.sessions) == 1 else 0)
+    (session,) = walk.sessions
+    events = len((await api.get(f"sessions/{session}"))["events"])
+    monkeypatch.setattr(answers, "_MOST_EVENTS", events)
+    assert len((await api.get(f"sessions/{session}"))["events"]) == events
+    monkeypatch.setattr(answers, "_MOST_EVENTS", events - 1)
+    refused = await api.ask(f"sessions/{session}")
+    assert refused.status_code == 422
+    assert f"more than {events - 1} events" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(("path", "work"), [("sankey", "_sankey"), ("compare", "_comparison")])
+async def test_what_has_many_links_is_drawn_beside_the_event_loop(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, work: str
+) -> None:
+    threads: list[threading.Thread] = []
+    draw = getattr(answers, work)
+
+    def seen(*given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return draw(*given)
+
+    monkeypatch.setattr(answers, work, seen)
+    for large in (False, True):
+        monkeypatch.setattr(store, "_LARGE_STEPS", 1 if large else 10**6)
+        await api.get(f"{WT}/{path}")
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 # --- overviews, CSV ------------------------------------------------------------------------------------

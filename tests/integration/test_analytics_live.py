@@ -272,6 +272,9 @@ async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: Wo
                 assert told_of in result.content[0].text
     response = await api.http.post("/mcp/analytics", json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"})
     assert response.status_code == 401
+    wanted = {"Authorization": f"Bearer {api.key}", "Accept": "text/event-stream"}
+    async with api.http.stream("GET", "/mcp/analytics", headers=wanted) as stream:
+        assert (stream.status_code, stream.headers["allow"]) == (405, "POST"), "no stream is open for ever"
 
 
 async def test_while_the_database_is_away_it_says_so_and_then_answers_again(world: World) -> None:

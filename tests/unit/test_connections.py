@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from services.runtime.connections import Connections, Limits, Paced, Shared
+from services.runtime.connections import Connection, Connections, Limits, Paced, Shared
 from services.runtime.process import server_config
 from services.runtime.telemetry import HTTP_CLOSED
 from tests.support.world import _QuietServer, eventually
@@ -27,7 +27,10 @@ def impatient(part: str) -> Limits:
 
 
 class Site:
-    """What is served: `/` answers, `/body` reads, `/stream` streams until `over`, `/much` answers 32 MiB."""
+    """What is served: `/` answers, `/body` reads, `/stream` streams until `over`, `/much` answers 32 MiB.
+
+    `/wait` waits for its client to go away.
+    """
 
     def __init__(self) -> None:
         self.port = 0
@@ -44,6 +47,10 @@ class Site:
         if scope["path"] == "/stream":
             await send({"type": "http.response.body", "body": b"begun", "more_body": True})
             await self.over.wait()
+        if scope["path"] == "/wait":
+            await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+            while (await receive())["type"] != "http.disconnect":
+                pass
         if scope["path"] == "/much":
             for _ in range(512):
                 await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
@@ -213,6 +220,46 @@ async def test_silent_connections_make_room_for_others() -> None:
     assert closed("full") >= before + 21
 
 
+async def test_who_reads_nothing_makes_room_for_others() -> None:
+    before = closed("full")
+    async with served(replace(PATIENT, total=3)) as site:
+        asks = b"GET /much HTTP/1.1\r\nhost: x\r\n\r\n"
+        greedy = [await site.client(asks, address=f"127.0.0.{n}") for n in (2, 2, 3)]
+        for client in greedy:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+        async def all_wait() -> bool:
+            return [c.flow.write_paused for c in site.server.server_state.connections] == [True] * 3  # type: ignore[union-attr]
+
+        await eventually(all_wait, "nobody reads", every=0.005)
+        await (await site.client(ASKS, address="127.0.0.4")).answer()
+        open_ = sorted(c.address for c in site.server.server_state.connections)  # type: ignore[union-attr]
+        assert open_ == ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+        for client in greedy:
+            client.writer.transport.abort()
+    assert closed("full") == before + 1
+
+
+async def test_where_nobody_waits_an_address_with_most_makes_room_for_one_with_fewer() -> None:
+    async with served(replace(PATIENT, total=3)) as site:
+
+        async def stream(address: str) -> Client:
+            client = await site.client(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n", address=address)
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await client.reader.readuntil(b"begun")
+            return client
+
+        proxy = await stream("127.0.0.9")
+        older, newer = await stream("127.0.0.2"), await stream("127.0.0.2")
+        third = await stream("127.0.0.3")
+        assert await newer.all() == b"\r\n", "the newest of who has most goes"
+        refused = await site.client(ASKS, address="127.0.0.2")
+        assert (await refused.all()).startswith(b"HTTP/1.1 503 "), "it has as many as everybody"
+        assert len(site.server.server_state.connections) == 3
+        for client in (proxy, older, third):
+            client.writer.transport.abort()
+
+
 async def test_an_address_has_a_bound_unless_it_is_a_proxy_s() -> None:
     async with served(replace(PATIENT, of_address=3)) as site:
         silent = [await site.client(HALF) for _ in range(4)]
@@ -254,6 +301,26 @@ async def test_pipelined_requests_are_answered_in_turn() -> None:
         client = await site.client(ASKS * 3)
         for _ in range(3):
             await client.answer()
+
+
+async def test_who_goes_away_ends_what_is_answered_though_another_request_waits_behind_it() -> None:
+    async with served(PATIENT) as site:
+        client = await site.client(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.reader.readuntil(b"begun")
+        (connection,) = site.server.server_state.connections
+        assert isinstance(connection, Connection)
+        client.writer.write(ASKS)
+
+        async def waits_behind() -> bool:
+            return bool(connection.pipeline)
+
+        await eventually(waits_behind, "the second request came", every=0.005)
+        connection.end()
+
+        async def over() -> bool:
+            return site.ended == ["/wait"]
+
+        await eventually(over, "the first is told that its client is gone", 10)
 
 
 async def test_who_sends_ever_more_requests_ahead_is_closed() -> None:

@@ -77,3 +77,25 @@ async def test_a_stream_that_is_closed_after_the_answer_fails_nothing_where_the_
     assert status == 404
     with pytest.raises(ClosedResourceError):
         await answered(BROKEN, then=ClosedResourceError())
+
+
+async def test_of_two_sessions_in_a_request_the_first_one_counts_as_it_does_for_the_sdk() -> None:
+    names = iter((b"own", b"other"))
+
+    async def sdk(scope: Scope, receive: Receive, send: Send) -> None:
+        opened = {"mcp-session-id": next(names).decode()} if scope["method"] == "POST" else {}
+        await JSONResponse({}, headers=opened)(scope, receive, send)
+
+    async def discard(_: Message) -> None: ...
+
+    async def ask(method: str, *sessions_named: bytes) -> None:
+        headers = [(b"mcp-session-id", name) for name in sessions_named]
+        scope = {"type": "http", "method": method, "path": "/", "headers": headers}
+        await sessions(scope, None, discard)  # type: ignore[arg-type]
+
+    sessions = Sessions(sdk, Bounds(10, 10, 10))
+    await ask("POST")
+    await ask("POST")
+    await ask("DELETE", b"own", b"other")
+    assert b"own" not in sessions
+    assert b"other" in sessions
