@@ -124,7 +124,7 @@ def make_template(base: str) -> str:
 
 async def create_database(base: str, name: str, template: str = "template0") -> str:
     admin = await asyncpg.connect(base)
-    await admin.execute(f"create database {name} template {template}")
+    await admin.execute(f"create database {name} template {template} strategy file_copy")
     await admin.close()
     return _url(base, name)
 
