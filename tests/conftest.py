@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from services.devstack import processes
 from tests.support.folders import server_folder
 from tests.support.stacks import Stack, start_stack
 from tests.support.world import World, make_template
+
+# The formats of `jsonschema` that no schema of ours uses: to import them builds a parser, for most of a second.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 _ADDRESSES = "STEPSTREAM_TEST_ADDRESSES"
 _running: dict[str, Stack] = {}
