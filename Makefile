@@ -30,6 +30,8 @@ setup: .venv/.installed  ## make .venv with everything in it
 demo: setup  ## the whole pipeline in a minute, and the dashboard
 	@$(BIN)/stepstream demo $(ARGS)
 
+# A run starts some hundred processes. Where Python writes no bytecode, each would compile what it imports.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
 	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e)
 

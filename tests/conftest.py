@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import tempfile
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from services.devstack import processes
+from tests.support.folders import server_folder
 from tests.support.stacks import Stack, start_stack
 from tests.support.world import World, make_template
+
+# The formats of `jsonschema` that no schema of ours uses: to import them builds a parser, for most of a second.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 _ADDRESSES = "STEPSTREAM_TEST_ADDRESSES"
 _running: dict[str, Stack] = {}
@@ -93,6 +97,6 @@ async def world(addresses: tuple[str, str], template: str) -> AsyncIterator[Worl
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A temporary folder with a short path: some servers put sockets there."""
-    folder = Path(tempfile.mkdtemp(prefix="st-"))
+    folder = server_folder("st-")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

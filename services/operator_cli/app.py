@@ -1,14 +1,16 @@
 """The commands of `stepstream`. Each imports what it needs when it runs, so that help is quick."""
 
 import asyncio
+import contextlib
 import errno
+import gc
 import importlib
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -223,8 +225,8 @@ def run(
 
     async def work() -> int:
         if stdio is not None:
-            from services.walkthrough_mcp.app import run_stdio
-
+            with _no_collection():
+                from services.walkthrough_mcp.app import run_stdio
             return await run_stdio(settings, stdio, tracking_id)
         code: int = await _build(service, settings).run(*_ports(service, port, health_port))
         return code
@@ -259,7 +261,18 @@ def _build(service: Service, settings: Any) -> Any:
         Service.WALKTHROUGH_MCP: "walkthrough_mcp",
         Service.ANALYTICS_API: "analytics_api",
     }[service]
-    return importlib.import_module(f"services.{package}.app").build(settings)
+    with _no_collection():
+        return importlib.import_module(f"services.{package}.app").build(settings)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Imports make nearly no garbage: to look for it takes a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @app.command(epilog=examples("produce events.ndjson", "produce events.ndjson -o json"))

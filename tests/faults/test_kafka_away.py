@@ -20,6 +20,7 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 
 from services.operator_cli import app as cli
 from services.runtime.lag import lags
+from tests.support.agents import GENERATIONS, agent, endings_of, transitions_of
 from tests.support.cluster import Broker, Cluster
 from tests.support.proxy import proxied
 from tests.support.world import RELAY, Service, World, completed, eventually, make_template
@@ -169,6 +170,58 @@ async def test_without_kafka_consumers_say_so_at_the_start_and_the_relay_waits(w
         return "try 2 failed" in relay.log.read_text()
 
     await eventually(tries, "the relay tries again")
+    assert relay.terminate() == 0
+
+
+async def test_200_people_at_once_lose_nothing_while_kafka_is_away(world: World, one: Cluster) -> None:
+    world.start_both()
+    relay = world.start(RELAY)
+    service = await world.start_mcp(process=True)
+    chance = random.Random(9)
+    kafka_is_away, kafka_is_back = asyncio.Event(), asyncio.Event()
+    records: list[list[str]] = [[] for _ in range(200)]
+
+    async def person(number: int) -> None:
+        url = f"http://127.0.0.1:{service.port}/mcp/srv_1/p{number}"
+        async with agent(url, chance.choice(GENERATIONS)) as who:
+            answer = await who.start()
+            for goal, wait_for in ((1, kafka_is_away), (3, kafka_is_back), (chance.randrange(3, 6), None)):
+                while answer["step"] and len(records[number]) < goal:
+                    step = answer["step"]["id"]
+                    answer = await who.next(current_step_id=step)
+                    records[number].append(step)
+                if wait_for is not None:
+                    await wait_for.wait()
+
+    people = [asyncio.create_task(person(n)) for n in range(200)]
+
+    def everybody_did(goal: int) -> bool:
+        for task in people:
+            if task.done():
+                task.result()
+        return all(len(steps) >= goal for steps in records)
+
+    async def did(goal: int) -> bool:
+        return everybody_did(goal)
+
+    await eventually(lambda: did(1), "everybody did a step")
+    (broker,) = one.brokers
+    broker.kill()
+    kafka_is_away.set()
+    await eventually(lambda: did(3), "everybody did two more, without Kafka")
+    assert await world.db.fetchval("select count(*) from outbox") >= 200
+    assert relay.process.poll() is None
+    one.start(broker)
+    await one.answers()
+    kafka_is_back.set()
+    await asyncio.gather(*people)
+    await world.relayed()
+    await world.drained()
+    assert await world.transitions() == transitions_of(records)
+    assert await world.endings() == endings_of(records)
+    assert await world.dead_letters() == []
+    await world.assert_exact()
+    assert service.terminate() == 0
     assert relay.terminate() == 0
 
 

@@ -1,37 +1,17 @@
-"""From agents to the Sankey: real exports, a Kafka that goes away, and an MCP layer that is killed."""
+"""From agents to the Sankey: real exports, and an MCP layer that is killed."""
 
 import asyncio
 import json
-import random
-import shutil
-from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from services.devstack import down, up
 from services.devstack.processes import free_port
 from tests.integration.test_import_export import OURS, REAL
-from tests.support.agents import GENERATIONS, agent
-from tests.support.world import MCP, RELAY, World, eventually, make_template
+from tests.support.agents import GENERATIONS, agent, endings_of, transitions_of
+from tests.support.world import MCP, RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
-
-
-def transitions_of(records: list[list[str]]) -> Counter[tuple[int, str | None, str]]:
-    """What the Sankey must show, from what each agent wrote down for itself."""
-    counts: Counter[tuple[int, str | None, str]] = Counter()
-    for steps in records:
-        for i, step in enumerate(steps):
-            counts[i, steps[i - 1] if i else None, step] += 1
-    return counts
-
-
-def endings_of(records: list[list[str]]) -> Counter[tuple[int, str | None]]:
-    return Counter((len(steps), steps[-1] if steps else None) for steps in records)
 
 
 async def lead(url: str, generation: str, patience: int, name: str | None = None) -> list[str]:
@@ -84,77 +64,6 @@ async def test_imported_walkthroughs_led_through_by_agents_agree_with_their_reco
     assert await world.endings() == endings_of(records)
     assert await world.dead_letters() == []
     await world.assert_exact()
-
-
-@pytest.fixture
-async def lonely(short_tmp: Path) -> AsyncIterator[tuple[World, Path]]:
-    """A world on a stack of its own, whose Kafka can be stopped."""
-    folder = short_tmp / "own"
-    addresses = await asyncio.to_thread(up, folder)
-    template = await asyncio.to_thread(make_template, addresses.database_url)
-    world = await World.make(addresses.kafka_bootstrap_servers, addresses.database_url, template)
-    try:
-        yield world, folder
-    finally:
-        await asyncio.to_thread(up, folder)
-        await world.close()
-        await asyncio.to_thread(down, folder, purge=True)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-async def test_200_people_at_once_lose_nothing_while_kafka_is_away(lonely: tuple[World, Path]) -> None:
-    world, folder = lonely
-    await world.offer(steps="abcde")
-    world.start_both()
-    relay = world.start(RELAY)
-    service = await world.start_mcp(process=True)
-    chance = random.Random(9)
-    kafka_is_away, kafka_is_back = asyncio.Event(), asyncio.Event()
-    records: list[list[str]] = [[] for _ in range(200)]
-
-    async def person(number: int) -> None:
-        url = f"http://127.0.0.1:{service.port}/mcp/srv_1/p{number}"
-        async with agent(url, chance.choice(GENERATIONS)) as who:
-            answer = await who.start()
-            for goal, wait_for in ((1, kafka_is_away), (3, kafka_is_back), (chance.randrange(3, 6), None)):
-                while answer["step"] and len(records[number]) < goal:
-                    step = answer["step"]["id"]
-                    answer = await who.next(current_step_id=step)
-                    records[number].append(step)
-                if wait_for is not None:
-                    await wait_for.wait()
-
-    people = [asyncio.create_task(person(n)) for n in range(200)]
-
-    def everybody_did(goal: int) -> bool:
-        for task in people:
-            if task.done():
-                task.result()
-        return all(len(steps) >= goal for steps in records)
-
-    async def did(goal: int) -> bool:
-        return everybody_did(goal)
-
-    await eventually(lambda: did(1), "everybody did a step")
-    state = json.loads((folder / "stack.json").read_text())
-    kafka = psutil.Process(state["kafka"]["process"]["pid"])
-    kafka.kill()
-    kafka.wait(30)
-    kafka_is_away.set()
-    await eventually(lambda: did(3), "everybody did two more, without Kafka")
-    assert await world.db.fetchval("select count(*) from outbox") >= 200
-    assert relay.process.poll() is None
-    await asyncio.to_thread(up, folder)
-    kafka_is_back.set()
-    await asyncio.gather(*people)
-    await world.relayed()
-    await world.drained()
-    assert await world.transitions() == transitions_of(records)
-    assert await world.endings() == endings_of(records)
-    assert await world.dead_letters() == []
-    await world.assert_exact()
-    assert service.terminate() == 0
-    assert relay.terminate() == 0
 
 
 async def test_the_mcp_layer_is_killed_again_and_again_and_no_step_is_lost_or_skipped(world: World) -> None:

@@ -203,7 +203,9 @@ async def test_without_a_codec_nothing_that_reads_starts(
     await world.produce([completed("ann", "b", 2)])
     (tmp_path / "cramjam.py").write_text(_BROKEN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    ends = await asyncio.gather(*(asyncio.to_thread(world.command, *command) for command in _READING))
+    ends = await asyncio.gather(
+        *(asyncio.to_thread(world.command, *command, anew=True) for command in _READING)
+    )
     for command, end in zip(_READING, ends, strict=True):
         assert end.returncode == 2, (command, end.stderr)
         assert "snappy, lz4 and zstd cannot be read" in end.stderr, command

@@ -92,9 +92,9 @@ async def test_an_export_keeps_its_ids_in_an_empty_database_and_gets_new_ones_wh
 ) -> None:
     await world.offer(server="docs")
     file = tmp_path / "export.json"
-    first = world.command("import", str(OURS[0]), "--server", "docs").stdout.strip()
+    first = world.command("import", str(OURS[0]), "--server", "docs", anew=True).stdout.strip()
     out = exported(world, first)
-    world.command("export", first, "--file", str(file))
+    world.command("export", first, "--file", str(file), anew=True)
     assert json.loads(file.read_text())["steps"] == out["steps"]
     await world.db.execute("insert into organization (id, name, created_at) values ('two', 'two', now())")
     await world.db.execute(

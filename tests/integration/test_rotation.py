@@ -5,7 +5,6 @@ The embedded server trusts everybody, so a server of its own asks for passwords 
 
 import asyncio
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -21,6 +20,7 @@ from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from tests.integration.test_errors_are_seen import MODERN, modern_call
 from tests.support.agents import post
+from tests.support.folders import server_folder
 from tests.support.world import (
     AGGREGATOR,
     API,
@@ -58,7 +58,7 @@ def strict() -> Iterator[tuple[str, str]]:
     from services.devstack.postgres import start_postgres
     from services.devstack.processes import free_port
 
-    folder = Path(tempfile.mkdtemp(prefix="strict-"))
+    folder = server_folder("strict-")
     folder.chmod(0o755)
     hba = folder / "hba.conf"
     hba.write_text("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n")

@@ -13,7 +13,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -40,6 +39,7 @@ from cryptography.x509.oid import NameOID
 from schemas import TOPIC
 from services.devstack.processes import Process, free_port
 from tests.support.agents import agent
+from tests.support.folders import server_folder
 from tests.support.proxy import Proxy
 from tests.support.world import (
     AGGREGATOR,
@@ -126,7 +126,7 @@ def make_certificates(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def secure() -> Iterator[Secure]:
-    folder = Path(tempfile.mkdtemp(prefix="secure-"))
+    folder = server_folder("secure-")
     folder.chmod(0o755)
     make_certificates(folder)
     servers: list[Process] = []

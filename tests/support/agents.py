@@ -3,6 +3,7 @@
 import contextlib
 import json
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -93,3 +94,17 @@ async def post(url: str, body: Any, **headers: str) -> httpx2.Response:
     plain = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
     async with httpx2.AsyncClient(timeout=30, verify=_TLS) as http:
         return await http.post(url, content=content, headers=plain | headers)
+
+
+def transitions_of(records: list[list[str]]) -> Counter[tuple[int, str | None, str]]:
+    """What the Sankey must show, from what each agent wrote down for itself."""
+    counts: Counter[tuple[int, str | None, str]] = Counter()
+    for steps in records:
+        for i, step in enumerate(steps):
+            counts[i, steps[i - 1] if i else None, step] += 1
+    return counts
+
+
+def endings_of(records: list[list[str]]) -> Counter[tuple[int, str | None]]:
+    """Where the Sankey must show that they stopped."""
+    return Counter((len(steps), steps[-1] if steps else None) for steps in records)

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from aiokafka.errors import KafkaError
 
 from services.devstack.kafka import new_cluster_id, start_node
 from services.devstack.processes import Process, free_port
+from tests.support.folders import server_folder
 from tests.support.world import eventually
 
 
@@ -46,7 +46,7 @@ class Cluster:
     """Brokers that know each other."""
 
     def __init__(self, size: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cluster-"))
+        self.folder = server_folder("cluster-")
         self._id = new_cluster_id()
         self.brokers = [Broker(n, self.folder / str(n), free_port(), free_port()) for n in range(1, size + 1)]
 

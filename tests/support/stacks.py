@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from tests.support.folders import server_folder
 
 
 @dataclass
@@ -27,7 +27,7 @@ def start_stack(kind: str) -> Stack:
 def _embedded() -> Stack:
     from services.devstack import down, up
 
-    folder = Path(tempfile.mkdtemp(prefix="stepstream-test-"))
+    folder = server_folder("stepstream-test-")
 
     def stop() -> None:
         down(folder, purge=True)

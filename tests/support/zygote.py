@@ -1,6 +1,6 @@
-"""Starts services as processes by forking one that has imported everything already.
+"""Starts services and commands as processes by forking one that has imported everything already.
 
-A service is a process of its own, with its own signals, memory and exit code, as `stepstream run` makes it; what is saved
+Each is a process of its own, with its own signals, memory and exit code, as `stepstream` makes it; what is saved
 is a second of imports for each of some hundred starts. Requests and answers are JSON lines.
 """
 
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 MODULES = (
@@ -88,11 +90,9 @@ def _become(request: dict[str, Any]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+        for stream, file in ((1, request["stdout"]), (2, request["stderr"])):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         os.environ.clear()
         os.environ.update(request["environment"])
         random.seed()
@@ -162,6 +162,7 @@ class Zygote:
         self.ended: dict[int, int] = {}
         self.changed = threading.Condition()
         self._born: list[int] = []
+        self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.zygote"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -174,23 +175,31 @@ class Zygote:
             answer = json.loads(line)
             with self.changed:
                 if "pid" in answer:
+                    self.ended.pop(answer["pid"], None)
                     self._born.append(answer["pid"])
                 else:
                     self.ended[answer["ended"]] = answer["code"]
                 self.changed.notify_all()
 
-    def start(self, arguments: list[str], environment: dict[str, str], log: str) -> Forked:
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        stdout: Path,
+        stderr: Path,
+        stdin: Path | str = os.devnull,
+    ) -> Forked:
+        """`stepstream` with these arguments; what it says is added to the files."""
         assert self._process.stdin is not None
-        request = {"arguments": arguments, "environment": environment, "log": log}
-        with self.changed:
+        files = {"stdin": str(stdin), "stdout": str(stdout), "stderr": str(stderr)}
+        request = {"arguments": arguments, "environment": environment} | files
+        with self._one_at_a_time, self.changed:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
             while not self._born:
                 assert self._process.poll() is None, "the zygote is dead"
                 self.changed.wait(1)
-            pid = self._born.pop()
-            self.ended.pop(pid, None)
-        return Forked(self, pid)
+            return Forked(self, self._born.pop())
 
     def close(self) -> None:
         assert self._process.stdin is not None
