@@ -7,8 +7,10 @@ from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
+from services.completion_recorder.watch import keep_watching
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
+from services.runtime.migrate import check_migrated
 from services.runtime.positions import Placement
 from services.runtime.settings import Settings
 from services.runtime.shell import Batches, ConsumerShell
@@ -35,8 +37,10 @@ def build(settings: Settings) -> ConsumerShell:
                 await producer.start()
             except KafkaError as error:
                 raise unreachable(settings, error) from error
+            await check_migrated(pool)  # the shell asks too, but what runs beside it looks before
             recorder = Recorder(settings, pool, producer, shell.pause)
-            async with beside(recorder.keep_resuming()):
+            watching = keep_watching(settings, pool, SERVICE)
+            async with beside(recorder.keep_resuming()), beside(watching):
                 yield pool
         finally:
             await producer.stop()

@@ -279,9 +279,8 @@ class Recorder:
             f"delete its row of `waiting_events`: topic {record.topic}, partition {record.partition}, offset "
             f"{record.offset}"
             if waits
-            else f"with every {SERVICE} stopped, and Kafka's own tool: `kafka-consumer-groups.sh --group "
-            f"{self._settings.group(SERVICE)} --topic {record.topic}:{record.partition} --reset-offsets "
-            f"--to-offset {record.offset + 1} --execute`"
+            else f"with every {SERVICE} stopped: `stepstream skip --group {SERVICE} --partition "
+            f"{record.partition} --to-offset {record.offset + 1} --execute`"
         )
         return (
             f"the event at {record.partition}:{record.offset} of {record.topic} is bad, and has "

@@ -481,3 +481,6 @@ delete from incoming;
 
 -- name: clear_incoming_starts
 delete from incoming_starts;
+
+-- name: count_gone
+select count(*) from gone_events where acknowledged_at is null;

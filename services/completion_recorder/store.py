@@ -626,6 +626,11 @@ async def count_waiting(pool: Pool) -> tuple[int, float]:
     return row["events"], row["oldest_seconds"]
 
 
+async def count_gone(pool: Pool) -> int:
+    """How many ranges of events are gone, or were left behind, and nobody has acknowledged that."""
+    return int(await pool.fetchval(SQL["count_gone"]))
+
+
 def _headers_to_json(record: Record) -> str:
     """Headers byte for byte: neither names nor values need be text."""
     return json.dumps(

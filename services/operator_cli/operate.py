@@ -61,8 +61,8 @@ def register(app: typer.Typer) -> None:
     )(replay)
     app.command(
         epilog=examples(
-            "skip --group completion-recorder --partition 2 --to-offset 1205",
-            "skip --group sankey-aggregator --partition 2 --to-offset 1205 --execute",
+            "skip --group completion-recorder --partition 2 --to-offset 4",
+            "skip --group sankey-aggregator --partition 2 --to-offset 4 -o json",
         )
     )(skip)
     app.command("move-cluster", epilog=examples("move-cluster", "move-cluster --execute"))(move_cluster)
@@ -311,7 +311,7 @@ def gone_list(
     acts.show(found, output_json=output is Output.JSON)
 
 
-@gone.command("acknowledge", epilog=examples("gone acknowledge 3", "gone acknowledge --all"))
+@gone.command("acknowledge", epilog=examples("gone acknowledge 1", "gone acknowledge --all"))
 def gone_acknowledge(
     ids: Annotated[list[int] | None, typer.Argument(help="The numbers that `gone list` shows.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,

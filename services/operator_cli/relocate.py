@@ -8,7 +8,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
-from services.operator_cli.replay import commit_for, refuse_a_group_with
+from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with
 from services.runtime.database import Connection, connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import unreachable
@@ -58,13 +58,13 @@ async def plan_skip(settings: Settings, service: str, partition: int, to: int) -
         raise UsageError(f"{settings.topic} has no partition {partition}")
     async with connected(settings) as db:
         stored = (await read_positions(db, service, settings.topic, [partition])).get(partition)
-    present = found.begin if stored is None else stored.next_offset
+    present = reads_on_at(found, stored)
     if to > found.end:
         raise UsageError(f"partition {partition} ends at {found.end:,}: there is no offset {to:,} to go to")
     if to <= present:
         raise UsageError(
-            f"{service} has come to {present:,} on partition {partition}: there is nothing to skip up to "
-            f"{to:,}. To read events again, use `stepstream replay`"
+            f"{service} is at {present:,} on partition {partition}: there is nothing to skip up to {to:,}. "
+            "To read events again, use `stepstream replay`"
         )
     return Skip(service, settings.topic, partition, present, to, len(group.members))
 
@@ -82,10 +82,13 @@ async def skip(settings: Settings, plan: Skip) -> None:
     ):
         await lock_positions(db, plan.service, plan.topic, [plan.partition])
         stored = (await read_positions(db, plan.service, plan.topic, [plan.partition])).get(plan.partition)
-        if stored is not None and stored.next_offset != plan.present:
+        if stored is not None and stored.reads_from < plan.present:
             raise RefusedError(f"{plan.service} has moved meanwhile: look at the plan again")
         position = stored or Position(plan.present, plan.present, digest=Digest(plan.present))
-        after = replace(position, reads_from=plan.to, next_offset=plan.to, digest=Digest(plan.to))
+        # What is behind, and was written already, is gone through again: its dead letters may be missing.
+        after = replace(position, reads_from=plan.to)
+        if plan.to > position.next_offset:
+            after = replace(after, next_offset=plan.to, digest=Digest(plan.to))
         await set_positions(db, plan.service, plan.topic, {plan.partition: after})
         if plan.service == RECORDER:
             last = position.last.timestamp if position.last else None
@@ -242,5 +245,5 @@ def show_relocation(plan: Relocation, *, as_json: bool, executed: bool) -> None:
         return
     say(
         "[green]done[/]: start the services again. They read all that this cluster holds; what they had "
-        "before changes nothing. What the old cluster held after these offsets is named in `stepstream status`"
+        "before changes nothing. What the old cluster held after these offsets `stepstream status` names"
     )

@@ -131,7 +131,7 @@ async def make_plan(
     ends = await _offsets_at(settings, tps.values(), end.time_ms)
     moves = []
     for p in chosen:
-        tp, present = tps[p.partition], _present(p, stored.get(p.partition))
+        tp, present = tps[p.partition], reads_on_at(p, stored.get(p.partition))
         wanted, at_most = 0, False
         if start.offset is not None:
             wanted = start.offset
@@ -154,7 +154,7 @@ async def make_plan(
     return Plan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
 
 
-def _present(seen: Seen, stored: Position | None) -> int:
+def reads_on_at(seen: Seen, stored: Position | None) -> int:
     """Where the service reads on: where the database says, or the group's offset, the smaller of the two."""
     if stored is None:
         return seen.begin

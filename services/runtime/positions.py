@@ -89,6 +89,10 @@ class Position:
             digest=self.digest.after(f for f in fingerprints if f.offset >= self.digest.from_offset),
         )
 
+    def past(self, offset: int) -> "Position":
+        """Past offsets of which nobody reads anything."""
+        return replace(self, reads_from=offset, next_offset=max(self.next_offset, offset))
+
     def agrees_with(self, other: "Position") -> bool | None:
         """Whether both have read the same; None where their digests cannot be compared."""
         mine, others = self.digest, other.digest

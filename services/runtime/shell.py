@@ -136,6 +136,8 @@ class ConsumerShell(Process):
         #: What was fetched before the last placing may not follow on what is stored.
         self._placed_times = 0
         self._fetched_after = 0
+        #: Whether events were fetched that have not come to be a batch in hand, or to be done.
+        self._is_on_its_way = False
         self._looks: asyncio.Task[None] | None = None
         broker = KafkaBroker(
             settings.kafka_bootstrap_servers,
@@ -325,6 +327,27 @@ class ConsumerShell(Process):
             self._looked_at = time.monotonic()
         await self._place(owned)
 
+    async def _pass_what_nobody_reads(self, owned: Collection[TopicPartition]) -> None:
+        """Moves positions past markers of transactions and events of aborted ones that nothing follows."""
+        reached = {tp.partition: await self.consumer.position(tp) for tp in owned}
+        if self._in_hand or self._is_on_its_way:
+            return
+        moves = {
+            p: (known, known.past(reached[p]))
+            for p, known in self._keeper.positions.items()
+            if reached.get(p, 0) > known.reads_from
+        }
+        if not moves:
+            return
+        advance = Advance(self.service, self.settings.topic, moves)
+        async with self._opened.acquire() as connection, connection.transaction():
+            await advance.write(connection)
+        self._keeper.done(advance)
+        with _moving():
+            await commit_offsets(
+                self.consumer, advance.offsets, self.settings.commit_timeout_seconds, self._keeper.ours.words
+            )
+
     async def _place(self, owned: Collection[TopicPartition]) -> None:
         if not (unplaced := self._keeper.unplaced(owned)):
             return
@@ -405,8 +428,10 @@ class ConsumerShell(Process):
             return
 
         async def noting(*args: Any, **options: Any) -> Any:
+            self._is_on_its_way = False
             fetched = await getmany(*args, **options)
             self._fetched_after = self._placed_times
+            self._is_on_its_way = bool(fetched)
             return fetched
 
         consumer.getmany = noting  # type: ignore[method-assign]
@@ -432,9 +457,10 @@ class ConsumerShell(Process):
                 async with self._placing:
                     if not self._in_hand:
                         await self._look_and_place(owned, 0)
+                        await self._pass_what_nobody_reads(owned)
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._ground.measure(consumer, owned, self._keeper.positions, idle=not self._in_hand)
-        except (Interrupted, IllegalStateError):
+        except (Interrupted, IllegalStateError, MovedError):
             pass  # stopping, or partitions have just moved
         except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
             if not (may_pass(error) or kafka_may_return(error)):

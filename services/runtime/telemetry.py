@@ -76,6 +76,14 @@ EVENTS_WAITING = Gauge(
 EVENTS_WAITING_AGE = Gauge(
     "stepstream_events_waiting_age_seconds", "How long the oldest event has waited for a lock."
 )
+GONE = Gauge(
+    "stepstream_gone_ranges",
+    "Ranges of events that are gone from Kafka, or were left behind, and that nobody has acknowledged.",
+)
+DISAGREEMENTS = Gauge(
+    "stepstream_disagreements",
+    "What of the database, the topic and the groups' offsets does not agree, as the recorder sees it.",
+)
 DEAD_LETTERS = Counter(
     "stepstream_dead_letters", "Events sent to the dead letters, by error class.", ["error_class"]
 )

@@ -4,6 +4,7 @@ What must be in the table is worked out here, from what producers were told is i
 """
 
 import asyncio
+import json
 import os
 import pwd
 import random
@@ -16,17 +17,20 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
-from services.runtime.lag import lags
+from services.runtime.kafka import make_producer
+from services.runtime.lag import lags, reader
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
     AGGREGATOR,
     RECORDER,
+    Message,
     Service,
     World,
     completed,
@@ -450,15 +454,17 @@ async def test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted(
     assert all(0 < begin < ends[p] for p, _, begin, _ in named)
 
 
-async def test_another_cluster_is_refused(world: World) -> None:
+async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) -> None:
     await world.offer()
     await world.people(PEOPLE)
     services = world.start_both()
-    await world.produce(traffic(51, 100))
+    events = traffic(51, 300)
+    await world.produce(events)
     await world.drained()
     assert [service.terminate() for service in services] == [0, 0]
-    world.services.clear()
-    await world.db.execute("update recorded_offsets set cluster_id = 'the-old-one'")
+    # As after a move: the topic of that name in the cluster here begins with other events.
+    for table in ("recorded_offsets", "counted_offsets"):
+        await world.db.execute(f"update {table} set cluster_id = 'old', topic_id = 'of-the-old-one'")
     refused = world.start(RECORDER)
 
     async def ended() -> bool:
@@ -466,5 +472,83 @@ async def test_another_cluster_is_refused(world: World) -> None:
 
     await eventually(ended, "the recorder ends")
     assert refused.process.poll() == 4
-    assert "move-cluster" in refused.log.read_text()
+    assert "stepstream move-cluster" in refused.log.read_text()
     world.services.clear()
+    assert (await world.invoke("status")).returncode == 3
+    plan = await world.invoke("move-cluster", "-o", "json")
+    assert json.loads(plan.stdout)["from_clusters"] == ["old"]
+    done = await world.invoke("move-cluster", "--execute")
+    assert done.returncode == 0, done.stderr
+    more = traffic(52, 100)
+    await world.produce(more)
+    world.start_both()
+    await becomes(world, events + more)
+    assert {cause for _, cause, _, _ in await gone(world)} == {"moved"}
+    assert (await world.invoke("gone", "acknowledge", "--all")).returncode == 0
+    well = await world.invoke("status", "-o", "json")
+    assert (well.returncode, json.loads(well.stdout)["agree"]) == (0, True)
+    again = await world.invoke("move-cluster", "--execute")
+    assert (again.returncode, "nothing to do" in again.stderr) == (0, True)
+
+
+async def test_what_cannot_be_read_is_skipped_and_named(world: World) -> None:
+    """Of what the aggregator skips, what the recorder has of it is counted all the same."""
+    await world.offer()
+    await world.people(PEOPLE)
+    for service in world.start_both():
+        await service.ready()
+    first = traffic(61, 200)
+    await world.produce(first)
+    await world.drained()
+    ends = await committed(world)
+    for service in world.services:
+        assert service.terminate() == 0
+    world.services.clear()
+    left_behind, after = [completed("p01", "a", 1)], traffic(62, 100)
+    await world.produce(left_behind)
+    (partition,) = {p for p, end in (await ends_of(world)).items() if end != ends.get(p, 0)}
+    to = str(ends[partition] + 1)
+    refused = await world.invoke(
+        "skip", "--group", RECORDER, "--partition", str(partition), "--to-offset", "1"
+    )
+    assert (refused.returncode, "nothing to skip" in refused.stderr) == (2, True)
+    for group in (RECORDER, AGGREGATOR):
+        done = await world.invoke(
+            "skip", "--group", group, "--partition", str(partition), "--to-offset", to, "--execute"
+        )
+        assert done.returncode == 0, done.stderr
+    await world.produce(after)
+    world.start_both()
+    await becomes(world, first + after)
+    assert await gone(world) == [(partition, "skipped", ends[partition], ends[partition] + 1)]
+
+
+async def ends_of(world: World) -> dict[int, int]:
+    async with reader(world.settings) as consumer:
+        tps = [TopicPartition(world.settings.topic, p) for p in range(3)]
+        return {tp.partition: end for tp, end in (await consumer.end_offsets(tps)).items()}
+
+
+async def test_markers_of_transactions_are_passed_and_all_is_current(world: World) -> None:
+    """A producer with transactions leaves a marker behind each: nobody reads it, and nothing waits for it."""
+    await world.offer()
+    await world.people(PEOPLE)
+    world.start_both()
+    api = await world.start_api()
+    events = traffic(71, 90)
+    producer = make_producer(world.settings, transactional_id=f"t-{world.settings.topic}")
+    await producer.start()
+    for i in range(0, 90, 30):
+        async with producer.transaction():
+            for event in events[i : i + 30]:
+                message = Message.of(event)
+                await producer.send(world.settings.topic, message.value, key=message.key)
+    await producer.stop()
+    await becomes(world, events)
+
+    async def current() -> bool:
+        return bool((await api.get("walkthroughs/wt_a/sankey"))["freshness"]["current"])
+
+    await eventually(current, "the API says that it is current")
+    ends = await ends_of(world)
+    assert await committed(world) == ends

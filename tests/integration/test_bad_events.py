@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -135,16 +135,15 @@ async def test_a_value_too_large_for_a_dead_letter_is_named_and_can_be_left_behi
     last = json.loads(recorder.log.read_text().splitlines()[-1])
     assert "too many for a dead letter" in last["message"]
     assert "max.message.bytes" not in last["message"]
-    advice = re.search(r"--group (\S+) --topic (\S+):(\d+) .* --to-offset (\d+)", last["message"])
+    advice = re.search(r"`stepstream (skip .*)`", last["message"])
     assert advice
-    group, topic, partition, offset = advice.groups()
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=world.settings.kafka_bootstrap_servers, group_id=group, enable_auto_commit=False
-    )
-    await consumer.start()
-    consumer.assign([TopicPartition(topic, int(partition))])
-    await consumer.commit({TopicPartition(topic, int(partition)): int(offset)})
-    await consumer.stop()
+    done = await world.invoke(*advice.group(1).split())
+    assert done.returncode == 0, done.stderr
+    (gone,) = json.loads((await world.invoke("gone", "list", "-o", "json")).stdout)
+    assert (gone["cause"], gone["until_offset"] - gone["from_offset"]) == ("skipped", 1)
+    assert (await world.invoke("status")).returncode == 3
+    assert (await world.invoke("gone", "acknowledge", str(gone["id"]))).returncode == 0
+    assert (await world.invoke("status")).returncode == 0
     world.services.remove(recorder)
     world.start_both()
     await world.drained()

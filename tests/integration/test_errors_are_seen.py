@@ -591,6 +591,9 @@ async def test_status_says_which_migrations_are_pending_and_shows_the_rest(
     assert "run `stepstream migrate`" in " ".join(page.stdout.split())
     assert "0 waiting" in page.stdout
     assert (await world.invoke("migrate", "--database-only", database_url=empty)).returncode == 0
+    connection = await asyncpg.connect(empty)
+    await connection.execute(f"grant select on all tables in schema public to {ROLES[OPERATOR]}")
+    await connection.close()
     well = await world.invoke("status", "-o", "json", database_url=empty)
     assert (well.returncode, json.loads(well.stdout)["migrations_pending"]) == (0, [])
 

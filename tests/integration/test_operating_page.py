@@ -289,9 +289,20 @@ async def test_each_example_of_the_help_works(
     await world.drained()
     for service in services:
         assert service.terminate() == 0
+    producer = make_producer(world.settings)
+    await producer.start()
+    for _ in range(5):
+        await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=2)
+    await producer.stop()
     lines = list(examples())
     assert len(lines) > 25
     for line in lines:
+        if line.startswith("gone acknowledge 1"):
+            await world.db.execute(
+                "insert into gone_events (topic, partition, cause, from_offset, until_offset)"
+                " values ($1, 0, 'expired', 5, 9)",
+                world.settings.topic,
+            )
         done = await world.invoke(*line.split())
         assert done.returncode == 0, (line, done.stdout, done.stderr)
 

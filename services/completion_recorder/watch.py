@@ -1,0 +1,60 @@
+"""Tells, beside the batches, whether database, topic and groups agree, and how much is gone."""
+
+import asyncio
+import logging
+
+from aiokafka.errors import KafkaError
+
+from services.completion_recorder import store
+from services.runtime.agreement import agreement
+from services.runtime.database import Pool, may_pass
+from services.runtime.errors import StepstreamError
+from services.runtime.faults import Beside
+from services.runtime.kafka import admin_client, kafka_may_return
+from services.runtime.lag import look_with, reader
+from services.runtime.settings import Settings
+from services.runtime.stored_positions import TABLES, read_positions
+from services.runtime.telemetry import DISAGREEMENTS, GONE
+from services.runtime.topic import describe_log
+
+log = logging.getLogger("stepstream.recorder")
+
+#: Between two looks, and how long one may take.
+_EVERY_SECONDS = 15.0
+_LOOK_SECONDS = 10.0
+
+
+async def keep_watching(settings: Settings, pool: Pool, service: str) -> None:
+    """Looks again and again, until it is cancelled; what does not answer is asked again."""
+    faults = Beside(service, "cannot see whether database, topic and groups agree")
+    while True:
+        try:
+            await _watch(settings, pool, service, faults)
+        except Exception as error:  # noqa: BLE001 - the batches go on without it
+            passes = may_pass(error) or kafka_may_return(error)
+            if passes or isinstance(error, KafkaError | StepstreamError):
+                log.debug("cannot see whether all agree: %s", type(error).__name__)
+            else:
+                faults.fail(error)
+        await asyncio.sleep(_EVERY_SECONDS)
+
+
+async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -> None:
+    """With the same clients, as long as they answer."""
+    async with admin_client(settings) as admin, reader(settings) as consumer:
+        told: set[str] = set()
+        while True:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                groups = await look_with(admin, consumer, settings, [service])
+                topic_log = await describe_log(consumer._client, settings.topic)  # noqa: SLF001
+                # Then the database: it is never behind what is committed, unless it went back.
+                async with pool.acquire() as connection:
+                    stored = {of: await read_positions(connection, of, settings.topic) for of in TABLES}
+                GONE.set(await store.count_gone(pool))
+            problems = set(agreement(groups, topic_log, stored).problems)
+            for problem in sorted(problems - told):
+                log.warning("%s", problem)
+            told = problems
+            DISAGREEMENTS.set(len(problems))
+            faults.go_on()
+            await asyncio.sleep(_EVERY_SECONDS)
