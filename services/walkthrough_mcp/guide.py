@@ -37,7 +37,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A walkthrough that a server offers, its steps in display order, and the person's progress in it."""
+    """A walkthrough that a server offers, its steps in display order, and the person's progress in it.
+
+    `recorded` is what was recorded as completed since that progress was written; it is part of it.
+    """
 
     walkthrough_id: str
     title: str
@@ -47,6 +50,7 @@ class Offer:
     tags: tuple[str, ...]
     steps: tuple[Step, ...]
     progress: Progress | None
+    recorded: tuple[str, ...] = ()
 
     @property
     def done(self) -> frozenset[str]:
@@ -172,7 +176,9 @@ def _overlaps(progress: Progress, arrived_at: int | None) -> bool:
 def _open(offer: Offer, *, restart: bool) -> Move:
     progress = offer.progress
     if progress is None:
-        return Move(Outcome.STARTED, offer, shows=_first_open(offer, ()), opens=True)
+        shows = _first_open(offer, offer.recorded)
+        outcome = Outcome.ALREADY_FINISHED if shows is None else Outcome.STARTED
+        return Move(outcome, offer, shows=shows, completed=offer.recorded, opens=True)
     if restart:
         return Move(Outcome.RESTARTED, offer, shows=_first_open(offer, ()))
     shows = _first_open(offer, offer.done)

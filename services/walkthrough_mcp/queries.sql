@@ -105,7 +105,8 @@ select
           'minutes', walkthroughs.estimated_duration_minutes,
           'tags', walkthroughs.tags,
           'steps', steps.steps,
-          'progress', progress.progress
+          'progress', progress.progress,
+          'recorded', recorded.recorded
         )
         order by offered.display_order, walkthroughs.title, walkthroughs.id
       )
@@ -136,6 +137,14 @@ select
       order by last_activity_at desc nulls last, id
       limit 1
     ) as progress on true
+    -- What is recorded since the progress was written: a failover may have lost progress whose events were sent.
+    cross join lateral (
+      select jsonb_agg(done.step_id order by done.completed_at, done.id collate "C") as recorded
+      from walkthrough_step_completions as done
+      where done.mcp_server_user_id = $2
+        and done.walkthrough_id = walkthroughs.id
+        and done.completed_at > coalesce((progress.progress ->> 'last_activity_at')::bigint, -1)
+    ) as recorded
     where offered.mcp_server_id = $1
       and offered.is_enabled = 'true'
       and walkthroughs.status = 'published'

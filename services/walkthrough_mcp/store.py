@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -250,6 +250,7 @@ async def _save(
 
 def _offer(given: dict[str, Any]) -> Offer:
     progress = given["progress"]
+    recorded = tuple(given["recorded"] or ())
     return Offer(
         walkthrough_id=given["walkthrough_id"],
         title=given["title"],
@@ -258,15 +259,17 @@ def _offer(given: dict[str, Any]) -> Offer:
         minutes=given["minutes"],
         tags=tuple(str(tag) for tag in given["tags"]) if isinstance(given["tags"], list) else (),
         steps=tuple(Step(*step) for step in given["steps"]),
-        progress=None if progress is None else _progress(progress),
+        progress=None if progress is None else _progress(progress, recorded),
+        recorded=recorded,
     )
 
 
-def _progress(given: dict[str, Any]) -> Progress:
+def _progress(given: dict[str, Any], recorded: Sequence[str]) -> Progress:
     completed = given["completed"]
+    known = tuple(str(s) for s in completed) if isinstance(completed, list) else ()
     return Progress(
         id=given["id"],
-        completed=tuple(str(s) for s in completed) if isinstance(completed, list) else (),
+        completed=(*known, *(s for s in recorded if s not in known)),
         current_step_id=given["current_step_id"],
         started_at=given["started_at"],
         completed_at=given["completed_at"],

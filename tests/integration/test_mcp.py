@@ -20,7 +20,7 @@ from services.walkthrough_mcp.guide import advance, start
 from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
-from tests.support.world import MCP, RELAY, World, eventually, metric
+from tests.support.world import MCP, RELAY, World, completed, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -150,6 +150,37 @@ async def test_several_on_offer_are_listed_and_the_named_one_starts(world: World
         assert (await ann.next(current_step_id="y"))["outcome"] == "finished"
         assert (await ann.next(current_step_id="a"))["step"]["id"] == "b"
         assert (await ann.next())["step"]["id"] == "c"
+
+
+async def test_progress_that_a_failover_lost_follows_the_completions(world: World) -> None:
+    """The event was sent, and came back from Kafka; what the person did is not asked for again."""
+    await world.offer(steps="abcd")
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", GENERATIONS[0]) as ann:
+        await ann.start()
+        await ann.next(current_step_id="a")
+        before = await world.db.fetchrow("select * from walkthrough_progress")
+        await ann.next(current_step_id="b")
+        *_, done = await outbox(world)
+        assert isinstance(done, StepCompleted)
+        await world.db.execute(
+            "update walkthrough_progress set completed_steps = $1, current_step_id = $2, last_activity_at = $3",
+            *(before[name] for name in ("completed_steps", "current_step_id", "last_activity_at")),
+        )
+        user = done.mcp_server_user_id
+        await world.insert(
+            completed(user, "b", done.completed_at, mcp_server_session_id=done.mcp_server_session_id)
+        )
+        assert (await ann.start())["step"]["id"] == "c"
+        assert (await ann.next(current_step_id="b"))["step"]["id"] == "c"
+        assert (await ann.next(current_step_id="c"))["step"]["id"] == "d"
+        # Begun anew, the walkthrough begins at its first step.
+        assert (await ann.start(restart=True))["step"]["id"] == "a"
+        # Lost as a whole, it is what is recorded.
+        await world.db.execute("delete from walkthrough_progress")
+        again = await ann.start()
+        assert (again["outcome"], again["step"]["id"]) == ("started", "a")
+        assert (await ann.next(current_step_id="a"))["step"]["id"] == "c"
 
 
 @both_generations
