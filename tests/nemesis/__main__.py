@@ -16,8 +16,8 @@ from tests.nemesis.faults import FAULTS
 from tests.nemesis.plan import Plan, draw
 from tests.nemesis.rounds import Verdict, play
 
-#: How many findings of a round are printed.
-_MOST = 20
+#: How many findings of a kind are printed.
+_MOST = 6
 
 
 def tell(verdict: Verdict, *, timeline: bool) -> None:
@@ -32,7 +32,8 @@ def tell(verdict: Verdict, *, timeline: bool) -> None:
         f"{'NOT EXACT' if verdict.findings else 'exact'}: seed {plan.seed}, round {plan.number}, {plan.title}: "
         f"{counts['acknowledged']} of {counts['events']} events acknowledged, {counts['rows']} rows, "
         f"{counts['answers called current']} of {counts['answers']} answers called current, "
-        f"{len(verdict.exits)} services ended by themselves, {verdict.seconds:.0f} s" + (f"; {found}" * bool(found)),
+        f"{len(verdict.exits)} services ended by themselves, {verdict.seconds:.0f} s"
+        + (f"; {found}" * bool(found)),
         flush=True,
     )
     if not verdict.findings:
@@ -41,10 +42,11 @@ def tell(verdict: Verdict, *, timeline: bool) -> None:
         print(f"  planned: {planned}")
     for line in verdict.timeline if timeline else ():
         print(f"  {line}")
-    for finding in verdict.findings[:_MOST]:
-        print(f"  {finding}")
-    if len(verdict.findings) > _MOST:
-        print(f"  and {len(verdict.findings) - _MOST} more, in round.json")
+    for kind, count in kinds(verdict).items():
+        for finding in [f for f in verdict.findings if f.kind == kind][:_MOST]:
+            print(f"  {finding}")
+        if count > _MOST:
+            print(f"  {kind}: {count - _MOST} more, in round.json")
     print(f"  logs: {verdict.logs}", flush=True)
 
 

@@ -215,25 +215,29 @@ class Deployment:
         if hasattr(self, "api"):
             await self.api.http.aclose()
         if hasattr(self, "world"):
-            with contextlib.suppress(*DATABASE_ERRORS):
-                await self.world.db.close(timeout=3)
+            self.world.db.terminate()
         for proxy in [*self.database_proxies.values(), *([self.replication] if self.replication else [])]:
             await proxy.close()
+        await self._close_servers()
+
+    async def _close_servers(self) -> None:
+        folders = [server.folder for server in self._servers]
         for server in self._servers:
             await asyncio.to_thread(server.kill)
-            for log in server.folder.glob("postgres.log"):
-                shutil.copy(log, self.folder / f"postgres-{server.folder.name}.log")
+            self._keep_log(server.folder / "postgres.log", f"postgres-{server.folder.name}.log")
         if not self._shared:
             for broker in self.cluster.brokers:
-                for log in broker.folder.glob("kafka.log"):
-                    shutil.copy(log, self.folder / f"kafka-{broker.number}.log")
+                self._keep_log(broker.folder / "kafka.log", f"kafka-{broker.number}.log")
             await self.cluster.close()
+            folders.append(self.cluster.folder)
         for disk in self.disks.values():
             disk.close()
-        for server in self._servers:
-            await asyncio.to_thread(remove, server.folder)
-        if not self._shared:
-            await asyncio.to_thread(remove, self.cluster.folder)
+        for folder in folders:
+            await asyncio.to_thread(remove, folder)
+
+    def _keep_log(self, log: Path, name: str) -> None:
+        if log.exists():
+            shutil.copy(log, self.folder / name)
 
     # --- services -------------------------------------------------------------------------------------
 
@@ -262,7 +266,7 @@ class Deployment:
         command = [sys.executable, "-m", "services.operator_cli", "run", name, "--port", str(port)]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command, env=self.world.environment(name, **settings) | clock, stdout=out, stderr=out
+                command, env={**self.world.environment(name, **settings), **clock}, stdout=out, stderr=out
             )
         self._fleet[name] = Service(name, process, log)
         self.world.services.append(self._fleet[name])

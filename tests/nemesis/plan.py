@@ -86,9 +86,7 @@ def draw(seed: int, number: int, faults: Mapping[str, Drawable], among: Sequence
     for name in names:
         fault = faults[name]
         planned.append(
-            Planned(
-                name, round(begins, 2), round(chance.uniform(*fault.lasts), 2), dict(fault.draw(chance))
-            )
+            Planned(name, round(begins, 2), round(chance.uniform(*fault.lasts), 2), dict(fault.draw(chance)))
         )
         begins += chance.uniform(0, _APART)
     return Plan(seed, number, tuple(planned))

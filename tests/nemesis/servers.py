@@ -107,9 +107,7 @@ class Server:
         subprocess.run(command, check=True, capture_output=True)
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
-            subprocess.run(
-                ["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", folder / "data"], check=True
-            )
+            subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", folder / "data"], check=True)
         return standby
 
     def dump(self, database: str, file: Path) -> None:
@@ -164,7 +162,8 @@ class ProxiedCluster(Cluster):
         for place, port in self._ports.items():
             self.proxies[place] = Proxy("127.0.0.1", port)
             await self.proxies[place].listen()
-        await asyncio.to_thread(lambda: [self.start(b) for b in self.brokers])
+        for broker in self.brokers:
+            await asyncio.to_thread(self.start, broker)
         await self.answers()
 
     def start(self, broker: Broker) -> None:
@@ -212,7 +211,9 @@ class SmallDisk:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         options = f"size={megabytes}m,mode=0755"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True, capture_output=True
+        )
 
     @staticmethod
     def may_be_made() -> bool:

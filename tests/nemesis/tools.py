@@ -87,7 +87,11 @@ def _unpack(package: str) -> None:
             if command:
                 subprocess.run(command, capture_output=True, check=False, timeout=120)
             done = subprocess.run(
-                ["apt-get", "download", "-qq", package], cwd=name, capture_output=True, check=False, timeout=120
+                ["apt-get", "download", "-qq", package],
+                cwd=name,
+                capture_output=True,
+                check=False,
+                timeout=120,
             )
             if done.returncode == 0:
                 break

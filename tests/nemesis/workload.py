@@ -275,9 +275,7 @@ class Workload:
         now = time.time()
         for record in records:
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._note(
-                    json.loads(record.value), Copy(record.topic, record.partition, record.offset, now)
-                )
+                self._note(json.loads(record.value), Copy(record.topic, record.partition, record.offset, now))
 
     async def read_to_the_end(self) -> set[str]:
         """Reads the whole topic once more, and returns the ids of the events in it."""

@@ -4,8 +4,7 @@ from tests.nemesis.faults import database, kafka, network, processes
 from tests.nemesis.faults.base import Fault
 
 FAULTS: dict[str, type[Fault]] = {
-    fault.name: fault
-    for fault in (*database.FAULTS, *kafka.FAULTS, *network.FAULTS, *processes.FAULTS)
+    fault.name: fault for fault in (*database.FAULTS, *kafka.FAULTS, *network.FAULTS, *processes.FAULTS)
 }
 
 __all__ = ["FAULTS", "Fault"]

@@ -37,7 +37,7 @@ class Fault(ABC):
         del chance
         return {}
 
-    @classmethod
+    @classmethod  # noqa: B027 - most need nothing
     def require(cls) -> None:
         """Raises `Missing` where it cannot be made on this machine."""
 
@@ -45,7 +45,7 @@ class Fault(ABC):
     async def inject(self) -> None:
         """Breaks it."""
 
-    async def heal(self) -> None:
+    async def heal(self) -> None:  # noqa: B027 - some heal by themselves
         """Makes it whole, and returns when that is done."""
 
     @property

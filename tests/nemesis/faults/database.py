@@ -41,7 +41,8 @@ class PromoteStandby(Fault):
 
     async def inject(self) -> None:
         replication, standby = self.deployment.replication, self.deployment.standby
-        assert replication is not None and standby is not None
+        assert replication is not None
+        assert standby is not None
         await replication.refuse()
         self.note("the standby gets nothing any more")
         await self.meanwhile(self.choices["lost_seconds"])
@@ -191,7 +192,9 @@ class DatabaseIsFull(Fault):
         db = await asyncpg.connect(self.deployment.primary.url(), timeout=3)
         try:
             while True:
-                await db.execute("select pg_switch_wal(), pg_logical_emit_message(true, 'x', repeat('x', 10000))")
+                await db.execute(
+                    "select pg_switch_wal(), pg_logical_emit_message(true, 'x', repeat('x', 10000))"
+                )
                 await asyncio.sleep(0.02)
         finally:
             db.terminate()
@@ -306,4 +309,3 @@ FAULTS: tuple[type[Fault], ...] = (
     FreezeDatabase,
     KillDatabase,
 )
-

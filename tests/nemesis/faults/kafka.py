@@ -11,7 +11,8 @@ from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, Producer
 from confluent_kafka import TopicPartition as Place
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from tests.nemesis import tools
 from tests.nemesis.deployment import CONSUMERS, SMALL_KAFKA, THREE_BROKERS

@@ -52,7 +52,9 @@ class PauseConsumer(Fault):
     """A consumer stands still, for longer than its session or not, and goes on as if nothing had been."""
 
     name = "pause-consumer"
-    what = "the recorder or the aggregator is paused (SIGSTOP), perhaps for longer than its session, and goes on"
+    what = (
+        "the recorder or the aggregator is paused (SIGSTOP), perhaps for longer than its session, and goes on"
+    )
     touches = frozenset({"groups"})
     lasts = (2.0, 9.0)
 
