@@ -74,7 +74,7 @@ bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is
 	$(BIN)/python -m benchmarks.mcp
 	$(BIN)/python -m benchmarks.reading
 
-soak: setup  ## everything breaks for 10 minutes (MINUTES=2 for two), and the tables must be exact
+soak: setup  ## traffic for 10 minutes (MINUTES=2 for two): lag and memory over time, and the tables must be exact
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 nemesis: setup  ## faults drawn from a seed (SEED=1 ROUNDS=10 FAULTS=name,name+name), judged by what was acknowledged

@@ -27,7 +27,8 @@ def check_rows(history: History, rows: Mapping[Key, Row], gone: Sequence[Gone]) 
     """Completions and starts: each is the smallest of what was acknowledged, and nothing else is there."""
     sent: dict[Key, list[Sent]] = defaultdict(list)
     for event in history.sent.values():
-        sent[event.key].append(event)
+        if not history.is_deleted(event):
+            sent[event.key].append(event)
     findings = []
     for key in sorted({*sent, *rows}):
         if key.user in history.erasing:
@@ -51,7 +52,11 @@ def _check_row(
         return "lost", f"{owed.rank.event_id} was acknowledged and is not there", tuple(owed.copies)
     its = next((e for e in sent if e.rank == row.rank), None)
     if its is None:
-        return "unknown", f"{row.rank.event_id} at {row.rank.at} was never sent", ()
+        return (
+            "unknown",
+            f"{row.rank.event_id} at {row.rank.at} was never sent, or refers to what is deleted",
+            (),
+        )
     if row != Row(its.rank, its.walkthrough, its.server, its.session):
         return "altered", f"{row} is not what was sent", tuple(its.copies)
     if owed is not None and owed.rank < row.rank:
@@ -85,7 +90,8 @@ def check_answers(history: History, gone: Sequence[Gone], margin: float = MARGIN
 
     Each person and step is counted once in the links that lead to the step, each person with a step or start once
     among the journeys. So both lie between the people whose event was acknowledged `margin` before the look and those
-    for whom one was sent before the answer came. Who was ever to be erased counts for the upper bound alone.
+    for whom one was sent before the answer came. Who was ever to be erased, or deleted, counts for the upper bound
+    alone.
     """
     owed = _moments(history, gone)
     sent = _first_sent(history)
@@ -104,7 +110,7 @@ def _moments(history: History, gone: Sequence[Gone]) -> _Moments:
     """When it was first known that a person's event is in Kafka, of those that are owed."""
     found: _Moments = defaultdict(dict)
     for event in history.sent.values():
-        if event.key.user in history.erasing:
+        if event.key.user in history.erasing or history.is_deleted(event):
             continue
         at = min((c.at for c in event.copies if not history.is_excused(c, gone)), default=None)
         if at is not None:

@@ -96,6 +96,8 @@ class History:
     #: Who somebody has begun to erase, and whose erasure is known to be committed or in Kafka, with its copies.
     erasing: set[str] = field(default_factory=set)
     erased: dict[str, list[Copy]] = field(default_factory=dict)
+    #: Steps, people and sessions that somebody has deleted, or begun to: their events count no more.
+    deleted: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
 
@@ -116,6 +118,10 @@ class History:
         copies = self.erased.setdefault(user, [])
         if copy is not None and all(known[:3] != copy[:3] for known in copies):
             copies.append(copy)
+
+    def is_deleted(self, sent: Sent) -> bool:
+        """Whether an event refers to what is deleted."""
+        return bool(self.deleted & {sent.key.user, sent.key.thing, sent.session})
 
     def is_excused(self, copy: Copy, gone: Iterable[Gone]) -> bool:
         """Whether a record was taken away by a fault, and the database says so."""

@@ -30,7 +30,7 @@ SQL = load_queries(__file__)
 #: How long traffic goes on after the last fault is healed.
 _AFTERWARDS = 2.0
 #: How long what waits may stay the same, and how long it may take in all.
-_STALLED, _DRAIN = 15.0, 75.0
+_STALLED, _DRAIN = 20.0, 90.0
 #: How long the tables may differ after everything is drained.
 _SETTLE = 4.0
 

@@ -75,7 +75,11 @@ class Proxy:
             if self._tls is not None and not await self._begin_tls(reader, writer):
                 writer.transport.abort()
                 return
-            their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+            try:
+                their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+            except OSError:
+                writer.transport.abort()
+                return
             self._writers.add(their_writer)
             ways = ((reader, their_writer, self._to_server), (their_reader, writer, self._to_client))
             for source, target, flows in ways:

@@ -127,6 +127,14 @@ def test_nothing_may_be_named_as_gone_where_nothing_is(history: History) -> None
     assert check_gone(history, named) == []
 
 
+def test_what_refers_to_something_deleted_is_not_there(history: History) -> None:
+    history.deleted |= {"bob", "b"}
+    assert kinds(check_rows(history, rows(), [])) == ["unknown", "unknown"]
+    assert check_rows(history, {key(): row("1")}, []) == []
+    history.answers.append(answer(a=1, b=0))
+    assert check_answers(history, []) == []
+
+
 def test_of_erased_people_nothing_may_be_left(history: History) -> None:
     history.erase("ann", copy(5))
     assert check_rows(history, {key("bob"): row("3", "bob")}, []) == []

@@ -256,6 +256,37 @@ class ForgottenTransaction(Fault):
         self._db.terminate()
 
 
+class Deletions(Fault):
+    """The platform deletes what events on their way refer to."""
+
+    name = "deletions"
+    what = "the platform deletes steps, people and sessions while their events are on the way"
+    touches = PRIMARY
+    lasts = (0.5, 1.0)
+
+    @staticmethod
+    def draw(chance: random.Random) -> dict[str, Any]:
+        things = [*chance.sample(["a2", "b3", "c1", "c5"], 2), "people", "sessions", "people", "sessions"]
+        return {"things": chance.sample(things, len(things)), "seed": chance.randrange(10**6)}
+
+    async def inject(self) -> None:
+        chance = random.Random(self.choices["seed"])
+        for thing in self.choices["things"]:
+            await asyncio.sleep(chance.uniform(0.2, 0.8))
+            people = chance.sample(sorted(PEOPLE), 12)
+            if thing == "people":
+                await self._delete("mcp_server_user", "id", people)
+            elif thing == "sessions":
+                await self._delete("mcp_server_session", "mcp_server_session_id", [f"s_{p}" for p in people])
+            else:
+                await self._delete("walkthrough_steps", "id", [thing])
+            self.note(f"deleted: {thing}")
+
+    async def _delete(self, table: str, key: str, things: list[str]) -> None:
+        self.history.deleted |= set(things)
+        await self.deployment.sql(f"delete from {table} where {key} = any($1)", things)
+
+
 class FreezeDatabase(Fault):
     """All processes of PostgreSQL stop: connections stay open, and nothing answers."""
 
@@ -306,6 +337,7 @@ FAULTS: tuple[type[Fault], ...] = (
     DatabaseIsFull,
     SlowFsync,
     ForgottenTransaction,
+    Deletions,
     FreezeDatabase,
     KillDatabase,
 )
