@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sys
+import traceback
 
 from tests.nemesis.deployment import Bench
 from tests.nemesis.faults import FAULTS
@@ -66,7 +67,14 @@ async def run(plans: list[Plan], *, aloud: bool, keep: bool) -> int:
         for plan in plans:
             if aloud:
                 print(f"round {plan.number}: {', '.join(map(str, plan.faults))}", file=sys.stderr, flush=True)
-            verdict = await play(bench, plan, aloud=aloud, keep=keep)
+            try:
+                verdict = await play(bench, plan, aloud=aloud, keep=keep)
+            except Exception:  # the harness itself: the next round has servers of its own again
+                print(f"BROKEN OFF: seed {plan.seed}, round {plan.number}, {plan.title}", flush=True)
+                traceback.print_exc()
+                wrong += 1
+                await bench.renew()
+                continue
             tell(verdict, timeline=not aloud)
             wrong += bool(verdict.findings)
     finally:

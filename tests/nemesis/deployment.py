@@ -82,9 +82,14 @@ class Bench:
             await self.cluster.open()
         return self.cluster
 
-    async def close(self) -> None:
+    async def renew(self) -> None:
+        """Gives up the broker, of which nobody knows in which state it is."""
         if self.cluster is not None:
             await self.cluster.close()
+        self.cluster = None
+
+    async def close(self) -> None:
+        await self.renew()
         await asyncio.to_thread(remove, self.folder)
 
 

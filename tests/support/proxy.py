@@ -44,7 +44,8 @@ class Proxy:
         """As `cut`, but in TCP's rude way, which is an error for the other side and no end of a stream."""
         for writer in self._writers:
             at_once = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            with contextlib.suppress(OSError):  # it is closed already
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.cut()
 
     def freeze(self, *, to_server: bool = True, to_client: bool = True) -> None:
