@@ -48,7 +48,8 @@ def tell(verdict: Verdict, *, timeline: bool) -> None:
             print(f"  {finding}")
         if count > _MOST:
             print(f"  {kind}: {count - _MOST} more, in round.json")
-    print(f"  logs: {verdict.logs}", flush=True)
+    print(f"  logs: {verdict.logs}")
+    print(f"  again: {plan.command}", flush=True)
 
 
 def kinds(verdict: Verdict) -> dict[str, int]:
@@ -70,7 +71,7 @@ async def run(plans: list[Plan], *, aloud: bool, keep: bool) -> int:
             try:
                 verdict = await play(bench, plan, aloud=aloud, keep=keep)
             except Exception:  # the harness itself: the next round has servers of its own again
-                print(f"BROKEN OFF: seed {plan.seed}, round {plan.number}, {plan.title}", flush=True)
+                print(f"BROKEN OFF: {plan.title}; again: {plan.command}", flush=True)
                 traceback.print_exc()
                 wrong += 1
                 await bench.renew()

@@ -47,6 +47,13 @@ class Plan:
     seed: int
     number: int
     faults: tuple[Planned, ...]
+    among: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What plays it again."""
+        faults = f" --faults {','.join(self.among)}" if self.among else ""
+        return f"python -m tests.nemesis --seed {self.seed} --round {self.number} --rounds 1{faults}"
 
     @property
     def title(self) -> str:
@@ -89,4 +96,4 @@ def draw(seed: int, number: int, faults: Mapping[str, Drawable], among: Sequence
             Planned(name, round(begins, 2), round(chance.uniform(*fault.lasts), 2), dict(fault.draw(chance)))
         )
         begins += chance.uniform(0, _APART)
-    return Plan(seed, number, tuple(planned))
+    return Plan(seed, number, tuple(planned), tuple(among))

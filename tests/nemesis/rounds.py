@@ -205,8 +205,9 @@ async def _judge(
     gone = await _gone(deployment)
     findings += check_answers(workload.history, gone)
     if not any("the primary" in FAULTS[p.fault].touches or FAULTS[p.fault].may_lose for p in planned):
-        known = {e for e, sent in workload.history.sent.items() if sent.copies} | in_topic
-        lost = sorted(workload.committed - known)
+        sent = workload.history.sent
+        known = {e for e, its in sent.items() if its.copies or its.key.user in workload.history.erasing}
+        lost = sorted(workload.committed - known - in_topic)
         if lost:
             findings.append(
                 Finding("never sent", f"{len(lost)} committed rows of the outbox, {lost[0]} for one")

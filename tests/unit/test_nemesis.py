@@ -214,6 +214,12 @@ def test_named_faults_and_pairs_are_drawn_as_named() -> None:
     assert titles == {"kill-relay", "broker-paused+kill-recorder"}
 
 
+def test_a_plan_says_what_plays_it_again() -> None:
+    assert draw(1, 4, FAULTS).command == "python -m tests.nemesis --seed 1 --round 4 --rounds 1"
+    again = draw(1, 4, FAULTS, ["kill-relay"])
+    assert again.command == "python -m tests.nemesis --seed 1 --round 4 --rounds 1 --faults kill-relay"
+
+
 def test_each_fault_says_what_it_is() -> None:
     assert len(FAULTS) >= 20
     for name, fault in FAULTS.items():
