@@ -41,6 +41,7 @@ class Verdict:
 
     plan: Plan
     findings: list[Finding] = field(default_factory=list)
+    afterwards: list[Finding] = field(default_factory=list)
     timeline: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     logs: Path | None = None
@@ -59,11 +60,11 @@ async def play(
     *,
     aloud: bool = False,
     keep: bool = False,
-    at_the_end: Callable[[Deployment], Awaitable[None]] | None = None,
+    afterwards: Callable[[Deployment], Awaitable[None]] | None = None,
 ) -> Verdict:
     """Plays a round; logs are kept where something was found, or when they are to be.
 
-    `at_the_end` is done once everything is drained, before it is judged.
+    `afterwards` is done once all is judged; then the tables are judged again.
     """
     began = time.monotonic()
     verdict = Verdict(plan)
@@ -91,9 +92,10 @@ async def play(
         await workload.quieten()
         timeline.note(f"nobody writes any more: {len(history.sent)} events")
         verdict.findings += await _drain(deployment)
-        if at_the_end is not None:
-            await at_the_end(deployment)
         verdict.findings += await _judge(deployment, workload, planned, verdict.counts)
+        if afterwards is not None:
+            await afterwards(deployment)
+            verdict.afterwards = await _look(deployment, history, Counter())
     except BaseException:
         timeline.note(f"the round breaks off; logs in {folder}")
         print("\n".join(timeline.lines))
