@@ -1,7 +1,7 @@
 """Judges a round by what is in the tables and what was acknowledged; no I/O, no clock."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.nemesis.history import Answer, Copy, Gone, History, Key, Kind, Row, Sent
@@ -78,11 +78,25 @@ def _may_be_unread(history: History, copies: Sequence[Copy], gone: Sequence[Gone
     return bool(copies) and not history.is_owed(copies, gone)
 
 
-def check_gone(history: History, gone: Iterable[Gone]) -> list[Finding]:
-    """Where no fault took anything out of Kafka, nothing is named as gone."""
-    if history.losses:
-        return []
-    return [Finding("not gone", f"named as gone without a reason: {g}") for g in gone]
+def check_gone(
+    history: History, gone: Sequence[Gone], there: Container[tuple[str, int, int]] = ()
+) -> list[Finding]:
+    """Nothing is named as gone that is not: where no fault took anything out of Kafka, nothing at all.
+
+    `there` are the records that the topic holds at the end: event, partition and offset. One that was there before the
+    fault, too, is not gone.
+    """
+    if not history.losses:
+        return [Finding("not gone", f"named as gone without a reason: {g}") for g in gone]
+    kept = [
+        copy
+        for event in history.sent.values()
+        for copy in event.copies
+        if history.is_excused(copy, gone) and (event.rank.event_id, copy.partition, copy.offset) in there
+    ]
+    return [
+        Finding("not gone", f"{len(kept)} records are named as gone, and are there", tuple(kept[:5]))
+    ] * bool(kept)
 
 
 def check_answers(history: History, gone: Sequence[Gone], margin: float = MARGIN) -> list[Finding]:

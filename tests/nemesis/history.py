@@ -68,6 +68,13 @@ class Gone(NamedTuple):
     from_offset: int
     until_offset: int | None
 
+    def covers(self, copy: Copy) -> bool:
+        return (
+            self[:2] == copy[:2]
+            and self.from_offset <= copy.offset
+            and (self.until_offset is None or copy.offset < self.until_offset)
+        )
+
 
 class Loss(NamedTuple):
     """A fault took records out of Kafka: of those acknowledged before `at`."""
@@ -125,13 +132,7 @@ class History:
 
     def is_excused(self, copy: Copy, gone: Iterable[Gone]) -> bool:
         """Whether a record was taken away by a fault, and the database says so."""
-        return any(copy.at <= loss.at for loss in self.losses) and any(
-            g.topic == copy.topic
-            and g.partition == copy.partition
-            and g.from_offset <= copy.offset
-            and (g.until_offset is None or copy.offset < g.until_offset)
-            for g in gone
-        )
+        return any(copy.at <= loss.at for loss in self.losses) and any(g.covers(copy) for g in gone)
 
     def is_owed(self, copies: Sequence[Copy], gone: Sequence[Gone], until: float = float("inf")) -> bool:
         """Whether an event must count: one of its copies was acknowledged by then, and is not excused."""

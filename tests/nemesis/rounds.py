@@ -196,7 +196,7 @@ async def _judge(
     deployment: Deployment, workload: Workload, planned: Sequence[Planned], counts: Counter[str]
 ) -> list[Finding]:
     """What differs, once it no longer changes."""
-    in_topic = await workload.read_to_the_end()
+    there = await workload.read_to_the_end()
     deadline = time.monotonic() + _SETTLE
     while True:
         findings = await _look(deployment, workload.history, counts)
@@ -205,11 +205,12 @@ async def _judge(
         await asyncio.sleep(1.0)
     findings += await _last_answers(deployment, workload)
     gone = await _gone(deployment)
+    findings += check_gone(workload.history, gone, there)
     findings += check_answers(workload.history, gone)
     if not any("the primary" in FAULTS[p.fault].touches or FAULTS[p.fault].may_lose for p in planned):
         sent = workload.history.sent
         known = {e for e, its in sent.items() if its.copies or its.key.user in workload.history.erasing}
-        lost = sorted(workload.committed - known - in_topic)
+        lost = sorted(workload.committed - known - {event for event, *_ in there})
         if lost:
             findings.append(
                 Finding("never sent", f"{len(lost)} committed rows of the outbox, {lost[0]} for one")
@@ -237,7 +238,6 @@ async def _look(deployment: Deployment, history: History, counts: Counter[str]) 
             r["mcp_server_user_id"]: r["rows"] for r in await db.fetch(SQL["left"], sorted(history.erased))
         }
         findings = check_rows(history, rows, gone) + check_erased(history, left, gone)
-        findings += check_gone(history, gone)
         for name in ("differing_transitions", "differing_endings", "differing_journeys"):
             differing = await db.fetch(TRUTH[name])
             if differing:

@@ -277,8 +277,8 @@ class Workload:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._note(json.loads(record.value), Copy(record.topic, record.partition, record.offset, now))
 
-    async def read_to_the_end(self) -> set[str]:
-        """Reads the whole topic once more, and returns the ids of the events in it."""
+    async def read_to_the_end(self) -> set[tuple[str, int, int]]:
+        """Reads the whole topic once more, and returns event, partition and offset of what is in it."""
         found = set()
         async with self._consumer() as consumer:
             partitions = list(consumer.assignment())
@@ -288,7 +288,8 @@ class Workload:
                     self._saw(records)
                     for record in records:
                         with contextlib.suppress(ValueError, KeyError, TypeError):
-                            found.add(json.loads(record.value)["event_id"])
+                            event_id = json.loads(record.value)["event_id"]
+                            found.add((event_id, record.partition, record.offset))
         return found
 
     async def _ask(self) -> None:

@@ -125,6 +125,8 @@ def test_nothing_may_be_named_as_gone_where_nothing_is(history: History) -> None
     assert kinds(check_gone(history, named)) == ["not gone"]
     history.losses.append(Loss("tail", 11.0))
     assert check_gone(history, named) == []
+    assert kinds(check_gone(history, named, {("3", 0, 2)})) == ["not gone"]  # it is there
+    assert check_gone(history, named, {("9", 0, 2), ("2", 0, 1)}) == []  # another one is at its place
 
 
 def test_what_refers_to_something_deleted_is_not_there(history: History) -> None:
