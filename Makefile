@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard lint format bench soak lock sbom generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard lint format bench soak nemesis lock sbom generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -10,6 +10,9 @@ STACK ?= embedded
 WORKERS ?= 4
 PYTEST_ARGS ?=
 MINUTES ?= 10
+ROUNDS ?= 10
+SEED ?=
+FAULTS ?=
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -73,8 +76,11 @@ bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is
 	$(BIN)/python -m benchmarks.mcp
 	$(BIN)/python -m benchmarks.reading
 
-soak: setup  ## everything breaks for 10 minutes (MINUTES=2 for two), and the tables must be exact
+soak: setup  ## traffic for 10 minutes (MINUTES=2 for two): lag and memory over time, and the tables must be exact
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
+
+nemesis: setup  ## faults drawn from a seed (SEED=1 ROUNDS=10 FAULTS=name,name+name), judged by what was acknowledged
+	$(BIN)/python -m tests.nemesis --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt

@@ -1,9 +1,9 @@
-"""A long run in which everything breaks: `make soak`, or `python -m benchmarks.soak --minutes 2`.
+"""A long run of everything under traffic: `make soak`, or `python -m benchmarks.soak --minutes 2`.
 
-Real servers and services under traffic of producers, of an outbox and of agents. Processes are killed at
-random, the broker and the database restart and freeze, steps, people and sessions are deleted. At the end
-the tables must equal what the topic says by a plain fold, and `stepstream verify` must agree. Leaves one
-picture of lag and memory over time, and prints one line. Exits 1 when anything differs.
+Real servers and services, producers, an outbox and agents. What is looked at is growth: lag, the outbox and
+the memory of each service over time. At the end the tables must equal what the topic says by a plain fold,
+and `stepstream verify` must agree. Leaves one picture of lag and memory, and prints one line. Exits 1 when
+anything differs. What breaks things at random is `make nemesis`.
 """
 
 import argparse
@@ -13,14 +13,12 @@ import json
 import logging
 import os
 import random
-import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,10 +51,6 @@ from tests.support.world import (
 
 FLEET = {RECORDER: 2, AGGREGATOR: 2, RELAY: 2, MCP: 1}
 SERVER = "srv_1"
-#: What a service may say when it ends by itself: something was away at its start, and it is started again.
-AWAY = re.compile(
-    r"(PostgreSQL|Kafka) at \S+: |PostgreSQL is away: |stops: (\[Errno|.*Connect|.*the database system is)"
-)
 
 
 @dataclass
@@ -71,7 +65,7 @@ class Sample:
 
 @dataclass
 class Soak:
-    """The servers, the processes, and what has been done to them."""
+    """The servers, the processes, and what was seen of them."""
 
     chance: random.Random
     cluster: Cluster
@@ -81,11 +75,9 @@ class Soak:
     postgres: Process | None = None
     world: World | None = None
     fleet: dict[tuple[str, int], Service] = field(default_factory=dict)
-    doomed: set[int] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     calm: asyncio.Event = field(default_factory=asyncio.Event)
     counts: Counter[str] = field(default_factory=Counter)
-    faults: list[tuple[float, str]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     people: list[str] = field(default_factory=list)
@@ -100,10 +92,6 @@ class Soak:
     @property
     def base(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.database_port}/postgres"
-
-    def note(self, what: str) -> None:
-        self.counts[what] += 1
-        self.faults.append((self.now, what))
 
     async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         """Runs a statement, again and again while the database is away."""
@@ -135,124 +123,13 @@ class Soak:
         self.fleet[name, number] = self.world.start(name, port, **more)
 
     async def supervise(self) -> None:
-        """Starts again whatever ends, as an orchestrator does."""
+        """Nothing ends by itself."""
         while not self.stopping.is_set():
-            for (name, number), service in list(self.fleet.items()):
-                code = service.process.poll()
-                if code is None:
-                    continue
-                said = service.log.read_text()
-                expected = service.process.pid in self.doomed
-                if not expected and not (code == 1 and AWAY.search(said)):
-                    self.problems.append(f"{name} ended by itself with {code}: {said[-600:]}")
-                if not expected:
-                    self.counts["exits while something was away"] += 1
-                self.start_service(name, number)
+            for (name, _), service in self.fleet.items():
+                if (code := service.process.poll()) is not None:
+                    self.problems.append(f"{name} ended with {code}: {service.log.read_text()[-600:]}")
+                    return
             await asyncio.sleep(0.3)
-
-    async def break_things(self) -> None:
-        """One fault after another, with a few seconds between."""
-        faults: list[tuple[int, Callable[[], Awaitable[None]]]] = [
-            (10, self.kill_one),
-            (4, self.end_one),
-            (2, self.restart_broker),
-            (2, self.restart_database),
-            (1, self.freeze_database),
-            (1, self.freeze_broker),
-            (2, self.delete_step),
-            (3, self.delete_people),
-            (2, self.delete_sessions),
-        ]
-        first = self.chance.sample([fault for _, fault in faults], len(faults))  # each at least once
-        while not self.calm.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.calm.wait(), self.chance.uniform(0.5, 4))
-                return
-            (fault,) = self.chance.choices([f for _, f in faults], [w for w, _ in faults])
-            await (first.pop() if first else fault)()
-
-    def _any(self) -> Service:
-        return self.chance.choice(list(self.fleet.values()))
-
-    async def kill_one(self) -> None:
-        service = self._any()
-        self.doomed.add(service.process.pid)
-        self.note(f"kill {service.name}")
-        service.process.kill()
-
-    async def end_one(self) -> None:
-        service = self._any()
-        if service.process.poll() is not None:
-            return
-        self.doomed.add(service.process.pid)
-        self.note(f"end {service.name}")
-        service.process.send_signal(signal.SIGTERM)
-
-    async def restart_broker(self) -> None:
-        self.note("broker restart")
-        (broker,) = self.cluster.brokers
-        await asyncio.to_thread(broker.kill)
-        await asyncio.sleep(self.chance.uniform(0, 5))
-        await asyncio.to_thread(self.cluster.start, broker)
-        await self.cluster.answers()
-
-    async def freeze_broker(self) -> None:
-        self.note("broker frozen")
-        (broker,) = self.cluster.brokers
-        broker.freeze()
-        await asyncio.sleep(self.chance.uniform(1, 9))
-        broker.thaw()
-
-    async def restart_database(self) -> None:
-        self.note("database restart")
-        await self._signal_database(signal.SIGKILL)
-        assert self.postgres is not None
-        await asyncio.to_thread(self.postgres.stop, 10)
-        await asyncio.sleep(self.chance.uniform(0, 4))
-        await asyncio.to_thread(self.start_database)
-        await self.sql("select 1")
-
-    async def freeze_database(self) -> None:
-        """All of its processes stop: connections stay open, and nothing answers."""
-        self.note("database frozen")
-        await self._signal_database(signal.SIGSTOP)
-        await asyncio.sleep(self.chance.uniform(1, 6))
-        await self._signal_database(signal.SIGCONT)
-
-    async def _signal_database(self, number: int) -> None:
-        assert self.postgres is not None
-        found = self.postgres.find()
-        if found is not None:
-            for process in [found, *found.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-
-    # --- what vanishes ------------------------------------------------------------------------------------
-
-    async def delete_step(self) -> None:
-        self.note("step deleted")
-        step = self.chance.choice(self.steps)
-        await self.sql("delete from walkthrough_steps where id = $1", step)
-        self.steps.remove(step)
-        await self.add_step()
-
-    async def add_step(self) -> None:
-        self.counts["steps"] += 1
-        step = f"step{self.counts['steps']}"
-        await self.sql(
-            "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
-            " select $1, 'wt_a', $1, content_fields, $2 from walkthrough_steps limit 1",
-            step,
-            self.counts["steps"],
-        )
-        self.steps.append(step)
-
-    async def delete_people(self) -> None:
-        self.note("people deleted")
-        gone = self.chance.sample(self.people, 10)
-        self.people = [p for p in self.people if p not in set(gone)]
-        await self.sql("delete from mcp_server_user where id = any($1)", gone)
-        await self.add_people(20)
 
     async def add_people(self, count: int) -> None:
         names = [f"p{self.counts['people made'] + n}" for n in range(count)]
@@ -265,14 +142,6 @@ class Soak:
             SERVER,
         )
         self.people += names
-
-    async def delete_sessions(self) -> None:
-        self.note("sessions deleted")
-        gone = self.chance.sample(self.people, 5)
-        await self.sql(
-            "delete from mcp_server_session where mcp_server_session_id = any($1)", [f"s_{p}" for p in gone]
-        )
-        self.people = [p for p in self.people if p not in set(gone)]
 
     # --- traffic ------------------------------------------------------------------------------------------
 
@@ -371,7 +240,7 @@ class Soak:
         return Sample(self.now, lag, outbox, memory)
 
 
-async def run(minutes: float, seed: int, picture: Path, *, faults: bool) -> int:
+async def run(minutes: float, seed: int, picture: Path) -> int:
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     soak = Soak(random.Random(seed), Cluster(1), folder, free_port())
     try:
@@ -390,7 +259,7 @@ async def run(minutes: float, seed: int, picture: Path, *, faults: bool) -> int:
         world = soak.world = await World.make(soak.cluster.addresses, soak.base, template)
         world.forks = False  # processes as they are in production, whose memory is looked at
         print(f"soak: {minutes:g} minutes, seed {seed}, logs in {world.folder}", file=sys.stderr)
-        code = await soak_through(soak, world, minutes, faults=faults)
+        code = await soak_through(soak, world, minutes)
         draw(soak, picture)
         print(f"soak: picture {picture}", file=sys.stderr)
         return code
@@ -405,7 +274,7 @@ async def run(minutes: float, seed: int, picture: Path, *, faults: bool) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-async def soak_through(soak: Soak, world: World, minutes: float, *, faults: bool) -> int:
+async def soak_through(soak: Soak, world: World, minutes: float) -> int:
     await world.offer()
     soak.steps = list("abcde")
     await soak.add_people(300)
@@ -416,15 +285,14 @@ async def soak_through(soak: Soak, world: World, minutes: float, *, faults: bool
     watched = asyncio.create_task(soak.watch())
     work = [soak.produce(), soak.fill_outbox(), *(soak.lead(n) for n in range(3))]
     traffic = [asyncio.create_task(w) for w in work]
-    breaking = asyncio.create_task(soak.break_things() if faults else soak.calm.wait())
     end = time.monotonic() + minutes * 60
     while time.monotonic() < end and not soak.problems:
-        for task in (*traffic, breaking, supervised, watched):
+        for task in (*traffic, supervised, watched):
             if task.done():
                 task.result()
         await asyncio.sleep(0.5)
     soak.calm.set()
-    await asyncio.gather(*traffic, breaking)
+    await asyncio.gather(*traffic)
     calm_at = soak.now
     await drained(soak, world)
     drained_after = soak.now - calm_at
@@ -498,24 +366,19 @@ async def verdict(soak: Soak, world: World) -> None:
 
 def tell(soak: Soak, drained_after: float) -> None:
     """One line for the run, and one for each problem."""
-    kills = sum(count for what, count in soak.counts.items() if what.startswith(("kill ", "end ")))
     most = {name: max(s.memory.get(name, 0) for s in soak.samples) for name in FLEET}
-    deletions = sum(count for what, count in soak.counts.items() if what.endswith("deleted"))
     memory = ", ".join(f"{name} {used:.0f} MB" for name, used in most.items())
     for problem in soak.problems:
         print(f"PROBLEM: {problem}")
     print(
         f"{'NOT EXACT' if soak.problems else 'exact'}: {soak.counts['events in the topic']} events, "
         f"{soak.counts['completions']} completions, {soak.counts['dead letters']} dead letters, "
-        f"{kills} processes killed or ended, {soak.counts['broker restart']} broker restarts, "
-        f"{soak.counts['broker frozen']} freezes, {soak.counts['database restart']} database restarts, "
-        f"{soak.counts['database frozen']} freezes, {deletions} deletions; "
         f"drained {drained_after:.0f} s after the last; most memory: {memory}"
     )
 
 
 def draw(soak: Soak, picture: Path) -> None:
-    """Lag and memory over time, with the faults as lines."""
+    """Lag and memory over time."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -532,15 +395,6 @@ def draw(soak: Soak, picture: Path) -> None:
     line(above, [s.outbox for s in soak.samples], "outbox")
     for name in FLEET:
         line(below, [s.memory.get(name) for s in soak.samples], name)
-    colours = {"kill": "#cccccc", "end": "#e6e6e6", "broker": "#d62728", "database": "#9467bd"}
-    seen = set()
-    for moment, what in soak.faults:
-        kind = what.split(" ")[0]
-        if kind in colours:
-            label = None if kind in seen else {"kill": "SIGKILL", "end": "SIGTERM"}.get(kind, f"{kind} away")
-            seen.add(kind)
-            for axis, text in ((above, label), (below, None)):
-                axis.axvline(moment, color=colours[kind], linewidth=0.8, zorder=0, label=text)
     above.set_ylabel("events")
     above.set_yscale("symlog", linthresh=10)
     above.set_ylim(bottom=0)
@@ -561,12 +415,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3), "big"))
     parser.add_argument("--picture", type=Path, default=Path("soak.png"))
-    parser.add_argument("--faults", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that Kafka is away is the point
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     if not 0 < args.minutes <= 120:
         parser.error("--minutes is more than 0 and at most 120")
-    sys.exit(asyncio.run(run(args.minutes, args.seed, args.picture, faults=args.faults)))
+    sys.exit(asyncio.run(run(args.minutes, args.seed, args.picture)))
 
 
 if __name__ == "__main__":

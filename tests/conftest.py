@@ -31,6 +31,7 @@ _TOGETHER = {
     "test_embedded_stack.py": "embedded stack",
     "test_analytics.py": "analytics",
     "test_dashboard.py": "dashboard",
+    "test_nemesis.py": "nemesis",
 }
 
 

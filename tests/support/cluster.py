@@ -55,32 +55,31 @@ class Cluster:
         return ",".join(f"127.0.0.1:{b.port}" for b in self.brokers)
 
     def start(self, broker: Broker) -> None:
+        broker.process = start_node(broker.folder, self.properties(broker), self._id, memory="400m")
+
+    def properties(self, broker: Broker) -> dict[str, str]:
+        """What this broker is told beside what every node of ours is."""
         size = len(self.brokers)
         copies = str(size)
         most = str(max(1, size - 1))
-        broker.process = start_node(
-            broker.folder,
-            {
-                "node.id": str(broker.number),
-                "controller.quorum.voters": ",".join(
-                    f"{b.number}@127.0.0.1:{b.controller_port}" for b in self.brokers
-                ),
-                "listeners": f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}",
-                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker.port}",
-                "default.replication.factor": copies,
-                "min.insync.replicas": most,
-                "offsets.topic.replication.factor": copies,
-                "transaction.state.log.replication.factor": copies,
-                "transaction.state.log.min.isr": most,
-                "broker.session.timeout.ms": "3000",
-                "broker.heartbeat.interval.ms": "500",
-                "controller.quorum.election.timeout.ms": "500",
-                "controller.quorum.fetch.timeout.ms": "1000",
-                "replica.lag.time.max.ms": "3000",
-            },
-            self._id,
-            memory="400m",
-        )
+        return {
+            "node.id": str(broker.number),
+            "controller.quorum.voters": ",".join(
+                f"{b.number}@127.0.0.1:{b.controller_port}" for b in self.brokers
+            ),
+            "listeners": f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker.port}",
+            "default.replication.factor": copies,
+            "min.insync.replicas": most,
+            "offsets.topic.replication.factor": copies,
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": most,
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+            "controller.quorum.election.timeout.ms": "500",
+            "controller.quorum.fetch.timeout.ms": "1000",
+            "replica.lag.time.max.ms": "3000",
+        }
 
     async def start_all(self) -> None:
         for broker in self.brokers:

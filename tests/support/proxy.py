@@ -5,19 +5,21 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit, urlunsplit
 
 
 class Proxy:
-    """Passes bytes on, until it is told to refuse, to freeze, or to cut."""
+    """Passes bytes on, until it is told to refuse, to freeze, to be slow, or to cut."""
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._host, self._port = host, port
         self._tls = tls
         self._server: asyncio.Server | None = None
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._to_server, self._to_client = asyncio.Event(), asyncio.Event()
+        self.thaw()
+        #: Before each piece that is passed on, in seconds.
+        self.delay: Callable[[], float] = lambda: 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
@@ -46,15 +48,24 @@ class Proxy:
         """As `cut`, but in TCP's rude way, which is an error for the other side and no end of a stream."""
         for writer in self._writers:
             at_once = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            with contextlib.suppress(OSError):  # it is closed already
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.cut()
 
-    def freeze(self) -> None:
-        """Connections stay open, new ones are taken, and nothing answers."""
-        self._flows.clear()
+    def freeze(self, *, to_server: bool = True, to_client: bool = True) -> None:
+        """Connections stay open, new ones are taken, and nothing goes through, in both directions or in one."""
+        if to_server:
+            self._to_server.clear()
+        if to_client:
+            self._to_client.clear()
 
     def thaw(self) -> None:
-        self._flows.set()
+        self._to_server.set()
+        self._to_client.set()
+
+    def aim(self, port: int) -> None:
+        """New connections lead to another port of the same host."""
+        self._port = port
 
     async def close(self) -> None:
         await self.refuse()
@@ -65,14 +76,19 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await self._flows.wait()
+            await self._to_server.wait()
             if self._tls is not None and not await self._begin_tls(reader, writer):
                 writer.transport.abort()
                 return
-            their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+            try:
+                their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+            except OSError:
+                writer.transport.abort()
+                return
             self._writers.add(their_writer)
-            for source, target in ((reader, their_writer), (their_reader, writer)):
-                task = asyncio.create_task(self._pass_on(source, target))
+            ways = ((reader, their_writer, self._to_server), (their_reader, writer, self._to_client))
+            for source, target, flows in ways:
+                task = asyncio.create_task(self._pass_on(source, target, flows))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -89,10 +105,14 @@ class Proxy:
             return False
         return True
 
-    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flows: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65_536):
-                await self._flows.wait()
+                await flows.wait()
+                if pause := self.delay():
+                    await asyncio.sleep(pause)
                 target.write(data)
                 await target.drain()
         target.transport.abort()
