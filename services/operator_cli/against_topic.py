@@ -1,17 +1,17 @@
 """Completions, starts and erasures against the events that Kafka still holds; and what was read against that.
 
 The topic is read from its beginning, or from a time or an offset on, up to where the recorder was when this
-began. The recorder writes its position with the rows, so every event before that has left a trace: a row of its
-own, or of an earlier event; a dead letter; a wait for a lock; or it is of somebody who was erased. A row only ever
-becomes an earlier event's, so this holds at every later moment, too, and no snapshot has to last. What shows no
-trace is looked at again before it is called a difference.
+began. The recorder writes its position with the rows, so every event before that has left a trace: a row of
+its own, or of an earlier event; a dead letter; a wait for a lock; or it is of somebody who was erased. A row
+only ever becomes an earlier event's, so this holds at every later moment, too, and no snapshot has to last.
+What shows no trace is looked at again before it is called a difference.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -44,6 +44,8 @@ _NO_LIMIT = 24 * 3600.0
 _LOOK_AGAIN = 1.0
 #: So long without a record, in seconds, and Kafka is said to be away.
 _SILENCE = 60.0
+#: How long to look whether nothing but markers of transactions is left, in seconds.
+_MARKERS_SECONDS = 5.0
 _WORK_MEM = "128MB"
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -89,11 +91,13 @@ class Part:
     end: int
     recorded: Digest | None = None
     note: str = ""
+    #: Whether nothing but markers of transactions comes after `until`.
+    ends_with_markers: bool = False
 
     @property
     def not_judged(self) -> int:
         """Offsets that the recorder has yet to pass."""
-        return self.end - max(self.until, self.begin)
+        return 0 if self.ends_with_markers else self.end - max(self.until, self.begin)
 
 
 def plan_part(
@@ -354,6 +358,7 @@ class _Comparison:
         stored, aggregator = await both_positions(self._db, self._settings.topic)
         parts = await self._plan(start, partitions, stored)
         agreement = await self._hold_all(parts)
+        parts = await self._without_markers(parts)
         await self._db.execute(SQL["against_as_a_whole"])
         await self._settle()
         await self._db.execute(SQL["against_skipped"], self._settings.topic)
@@ -426,6 +431,22 @@ class _Comparison:
                 yield batch
                 batch = []
                 self._progress(sum(at[tp] - tps[tp][0] for tp in tps), total)
+
+    async def _without_markers(self, parts: Sequence[Part]) -> list[Part]:
+        """Looks whether an event comes after what was read, where there is something."""
+        left = {TopicPartition(self._settings.topic, p.partition): p for p in parts if p.not_judged}
+        self._consumer.assign(list(left))
+        for tp, p in left.items():
+            self._consumer.seek(tp, p.until)
+        passed, deadline = set[int](), time.monotonic() + _MARKERS_SECONDS
+        while left and time.monotonic() < deadline:
+            for tp in await self._consumer.getmany(timeout_ms=100):
+                left.pop(tp, None)
+            for tp, p in list(left.items()):
+                if await self._consumer.position(tp) >= p.end:
+                    passed.add(p.partition)
+                    del left[tp]
+        return [replace(p, ends_with_markers=p.partition in passed) for p in parts]
 
     async def _hold_all(self, parts: Sequence[Part]) -> dict[int, Agreement]:
         """Holds each portion against the tables, while the next one is read."""
