@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -684,7 +684,7 @@ def _as_json(outcome: Outcome, why: list[str]) -> dict[str, Any]:
             }
             for p in outcome.parts
         ],
-        **asdict(outcome.counts),
+        **vars(outcome.counts),
         "not_judged": sum(p.not_judged for p in outcome.parts),
         "differing": outcome.differing,
         "by_cause": dict(outcome.by_cause),

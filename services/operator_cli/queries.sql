@@ -1162,6 +1162,7 @@ compared as (
         and kept.mcp_server_id = given.mcp_server_id and kept.mcp_server_session_id = given.mcp_server_session_id
         and kept.metadata is not distinct from given.metadata
         then 'same'
+      when kept.id = given.id and kept.completed_at = given.completed_at then 'other-content'
       when
         (
           kept.completed_at,
@@ -1213,6 +1214,7 @@ compared as (
         and kept.mcp_server_session_id = given.mcp_server_session_id
         and kept.metadata is not distinct from given.metadata
         then 'same'
+      when kept.id = given.id and kept.started_at = given.started_at then 'other-content'
       when
         (
           kept.started_at,
@@ -1282,13 +1284,27 @@ now_right as (
         where
           kept.mcp_server_user_id = doubted.mcp_server_user_id and kept.step_id = doubted.step_id
           and (
-            (kept.completed_at, kept.id collate "C") < (doubted.happened_at, doubted.id collate "C")
-            and kept.id <> doubted.id
+            (
+              kept.completed_at,
+              kept.id collate "C",
+              kept.mcp_server_id collate "C",
+              kept.mcp_server_session_id collate "C",
+              coalesce(kept.metadata::text, '') collate "C"
+            ) < (
+              doubted.happened_at,
+              doubted.id collate "C",
+              doubted.mcp_server_id collate "C",
+              doubted.mcp_server_session_id collate "C",
+              coalesce(doubted.metadata::text, '') collate "C"
+            )
+            and (
+              kept.id <> doubted.id
+              or exists (select from seen_completions as seen where seen.id = kept.id)
+            )
             or kept.id = doubted.id and kept.completed_at = doubted.happened_at
             and kept.walkthrough_id = doubted.walkthrough_id and kept.mcp_server_id = doubted.mcp_server_id
             and kept.mcp_server_session_id = doubted.mcp_server_session_id
             and kept.metadata is not distinct from doubted.metadata
-            or doubted.cause = 'other-content' and exists (select from seen_completions as seen where seen.id = kept.id)
           )
       ) then 'changed'
       when doubted.kind = 'start' and exists (
@@ -1296,13 +1312,27 @@ now_right as (
         where
           kept.mcp_server_user_id = doubted.mcp_server_user_id and kept.walkthrough_id = doubted.walkthrough_id
           and (
-            (kept.started_at, kept.id collate "C") < (doubted.happened_at, doubted.id collate "C")
-            and kept.id <> doubted.id
+            (
+              kept.started_at,
+              kept.id collate "C",
+              kept.mcp_server_id collate "C",
+              kept.mcp_server_session_id collate "C",
+              coalesce(kept.metadata::text, '') collate "C"
+            ) < (
+              doubted.happened_at,
+              doubted.id collate "C",
+              doubted.mcp_server_id collate "C",
+              doubted.mcp_server_session_id collate "C",
+              coalesce(doubted.metadata::text, '') collate "C"
+            )
+            and (
+              kept.id <> doubted.id
+              or exists (select from seen_starts as seen where seen.id = kept.id)
+            )
             or kept.id = doubted.id and kept.started_at = doubted.happened_at
             and kept.mcp_server_id = doubted.mcp_server_id
             and kept.mcp_server_session_id = doubted.mcp_server_session_id
             and kept.metadata is not distinct from doubted.metadata
-            or doubted.cause = 'other-content' and exists (select from seen_starts as seen where seen.id = kept.id)
           )
       ) then 'changed'
       when

@@ -9,6 +9,7 @@ import pytest
 
 from services.operator_cli import against_topic
 from services.operator_cli.against_topic import Outcome, Start, verify_against_topic
+from services.operator_cli.dead_letters import read_partitions
 from services.runtime.kafka import make_producer
 from services.runtime.lag import look
 from tests.support.world import OPERATOR, RECORDER, Message, Service, World, completed, eventually, started
@@ -91,9 +92,9 @@ def causes(outcome: Outcome) -> dict[str, str]:
 async def place(world: World, event: dict[str, Any]) -> str:
     """The last place of an event in the topic, as P:O."""
     places = [
-        f"{r.partition}:{r.offset}"
-        for r in await world.events()
-        if r.value and event["event_id"].encode() in r.value
+        f"{record.partition}:{record.offset}"
+        async for record in read_partitions(world.settings, world.settings.topic)
+        if record.value and event["event_id"].encode() in record.value
     ]
     return places[-1]
 
@@ -173,7 +174,7 @@ async def test_an_event_that_was_passed_unread_is_found(judged: World) -> None:
     assert [p.not_judged for p in outcome.parts if p.not_judged] == [1]
     await judged.db.execute(
         "insert into gone_events (topic, partition, cause, from_offset, until_offset)"
-        " values ($1, $2, 'skipped', $3, $3 + 1)",
+        " values ($1, $2, 'skipped', $3::bigint, $3::bigint + 1)",
         judged.settings.topic,
         partition,
         offset,
