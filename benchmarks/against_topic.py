@@ -3,8 +3,8 @@
     python -m benchmarks.against_topic [--events 200000] [--rounds 2]
 
 On an embedded stack of its own: the events of `benchmarks.drain` in shuffled order, recorded by the recorder,
-then read and compared by the command's own function. The processor time of this process is told beside the time
-on the clock: PostgreSQL compares on another core.
+then read and compared by the command's own function. The processor time of this process is told beside the
+time on the clock: PostgreSQL compares on another core.
 """
 
 import argparse

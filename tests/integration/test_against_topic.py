@@ -17,6 +17,7 @@ from tests.support.world import OPERATOR, RECORDER, Message, Service, World, com
 pytestmark = pytest.mark.integration
 
 PEOPLE = [f"p{i}" for i in range(8)]
+BEGINNING = Start()
 GONE = completed("left", "a", 1)
 UNKNOWN = completed("new", "a", 1)
 
@@ -80,7 +81,7 @@ async def judge(world: World, *, go_on: bool = False) -> Service:
     return recorder
 
 
-async def found(world: World, start: Start = Start(), portion: int = 7, **more: Any) -> Outcome:
+async def found(world: World, start: Start = BEGINNING, portion: int = 7, **more: Any) -> Outcome:
     return await verify_against_topic(world.settings_of(OPERATOR), start, portion=portion, **more)
 
 
@@ -187,6 +188,19 @@ async def test_an_event_that_was_passed_unread_is_found(judged: World) -> None:
     told = await judged.invoke("verify", "--against-topic")
     assert told.returncode == 3
     assert f"the recorder has not read what the topic holds of partition {partition}" in told.stderr
+
+
+async def test_what_was_removed_comes_back_with_a_replay(judged: World) -> None:
+    await judged.db.execute(f"{DELETE} where step_id in ('a', 'b')")
+    await judged.db.execute(f"{UPDATE} completed_at = 1000 where step_id = 'd'")
+    assert (await found(judged)).differing > 0
+    done = await judged.invoke(*REPLAY)
+    assert done.returncode == 0, done.stderr
+    outcome = await found(judged)
+    assert (outcome.differing, outcome.rows_without_event) == (0, 0)
+
+
+REPLAY = ("replay", "--group", RECORDER, "--from-beginning", "--to-offset", "1000", "--execute")
 
 
 async def test_what_waits_for_a_lock_is_no_difference(judged: World) -> None:
