@@ -1413,7 +1413,7 @@ order by partition, "offset"
 limit $1;
 
 -- name: against_unseen
--- Rows whose event was not read.
+-- Rows whose event was not read; what is listed as the row of an event is not listed again.
 with
 completions as (
   insert into unseen_rows
@@ -1424,7 +1424,9 @@ completions as (
     walkthrough_id,
     step_id
   from walkthrough_step_completions as kept
-  where not exists (select from seen_completions as seen where seen.id = kept.id)
+  where
+    not exists (select from seen_completions as seen where seen.id = kept.id)
+    and not exists (select from doubted where doubted.row_id = kept.id)
 )
 insert into unseen_rows
 select
@@ -1433,7 +1435,9 @@ select
   mcp_server_user_id,
   walkthrough_id
 from walkthrough_starts as kept
-where not exists (select from seen_starts as seen where seen.id = kept.id);
+where
+  not exists (select from seen_starts as seen where seen.id = kept.id)
+  and not exists (select from doubted where doubted.row_id = kept.id);
 
 -- name: against_seen_later
 delete from unseen_rows where id = any($1::text[]);

@@ -145,7 +145,9 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(primary: str, addresses: tuple[str, str], short_tmp: Path) -> AsyncIterator[Pair]:
+async def pair(
+    primary: str, addresses: tuple[str, str], short_tmp: Path
+) -> AsyncIterator[Pair]:
     template = await asyncio.to_thread(make_template, primary)
     world = await World.make(addresses[0], primary, template)
     await world.offer()
@@ -160,9 +162,7 @@ async def pair(primary: str, addresses: tuple[str, str], short_tmp: Path) -> Asy
         await asyncio.to_thread(subprocess.run, copy, check=True, capture_output=True)
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
-            subprocess.run(
-                ["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", short_tmp / "data"], check=True
-            )
+            subprocess.run(["chown", "-R", f"{nobody.pw_uid}:{nobody.pw_gid}", short_tmp / "data"], check=True)
         standby = start_postgres(short_tmp, port)
         before = world.settings
         assert parts.hostname

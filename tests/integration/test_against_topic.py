@@ -20,6 +20,12 @@ PEOPLE = [f"p{i}" for i in range(8)]
 BEGINNING = Start()
 GONE = completed("left", "a", 1)
 UNKNOWN = completed("new", "a", 1)
+ERASURE = {
+    "type": "user-erased",
+    "event_id": completed("left", "a", 1)["event_id"],
+    "mcp_server_user_id": "left",
+    "erased_at": 9,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +40,6 @@ async def judged(world: World) -> World:
     await world.people([*PEOPLE, "left"])
     events = [completed(p, s, 10 + i) for p in PEOPLE for i, s in enumerate("abcd")]
     late = [completed(p, "a", 5, metadata={"b": [1, 2.5], "a": "ü"}) for p in PEOPLE[:3]]
-    erased = {"type": "user-erased", "event_id": completed("left", "a", 1)["event_id"]}
     await world.produce(
         [
             GONE,
@@ -47,7 +52,7 @@ async def judged(world: World) -> World:
             UNKNOWN,
             Message(b"p0", b"not json"),
             Message(b"p0", None),
-            erased | {"mcp_server_user_id": "left", "erased_at": 9},
+            ERASURE,
         ]
     )
     await in_transactions(world)
@@ -133,7 +138,12 @@ async def test_each_thing_that_a_hand_did_is_named_with_its_event(judged: World)
     await db.execute("delete from walkthrough_starts where mcp_server_user_id = 'p7'")
     await db.execute("delete from erased_users")
     await judged.people(["left"])
+    await judged.produce([{**ERASURE, "mcp_server_user_id": "p4"}])
+    await judge(judged)
+    await judged.people(["p4"])
+    await judged.insert(completed("p4", "a", 10))
     outcome = await found(judged)
+    assert [d["mcp_server_user_id"] for d in outcome.differences if d["cause"] == "rows-left"] == ["p4"]
     told = causes(outcome)
     assert told[rows["p5", "b"]] == "no-row"
     assert told[rows["p5", "c"]] == "later-row"
@@ -143,6 +153,7 @@ async def test_each_thing_that_a_hand_did_is_named_with_its_event(judged: World)
     assert sorted(d["kind"] for d in outcome.differences if d["cause"] == "not-noted") == ["erasure"]
     assert [d["mcp_server_user_id"] for d in outcome.differences if d["kind"] == "start"] == ["p7"]
     assert outcome.unlike == [], "the recorder had read it all"
+    assert outcome.rows_without_event == 1, "of p4; edited rows are told once"
     as_json = await judged.invoke("verify", "--against-topic", "-o", "json")
     assert as_json.returncode == 3
     shown = json.loads(as_json.stdout)

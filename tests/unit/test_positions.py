@@ -133,9 +133,7 @@ def test_another_log_is_read_from_its_beginning(seen: Seen, cause: str) -> None:
 
 
 def test_a_log_that_is_another_twice_keeps_the_old_ground() -> None:
-    once = place(
-        STORED, Seen(begin=0, committed=None, cluster_id="c", topic_id="two", leader_epoch=0)
-    ).position
+    once = place(STORED, Seen(begin=0, committed=None, cluster_id="c", topic_id="two", leader_epoch=0)).position
     twice = place(once.after([record(0)]), Seen(0, None, "c", "three", 0)).position
     assert (twice.reads_from, twice.marks_until) == (0, 100)
 
