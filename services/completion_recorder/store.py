@@ -370,13 +370,7 @@ async def _check(
         return [], outcome
     if not by_parts and await _all_there(connection, wanted):
         return list(accepted), outcome
-    ids = (
-        list(wanted.users),
-        list({session for session, _, _ in wanted.sessions}),
-        list({server for server, _ in wanted.places}),
-        list({walkthrough for _, walkthrough in wanted.places}),
-        list({step for step, _ in wanted.steps}),
-    )
+    ids = _ids(wanted)
     free = dict(await connection.fetchrow(SQL["lock_references"], *ids) or {}) if by_parts else {}
     known, erased = await _find(connection, ids)
     outcome.erased = {*outcome.erased, *erased}
@@ -402,6 +396,21 @@ async def _all_there(connection: Connection, wanted: References) -> bool:
 
 def _columns(tuples: Collection[tuple[str, ...]], width: int) -> list[list[str]]:
     return [[one[i] for one in tuples] for i in range(width)]
+
+
+def _ids(wanted: References) -> tuple[list[str], ...]:
+    return (
+        list(wanted.users),
+        list({session for session, _, _ in wanted.sessions}),
+        list({server for server, _ in wanted.places}),
+        list({walkthrough for _, walkthrough in wanted.places}),
+        list({step for step, _ in wanted.steps}),
+    )
+
+
+async def find_known(connection: Connection, accepted: Iterable[Accepted]) -> tuple[Known, set[str]]:
+    """What exists now of the rows that these events refer to, and who of their people was erased."""
+    return await _find(connection, _ids(References.of(accepted)))
 
 
 async def _find(connection: Connection, ids: Sequence[list[str]]) -> tuple[Known, set[str]]:

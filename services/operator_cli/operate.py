@@ -66,7 +66,14 @@ def register(app: typer.Typer) -> None:
         )
     )(skip)
     app.command("move-cluster", epilog=examples("move-cluster", "move-cluster --execute"))(move_cluster)
-    app.command(epilog=examples("verify", "verify --sample 5 -o json"))(verify)
+    app.command(
+        epilog=examples(
+            "verify",
+            "verify --sample 5 -o json",
+            "verify --against-topic",
+            "verify --against-topic --from -2h --partitions 0,1 -o json",
+        )
+    )(verify)
     app.command(epilog=examples("rebuild", "rebuild --execute"))(rebuild)
     app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))(
         erase
@@ -346,21 +353,66 @@ def verify(
             help="How long to wait for what is on its way to be counted.",
         ),
     ] = 30.0,
+    against_topic: Annotated[
+        bool,
+        typer.Option(
+            "--against-topic",
+            help="Hold completions, starts and erasures against the events that Kafka holds, instead.",
+        ),
+    ] = False,
+    from_time: Annotated[
+        int | None,
+        time_option("--from", "With --against-topic: from events that came to Kafka at this time or later."),
+    ] = None,
+    from_offset: Annotated[
+        int | None, typer.Option(min=0, help="With --against-topic: from this offset of each partition.")
+    ] = None,
+    partitions: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="With --against-topic: only these partitions; else all."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Hold the Sankey tables against one SQL over completions and starts, from one snapshot.
 
     Also while traffic flows: counts are held against journeys as they are at any moment, and journeys
     whose rows differ are looked at again until the aggregator has passed them. Exit 3 with the differing
-    cells, and a guess at why.
+    cells, and a guess at why; also where recorder and aggregator have read different events.
+
+    With --against-topic the completions themselves are held against the topic, up to where the recorder was
+    when it began. Exit 3 with each event that they do not show.
     """
+    settings = current_settings()
+    if against_topic:
+        if sample < 100:
+            raise UsageError("--sample is of the comparison without --against-topic")
+        _verify_against_topic(settings, from_time, from_offset, _numbers(partitions), output)
+        return
+    if from_time is not None or from_offset is not None or partitions is not None:
+        raise UsageError("--from, --from-offset and --partitions are for --against-topic")
     from services.operator_cli.verify import report
     from services.operator_cli.verify import verify as compare
 
-    settings = current_settings()
     with progress("comparing journeys", "parts") as advance:
         verdict = asyncio.run(compare(settings, sample=sample, wait=wait, progress=advance))
     report(verdict, as_json=output is Output.JSON)
+
+
+def _verify_against_topic(
+    settings: Any,
+    from_time: int | None,
+    from_offset: int | None,
+    partitions: list[int] | None,
+    output: Output,
+) -> None:
+    from services.operator_cli.against_topic import Start, report, verify_against_topic
+
+    if from_time is not None and from_offset is not None:
+        raise UsageError("say where to begin once: --from or --from-offset")
+    start = Start(from_time, from_offset)
+    with progress("reading the topic", "offsets") as advance:
+        outcome = asyncio.run(verify_against_topic(settings, start, partitions, advance))
+    report(outcome, as_json=output is Output.JSON)
 
 
 def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE) -> None:

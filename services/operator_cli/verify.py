@@ -1,8 +1,10 @@
 """The Sankey tables against completions and starts, from one snapshot, also while traffic flows."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from services.operator_cli.against_topic import agreements, why_apart
 from services.operator_cli.options import many, print_json, print_table, say, told_time
 from services.operator_cli.survey import (
     SQL,
@@ -16,7 +18,9 @@ from services.operator_cli.survey import (
 )
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError
+from services.runtime.lag import AGGREGATOR, RECORDER
 from services.runtime.settings import Settings
+from services.runtime.stored_positions import read_positions
 
 _SHOWN = 20
 #: The most differing cells, and journeys, that are listed.
@@ -39,6 +43,8 @@ class Verdict:
     nodes: list[dict[str, Any]]
     differing: int
     in_flight: int = 0
+    #: Partitions of which recorder and aggregator have read different events.
+    apart: list[int] = field(default_factory=list)
     #: Events that wait for a lock: in no table that is compared.
     events_waiting: int = 0
     why: list[str] = field(default_factory=list)
@@ -59,13 +65,14 @@ async def verify(
         await prepare(survey)
         async with survey.transaction(isolation="repeatable_read"):
             horizon = await begin(survey, settings.topic)
+            read = [await read_positions(survey, s, settings.topic) for s in (RECORDER, AGGREGATOR)]
             await find_journeys(survey, progress, sample)
             outcome = await settle(survey, fresh, settings, horizon, wait)
             await find_cells(survey)
-            return await _verdict(survey, outcome)
+            return await _verdict(survey, outcome, agreements(*read))
 
 
-async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
+async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, bool | None]) -> Verdict:
     async def fetch(name: str) -> list[dict[str, Any]]:
         return [dict(row) for row in await survey.fetch(SQL[name], LISTED)]
 
@@ -96,7 +103,10 @@ async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
             "counts are not what the journeys contribute, which no traffic explains: sankey_transitions or "
             "sankey_endings were changed by hand or restored alone. `stepstream rebuild --execute` mends it"
         )
-    differing = cells + counts["journeys"] + (0 if cells else len(nodes))
+    if told := why_apart(agrees):
+        why.append(told)
+    apart = [partition for partition, same in agrees.items() if same is False]
+    differing = cells + counts["journeys"] + (0 if cells else len(nodes)) + len(apart)
     return Verdict(
         totals=dict(totals),
         transitions=await fetch("list_transitions"),
@@ -105,6 +115,7 @@ async def _verdict(survey: Connection, outcome: Unsettled) -> Verdict:
         nodes=nodes,
         differing=differing,
         in_flight=outcome.in_flight,
+        apart=apart,
         events_waiting=await survey.fetchval(SQL["events_waiting"]),
         why=why if differing else [],
     )
@@ -181,8 +192,8 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
                 "locked[/], and are no completions yet: `stepstream status` says which rows"
             )
     if verdict.differing:
-        raise MismatchError(
-            "; ".join([f"{many(verdict.differing, 'cell')} and journeys differ", *verdict.why])
-        )
+        cells = verdict.differing - len(verdict.apart)
+        told = [f"{many(cells, 'cell')} and journeys differ"] if cells else []
+        raise MismatchError("; ".join([*told, *verdict.why]))
     if not as_json:
         say("[bold green]exact[/]: every cell equals what completions and starts say")
