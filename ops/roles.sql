@@ -137,7 +137,8 @@ grant select, insert on mcp_user_identities to stepstream_mcp;
 grant select, insert, update (mcp_server_user_id) on mcp_server_session to stepstream_mcp;
 grant select, insert, update on mcp_live_sessions, walkthrough_progress to stepstream_mcp;
 grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_steps to stepstream_mcp;
-grant select on mcp_server_walkthroughs, walkthrough_step_completions to stepstream_mcp;
+grant select on mcp_server_walkthroughs to stepstream_mcp;
+grant select (id, mcp_server_user_id, walkthrough_id, step_id, completed_at) on walkthrough_step_completions to stepstream_mcp;
 grant insert on outbox to stepstream_mcp;
 
 -- The API and the dashboard read.

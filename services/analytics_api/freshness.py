@@ -20,7 +20,7 @@ from services.runtime.kafka import admin_client
 from services.runtime.lag import AGGREGATOR, RECORDER, look_with, reader
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
-from services.runtime.topic import describe_log
+from services.runtime.topic import describe_log, high_watermarks
 
 log = logging.getLogger("stepstream.analytics")
 SERVICE: Final = "analytics-api"
@@ -82,7 +82,7 @@ class Look:
                 problem = "the figures come from a replica of the database, which may be behind"
             else:
                 current = self.agreement.is_current and not (self.marks.waiting or self.marks.events)
-                problem = "; ".join(self.agreement.problems) or None
+                problem = "; ".join(self.agreement.problems) or self._held_back()
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -96,6 +96,11 @@ class Look:
             current=current,
             problem=problem,
         )
+
+    def _held_back(self) -> str | None:
+        if self.agreement is None or not self.agreement.held_back:
+            return None
+        return "a producer's open transaction holds back what came after it began"
 
 
 class FreshnessWatch:
@@ -173,11 +178,13 @@ class FreshnessWatch:
                 at = time.time()
                 async with asyncio.timeout(_LOOK_SECONDS):
                     servers = self._servers
+                    client, topic = consumer._client, self._settings.topic  # noqa: SLF001
+                    topic_log = await describe_log(client, topic)
+                    watermarks = await high_watermarks(client, topic, topic_log)
                     groups = await look_with(admin, consumer, self._settings)
-                    topic_log = await describe_log(consumer._client, self._settings.topic)  # noqa: SLF001
                     # Then the database: it is never behind what is committed, unless it went back.
                     marks = await self._marks()
-                seen = agreement(groups, topic_log, marks.stored)
+                seen = agreement(groups, topic_log, marks.stored, watermarks)
                 self._know(Look(seen, marks, at=at, holds=functools.partial(self._is_still, servers)))
                 self._faults.go_on()
                 await asyncio.sleep(_EVERY_SECONDS)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+import asyncpg
 from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
@@ -32,7 +33,8 @@ async def keep_watching(settings: Settings, pool: Pool, service: str) -> None:
             await _watch(settings, pool, service, faults)
         except Exception as error:  # noqa: BLE001 - the batches go on without it
             passes = may_pass(error) or kafka_may_return(error)
-            if passes or isinstance(error, KafkaError | StepstreamError):
+            # What is wrong with the schema the batches find, too: they say so, and end the service.
+            if passes or isinstance(error, KafkaError | StepstreamError | asyncpg.SyntaxOrAccessError):
                 log.debug("cannot see whether all agree: %s", type(error).__name__)
             else:
                 faults.fail(error)

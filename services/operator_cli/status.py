@@ -25,7 +25,7 @@ from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import read_positions
-from services.runtime.topic import TopicLog, describe_log
+from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
 SQL = load_queries(__file__)
 
@@ -72,6 +72,7 @@ class Status:
     problems: list[str] = field(default_factory=list)
     unreadable: bool = False
     topic_log: TopicLog | None = None
+    high_watermarks: Mapping[int, int] = field(default_factory=dict)
     #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
     agreement: Agreement | None = None
     gone: list[Gone] = field(default_factory=list)
@@ -122,9 +123,12 @@ def _shown(seen: Status, kind: type[StepstreamError]) -> Iterator[None]:
 
 
 async def _look_at_groups(settings: Settings, seen: Status) -> None:
-    seen.groups = await look(settings)
     async with admin_client(settings) as admin:
-        seen.topic_log = await describe_log(admin._client, settings.topic)  # noqa: SLF001
+        client = admin._client  # noqa: SLF001
+        await partitions_of(admin, settings.topic)  # is there such a topic?
+        seen.topic_log = await describe_log(client, settings.topic)
+        seen.high_watermarks = await high_watermarks(client, settings.topic, seen.topic_log)
+    seen.groups = await look(settings)
 
 
 async def _look_at_dead_letters(settings: Settings, seen: Status) -> None:
@@ -191,7 +195,7 @@ async def _look_whether_they_agree(settings: Settings, seen: Status) -> None:
         _could_not_read(str(error) or f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
         return
     if seen.groups is not None and seen.topic_log is not None:
-        seen.agreement = agreement(seen.groups, seen.topic_log, stored)
+        seen.agreement = agreement(seen.groups, seen.topic_log, stored, seen.high_watermarks)
 
 
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
@@ -300,6 +304,7 @@ def as_json(seen: Status) -> dict[str, Any]:
             "recorded": told_time(seen.database.get("newest_recorded")) or None,
             "counted": told_time(seen.database.get("newest_counted")) or None,
         },
+        "held_back": None if seen.agreement is None else seen.agreement.held_back,
         "agree": None if seen.agreement is None else not seen.agreement.problems,
         "positions": None if seen.agreement is None else _positions_json(seen.agreement),
         "gone": [gone_json(gone) for gone in seen.gone],
@@ -396,6 +401,8 @@ def status_page(seen: Status) -> RenderableType:
             ("outbox", _told_outbox(db)),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),
         ]
+    if seen.agreement is not None and seen.agreement.held_back:
+        facts.append(("held back", f"{seen.agreement.held_back:,} offsets, by producers' open transactions"))
     if seen.dead_letters is not None:
         done = (seen.database or {}).get("handled")
         handled = "" if done is None else f", {done:,} handled"

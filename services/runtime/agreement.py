@@ -19,6 +19,8 @@ class Agreement:
     groups: Sequence[Group]
     topic_log: TopicLog
     stored: Stored
+    #: Offsets that open transactions hold back from everybody who reads: events among them, maybe.
+    held_back: int = 0
     #: Problems, for people: they pass within seconds where the services run.
     problems: Sequence[str] = field(default_factory=list)
 
@@ -39,7 +41,8 @@ class Agreement:
     @property
     def is_current(self) -> bool:
         """Whether all that was in the topic is recorded, counted and committed."""
-        return not any(self.lags.values()) and not self.problems and not self._is_being_looked_at()
+        waits = any(self.lags.values()) or self.held_back
+        return not waits and not self.problems and not self._is_being_looked_at()
 
     def _is_being_looked_at(self) -> bool:
         """Whether another leader took over, and a service has yet to see whether it has what was read."""
@@ -51,14 +54,24 @@ class Agreement:
         )
 
 
-def agreement(groups: Sequence[Group], topic_log: TopicLog, stored: Stored) -> Agreement:
-    """Holds the three against each other."""
+def agreement(
+    groups: Sequence[Group],
+    topic_log: TopicLog,
+    stored: Stored,
+    high_watermarks: Mapping[int, int] | None = None,
+) -> Agreement:
+    """Holds the three against each other; with high watermarks of before, also against open transactions."""
+    held_back = sum(
+        max(0, (high_watermarks or {}).get(p.partition, 0) - p.end)
+        for group in groups[:1]
+        for p in group.positions
+    )
     problems = [
         *_of_another_log(topic_log, stored),
         *(problem for group in groups for problem in _of_offsets(group, stored.get(group.service, {}))),
         *_of_digests(stored),
     ]
-    return Agreement(groups, topic_log, stored, problems)
+    return Agreement(groups, topic_log, stored, held_back, problems)
 
 
 def _of_another_log(topic_log: TopicLog, stored: Stored) -> list[str]:

@@ -21,6 +21,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.types import (
     Array,
     Boolean,
@@ -34,6 +35,9 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 
+#: Of requests for offsets: the end, and also what is not committed.
+_LATEST = -1
+_READ_UNCOMMITTED = 0
 #: What Kafka answers for an epoch that it does not know.
 _UNKNOWN_OFFSET = -1
 
@@ -210,6 +214,31 @@ async def describe_log(client: AIOKafkaClient, topic: str) -> TopicLog:
                 {p[1]: p[3] for p in partitions if p[3] >= 0},
             )
     raise UnknownTopicOrPartitionError(f"topic {topic}")
+
+
+async def high_watermarks(client: AIOKafkaClient, topic: str, log: TopicLog) -> dict[int, int]:
+    """Where the partitions end, with what open transactions hold back from readers; empty for an old broker.
+
+    Raises:
+        KafkaError: a leader does not answer.
+    """
+    by_leader: dict[int, list[tuple[int, int]]] = {}
+    for partition, leader in log.leaders.items():
+        by_leader.setdefault(leader, []).append((partition, _LATEST))
+    requests = (
+        client.send(leader, OffsetRequest(-1, _READ_UNCOMMITTED, [(topic, wanted)]))
+        for leader, wanted in by_leader.items()
+    )
+    answers: Any = await asyncio.gather(*requests)
+    found: dict[int, int] = {}
+    for answer in answers:
+        for _, partitions in answer.topics:
+            for partition, code, *_, end in partitions:
+                if code:
+                    error: type[KafkaError] = for_code(code)
+                    raise error(f"partition {partition} of {topic}")
+                found[partition] = end
+    return found
 
 
 async def ends_of_epochs(

@@ -1,8 +1,10 @@
 """Bearer tokens: JWTs signed by a key of the issuer, for this server, not expired."""
 
 import asyncio
+import functools
 import json
 import logging
+import ssl
 import time
 from typing import Any, Final
 
@@ -157,6 +159,12 @@ async def _find_jwks(issuer: str) -> str:
     raise IssuerAwayError(f"the keys of {issuer} cannot be found: {reason}")
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The authorities that are trusted, read once: that takes longer than a request."""
+    return httpx2.create_ssl_context()
+
+
 async def _read(url: httpx2.URL | str) -> dict[str, Any]:
     """The object at an address: in time, whatever pace it comes at, and no more than may be.
 
@@ -169,7 +177,10 @@ async def _read(url: httpx2.URL | str) -> dict[str, Any]:
     async with (
         asyncio.timeout(_TIMEOUT_SECONDS),
         httpx2.AsyncClient(
-            timeout=_TIMEOUT_SECONDS, follow_redirects=False, headers={"accept-encoding": "identity"}
+            verify=_tls(),
+            timeout=_TIMEOUT_SECONDS,
+            follow_redirects=False,
+            headers={"accept-encoding": "identity"},
         ) as client,
         client.stream("GET", url) as answer,
     ):
