@@ -53,6 +53,7 @@ create table if not exists gone_events (
   cause text not null check (cause in ('expired', 'cut', 'topic-made-anew', 'moved', 'skipped')),
   from_offset bigint not null,
   until_offset bigint,
+  judged_until bigint,
   before_at bigint,
   after_at bigint,
   acknowledged_at timestamptz,
@@ -63,6 +64,20 @@ comment on table gone_events is
 comment on column gone_events.cause is
   'expired: by retention, before they were read. cut: the log lost its end, after which other events came. topic-made-anew: what followed in the old topic. moved: what followed in another cluster. skipped: by an operator.';
 comment on column gone_events.until_offset is 'Exclusive; null is not known.';
+comment on column gone_events.judged_until is
+  'Up to this offset, exclusively, they had been judged before they were gone: what they held is in the tables.';
 comment on column gone_events.before_at is
   'When the last event before them came to Kafka, in milliseconds since the epoch; after_at is when the first after them did.';
+
 create index if not exists gone_events_open_idx on gone_events (id) where acknowledged_at is null;
+
+create table if not exists sent_events (
+  topic text not null,
+  partition integer not null,
+  last_offset bigint not null,
+  last_timestamp bigint not null,
+  last_checksum bigint not null,
+  primary key (topic, partition)
+);
+comment on table sent_events is
+  'The last event of each partition that Kafka has acknowledged to a relay: if it is not there after an election, the log was cut.';

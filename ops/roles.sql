@@ -116,6 +116,7 @@ grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_step
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
 grant select, insert, update, delete on waiting_events to stepstream_recorder;
 grant select, insert on gone_events to stepstream_recorder;
+grant select, delete on sent_events to stepstream_recorder;
 grant select on counted_offsets to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.
@@ -125,11 +126,14 @@ to stepstream_aggregator;
 grant select, insert, update on sankey_freshness to stepstream_aggregator;
 grant select on recorded_offsets, walkthrough_step_completions, walkthrough_starts to stepstream_aggregator;
 grant select, insert, update on counted_offsets to stepstream_aggregator;
+grant select, insert on gone_events to stepstream_aggregator;
+grant select on sent_events to stepstream_aggregator;
 
 -- The relay: the outbox.
 grant select, delete on outbox to stepstream_relay;
 grant select, update on outbox_shards to stepstream_relay;
 grant select, insert on outbox_set_aside to stepstream_relay;
+grant select, insert, update on sent_events to stepstream_relay;
 
 -- The MCP layer: people, their sessions and progress; events into the outbox, which it does not read.
 grant select, insert, update (first_seen_at) on mcp_server_user to stepstream_mcp;

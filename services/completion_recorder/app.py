@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import get_args
 
 from aiokafka.errors import KafkaError
 
@@ -11,7 +12,7 @@ from services.completion_recorder.watch import keep_watching
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.migrate import check_migrated
-from services.runtime.positions import Placement
+from services.runtime.positions import Cause, Placement
 from services.runtime.settings import Settings
 from services.runtime.shell import Batches, ConsumerShell
 from services.runtime.tasks import beside
@@ -55,5 +56,5 @@ def build(settings: Settings) -> ConsumerShell:
         if any(placement.other_log for placement in placements.values()):
             await store.mark_all(connection)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, names_gone=True)
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, get_args(Cause))
     return shell

@@ -36,6 +36,7 @@ class Gone:
     until_offset: int | None
     before_at: int | None
     after_at: int | None
+    judged_until: int | None
     acknowledged_at: int | None
 
     @property
@@ -44,6 +45,11 @@ class Gone:
         if self.until_offset is None:
             return f"{self.from_offset:,} and later"
         return f"{self.from_offset:,} to {self.until_offset - 1:,}"
+
+    @property
+    def judged(self) -> str:
+        """Which of them are in the tables, for people."""
+        return "" if self.judged_until is None else f"to {self.judged_until - 1:,}"
 
 
 async def find(db: Connection, *, acknowledged_too: bool = False) -> list[Gone]:
@@ -95,13 +101,14 @@ def show(gone: Sequence[Gone], *, output_json: bool) -> None:
     if not gone:
         say("[green]nothing is gone[/] of which nobody knows")
         return
-    columns = ("id", "topic", "partition", "offsets", "cause", "came between", "noticed")
+    columns = ("id", "topic", "partition", "offsets", "in the tables", "cause", "came between", "noticed")
     rows = [
         (
             g.id,
             g.topic,
             g.partition,
             g.offsets,
+            g.judged,
             g.cause,
             f"{told_time(g.before_at) or '?'} and {told_time(g.after_at) or '?'}",
             told_time(g.noticed_at),

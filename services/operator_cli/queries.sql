@@ -1074,6 +1074,7 @@ select
   until_offset,
   before_at,
   after_at,
+  judged_until,
   (extract(epoch from acknowledged_at) * 1000)::bigint as acknowledged_at
 from gone_events
 where $1 or acknowledged_at is null

@@ -74,7 +74,7 @@ class Relay:
         self.progress = time.monotonic()
         await self._sender.start()
         failure: BaseException | None = None
-        async with store.take(self._pool, self._settings.relay_batch_records) as load:
+        async with store.take(self._pool, self._settings.topic, self._settings.relay_batch_records) as load:
             passing("relay.taken")
             parents = parents_of(_headers(m) for m in load.messages)
             with message_spans(
@@ -84,6 +84,7 @@ class Relay:
                     await self._sender.send(load.messages, load.sent, load.refused)
                 except (KafkaError, TimeoutError) as error:
                     failure = error  # what was acknowledged leaves the outbox all the same
+                load.last = self._sender.take_last()
             if load.sent:
                 passing("relay.sent")
         if load.sent:

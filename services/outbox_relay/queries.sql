@@ -30,6 +30,23 @@ order by rows_.id;
 delete from outbox
 where id = any($1::bigint[]);
 
+-- name: note_sent
+-- The last that was acknowledged in each partition: who reads finds out by it whether a log was cut.
+insert into sent_events as kept (topic, partition, last_offset, last_timestamp, last_checksum)
+select
+  $1,
+  given.*
+from unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) as given (
+  partition, last_offset, last_timestamp, last_checksum
+)
+order by given.partition
+on conflict (topic, partition) do update
+set
+  last_offset = excluded.last_offset,
+  last_timestamp = excluded.last_timestamp,
+  last_checksum = excluded.last_checksum
+where excluded.last_offset > kept.last_offset;
+
 -- name: set_aside
 -- Moves rows that Kafka refuses out of the way, with the reason.
 with refused as (

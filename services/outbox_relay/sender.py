@@ -4,9 +4,11 @@ import asyncio
 import json
 import logging
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -20,6 +22,7 @@ from aiokafka.errors import (
 )
 
 from services.runtime.kafka import RenewedProducer
+from services.runtime.positions import Fingerprint
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.relay")
@@ -99,6 +102,7 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer = RenewedProducer(settings, settings.topic, request_timeout_ms=15_000, linger_ms=2)
+        self._last: dict[int, Fingerprint] = {}
 
     @property
     def connected(self) -> bool:
@@ -113,6 +117,17 @@ class Sender:
             ConfigurationError: there is no such topic.
         """
         return await self._producer.start()
+
+    def take_last(self) -> dict[int, Fingerprint]:
+        """The last that was acknowledged in each partition since this was asked for."""
+        last, self._last = self._last, {}
+        return last
+
+    def _note(self, message: Message, place: Any) -> None:
+        before = self._last.get(place.partition)
+        if place.offset >= 0 and (before is None or before.offset < place.offset):
+            crc = zlib.crc32(message.value.encode(), zlib.crc32(message.key.encode()))
+            self._last[place.partition] = Fingerprint(place.offset, place.timestamp or 0, crc)
 
     async def stop(self) -> None:
         """Ends the producer, if there is one; what it had not sent yet waits in the outbox."""
@@ -170,6 +185,7 @@ class Sender:
         for (message, _), result in zip(under_way, results, strict=True):
             if not isinstance(result, BaseException):
                 sent.append(message.id)
+                self._note(message, result)
             elif isinstance(result, (*REFUSALS, _UNCLEAR)):
                 doubtful.append(message)
             else:
@@ -181,7 +197,7 @@ class Sender:
     async def _send_alone(self, message: Message, sent: list[int], refused: list[Refused]) -> None:
         producer = await self.start()
         try:
-            await producer.send_and_wait(self._settings.topic, **message.record())
+            place = await producer.send_and_wait(self._settings.topic, **message.record())
         except REFUSALS as error:
             await self.stop()
             refused.append(Refused(message, _reason(error)))
@@ -190,6 +206,7 @@ class Sender:
             raise
         else:
             sent.append(message.id)
+            self._note(message, place)
 
 
 def _reason(error: KafkaError | UnreadableError) -> str:

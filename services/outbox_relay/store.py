@@ -8,6 +8,7 @@ import asyncpg
 
 from services.outbox_relay.sender import Message, Refused
 from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.positions import Fingerprint
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
@@ -30,10 +31,12 @@ class Load:
     messages: Sequence[Message]
     sent: list[int] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    #: The last that was acknowledged in each partition.
+    last: dict[int, Fingerprint] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
-async def take(pool: Pool, limit: int) -> AsyncIterator[Load]:
+async def take(pool: Pool, topic: str, limit: int) -> AsyncIterator[Load]:
     """Takes the next load; what was sent or refused by the end of the block leaves the outbox."""
     async with pool.acquire() as connection, connection.transaction():
         shards = [row["shard"] for row in await connection.fetch(SQL["take_shards"])]
@@ -44,6 +47,9 @@ async def take(pool: Pool, limit: int) -> AsyncIterator[Load]:
         load = Load([_message(row) for row in rows])
         yield load
         await _finish(connection, load.sent, load.refused)
+        if load.last:
+            columns = zip(*((p, *last) for p, last in sorted(load.last.items())), strict=True)
+            await connection.execute(SQL["note_sent"], topic, *map(list, columns))
 
 
 async def _finish(connection: Connection, sent: Collection[int], refused: Collection[Refused]) -> None:

@@ -17,17 +17,19 @@ from aiokafka.errors import KafkaError
 from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError
 from services.runtime.kafka import Record, admin_client, unreachable
-from services.runtime.lag import Committed, committed_with, reader
-from services.runtime.positions import Fingerprint, Gone, Placement, Position, Seen, place
+from services.runtime.lag import RECORDER, Committed, committed_with, reader
+from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
     Advance,
     MovedError,
     Ours,
+    forget_sent,
     lock_positions,
     name_gone,
     read_identity,
     read_positions,
+    read_sent,
     set_positions,
 )
 from services.runtime.telemetry import EXPIRED, REWINDS
@@ -60,20 +62,22 @@ class Keeper:
         service: whose positions.
         settings: where Kafka is.
         on_other_ground: see there; it is called for what was missed, and for a log that is another.
-        names_gone: whether what is gone is named by this service.
+        names: of which causes it names what is gone.
     """
 
     def __init__(
-        self, service: str, settings: Settings, on_other_ground: OtherGround, *, names_gone: bool
+        self, service: str, settings: Settings, on_other_ground: OtherGround, names: Collection[Cause]
     ) -> None:
         self._service = service
         self._settings = settings
         self._on_other_ground = on_other_ground
-        self._names_gone = names_gone
+        self._names = names
         self.positions: dict[int, Position] = {}
         self.ours = Ours(None)
         #: The last records of when each partition was last seen to be the log that it was.
         self._checked: dict[int, Fingerprint | None] = {}
+        #: The last records that were fetched, read or not.
+        self._fetched: dict[int, Fingerprint] = {}
         #: Offsets of other databases that were there when partitions were placed.
         self._met: dict[int, _Offset] = {}
         self._conflicts = 0
@@ -85,12 +89,17 @@ class Keeper:
         if partitions is None:  # others may have been at work meanwhile
             self.positions.clear()
             self._checked.clear()
+            self._fetched.clear()
         for partition in partitions or ():
             self.positions.pop(partition, None)
 
     def unplaced(self, partitions: Collection[TopicPartition]) -> list[int]:
         """Those of them that have to be placed."""
         return sorted(p.partition for p in partitions if p.partition not in self.positions)
+
+    def fetched(self, last: Record) -> None:
+        """This record was in the log: if it is not there after an election, the log was cut."""
+        self._fetched[last.partition] = Fingerprint.of(last)
 
     def over(self, records: Sequence[Record]) -> Advance:
         """How these records, which follow on what was handled, move positions on."""
@@ -157,6 +166,7 @@ class Keeper:
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
             stored = await read_positions(connection, self._service, topic, partitions)
+            sent = await read_sent(connection, topic)
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001 - aiokafka asks for less
         self._refuse_another_cluster(stored, topic_log)
         committed = await _committed(consumer, tps.values())
@@ -164,11 +174,11 @@ class Keeper:
             if ours.relation_to(offset.words) == "newer":
                 await pool.expire_connections()  # new ones may find the primary
                 raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
-        seen = await self._see(consumer, topic_log, stored, committed, tps)
+        seen = await self._see(consumer, topic_log, stored, committed, sent, tps)
         placements = {p: place(stored.get(p), seen[p]) for p in partitions}
-        if self._names_gone:
-            for p, new in placements.items():
-                placements[p] = replace(new, gone=[await self._with_time(tps[p], g) for g in new.gone])
+        for p, new in placements.items():
+            named = [await self._with_time(tps[p], g) for g in new.gone if g.cause in self._names]
+            placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
         wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
         for tp, (reads_from, _) in wanted.items():
@@ -189,6 +199,7 @@ class Keeper:
         topic_log: TopicLog,
         stored: Mapping[int, Position],
         committed: Mapping[TopicPartition, _Offset],
+        sent: Mapping[int, Fingerprint],
         tps: Mapping[int, TopicPartition],
     ) -> dict[int, Seen]:
         begins = await consumer.beginning_offsets(list(tps.values()))
@@ -213,21 +224,23 @@ class Keeper:
         ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
         for p, position in elected.items():
             end = ends.get(p)
-            same = None
-            if end is None or end < position.next_offset:
-                same = await self._is_still_there(
-                    self._checked.get(p) or position.last, tps[p], begins[tps[p]]
-                )
+            known = (self._checked.get(p) or position.last, self._fetched.get(p), sent.get(p))
+            behind = {f for f in known if f is not None and (end is None or f.offset >= end)}
+            same = await self._are_still_there(behind, tps[p], begins[tps[p]])
             seen[p] = replace(seen[p], epoch_end=end, same_record=same)
         return seen
 
-    async def _is_still_there(
-        self, last: Fingerprint | None, partition: TopicPartition, begin: int
+    async def _are_still_there(
+        self, known: Collection[Fingerprint], partition: TopicPartition, begin: int
     ) -> bool | None:
-        """Whether a record that was read is still there; None where retention may have removed it."""
-        if last is None or last.offset < begin:
-            return None
-        return await self._read_one(partition, last.offset) == last
+        """Whether records are in the log as they were; None where none can be looked for."""
+        there = [
+            found is not None and (found.offset, found.checksum) == (one.offset, one.checksum)
+            for one in sorted(known)
+            if one.offset >= begin
+            for found in [await self._read_one(partition, one.offset)]
+        ]
+        return all(there) if there else None
 
     async def _with_time(self, partition: TopicPartition, gone: Gone) -> Gone:
         """With the time of the event that comes after those that are gone, where there is one."""
@@ -272,8 +285,9 @@ class Keeper:
             other = {p: new for p, new in placements.items() if new.missed or new.other_log}
             if other:
                 await self._on_other_ground(connection, other)
-            if self._names_gone:
-                await name_gone(connection, topic, {p: new.gone for p, new in placements.items()})
+            await name_gone(connection, topic, {p: new.gone for p, new in placements.items()})
+            if self._service == RECORDER and (anew := [p for p, new in other.items() if new.other_log]):
+                await forget_sent(connection, topic, anew)
             await set_positions(connection, self._service, topic, changed)
 
     def _tell(self, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
@@ -286,7 +300,7 @@ class Keeper:
                 missed,
             )
         for p, new in sorted(placements.items()):
-            for gone in new.gone if self._names_gone else ():
+            for gone in new.gone:
                 log.error(
                     "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
                     "names them until somebody acknowledges them with `stepstream gone acknowledge`",

@@ -106,7 +106,8 @@ class Seen:
     """What Kafka says about a partition, and what the group has committed there; None is not known.
 
     `epoch_end` is where the epoch of the stored position ends in this log, where there is a later one; None
-    where the log knows of no such epoch. `same_record` is whether the last record that was read is there.
+    where the log knows of no such epoch. `same_record` is whether records that were known to be behind it are
+    there still: the last that was read, fetched, or acknowledged to a relay.
     """
 
     begin: int
@@ -132,6 +133,8 @@ class Gone(NamedTuple):
     #: When the last event before them came, and the first after them, in milliseconds since the epoch.
     before_at: int | None = None
     after_at: int | None = None
+    #: Up to where they had been judged before they were gone, exclusively: that is in the tables.
+    judged_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,15 +219,16 @@ def _anew(stored: Position, seen: Seen) -> Placement:
 def _after_an_election(stored: Position, seen: Seen) -> tuple[Position, list[Gone], list[str]]:
     """Was the log cut behind our back? Kafka's answer is where the epoch that we know ends (KIP-320)."""
     end = seen.epoch_end
-    if end is None:
-        if seen.same_record is not False:
-            return stored, [], []
-        end = seen.begin
-    if end >= stored.next_offset or seen.same_record is not False:
-        # Read in a later epoch already, maybe behind a cut that was not seen then: once more does no harm.
-        reads_from = min(stored.reads_from, end)
+    if seen.same_record is not False:
+        # Read in a later epoch already, maybe behind a cut that nobody saw: once more does no harm.
+        reads_from = stored.reads_from if end is None else min(stored.reads_from, end)
         why = [f"another leader took over at offset {end}"] if reads_from < stored.reads_from else []
         return replace(stored, reads_from=reads_from), [], why
+    if end is None:
+        end = seen.begin
+    why = [f"the log was cut at offset {end}, and was read up to {stored.next_offset}"]
+    if end >= stored.next_offset:  # what is gone had not been read
+        return stored, [Gone("cut", end, None, _at(stored.last))], why
     position = replace(
         stored,
         reads_from=min(stored.reads_from, end),
@@ -233,8 +237,7 @@ def _after_an_election(stored: Position, seen: Seen) -> tuple[Position, list[Gon
         last=None,
         digest=Digest(end),
     )
-    why = [f"the log was cut at offset {end}, and was read up to {stored.next_offset}"]
-    return position, [Gone("cut", end, stored.next_offset)], why
+    return position, [Gone("cut", end, None, judged_until=stored.next_offset)], why
 
 
 def _after_expiry(position: Position, begin: int) -> tuple[Position, list[Gone]]:

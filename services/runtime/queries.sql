@@ -175,13 +175,13 @@ set
 
 -- name: name_gone
 -- Once: what is named already is not named again.
-insert into gone_events (topic, partition, cause, from_offset, until_offset, before_at, after_at)
+insert into gone_events (topic, partition, cause, from_offset, until_offset, before_at, after_at, judged_until)
 select
   $1,
   given.*
-from unnest($2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[]) as given (
-  partition, cause, from_offset, until_offset, before_at, after_at
-)
+from unnest(
+  $2::integer[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[]
+) as given (partition, cause, from_offset, until_offset, before_at, after_at, judged_until)
 where not exists (
   select from gone_events as known
   where
@@ -189,6 +189,19 @@ where not exists (
     and known.from_offset = given.from_offset and known.until_offset is not distinct from given.until_offset
     and known.acknowledged_at is null
 );
+
+-- name: read_sent
+-- The last event of each partition that was acknowledged to a relay.
+select
+  partition,
+  last_offset,
+  last_timestamp,
+  last_checksum
+from sent_events
+where topic = $1;
+
+-- name: forget_sent
+delete from sent_events where topic = $1 and partition = any($2::integer[]);
 
 -- name: identity
 -- Which database this is: a copy of it, and one that was left behind by a failover, are others.

@@ -46,7 +46,7 @@ from services.runtime.kafka import (
 )
 from services.runtime.keeper import Keeper, OtherGround
 from services.runtime.migrate import check_migrated
-from services.runtime.positions import Placement, Position
+from services.runtime.positions import Cause, Placement, Position
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import Advance, MovedError
@@ -104,7 +104,7 @@ class ConsumerShell(Process):
         resources: what the handler needs, opened before the first batch.
         on_other_ground: called in the transaction that moves positions where no event tells which journeys
             changed: Kafka has removed events that this group had not read, or the log is another one.
-        names_gone: whether it is this service that names what is gone.
+        names: of which causes this service names what is gone.
     """
 
     def __init__(
@@ -114,15 +114,14 @@ class ConsumerShell(Process):
         handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
         resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
         on_other_ground: OtherGround,
-        *,
-        names_gone: bool = False,
+        names: Collection[Cause],
     ) -> None:
         super().__init__(service, settings)
         self.interrupt = asyncio.Event()
         self._handle = handle
         self._resources = resources
         self._on_other_ground = on_other_ground
-        self._keeper = Keeper(service, settings, self._around_other_ground, names_gone=names_gone)
+        self._keeper = Keeper(service, settings, self._around_other_ground, names)
         self._pool: Pool | None = None
         self._batch: asyncio.Task[None] | None = None
         self._progress = time.monotonic()
@@ -432,6 +431,8 @@ class ConsumerShell(Process):
             fetched = await getmany(*args, **options)
             self._fetched_after = self._placed_times
             self._is_on_its_way = bool(fetched)
+            for records in fetched.values():
+                self._keeper.fetched(records[-1])
             return fetched
 
         consumer.getmany = noting  # type: ignore[method-assign]

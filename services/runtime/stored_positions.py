@@ -95,6 +95,19 @@ async def name_gone(connection: Connection, topic: str, gone: Mapping[int, Seque
         await connection.execute(SQL["name_gone"], topic, *_columns(rows))
 
 
+async def read_sent(connection: Connection, topic: str) -> dict[int, Fingerprint]:
+    """The last event of each partition that Kafka has acknowledged to a relay."""
+    rows = await connection.fetch(SQL["read_sent"], topic)
+    return {
+        r["partition"]: Fingerprint(r["last_offset"], r["last_timestamp"], r["last_checksum"]) for r in rows
+    }
+
+
+async def forget_sent(connection: Connection, topic: str, partitions: Collection[int]) -> None:
+    """Forgets those of these partitions: their log is another one now."""
+    await connection.execute(SQL["forget_sent"], topic, list(partitions))
+
+
 class Advance:
     """How a batch moves positions on; to be written in the transaction of what it covers.
 

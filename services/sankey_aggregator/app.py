@@ -48,5 +48,5 @@ def build(settings: Settings) -> ConsumerShell:
         if not await aggregator.drain_marks():
             await asyncio.sleep(MARKS_INTERVAL)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground)
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, {"cut"})
     return shell

@@ -346,7 +346,7 @@ async def test_the_port_of_a_consumer_hides_no_error(
 
     monkeypatch.setattr("services.runtime.http.generate_latest", no_metrics)
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", database_url="postgresql://127.0.0.1:1/x")
-    shell = Broken("a-consumer", settings, None, None, None)  # type: ignore[arg-type]
+    shell = Broken("a-consumer", settings, None, None, None, ())  # type: ignore[arg-type]
     before = counted("a-consumer")
     answer = await ask(shell.served, path)
     (line,) = lines.faults()

@@ -111,10 +111,17 @@ def test_a_cut_log_is_read_from_the_cut_on(epoch_end: int | None) -> None:
     placed = place(STORED, seen)
     at = epoch_end or 0
     assert (placed.position.reads_from, placed.position.next_offset) == (at, at)
-    assert placed.gone == [Gone("cut", at, 100)]
+    assert placed.gone == [Gone("cut", at, None, judged_until=100)]
     assert (placed.position.marks_until, placed.other_log) == (100, True)
     assert placed.position.leader_epoch == 5
     assert placed.position.digest == Digest(at)
+
+
+def test_a_cut_of_what_had_not_been_read_is_named() -> None:
+    placed = place(STORED, replace(SEEN, leader_epoch=5, epoch_end=100, same_record=False))
+    assert placed.gone == [Gone("cut", 100, None, before_at=5_000)]
+    assert (placed.position.reads_from, placed.position.next_offset, placed.other_log) == (100, 100, True)
+    assert placed.position.digest == STORED.digest
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownError
+from aiokafka.structs import RecordMetadata
 
 from services.outbox_relay.sender import Message, Refused, Sender, waves
 from services.runtime.settings import Settings
 
 SETTINGS = Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none")
+
+
+PLACE = RecordMetadata("t", 0, TopicPartition("t", 0), 7, 1_000, 0, 0)
 
 
 class Broker:
@@ -28,10 +33,11 @@ class Broker:
         asyncio.get_running_loop().call_soon(self._answer)
         return future
 
-    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes, headers: Any) -> None:
+    async def send_and_wait(self, topic: str, *, key: bytes, value: bytes, headers: Any) -> RecordMetadata:
         if error := self.errors.get(key.decode()):
             raise error
         self.taken.append(value.decode())
+        return PLACE
 
     def _answer(self) -> None:
         futures, batch = self.futures, self.batch
@@ -39,7 +45,7 @@ class Broker:
         error = next((self.errors[key] for key, _ in futures if key in self.errors), None)
         for _, future in futures:
             if error is None:
-                future.set_result(None)
+                future.set_result(PLACE)
             else:
                 future.set_exception(error)
         if error is None:

@@ -155,7 +155,7 @@ class SecondDatabase(Fault):
         file.unlink()
         self._guests = [deployment.start_another(name, "guest") for name in CONSUMERS]
         for guest in self._guests:
-            with contextlib.suppress(AssertionError):  # it may refuse to join
+            with contextlib.suppress(AssertionError, TimeoutError):  # it may refuse to join
                 await asyncio.wait_for(guest.ready(), 8)
         self.note("a second recorder and aggregator, with a database of their own, are in the groups")
 
