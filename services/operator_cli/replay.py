@@ -254,10 +254,7 @@ async def _set_offsets(settings: Settings, plan: Plan) -> None:
     async with connected(settings) as db, db.transaction():
         await lock_positions(db, plan.service, plan.topic, list(moved))
         stored = await read_positions(db, plan.service, plan.topic, list(moved))
-        back = {
-            p: replace(position, reads_from=min(position.reads_from, moved[p]))
-            for p, position in stored.items()
-        }
+        back = {p: position.back_to(moved[p]) for p, position in stored.items()}
         await set_positions(db, plan.service, plan.topic, back)
         words = (await read_identity(db)).words
     offsets = {TopicPartition(plan.topic, p): offset for p, offset in moved.items()}

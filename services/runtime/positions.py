@@ -89,6 +89,11 @@ class Position:
             digest=self.digest.after(f for f in fingerprints if f.offset >= self.digest.from_offset),
         )
 
+    def back_to(self, offset: int) -> "Position":
+        """To be read again from there; where all is, the digest begins anew behind it."""
+        digest = Digest(self.next_offset) if offset <= self.digest.from_offset else self.digest
+        return replace(self, reads_from=min(self.reads_from, offset), digest=digest)
+
     def past(self, offset: int) -> "Position":
         """Past offsets of which nobody reads anything."""
         return replace(self, reads_from=offset, next_offset=max(self.next_offset, offset))

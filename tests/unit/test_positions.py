@@ -174,6 +174,11 @@ def test_the_digest_sees_what_is_missing(values: list[bytes], data: st.DataObjec
     assert Position().after(changed).agrees_with(whole) is False
 
 
+def test_a_digest_begins_anew_where_all_is_read_again() -> None:
+    assert STORED.back_to(50) == replace(STORED, reads_from=50)
+    assert STORED.back_to(0) == replace(STORED, reads_from=0, digest=Digest(100))
+
+
 def test_digests_of_other_ranges_are_not_compared() -> None:
     assert STORED.agrees_with(replace(STORED, next_offset=101)) is None
     assert STORED.agrees_with(replace(STORED, digest=Digest(10, 90, 42))) is None
