@@ -77,7 +77,10 @@ create table if not exists sent_events (
   last_offset bigint not null,
   last_timestamp bigint not null,
   last_checksum bigint not null,
+  contested boolean not null default false,
   primary key (topic, partition)
 );
+comment on column sent_events.contested is
+  'A later event was acknowledged at an earlier offset: this one stays until a recorder has looked whether it is there.';
 comment on table sent_events is
   'The last event of each partition that Kafka has acknowledged to a relay: if it is not there after an election, the log was cut.';

@@ -116,7 +116,7 @@ grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_step
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
 grant select, insert, update, delete on waiting_events to stepstream_recorder;
 grant select, insert on gone_events to stepstream_recorder;
-grant select, delete on sent_events to stepstream_recorder;
+grant select, update (contested), delete on sent_events to stepstream_recorder;
 grant select on counted_offsets to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.

@@ -31,7 +31,8 @@ delete from outbox
 where id = any($1::bigint[]);
 
 -- name: note_sent
--- The last that was acknowledged in each partition: who reads finds out by it whether a log was cut.
+-- The last that was acknowledged in each partition: who reads finds out by it whether a log was cut. Where offsets go
+-- back, it may have been: what was there stays as it is, for the recorder to look for.
 insert into sent_events as kept (topic, partition, last_offset, last_timestamp, last_checksum)
 select
   $1,
@@ -42,10 +43,19 @@ from unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) as given (
 order by given.partition
 on conflict (topic, partition) do update
 set
-  last_offset = excluded.last_offset,
-  last_timestamp = excluded.last_timestamp,
-  last_checksum = excluded.last_checksum
-where excluded.last_offset > kept.last_offset;
+  contested = kept.contested or excluded.last_offset <= kept.last_offset,
+  last_offset = case
+    when kept.contested or excluded.last_offset <= kept.last_offset then kept.last_offset
+    else excluded.last_offset
+  end,
+  last_timestamp = case
+    when kept.contested or excluded.last_offset <= kept.last_offset then kept.last_timestamp
+    else excluded.last_timestamp
+  end,
+  last_checksum = case
+    when kept.contested or excluded.last_offset <= kept.last_offset then kept.last_checksum
+    else excluded.last_checksum
+  end;
 
 -- name: set_aside
 -- Moves rows that Kafka refuses out of the way, with the reason.

@@ -31,6 +31,7 @@ from services.runtime.stored_positions import (
     read_positions,
     read_sent,
     set_positions,
+    trust_sent,
 )
 from services.runtime.telemetry import EXPIRED, REWINDS
 from services.runtime.topic import TopicLog, describe_log, ends_of_epochs
@@ -276,7 +277,7 @@ class Keeper:
     ) -> None:
         topic = self._settings.topic
         changed = {p: new.position for p, new in placements.items() if new.position != stored.get(p)}
-        if not changed:
+        if not changed and self._service != RECORDER:
             return
         async with pool.acquire() as connection, connection.transaction():
             await lock_positions(connection, self._service, topic, list(placements))
@@ -288,7 +289,10 @@ class Keeper:
             await name_gone(connection, topic, {p: new.gone for p, new in placements.items()})
             if self._service == RECORDER and (anew := [p for p, new in other.items() if new.other_log]):
                 await forget_sent(connection, topic, anew)
-            await set_positions(connection, self._service, topic, changed)
+            if self._service == RECORDER:
+                await trust_sent(connection, topic, list(placements))
+            if changed:
+                await set_positions(connection, self._service, topic, changed)
 
     def _tell(self, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
         if missed := sum(new.missed for new in placements.values()):

@@ -200,6 +200,10 @@ select
 from sent_events
 where topic = $1;
 
+-- name: trust_sent
+update sent_events set contested = false
+where topic = $1 and partition = any($2::integer[]) and contested;
+
 -- name: forget_sent
 delete from sent_events where topic = $1 and partition = any($2::integer[]);
 

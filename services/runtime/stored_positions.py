@@ -103,6 +103,11 @@ async def read_sent(connection: Connection, topic: str) -> dict[int, Fingerprint
     }
 
 
+async def trust_sent(connection: Connection, topic: str, partitions: Collection[int]) -> None:
+    """Those of these partitions were looked for: later ones may take their place again."""
+    await connection.execute(SQL["trust_sent"], topic, list(partitions))
+
+
 async def forget_sent(connection: Connection, topic: str, partitions: Collection[int]) -> None:
     """Forgets those of these partitions: their log is another one now."""
     await connection.execute(SQL["forget_sent"], topic, list(partitions))

@@ -50,7 +50,10 @@ async def test_a_round_is_exact_and_one_completion_taken_away_is_found_with_its_
     assert lost[0].copies
 
 
-@pytest.mark.parametrize(("faults", "seed"), [("database-killed+kill-aggregator", 6)])
+@pytest.mark.parametrize(
+    ("faults", "seed"),
+    [("database-killed+kill-aggregator", 6), ("promote-standby-then-quiet", 1), ("kafka-lost-tail", 11)],
+)
 async def test_a_round_is_exact(bench: Bench, faults: str, seed: int) -> None:
     verdict = await play(bench, draw(seed, 0, FAULTS, [faults]))
     assert verdict.findings == [], told(verdict)
