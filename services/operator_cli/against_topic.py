@@ -28,7 +28,7 @@ from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import MismatchError, StepstreamError, UsageError
 from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
 from services.runtime.lag import AGGREGATOR, RECORDER, partitions_of, reader
-from services.runtime.positions import Digest, Fingerprint, Position, checksum
+from services.runtime.positions import Digest, Position, checksum
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import read_positions
 from services.runtime.topic import TopicLog, describe_log
@@ -621,11 +621,11 @@ def _own_collections() -> Iterator[Callable[[], object]]:
 
 def add_to_digests(digests: Mapping[int, Digest], records: Iterable[Record]) -> dict[int, Digest]:
     """With these records, each in that of its partition from its first offset on."""
-    parts: dict[int, list[Fingerprint]] = {}
+    parts: dict[int, list[Record]] = {}
     for record in records:
         digest = digests.get(record.partition)
         if digest is not None and record.offset >= digest.from_offset:
-            parts.setdefault(record.partition, []).append(Fingerprint.of(record))
+            parts.setdefault(record.partition, []).append(record)
     return {**digests, **{p: digests[p].after(fingerprints) for p, fingerprints in parts.items()}}
 
 

@@ -5,7 +5,7 @@ again is harmless and skipping is not: whatever moved, the service reads on at t
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -15,8 +15,6 @@ Cause: TypeAlias = Literal["expired", "cut", "topic-made-anew", "moved", "skippe
 
 _64_BITS: Final = 2**64
 _32_BITS: Final = 2**32
-#: The golden ratio in 64 bits: it spreads what is near (Knuth, The Art of Computer Programming, 6.4).
-_SPREAD: Final = 0x9E3779B97F4A7C15
 
 
 class Fingerprint(NamedTuple):
@@ -38,22 +36,20 @@ def checksum(record: Record) -> int:
 
 
 class Digest(NamedTuple):
-    """What was read from an offset on: how many records, and a sum of a hash of each, in 64 bits.
+    """What was read from an offset on: how many records, and a sum of a checksum of each, in 64 bits.
 
-    A sum, so that batches add up however they are cut.
+    A sum, so that batches add up however they are cut; each record's offset is in its checksum.
     """
 
     from_offset: int
     events: int = 0
     total: int = 0
 
-    def after(self, fingerprints: Iterable[Fingerprint]) -> "Digest":
+    def after(self, records: Sequence[Record]) -> "Digest":
         """With these records."""
-        events, total = self.events, self.total
-        for offset, _, crc in fingerprints:
-            events += 1
-            total += ((crc * _32_BITS + offset % _32_BITS) * _SPREAD) % _64_BITS
-        return Digest(self.from_offset, events, total % _64_BITS)
+        crc32 = zlib.crc32  # for each of many events
+        more = sum([crc32(r.value or b"", crc32(r.key or b"", r.offset % _32_BITS)) for r in records])
+        return Digest(self.from_offset, self.events + len(records), (self.total + more) % _64_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +73,16 @@ class Position:
     def after(self, records: Sequence[Record]) -> "Position":
         """Behind these records of the partition, of which the first is the next that there is."""
         following = records[-1].offset + 1
-        new = [r for r in records if r.offset >= self.next_offset]
-        if not new:
+        if following <= self.next_offset:
             return replace(self, reads_from=following)
-        fingerprints = [Fingerprint.of(r) for r in new]
+        horizon = max(self.next_offset, self.digest.from_offset)
+        new = records if records[0].offset >= horizon else [r for r in records if r.offset >= horizon]
         return replace(
             self,
             reads_from=following,
             next_offset=following,
-            last=fingerprints[-1],
-            digest=self.digest.after(f for f in fingerprints if f.offset >= self.digest.from_offset),
+            last=Fingerprint.of(records[-1]),
+            digest=self.digest.after(new),
         )
 
     def back_to(self, offset: int) -> "Position":
