@@ -153,8 +153,16 @@ class Keeper:
 
     # --- placing --------------------------------------------------------------------------------------
 
-    async def place(self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]) -> None:
+    async def place(
+        self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int], *, at_committed: bool
+    ) -> bool:
         """Finds out where these partitions are read on, stores it, goes there, and tells Kafka.
+
+        With `at_committed` the consumer reads from the committed offsets on, and nothing was left out:
+        where they are right, it need not go anywhere.
+
+        Returns:
+            Whether it went somewhere: what was fetched before does not follow on.
 
         Raises:
             RefusedError: what is stored is of another cluster.
@@ -182,8 +190,11 @@ class Keeper:
             placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
         wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
+        went = False
         for tp, (reads_from, _) in wanted.items():
-            consumer.seek(tp, reads_from)
+            if not at_committed or tp not in committed or committed[tp].offset != reads_from:
+                consumer.seek(tp, reads_from)
+                went = True
         self._tell(placements, stored)
         self.ours = ours
         # Before anything is handled: should this process end between its commit to the database and the one
@@ -193,6 +204,7 @@ class Keeper:
                 await consumer.commit(stale)
         self.positions |= {p: placement.position for p, placement in placements.items()}
         self._checked |= {p: placement.position.last for p, placement in placements.items()}
+        return went
 
     async def _see(
         self,

@@ -137,6 +137,8 @@ class ConsumerShell(Process):
         self._fetched_after = 0
         #: Whether events were fetched that have not come to be a batch in hand, or to be done.
         self._is_on_its_way = False
+        #: Whether partitions are new, and the consumer reads them from where the group has committed.
+        self._at_committed = False
         self._looks: asyncio.Task[None] | None = None
         broker = KafkaBroker(
             settings.kafka_bootstrap_servers,
@@ -351,11 +353,14 @@ class ConsumerShell(Process):
         if not (unplaced := self._keeper.unplaced(owned)):
             return
         with _moving():
+            at_committed, self._at_committed = self._at_committed, False
             try:
-                await self._keeper.place(self.consumer, self._opened, unplaced)
+                went = await self._keeper.place(
+                    self.consumer, self._opened, unplaced, at_committed=at_committed
+                )
             except MovedError as moved:
                 raise asyncpg.LockNotAvailableError(str(moved)) from moved
-        self._placed_times += 1
+        self._placed_times += went
 
     @property
     def _opened(self) -> Pool:
@@ -413,6 +418,7 @@ class ConsumerShell(Process):
         self._note_fetches(self.consumer)
         self._keeper.forget()
         self._placed_times += 1
+        self._at_committed = True
         self._ground.assigned(partitions)
         REBALANCES.labels(self.service).inc()
         if not self.stopping.is_set():
