@@ -15,8 +15,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.runtime.database import Connection, Pool
-from services.runtime.errors import RefusedError
-from services.runtime.kafka import Record, admin_client, unreachable
+from services.runtime.errors import RefusedError, StepstreamError
+from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
 from services.runtime.lag import RECORDER, Committed, committed_with, reader
 from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
@@ -113,7 +113,7 @@ class Keeper:
     # --- before joining the group ---------------------------------------------------------------------
 
     async def join(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
-        """Waits until the group is not another database's.
+        """Waits until the group is not another database's, and for a cluster that has just started.
 
         Raises:
             RefusedError: it is, and stays so.
@@ -122,29 +122,34 @@ class Keeper:
         async with pool.acquire() as connection:
             self.ours = await read_identity(connection)
         patience = self._settings.session_timeout_seconds + 5
+        told = ""
         async with admin_client(self._settings) as admin:
             while True:
+                problem: StepstreamError | None = None
                 try:
-                    group = await committed_with(admin, self._settings, self._service)
+                    problem = self._problem_of(await committed_with(admin, self._settings, self._service))
                 except KafkaError as error:
-                    raise unreachable(self._settings, error) from error
-                problem = self._problem_of(group)
+                    problem = unreachable(self._settings, error)
+                    if not kafka_may_return(error):
+                        raise problem from error
                 if problem is None:
                     return
                 if patience <= 0:
-                    raise RefusedError(problem)
-                if patience > self._settings.session_timeout_seconds + 4:
-                    log.warning("%s. Waiting whether they leave", problem)
-                patience -= _AGAIN_SECONDS
+                    raise problem
+                if isinstance(problem, RefusedError):  # Kafka that has just started is waited for
+                    patience -= _AGAIN_SECONDS
+                if told != str(problem):
+                    told = str(problem)
+                    log.warning("%s. Waiting whether that changes", told)
                 await pause(_AGAIN_SECONDS)
 
-    def _problem_of(self, group: Committed) -> str | None:
+    def _problem_of(self, group: Committed) -> StepstreamError | None:
         relations = {self.ours.relation_to(words): words for words in group.words.values()}
         if "newer" in relations:
-            return _left_behind(self._service, self.ours, relations["newer"])
+            return RefusedError(_left_behind(self._service, self.ours, relations["newer"]))
         if "other" in relations and group.members and "same" not in relations:
             name = self._settings.group(self._service)
-            return (
+            return RefusedError(
                 f"the group {name} works for another database ({relations['other']}; this one is "
                 f"{self.ours.words}) and has {len(group.members)} members. Stop those first, or give the "
                 "services of this database their own groups with STEPSTREAM_GROUP_PREFIX"
