@@ -1460,3 +1460,6 @@ select
 from unseen_rows
 order by kind, id collate "C"
 limit $1;
+
+-- name: forget_handled
+delete from dead_letters_handled where topic = $1;

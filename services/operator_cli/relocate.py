@@ -9,7 +9,7 @@ from aiokafka.errors import KafkaError
 
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with
-from services.runtime.database import Connection, connected
+from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import unreachable
 from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, look, reader
@@ -24,6 +24,8 @@ from services.runtime.stored_positions import (
 )
 from services.runtime.topic import TopicLog, describe_log
 from services.sankey_aggregator import store as aggregator_store
+
+SQL = load_queries(__file__)
 
 # --- skip ------------------------------------------------------------------------------------------------
 
@@ -202,6 +204,8 @@ async def relocate(settings: Settings, plan: Relocation) -> None:
         for service, placements in plan.placements.items():
             await _store(db, plan.topic, service, placements)
         await aggregator_store.mark_all(db)
+        # The new cluster's dead letters may be of the same places, and nobody has handled those.
+        await db.execute(SQL["forget_handled"], plan.topic)
 
 
 async def _store(db: Connection, topic: str, service: str, placements: Mapping[int, Placement]) -> None:

@@ -140,18 +140,7 @@ class ConsumerShell(Process):
         #: Whether partitions are new, and the consumer reads them from where the group has committed.
         self._at_committed = False
         self._looks: asyncio.Task[None] | None = None
-        broker = KafkaBroker(
-            settings.kafka_bootstrap_servers,
-            client_id=f"stepstream-{service}",
-            security=_security(settings),
-            apply_types=False,
-            graceful_timeout=settings.drain_timeout_seconds,
-            # Joining a group may take as long as its rebalance or its session.
-            request_timeout_ms=int(max(40, settings.session_timeout_seconds + 10) * 1000),
-            metadata_max_age_ms=int(settings.metadata_max_age_seconds * 1000),
-            allow_auto_create_topics=False,
-            logger=None,
-        )
+        broker = _make_broker(service, settings)
         self.subscriber = broker.subscriber(
             settings.topic,
             group_id=settings.group(service),
@@ -585,6 +574,22 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
         )
+
+
+def _make_broker(service: str, settings: Settings) -> KafkaBroker:
+    """How the consumer of a service connects."""
+    return KafkaBroker(
+        settings.kafka_bootstrap_servers,
+        client_id=f"stepstream-{service}",
+        security=_security(settings),
+        apply_types=False,
+        graceful_timeout=settings.drain_timeout_seconds,
+        # Joining a group may take as long as its rebalance or its session.
+        request_timeout_ms=int(max(40, settings.session_timeout_seconds + 10) * 1000),
+        metadata_max_age_ms=int(settings.metadata_max_age_seconds * 1000),
+        allow_auto_create_topics=False,
+        logger=None,
+    )
 
 
 def _bound_the_end(consumer: AIOKafkaConsumer) -> None:

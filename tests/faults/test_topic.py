@@ -180,10 +180,10 @@ async def test_events_that_expired_before_the_recorder_read_them_are_told(
     assert "Kafka removed 400 events before they were read" in recorder.log.read_text()
 
 
-async def test_offsets_past_the_end_are_read_from_the_oldest(
+async def test_offsets_past_the_end_of_a_database_that_knows_nothing_are_read_from_the_oldest(
     world: World, admin: AIOKafkaAdminClient
 ) -> None:
-    """As after a topic that lost its tail; reading again changes nothing."""
+    """They are another database's, or somebody moved them: what the database says counts."""
     await world.produce(traffic(11))
     await world.set_offsets(to=10_000)
     world.start_both()
