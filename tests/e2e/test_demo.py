@@ -1,6 +1,8 @@
 """The demo in a terminal: it ends with the dashboard's address, stays up and live, and ends with Ctrl-C."""
 
 import asyncio
+import contextlib
+import json
 import os
 import pty
 import re
@@ -9,19 +11,23 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import asyncpg
 import httpx2
 import psutil
 import pytest
 
 from services.devstack import down
+from services.devstack.processes import Process
+from tests.nemesis.servers import Server
 from tests.support.world import eventually
 
 pytestmark = pytest.mark.integration
 
 
-def start(terminal: int, folder: Path) -> subprocess.Popen[bytes]:
+def start(terminal: int, folder: Path, people: int) -> subprocess.Popen[bytes]:
     """Starts the demo in a session of its own, whose terminal it is: so Ctrl-C reaches it."""
-    command = [sys.executable, "-m", "services.operator_cli", "demo", "--people", "20", "--dir", str(folder)]
+    command = [sys.executable, "-m", "services.operator_cli", "demo", "--dir", str(folder)]
+    command += ["--people", str(people)]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")}
     return subprocess.Popen(
         ["setsid", "--ctty", "--wait", *command],
@@ -35,10 +41,10 @@ def start(terminal: int, folder: Path) -> subprocess.Popen[bytes]:
 class Demo:
     """A demo in a terminal of its own, and what it said there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, people: int = 20) -> None:
         self.folder = folder
         self.terminal, its = pty.openpty()
-        self.process = start(its, folder)
+        self.process = start(its, folder, people)
         os.close(its)
         self._said = bytearray()
         self._listening = asyncio.create_task(asyncio.to_thread(self._listen))
@@ -116,3 +122,43 @@ async def test_sigterm_leaves_nothing_behind(demo: Demo) -> None:
     await demo.says(r"starting completion-recorder")
     assert await demo.ends(psutil.Process.terminate) == 130, demo.said
     assert "error" not in demo.said
+
+
+async def test_whoever_promotes_a_standby_in_its_middle_sees_exact_tables(short_tmp: Path) -> None:
+    demo = Demo(short_tmp / "d", people=120)
+    standby: Server | None = None
+    try:
+        await demo.says(r"starting completion-recorder")
+        state = json.loads((demo.folder / "stack.json").read_text())["postgres"]
+        primary = Server(demo.folder / "postgres")
+        primary.port, primary.process = state["port"], Process.model_validate(state["process"])
+        standby = await asyncio.to_thread(primary.copy, short_tmp / "standby", primary.port)
+        await asyncio.to_thread(standby.start)
+        await standby.answers()
+        await demo.says(r"led by agents .* [1-9]\d*/120")
+        # From here on it hears nothing, and then it is where the other was.
+        async with connected(standby) as db:
+            await db.execute("alter system set primary_conninfo = ''")
+            await db.execute("select pg_reload_conf()")
+        await demo.says(r"led by agents .* [3-9]\d/120")
+        await asyncio.to_thread(primary.kill)
+        assert standby.process is not None
+        await asyncio.to_thread(standby.process.stop, 30)
+        standby.port = primary.port
+        await asyncio.to_thread(standby.start)
+        await standby.answers()
+        async with connected(standby) as db:
+            await db.execute("select pg_promote()")
+        await demo.says(r"every cell is equal.*Ctrl-C")
+        assert await demo.ends(lambda _: os.write(demo.terminal, b"\x03")) == 0, demo.said
+    finally:
+        await demo.close()
+        if standby is not None:
+            await asyncio.to_thread(standby.kill)
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Server) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    db = await asyncpg.connect(server.url())
+    yield db
+    await db.close()

@@ -39,6 +39,43 @@ having sum(journeys) > 0;
 -- name: journeys_counted
 select coalesce(sum(journeys), 0)::bigint from sankey_endings;
 
+-- name: rows_of_people
+-- Steps in order, by people's tracking ids or ids; no steps where a walkthrough was only opened.
+with people as (
+  select
+    id,
+    coalesce(distinct_id, id) as who
+  from mcp_server_user
+  where coalesce(distinct_id, id) = any($1::text[])
+),
+found as (
+  select
+    mcp_server_user_id,
+    walkthrough_id,
+    step_id,
+    completed_at,
+    id
+  from walkthrough_step_completions
+  union all
+  select
+    mcp_server_user_id,
+    walkthrough_id,
+    null,
+    null,
+    id
+  from walkthrough_starts
+)
+select
+  people.who,
+  found.walkthrough_id,
+  coalesce(
+    array_agg(found.step_id order by found.completed_at, found.id collate "C") filter (where found.step_id is not null),
+    '{}'
+  ) as steps
+from people
+inner join found on people.id = found.mcp_server_user_id
+group by people.who, found.walkthrough_id;
+
 -- name: left_to_relay_or_count
 select (select count(*) from outbox) + (select count(*) from sankey_dirty);
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,17 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from services.operator_cli import keys
 from services.operator_cli.demo.agents import Ending, Led, Transition, expected, lead_all
 from services.operator_cli.demo.history import Past, past_month
+from services.operator_cli.demo.patient import PatientDatabase, patient_database
 from services.operator_cli.demo.people import Offer, Person, simulate
 from services.operator_cli.demo.picture import SQL, draw
 from services.operator_cli.importing import import_walkthrough, read_export
 from services.operator_cli.produce import Outcome, bulk_producer, send_values
+from services.operator_cli.status import status
 from services.operator_cli.verify import verify
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import ensure_topics
-from services.runtime.lag import lags
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings, load_settings
+from services.runtime.stored_positions import Ours, read_identity
 
 console = Console(highlight=False)
 
@@ -47,6 +50,14 @@ _PAUSE_SECONDS = 3.0
 
 _Processes = dict[str, subprocess.Popen[bytes]]
 _Counts = tuple[Counter[Transition], Counter[Ending]]
+
+
+class Journey(NamedTuple):
+    """What somebody, known by tracking id or user id, did in a walkthrough, as whoever led them knows it."""
+
+    who: str
+    walkthrough_id: str
+    steps: Sequence[str]
 
 
 def run_on_running_services(people: int, *, once: bool) -> None:
@@ -171,6 +182,7 @@ async def _demo(
             console.print(f"· starting {', '.join(_SERVICES)}")
             _start(settings, folder, processes)
         await _wait_until_ready(settings.public_url, "walkthrough-mcp", processes)
+        server = await read_identity(db)
         before = await _counts(db)
         run = secrets.token_hex(4)
         past = await _send_the_past(settings, db, offers, people * _PAST_PEOPLE, run)
@@ -180,14 +192,19 @@ async def _demo(
             "  stop, some come back later; some agents call twice; half-way the team moves a step\n",
             soft_wrap=True,
         )
-        records = await _lead_and_watch(settings, db, crowd, processes)
+    async with patient_database(settings) as database:
+        records = await _lead_and_watch(settings, database, crowd, processes)
         now_ms = int(time.time() * 1000)
         for walkthrough in dict.fromkeys(offer.walkthrough_id for offer in offers):
-            await draw(db, console, walkthrough, now_ms)
-        await _verdict(settings, db, records, past, before)
-        if folder is not None:
-            await _wait_until_ready(settings.api_public_url, "analytics-api", processes)
-        return key.text
+            await database.ask(partial(draw, console=console, walkthrough=walkthrough, today_ms=now_ms))
+        journeys = [
+            *(Journey(led.person.tracking_id, led.person.offer.walkthrough_id, led.steps) for led in records),
+            *(Journey(p.user, p.offer.walkthrough_id, p.steps) for p in past),
+        ]
+        await _verdict(settings, database, journeys, before, server)
+    if folder is not None:
+        await _wait_until_ready(settings.api_public_url, "analytics-api", processes)
+    return key.text
 
 
 async def _send_the_past(
@@ -268,14 +285,19 @@ async def _wait_until_ready(url: str, service: str, processes: _Processes) -> No
             await asyncio.sleep(0.1)
 
 
-async def _move_a_step(db: Connection, walkthroughs: set[str]) -> None:
+async def _move_a_step(walkthroughs: set[str], db: Connection) -> None:
     """The team puts a later step in front of the third: from now on people go another way."""
     for walkthrough in walkthroughs:
         await db.execute(SQL["move_a_step"], walkthrough)
 
 
+async def _journeys_counted(db: Connection) -> int:
+    counted: int = await db.fetchval(SQL["journeys_counted"])
+    return counted
+
+
 async def _lead_and_watch(
-    settings: Settings, db: Connection, crowd: list[Person], processes: _Processes
+    settings: Settings, database: PatientDatabase, crowd: list[Person], processes: _Processes
 ) -> list[Led]:
     columns = (
         TextColumn("{task.description:<22}"),
@@ -287,13 +309,12 @@ async def _lead_and_watch(
     with Progress(*columns, console=console, refresh_per_second=8) as progress:
         led = progress.add_task("led by agents", total=len(crowd), unit="people")
         counted = progress.add_task("counted", total=None, unit="journeys")
-        counted_before = await db.fetchval(SQL["journeys_counted"])
+        counted_before = await database.ask(_journeys_counted)
 
         async def work() -> list[Led]:
             half = len(crowd) // 2
             records = await lead_all(settings.public_url, crowd[:half], lambda _: progress.advance(led))
-            async with connected(settings) as own:  # the other one is busy with what is shown meanwhile
-                await _move_a_step(own, {person.offer.walkthrough_id for person in crowd})
+            await database.ask(partial(_move_a_step, {person.offer.walkthrough_id for person in crowd}))
             return records + await lead_all(
                 settings.public_url, crowd[half:], lambda _: progress.advance(led)
             )
@@ -302,12 +323,12 @@ async def _lead_and_watch(
         idle_since = time.monotonic()
         while True:
             _check(processes)
-            now = await db.fetchval(SQL["journeys_counted"]) - counted_before
+            now = await database.ask(_journeys_counted) - counted_before
             if now != progress.tasks[counted].completed:
                 idle_since = time.monotonic()
             # What happened before today is being counted, too.
             progress.update(counted, completed=now, total=max(now, len(crowd)))
-            if leading.done() and await _all_is_counted(settings, db):
+            if leading.done() and await _all_is_counted(settings, database):
                 return await leading
             if time.monotonic() - idle_since > _PATIENCE_SECONDS:
                 leading.cancel()
@@ -317,10 +338,17 @@ async def _lead_and_watch(
             await asyncio.sleep(0.25)
 
 
-async def _all_is_counted(settings: Settings, db: Connection) -> bool:
-    if await db.fetchval(SQL["left_to_relay_or_count"]):
+async def _all_is_counted(settings: Settings, database: PatientDatabase) -> bool:
+    """Whether nothing is on its way; what Kafka alone says may be from before a failover."""
+
+    async def left(db: Connection) -> int:
+        rows: int = await db.fetchval(SQL["left_to_relay_or_count"])
+        return rows
+
+    if await database.ask(left):
         return False
-    return not any(lag.events for lag in await lags(settings))
+    seen = (await status(settings)).agreement
+    return seen is not None and seen.is_current and not await database.ask(left)
 
 
 def _check(processes: _Processes) -> None:
@@ -350,30 +378,54 @@ def _differing(want: Counter[Any], before: Counter[Any], after: Counter[Any]) ->
 
 
 async def _verdict(
-    settings: Settings, db: Connection, records: list[Led], past: list[Past], before: _Counts
+    settings: Settings,
+    database: PatientDatabase,
+    journeys: Sequence[Journey],
+    before: _Counts,
+    server: Ours,
 ) -> None:
-    after = await _counts(db)
-    transitions, endings = expected(
-        [
-            *((led.person.offer.walkthrough_id, led.steps) for led in records),
-            *((p.offer.walkthrough_id, p.steps) for p in past),
-        ]
-    )
-    differing = _differing(transitions, before[0], after[0]) + _differing(endings, before[1], after[1])
+    after = await database.ask(_counts)
     verdict = await verify(settings)
     totals = verdict.totals
+    steps = sum(len(journey.steps) for journey in journeys)
     console.print()
     console.rule("[bold]exact?[/]", align="left")
-    steps = sum(len(led.steps) for led in records) + sum(len(p.steps) for p in past)
     console.print(
-        f"the agents' and the producer's own records: {steps:,} steps of {len(records) + len(past):,} "
+        f"the agents' and the producer's own records: {steps:,} steps of {len(journeys):,} "
         "people, compared with the Sankey\n"
         f"verify: {totals['completions']:,} completions of {totals['journeys']:,} journeys, "
         f"{totals['transition_cells']:,} transition cells and {totals['ending_cells']:,} ending cells "
         "compared with SQL"
     )
+    differing = _differing_cells(journeys, before, after)
+    if differing and (await database.ask(read_identity)).words != server.words:
+        survived = await database.ask(partial(_survived, journeys))
+        lost, people = steps - sum(len(j.steps) for j in survived), len(journeys) - len(survived)
+        console.print(
+            f"[yellow]another PostgreSQL server took over[/]: {lost:,} steps that people had done, and all "
+            f"of {people:,} people, were in the old one alone and went with it; the rest is compared"
+        )
+        differing = _differing_cells(survived, before, after)
     if differing:
         raise MismatchError(f"{differing:,} cells differ from what the agents did")
     if verdict.differing:
         raise MismatchError(f"{verdict.differing:,} cells differ from the completions")
     console.print("[bold green]exact[/]: every cell is equal")
+
+
+def _differing_cells(journeys: Sequence[Journey], before: _Counts, after: _Counts) -> int:
+    transitions, endings = expected((journey.walkthrough_id, journey.steps) for journey in journeys)
+    return _differing(transitions, before[0], after[0]) + _differing(endings, before[1], after[1])
+
+
+async def _survived(journeys: Sequence[Journey], db: Connection) -> list[Journey]:
+    """What is left of journeys, from the rows; a step that nobody recorded as done stays none."""
+    rows = await db.fetch(SQL["rows_of_people"], [journey.who for journey in journeys])
+    found: Mapping[tuple[str, str], list[str]] = {
+        (row["who"], row["walkthrough_id"]): row["steps"] for row in rows
+    }
+    return [
+        journey._replace(steps=[step for step in steps if step in journey.steps])
+        for journey in journeys
+        if (steps := found.get((journey.who, journey.walkthrough_id))) is not None
+    ]
