@@ -108,6 +108,8 @@ grant select on stepstream_migrations to
 grant select, insert, update on
   walkthrough_step_completions, walkthrough_starts, recorded_offsets
 to stepstream_recorder;
+grant select, insert, update, delete on event_sources, refused_events to stepstream_recorder;
+grant select, insert, update (last_at) on source_organizations to stepstream_recorder;
 grant select, insert on erased_users to stepstream_recorder;
 grant insert on sankey_dirty to stepstream_recorder;
 grant select, update (first_seen_at), delete on mcp_server_user to stepstream_recorder;
@@ -153,6 +155,7 @@ grant select on
 to stepstream_api;
 grant select (id) on waiting_events to stepstream_api;
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
+grant select on event_sources, refused_events, source_organizations to stepstream_api;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
 -- status.

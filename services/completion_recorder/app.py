@@ -39,13 +39,17 @@ def build(settings: Settings) -> ConsumerShell:
             except KafkaError as error:
                 raise unreachable(settings, error) from error
             await check_migrated(pool)  # the shell asks too, but what runs beside it looks before
-            recorder = Recorder(settings, pool, producer, shell.pause)
+            recorder = Recorder(settings, pool, producer, shell.pause, partitions)
+            await recorder.know_sources()
             watching = keep_watching(settings, pool, SERVICE)
             async with beside(recorder.keep_resuming()), beside(watching):
                 yield pool
         finally:
             await producer.stop()
             await close_pool(pool)
+
+    def partitions() -> int:
+        return len(shell.consumer.partitions_for_topic(settings.topic) or ())
 
     async def handle(records: Sequence[Record], batches: Batches) -> None:
         assert recorder is not None  # noqa: S101 - the lifespan made it before the first batch

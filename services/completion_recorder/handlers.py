@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from schemas import Rejection
 from services.completion_recorder import store
-from services.completion_recorder.flood import FloodError, Limits, Recent, Verdict
+from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
-from services.completion_recorder.store import Batch, Before
+from services.completion_recorder.store import Batch, Before, Noted
+from services.completion_recorder.tally import Counts, Tally
 from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
@@ -31,6 +33,7 @@ from services.runtime.kafka import (
 )
 from services.runtime.settings import Settings
 from services.runtime.shell import Batches, Interrupted
+from services.runtime.sources import OTHERS
 from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (
     DEAD_LETTERS,
@@ -40,6 +43,7 @@ from services.runtime.telemetry import (
     NEWEST,
     PHASE_SECONDS,
     READ_AGAIN,
+    SOURCE_DEAD_LETTERS,
 )
 
 log = logging.getLogger("stepstream.recorder")
@@ -53,20 +57,9 @@ _SLICE = 500
 _LOOK_SECONDS = 1.0
 _LONGEST_SECONDS = 60.0
 _LOOK_EVENTS = 1_000
-#: What refusals of this kind are, where something that the event refers to exists.
-_OF_REFERENCES = frozenset(
-    {
-        Rejection.UNKNOWN_USER,
-        Rejection.UNKNOWN_WALKTHROUGH,
-        Rejection.UNKNOWN_STEP,
-        Rejection.UNKNOWN_SERVER,
-        Rejection.UNKNOWN_SESSION,
-        Rejection.STEP_OF_ANOTHER_WALKTHROUGH,
-        Rejection.SERVER_OF_ANOTHER_ORGANIZATION,
-        Rejection.SESSION_OF_ANOTHER_SERVER,
-        Rejection.SESSION_OF_ANOTHER_USER,
-    }
-)
+#: How long counts by source may wait to be written, in seconds.
+_COUNTS_SECONDS = 2.0
+_MOST_LABELS = 100
 
 
 class Recorder:
@@ -78,12 +71,15 @@ class Recorder:
         pool: Pool,
         producer: RenewedProducer,
         pause: Callable[[float], Awaitable[None]],
+        partitions: Callable[[], int] = lambda: 0,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._producer = producer
         self._pause = pause
-        self._limits = Limits(settings.flood_percent, settings.flood_in_a_row)
+        self._tally = Tally(partitions)
+        self._tallied_at = -math.inf
+        self._labels: set[str] = {OTHERS}
         self._recent = Recent()
         self._seen: set[int] = set()
         self._newest = 0
@@ -113,6 +109,20 @@ class Recorder:
             await batches.commit(load, advance)
             passing("recorder.offsets-committed")
 
+    def _label(self, source: str) -> str:
+        """The source as a label of metrics: of the first hundred that need one."""
+        if source not in self._labels and len(self._labels) < _MOST_LABELS:
+            self._labels.add(source)
+        return source if source in self._labels else OTHERS
+
+    async def know_sources(self) -> None:
+        """Reads which sources are told apart already.
+
+        Raises:
+            asyncpg.PostgresError, OSError: the database is away.
+        """
+        self._tally.know(await store.find_sources(self._pool, self._settings.topic))
+
     async def _write(
         self,
         records: Sequence[Record],
@@ -125,13 +135,21 @@ class Recorder:
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
         offsets = next_offsets(records)
-        watch = _Watch(self._recent, self._seen, self._limits, records)
+        is_due = time.monotonic() - self._tallied_at >= _COUNTS_SECONDS
+        watch = _Watch(self._recent, self._seen, self._settings, self._tally, records, is_due=is_due)
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
                 with attempt:
                     batch = Batch(self._settings.topic, offsets, accepted, refused, advance)
                     judged = await store.record(self._pool, batch, watch, by_parts=self._by_parts)
         self._recent = watch.recent
+        if watch.has_noted:
+            self._tally.written()
+            self._tallied_at = time.monotonic()
+        self._tally.add({} if watch.has_noted else watch.counts, accepted)
+        for source, counts in watch.counts.items():
+            if counts.refused:
+                SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
         self._by_parts = judged.waiting > 0
         self._seen |= {partition.partition for partition in offsets}
         await self._bury(judged.refused)
@@ -311,68 +329,78 @@ def _size(record: Record) -> int:
 
 
 class _Watch:
-    """Holds the verdicts of a load against the rule of the flood, inside its transaction."""
+    """Counts what is in a load for the first time, inside its transaction."""
 
     def __init__(
         self,
         recent: Recent,
         seen: set[int],
-        limits: Limits,
+        settings: Settings,
+        tally: Tally,
         records: Sequence[Record],
+        *,
+        is_due: bool,
     ) -> None:
         self.recent = recent
         self.read_again = 0
+        self.counts: Mapping[str, Counts] = {}
+        #: Whether what was tallied before is written with this load, and the load itself.
+        self.has_noted = False
         self._before = recent
         self._seen = seen
-        self._limits = limits
+        self._settings = settings
+        self._tally = tally
         self._records = records
+        self._is_due = is_due
 
-    def __call__(self, refused: Sequence[Refused], before: Mapping[int, Before]) -> Recent:
-        """What is recent with this load.
-
-        Raises:
-            FloodError: too much of it is bad.
-        """
-        self.read_again = sum(r.offset < before[r.partition].next_offset for r in self._records)
-        recent = self._resumed(before)
-        if not refused:
-            self.recent = recent.after_good(len(self._records), before, self._limits)
-            return self.recent
-        verdicts = {(r.record.partition, r.record.offset): _verdict(r, before) for r in refused}
-        try:
-            self.recent = recent.after(
-                ((r.partition, verdicts.get((r.partition, r.offset), Verdict.GOOD)) for r in self._records),
-                self._limits,
-            )
-        except FloodError as error:
-            raise FloodError(f"{error}. {_what_to_do(refused)}") from None
-        return self.recent
+    def __call__(self, refused: Sequence[Refused], before: Mapping[int, Before]) -> Noted:
+        """What to write of this load."""
+        new = [r for r in self._records if r.offset >= before[r.partition].next_offset]
+        new_refused = [r for r in refused if r.record.offset >= before[r.record.partition].next_offset]
+        self.read_again = len(self._records) - len(new)
+        self.counts = self._tally.of(new, new_refused)
+        self.recent = self._resumed(before).after(len(new), len(new_refused))
+        self.has_noted = self._is_due or bool(new_refused)
+        counts: dict[str, Counts] = {}
+        if self.has_noted:
+            for part in (self._tally.counts, self.counts):
+                for source, of in part.items():
+                    counts.setdefault(source, Counts()).add(of)
+        guard = self._settings.wrong_database_guard
+        if not guard:
+            self.recent = Recent()
+        return Noted(
+            self.recent,
+            counts,
+            self._tally.places if self.has_noted else (),
+            self._tally.kinds(new_refused),
+            self._if_wrong(new_refused) if guard and new_refused and self.recent.is_suspect else "",
+        )
 
     def _resumed(self, before: Mapping[int, Before]) -> Recent:
-        recent = Recent(self._before.chunks, {p: known.in_a_row for p, known in before.items()})
+        recent = self._before
         for partition in before.keys() - self._seen:
             recent = recent.resumed(before[partition].recent)
         return recent
 
+    def _if_wrong(self, refused: Sequence[Refused]) -> str:
+        """What was wrong and where, without content, and what an operator can do."""
+        events, bad = self.recent.total
+        classes = Counter(r.rejection.value for r in refused)
+        sources = Counter(self._tally.name(r.record) for r in refused)
+        first = min((r.record.partition, r.record.offset, r.message) for r in refused)
+        return (
+            f"{bad:,} of the last {events:,} events were refused, and this database holds nothing that was "
+            f"recorded of {self._settings.topic}: is it the one that belongs to this topic? In this batch: "
+            f"{_told(classes)}; from {_told(sources)}; the first on partition {first[0]} at offset "
+            f"{first[1]}: {first[2]}. Nothing of the batch was written, and the offsets stay where they are. "
+            "Correct STEPSTREAM_DATABASE_URL or STEPSTREAM_TOPIC and start again; if both are right, "
+            "STEPSTREAM_WRONG_DATABASE_GUARD=false sends what is bad to the dead letters"
+        )
 
-def _verdict(refused: Refused, before: Mapping[int, Before]) -> Verdict:
-    if refused.rejection not in _OF_REFERENCES:
-        return Verdict.BROKEN
-    judged_before = refused.record.offset < before[refused.record.partition].next_offset
-    return Verdict.MISSING if refused.known_in_part or judged_before else Verdict.BROKEN
 
-
-def _what_to_do(refused: Sequence[Refused]) -> str:
-    """What was wrong and where, without content, and what an operator can do."""
-    counts = Counter(r.rejection.value for r in refused)
-    classes = ", ".join(f"{name} {count}" for name, count in counts.most_common())
-    first = min((r.record.partition, r.record.offset, r.message) for r in refused)
-    return (
-        f"In this batch: {classes}; the first on partition {first[0]} at offset {first[1]}: {first[2]}. "
-        "Nothing of the batch was written, and the offsets stay where they are. Mend the producer or the "
-        "database and start again; to send what is bad to the dead letters all the same, start with "
-        "STEPSTREAM_FLOOD_PERCENT=100 STEPSTREAM_FLOOD_IN_A_ROW=0"
-    )
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(5))
 
 
 async def _read(records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:

@@ -28,7 +28,7 @@ import asyncpg
 from aiokafka import ConsumerRecord
 
 from schemas import AnyEvent, Rejection, StepCompleted, UserErased
-from services.completion_recorder.flood import Chunk, Recent
+from services.completion_recorder.guard import Chunk, Recent, WrongDatabaseError
 from services.completion_recorder.judge import (
     INCOMING_COLUMNS,
     INCOMING_STARTS_COLUMNS,
@@ -43,6 +43,7 @@ from services.completion_recorder.judge import (
     read,
     rows,
 )
+from services.completion_recorder.tally import Counts, RefusedKind, masked
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, load_queries, no_longer_than
 from services.runtime.kafka import Offsets, Record
@@ -95,6 +96,8 @@ _IMPATIENCE = "2ms"
 _MARK_ALL_SECONDS = 3600.0
 #: About so many bytes of events that wait are written, or looked at, at once: they may be large.
 _PORTION_BYTES = 16 * 1024 * 1024
+#: Of the message of a refused event, in characters.
+_LONGEST_MESSAGE = 500
 
 
 async def prepare(connection: Connection) -> None:
@@ -107,7 +110,6 @@ class Before(NamedTuple):
 
     next_offset: int
     recent: Chunk
-    in_a_row: int
 
 
 class Judged(NamedTuple):
@@ -127,8 +129,19 @@ class Waiting(NamedTuple):
     waits_for: str
 
 
-#: Looks at what is refused and what was known before; returns what is recent now.
-Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before]], Recent]
+class Noted(NamedTuple):
+    """What to write of a batch beside its rows: how recent events were, and who sent what."""
+
+    recent: Recent
+    counts: Mapping[str, Counts]
+    places: Collection[tuple[str, str]]
+    refused: Sequence[RefusedKind]
+    #: What to say where this is the wrong database; empty where nobody asks.
+    if_wrong: str
+
+
+#: Looks at what is refused and what was known before; returns what to write of it.
+Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before]], Noted]
 
 
 class Batch(NamedTuple):
@@ -150,12 +163,15 @@ async def record(pool: Pool, batch: Batch, watch: Watch | None = None, *, by_par
     Args:
         pool: connections made with `SERVER_SETTINGS` and `prepare`.
         batch: what was read.
-        watch: called before the commit; what it raises rolls everything back.
+        watch: called before the commit.
         by_parts: do not try first to write it at once: the last batch could not be.
 
     Returns:
         The records that are refused, unreadable ones first, with the reason; the others are committed, or
         wait for a lock.
+
+    Raises:
+        WrongDatabaseError: nearly nothing can be recorded, and nothing was; nothing is written.
     """
     if not by_parts:
         try:
@@ -188,8 +204,10 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         outcome = await write(connection, batch.accepted, batch.unreadable, passed)
         await _set_aside(connection, outcome.waiting)
         if watch is not None:
-            recent = watch(outcome.refused, before)
-            await _note_recent(connection, batch.topic, before, recent)
+            noted = watch(outcome.refused, before)
+            if noted.if_wrong and noted.recent.is_suspect and not await _is_ours(connection, batch.topic):
+                raise WrongDatabaseError(noted.if_wrong)
+            await _note(connection, batch.topic, before, noted)
         passing("recorder.in-transaction")
     passing("recorder.database-committed")
     erased, of_erased = outcome.erased, 0
@@ -311,8 +329,7 @@ async def _advance_offsets(connection: Connection, topic: str, offsets: Offsets)
     return {
         r["partition"]: Before(
             r["next_offset"],
-            Chunk(r["recent_events"], r["recent_missing"], r["recent_broken"]),
-            r["broken_in_a_row"],
+            Chunk(r["recent_events"], r["recent_refused"]),
         )
         for r in rows
     }
@@ -325,12 +342,7 @@ async def _advance(connection: Connection, topic: str, advance: Advance) -> dict
     return {
         partition: Before(
             max(old.next_offset, old.marks_until),
-            Chunk(
-                recent[partition]["recent_events"],
-                recent[partition]["recent_missing"],
-                recent[partition]["recent_broken"],
-            ),
-            recent[partition]["broken_in_a_row"],
+            Chunk(recent[partition]["recent_events"], recent[partition]["recent_refused"]),
         )
         for partition, (old, _) in advance.moves.items()
     }
@@ -342,15 +354,64 @@ async def mark_all(connection: Connection) -> None:
     await connection.execute(SQL["mark_all"], timeout=_MARK_ALL_SECONDS)
 
 
-async def _note_recent(
-    connection: Connection, topic: str, before: Mapping[int, Before], recent: Recent
-) -> None:
-    """Writes what is recent, where there is something bad to tell, or was."""
-    total = recent.total
-    was = any(known.recent.missing or known.recent.broken or known.in_a_row for known in before.values())
-    if was or total.missing or total.broken or recent.in_a_row:
-        rows_ = [recent.in_a_row.get(partition, 0) for partition in before]
-        await connection.execute(SQL["note_recent"], topic, *total, list(before), rows_)
+async def _is_ours(connection: Connection, topic: str) -> bool:
+    """Whether this database holds what was recorded of the topic."""
+    return bool(await connection.fetchval(SQL["is_ours"], topic))
+
+
+async def _note(connection: Connection, topic: str, before: Mapping[int, Before], noted: Noted) -> None:
+    """Writes what is recent, where there is something bad to tell, or was; and who sent what."""
+    total = noted.recent.total
+    if total.refused or any(known.recent.refused for known in before.values()):
+        await connection.execute(SQL["note_recent"], topic, *total, list(before))
+    if noted.refused:
+        examples = [kind.example for kind in noted.refused]
+        await connection.execute(
+            SQL["note_refused"],
+            topic,
+            [kind.source for kind in noted.refused],
+            [kind.rejection for kind in noted.refused],
+            [kind.server_id for kind in noted.refused],
+            [kind.walkthrough_id for kind in noted.refused],
+            [kind.events for kind in noted.refused],
+            [one.record.partition for one in examples],
+            [one.record.offset for one in examples],
+            [_without_person(one) for one in examples],
+            [json.dumps(masked(one.record.value)) for one in examples],
+        )
+    if noted.counts:
+        counts = sorted(noted.counts.items())
+        await connection.execute(
+            SQL["note_sources"],
+            topic,
+            [source for source, _ in counts],
+            [of.events for _, of in counts],
+            [of.refused for _, of in counts],
+            [of.looked_at for _, of in counts],
+            [of.elsewhere for _, of in counts],
+            [of.without_key for _, of in counts],
+        )
+    if noted.places:
+        await connection.execute(
+            SQL["note_places"], topic, [s for s, _ in noted.places], [s for _, s in noted.places]
+        )
+
+
+def _without_person(refused: Refused) -> str:
+    """The message of a refusal, which is kept for longer than a person may want, without whose it was."""
+    key = key_of(refused.record)
+    message = refused.message.replace(key, "…") if key else refused.message
+    return message[:_LONGEST_MESSAGE].replace("\0", "\ufffd")
+
+
+async def find_sources(pool: Pool, topic: str) -> list[str]:
+    """The sources of a topic that are told apart."""
+    return [row["source"] for row in await pool.fetch(SQL["find_sources"], topic)]
+
+
+async def forget_sources(pool: Pool) -> None:
+    """Forgets sources of which nothing was ever recorded, and refusals, that are long ago."""
+    await pool.execute(SQL["forget_sources"])
 
 
 # --- references ------------------------------------------------------------------------------------------

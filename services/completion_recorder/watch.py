@@ -53,6 +53,7 @@ async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -
                 async with pool.acquire() as connection:
                     stored = {of: await read_positions(connection, of, settings.topic) for of in TABLES}
                 GONE.set(await store.count_gone(pool))
+                await store.forget_sources(pool)
             problems = set(agreement(groups, topic_log, stored).problems)
             for problem in sorted(problems - told):
                 log.warning("%s", problem)

@@ -212,16 +212,10 @@ class Settings(BaseSettings):
         description="A service that makes no progress for so long, and waits for nothing that it knows of, "
         "exits non-zero.",
     )
-    flood_percent: float = Field(
-        default=1,
-        ge=0,
-        le=100,
-        description="The recorder stops when more of the last 10,000 events are bad; 100 is never.",
-    )
-    flood_in_a_row: int = Field(
-        default=100,
-        ge=0,
-        description="The recorder stops at so many bad events in a row on a partition; 0 is never.",
+    wrong_database_guard: bool = Field(
+        default=True,
+        description="The recorder stops where nearly no event can be recorded and the database holds nothing "
+        "that was recorded of the topic: it is the wrong one. False sends such events to the dead letters.",
     )
     relay_batch_records: int = Field(
         default=2_000,

@@ -87,6 +87,11 @@ DISAGREEMENTS = Gauge(
 DEAD_LETTERS = Counter(
     "stepstream_dead_letters", "Events sent to the dead letters, by error class.", ["error_class"]
 )
+SOURCE_DEAD_LETTERS = Counter(
+    "stepstream_source_dead_letters",
+    "Events refused when they were read for the first time, by source; a hundred sources have a name here.",
+    ["source"],
+)
 RETRIES = Counter(
     "stepstream_retries",
     "Transactions, dead letters and commits of offsets tried again, by the error's name.",

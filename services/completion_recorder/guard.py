@@ -1,0 +1,74 @@
+"""Whether this is the database, and the topic, that belong together: the rule, without I/O.
+
+Where nearly nothing that is read can be recorded, from whichever source, and this database holds nothing of
+the topic either, the recorder stops. One producer that sends nonsense looks otherwise, however much it sends:
+something of the topic was recorded before. Events that were judged before, in a replay, say nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from services.runtime.errors import StepstreamError
+
+#: How many events are recent.
+WINDOW: Final = 2_000
+#: The window moves on by so many events at once, at least.
+_CHUNK: Final = 100
+#: This share of refused events, in percent, of at least so many is suspect.
+_NEARLY_ALL: Final = 99.0
+_ENOUGH: Final = 1_000
+
+
+class Chunk(NamedTuple):
+    """Some events that were judged one after another, for the first time."""
+
+    events: int
+    refused: int
+
+
+class WrongDatabaseError(StepstreamError):
+    """Nothing that is read can be recorded: the database, or the topic, is another one."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Recent:
+    """What is known of recent events; never changed, so that a transaction that fails leaves it as it was."""
+
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def total(self) -> Chunk:
+        """All of the window."""
+        return Chunk(sum(c.events for c in self.chunks), sum(c.refused for c in self.chunks))
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether nearly all of enough events were refused."""
+        events, refused = self.total
+        return events >= _ENOUGH and refused >= _NEARLY_ALL / 100 * events
+
+    def resumed(self, stored: Chunk) -> "Recent":
+        """As a predecessor left the window, where that is worse than what is known here."""
+        return Recent((stored,)) if stored.refused > self.total.refused else self
+
+    def after(self, events: int, refused: int) -> "Recent":
+        """With so many events more, of which so many were refused."""
+        return Recent(_window([*self.chunks, Chunk(events, refused)])) if events else self
+
+
+def _window(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
+    """The newest chunks that make a window; small neighbours become one."""
+    kept: list[Chunk] = []
+    events = 0
+    for chunk in reversed(chunks):
+        if events >= WINDOW:
+            break
+        if kept and kept[-1].events + chunk.events <= _CHUNK:
+            kept[-1] = Chunk(*(a + b for a, b in zip(kept[-1], chunk, strict=True)))
+        else:
+            kept.append(chunk)
+        events += chunk.events
+    return tuple(reversed(kept))

@@ -1,0 +1,182 @@
+"""Who sends what: events, refusals and habits by source, counted for the first time that each is read."""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka.partitioner import DefaultPartitioner
+from pydantic_core import from_json
+
+from schemas import UserErased
+from services.completion_recorder.judge import Accepted, Refused
+from services.runtime.kafka import Record
+from services.runtime.sources import NO_SOURCE, OTHERS, source_of
+
+#: The most sources that are told apart; and those of them whose refusals are a metric each.
+MOST_SOURCES: Final = 10_000
+#: Of so many records of a load the partition is held against the key: the hash takes 10 µs.
+_LOOKED_AT: Final = 100
+#: Larger values are not looked into, for whose they are and what they look like.
+_MOST_BYTES: Final = 64 * 1024
+_MOST_FIELDS: Final = 30
+_MOST_NAME: Final = 40
+
+#: Whether a record of that key belongs to that partition, of so many.
+_partition_of: Final = DefaultPartitioner()
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of one source: how many records there were, and were refused; and of those looked at, their habits.
+
+    `elsewhere` have a key and are in another partition than Kafka's default partitioner chooses.
+    """
+
+    events: int = 0
+    refused: int = 0
+    looked_at: int = 0
+    elsewhere: int = 0
+    without_key: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Adds those of others."""
+        self.events += other.events
+        self.refused += other.refused
+        self.looked_at += other.looked_at
+        self.elsewhere += other.elsewhere
+        self.without_key += other.without_key
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedKind:
+    """Refused records of a source, of one class, that name one server and walkthrough; with the last one."""
+
+    source: str
+    rejection: str
+    server_id: str
+    walkthrough_id: str
+    events: int
+    example: Refused
+
+
+class Tally:
+    """Counts until that is written: a few seconds later, or at once where something was refused."""
+
+    def __init__(self, partitions: Callable[[], int]) -> None:
+        self._partitions = partitions
+        self._known: set[str] = {NO_SOURCE, OTHERS}
+        self._placed: set[tuple[str, str]] = set()
+        #: What is not written yet: counts, and sources with the servers of which they send events.
+        self.counts: dict[str, Counts] = {}
+        self.places: set[tuple[str, str]] = set()
+
+    def know(self, sources: Iterable[str]) -> None:
+        """Sources that are told apart already."""
+        self._known.update(sources)
+
+    def name(self, record: Record) -> str:
+        """The source of a record, or `OTHERS` beyond the most that are told apart."""
+        source = source_of(record.headers)
+        if source not in self._known:
+            if len(self._known) >= MOST_SOURCES:
+                return OTHERS
+            self._known.add(source)
+        return source
+
+    def of(self, records: Sequence[Record], refused: Collection[Refused]) -> Mapping[str, Counts]:
+        """Of a load; nothing is added."""
+        counts: dict[str, Counts] = {}
+        for record in records:
+            source = self.name(record)
+            if (of := counts.get(source)) is None:
+                of = counts[source] = Counts()
+            of.events += 1
+        for one in refused:
+            counts[self.name(one.record)].refused += 1
+        partitions = self._partitions()
+        looked_at = records if len(records) <= _LOOKED_AT else random.sample(records, _LOOKED_AT)
+        for record in looked_at if partitions else ():
+            of = counts[self.name(record)]
+            of.looked_at += 1
+            if record.key is None:
+                of.without_key += 1
+            elif _partition_of(record.key, _numbers(partitions), _numbers(partitions)) != record.partition:
+                of.elsewhere += 1
+        return counts
+
+    def add(self, counts: Mapping[str, Counts], accepted: Iterable[Accepted]) -> None:
+        """Adds a load that is committed."""
+        for source, of in counts.items():
+            self.counts.setdefault(source, Counts()).add(of)
+        for event, record in accepted:
+            if not isinstance(event, UserErased):
+                place = (self.name(record), event.mcp_server_id)
+                if place not in self._placed and len(self._placed) < MOST_SOURCES:
+                    self._placed.add(place)
+                    self.places.add(place)
+
+    def written(self) -> None:
+        """All of that is in the database."""
+        self.counts, self.places = {}, set()
+
+    def kinds(self, refused: Iterable[Refused]) -> list[RefusedKind]:
+        """Refused records by source, class, and whose they say that they are."""
+        found: dict[tuple[str, str, str, str], tuple[int, Refused]] = {}
+        for one in refused:
+            server, walkthrough = _places(one.record.value)
+            kind = (self.name(one.record), one.rejection.value, server, walkthrough)
+            found[kind] = (found.get(kind, (0, one))[0] + 1, one)
+        return [RefusedKind(*kind, events, one) for kind, (events, one) in found.items()]
+
+
+_ranges: dict[int, list[int]] = {}
+
+
+def _numbers(partitions: int) -> list[int]:
+    return _ranges.setdefault(partitions, list(range(partitions)))
+
+
+def _places(value: bytes | None) -> tuple[str, str]:
+    """Server and walkthrough that a value names, in whatever state it is; empty where it names none."""
+    fields = _object(value)
+    server, walkthrough = fields.get("mcp_server_id"), fields.get("walkthrough_id")
+    return (
+        server if isinstance(server, str) and len(server) <= _MOST_BYTES // 1024 else "",
+        walkthrough if isinstance(walkthrough, str) and len(walkthrough) <= _MOST_BYTES // 1024 else "",
+    )
+
+
+def _object(value: bytes | None) -> Mapping[str, Any]:
+    if not value or len(value) > _MOST_BYTES or not value.lstrip().startswith(b"{"):
+        return {}
+    try:
+        found = from_json(value)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def masked(value: bytes | None) -> dict[str, str]:
+    """What a refused value looks like without its content: the names of its fields, and their types."""
+    fields = _object(value)
+    if not fields:
+        return {}
+    names = list(fields)[:_MOST_FIELDS]
+    return {name[:_MOST_NAME].replace("\0", "\ufffd"): _kind(fields[name]) for name in names}
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "number"
+        case str():
+            return f"text of {len(value)}"
+        case list():
+            return f"list of {len(value)}"
+        case _:
+            return "object"
