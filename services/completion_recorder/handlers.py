@@ -15,7 +15,7 @@ from services.completion_recorder import store
 from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.completion_recorder.store import Batch, Before, Noted
-from services.completion_recorder.tally import Counts, Tally
+from services.completion_recorder.tally import Counts, Tally, Unwritten
 from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
@@ -109,6 +109,23 @@ class Recorder:
             await batches.commit(load, advance)
             passing("recorder.offsets-committed")
 
+    def _take_counts(self) -> Unwritten | None:
+        """What is to be written now; None where that is not due."""
+        if time.monotonic() - self._tallied_at < _COUNTS_SECONDS:
+            return None
+        self._tallied_at = time.monotonic()
+        return self._tally.take()
+
+    async def _write_counts(self) -> None:
+        """Writes counts by source where no load comes with which they would be written."""
+        taken = self._take_counts()
+        if taken is not None and (taken.counts or taken.places):
+            try:
+                await store.note_sources(self._pool, self._settings.topic, taken)
+            except BaseException:
+                self._tally.give_back(taken)
+                raise
+
     def _label(self, source: str) -> str:
         """The source as a label of metrics: of the first hundred that need one."""
         if source not in self._labels and len(self._labels) < _MOST_LABELS:
@@ -135,18 +152,22 @@ class Recorder:
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
         offsets = next_offsets(records)
-        is_due = time.monotonic() - self._tallied_at >= _COUNTS_SECONDS
-        watch = _Watch(self._recent, self._seen, self._settings, self._tally, records, is_due=is_due)
-        with PHASE_SECONDS.labels(SERVICE, "transaction").time():
-            async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
-                with attempt:
-                    batch = Batch(self._settings.topic, offsets, accepted, refused, advance)
-                    judged = await store.record(self._pool, batch, watch, by_parts=self._by_parts)
+        taken = self._take_counts()
+        watch = _Watch(self._recent, self._seen, self._settings, self._tally, taken, records)
+        try:
+            with PHASE_SECONDS.labels(SERVICE, "transaction").time():
+                async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+                    with attempt:
+                        batch = Batch(self._settings.topic, offsets, accepted, refused, advance)
+                        judged = await store.record(self._pool, batch, watch, by_parts=self._by_parts)
+        except BaseException:
+            if taken is not None:
+                self._tally.give_back(taken)
+            raise
         self._recent = watch.recent
-        if watch.has_noted:
-            self._tally.written()
-            self._tallied_at = time.monotonic()
-        self._tally.add({} if watch.has_noted else watch.counts, accepted)
+        if taken is None:
+            self._tally.give_back(Unwritten(watch.counts))
+        self._tally.note_places(accepted)
         for source, counts in watch.counts.items():
             if counts.refused:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
@@ -173,6 +194,7 @@ class Recorder:
         while True:
             began = time.monotonic()
             try:
+                await self._write_counts()
                 await self.resume()
                 events, oldest = await store.count_waiting(self._pool)
                 EVENTS_WAITING.set(events)
@@ -337,21 +359,18 @@ class _Watch:
         seen: set[int],
         settings: Settings,
         tally: Tally,
+        taken: Unwritten | None,
         records: Sequence[Record],
-        *,
-        is_due: bool,
     ) -> None:
         self.recent = recent
         self.read_again = 0
-        self.counts: Mapping[str, Counts] = {}
-        #: Whether what was tallied before is written with this load, and the load itself.
-        self.has_noted = False
+        self.counts: dict[str, Counts] = {}
+        self._taken = taken
         self._before = recent
         self._seen = seen
         self._settings = settings
         self._tally = tally
         self._records = records
-        self._is_due = is_due
 
     def __call__(self, refused: Sequence[Refused], before: Mapping[int, Before]) -> Noted:
         """What to write of this load."""
@@ -360,19 +379,17 @@ class _Watch:
         self.read_again = len(self._records) - len(new)
         self.counts = self._tally.of(new, new_refused)
         self.recent = self._resumed(before).after(len(new), len(new_refused))
-        self.has_noted = self._is_due or bool(new_refused)
-        counts: dict[str, Counts] = {}
-        if self.has_noted:
-            for part in (self._tally.counts, self.counts):
-                for source, of in part.items():
-                    counts.setdefault(source, Counts()).add(of)
+        sources = None
+        if self._taken is not None:
+            sources = Unwritten()
+            sources.add(self._taken)
+            sources.add(Unwritten(self.counts))
         guard = self._settings.wrong_database_guard
         if not guard:
             self.recent = Recent()
         return Noted(
             self.recent,
-            counts,
-            self._tally.places if self.has_noted else (),
+            sources,
             self._tally.kinds(new_refused),
             self._if_wrong(new_refused) if guard and new_refused and self.recent.is_suspect else "",
         )

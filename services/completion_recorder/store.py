@@ -43,9 +43,9 @@ from services.completion_recorder.judge import (
     read,
     rows,
 )
-from services.completion_recorder.tally import Counts, RefusedKind, masked
+from services.completion_recorder.tally import RefusedKind, Unwritten, masked
 from services.runtime.crashpoints import passing
-from services.runtime.database import Connection, Pool, load_queries, no_longer_than
+from services.runtime.database import Connection, Pool, can_be_stored, load_queries, no_longer_than
 from services.runtime.kafka import Offsets, Record
 from services.runtime.stored_positions import Advance
 
@@ -133,8 +133,7 @@ class Noted(NamedTuple):
     """What to write of a batch beside its rows: how recent events were, and who sent what."""
 
     recent: Recent
-    counts: Mapping[str, Counts]
-    places: Collection[tuple[str, str]]
+    sources: Unwritten | None
     refused: Sequence[RefusedKind]
     #: What to say where this is the wrong database; empty where nobody asks.
     if_wrong: str
@@ -379,8 +378,19 @@ async def _note(connection: Connection, topic: str, before: Mapping[int, Before]
             [_without_person(one) for one in examples],
             [json.dumps(masked(one.record.value)) for one in examples],
         )
-    if noted.counts:
-        counts = sorted(noted.counts.items())
+    if noted.sources is not None:
+        await _note_sources(connection, topic, noted.sources)
+
+
+async def note_sources(pool: Pool, topic: str, sources: Unwritten) -> None:
+    """Writes who sent what."""
+    async with pool.acquire() as connection, connection.transaction():
+        await _note_sources(connection, topic, sources)
+
+
+async def _note_sources(connection: Connection, topic: str, sources: Unwritten) -> None:
+    if sources.counts:
+        counts = sorted(sources.counts.items())
         await connection.execute(
             SQL["note_sources"],
             topic,
@@ -391,9 +401,9 @@ async def _note(connection: Connection, topic: str, before: Mapping[int, Before]
             [of.elsewhere for _, of in counts],
             [of.without_key for _, of in counts],
         )
-    if noted.places:
+    if sources.places:
         await connection.execute(
-            SQL["note_places"], topic, [s for s, _ in noted.places], [s for _, s in noted.places]
+            SQL["note_places"], topic, [s for s, _ in sources.places], [s for _, s in sources.places]
         )
 
 
@@ -401,7 +411,7 @@ def _without_person(refused: Refused) -> str:
     """The message of a refusal, which is kept for longer than a person may want, without whose it was."""
     key = key_of(refused.record)
     message = refused.message.replace(key, "…") if key else refused.message
-    return message[:_LONGEST_MESSAGE].replace("\0", "\ufffd")
+    return "".join(c if can_be_stored(c) else "\ufffd" for c in message[:_LONGEST_MESSAGE])
 
 
 async def find_sources(pool: Pool, topic: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiokafka.partitioner import DefaultPartitioner
@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from schemas import UserErased
 from services.completion_recorder.judge import Accepted, Refused
+from services.runtime.database import can_be_stored
 from services.runtime.kafka import Record
 from services.runtime.sources import NO_SOURCE, OTHERS, source_of
 
@@ -21,6 +22,7 @@ _LOOKED_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
+_MOST_ID: Final = 64
 
 #: Whether a record of that key belongs to that partition, of so many.
 _partition_of: Final = DefaultPartitioner()
@@ -60,6 +62,20 @@ class RefusedKind:
     example: Refused
 
 
+@dataclass(slots=True)
+class Unwritten:
+    """Counts by source, and sources with the servers of which they send events."""
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    places: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, other: "Unwritten") -> None:
+        """Adds those of another."""
+        for source, of in other.counts.items():
+            self.counts.setdefault(source, Counts()).add(of)
+        self.places |= other.places
+
+
 class Tally:
     """Counts until that is written: a few seconds later, or at once where something was refused."""
 
@@ -67,9 +83,7 @@ class Tally:
         self._partitions = partitions
         self._known: set[str] = {NO_SOURCE, OTHERS}
         self._placed: set[tuple[str, str]] = set()
-        #: What is not written yet: counts, and sources with the servers of which they send events.
-        self.counts: dict[str, Counts] = {}
-        self.places: set[tuple[str, str]] = set()
+        self._unwritten = Unwritten()
 
     def know(self, sources: Iterable[str]) -> None:
         """Sources that are told apart already."""
@@ -84,7 +98,7 @@ class Tally:
             self._known.add(source)
         return source
 
-    def of(self, records: Sequence[Record], refused: Collection[Refused]) -> Mapping[str, Counts]:
+    def of(self, records: Sequence[Record], refused: Collection[Refused]) -> dict[str, Counts]:
         """Of a load; nothing is added."""
         counts: dict[str, Counts] = {}
         for record in records:
@@ -105,20 +119,23 @@ class Tally:
                 of.elsewhere += 1
         return counts
 
-    def add(self, counts: Mapping[str, Counts], accepted: Iterable[Accepted]) -> None:
-        """Adds a load that is committed."""
-        for source, of in counts.items():
-            self.counts.setdefault(source, Counts()).add(of)
+    def note_places(self, accepted: Iterable[Accepted]) -> None:
+        """Notes of which servers these events, which are recorded, are."""
         for event, record in accepted:
             if not isinstance(event, UserErased):
                 place = (self.name(record), event.mcp_server_id)
                 if place not in self._placed and len(self._placed) < MOST_SOURCES:
                     self._placed.add(place)
-                    self.places.add(place)
+                    self._unwritten.places.add(place)
 
-    def written(self) -> None:
-        """All of that is in the database."""
-        self.counts, self.places = {}, set()
+    def take(self) -> Unwritten:
+        """What is not written yet: whoever takes it writes it, or gives it back."""
+        taken, self._unwritten = self._unwritten, Unwritten()
+        return taken
+
+    def give_back(self, taken: Unwritten) -> None:
+        """Adds what is still to be written."""
+        self._unwritten.add(taken)
 
     def kinds(self, refused: Iterable[Refused]) -> list[RefusedKind]:
         """Refused records by source, class, and whose they say that they are."""
@@ -140,11 +157,12 @@ def _numbers(partitions: int) -> list[int]:
 def _places(value: bytes | None) -> tuple[str, str]:
     """Server and walkthrough that a value names, in whatever state it is; empty where it names none."""
     fields = _object(value)
-    server, walkthrough = fields.get("mcp_server_id"), fields.get("walkthrough_id")
-    return (
-        server if isinstance(server, str) and len(server) <= _MOST_BYTES // 1024 else "",
-        walkthrough if isinstance(walkthrough, str) and len(walkthrough) <= _MOST_BYTES // 1024 else "",
-    )
+    return _id(fields.get("mcp_server_id")), _id(fields.get("walkthrough_id"))
+
+
+def _id(value: object) -> str:
+    can_be = isinstance(value, str) and len(value) <= _MOST_ID and can_be_stored(value)
+    return str(value) if can_be else ""
 
 
 def _object(value: bytes | None) -> Mapping[str, Any]:
@@ -162,8 +180,8 @@ def masked(value: bytes | None) -> dict[str, str]:
     fields = _object(value)
     if not fields:
         return {}
-    names = list(fields)[:_MOST_FIELDS]
-    return {name[:_MOST_NAME].replace("\0", "\ufffd"): _kind(fields[name]) for name in names}
+    names = [name for name in list(fields)[:_MOST_FIELDS] if can_be_stored(name)]
+    return {name[:_MOST_NAME]: _kind(fields[name]) for name in names}
 
 
 def _kind(value: object) -> str:

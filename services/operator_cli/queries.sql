@@ -622,6 +622,40 @@ limit 3;
 -- name: status_handled
 select count(*) as handled from dead_letters_handled;
 
+-- name: status_sources
+-- Of which sources events were refused within the last day, and which do not partition as they should.
+select
+  coalesce((
+    select jsonb_agg(to_jsonb(refused) order by refused.last_at desc)
+    from (
+      select
+        source,
+        sum(events)::bigint as events,
+        max(last_at) as last_at,
+        array_agg(distinct rejection) as classes
+      from refused_events
+      where topic = $1 and last_at > clock_timestamp() - interval '1 day'
+      group by source
+      order by max(last_at) desc
+      limit 10
+    ) as refused
+  ), '[]') as refused_by_source,
+  coalesce((
+    select jsonb_agg(to_jsonb(odd) order by odd.events desc)
+    from (
+      select
+        source,
+        events,
+        looked_at,
+        elsewhere,
+        without_key
+      from event_sources
+      where topic = $1 and looked_at >= 20 and 20 * (elsewhere + without_key) >= looked_at
+      order by events desc
+      limit 10
+    ) as odd
+  ), '[]') as odd_partitions;
+
 -- name: status_services
 -- Who is connected to this database; each service says its name.
 select

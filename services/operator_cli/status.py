@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -172,6 +174,8 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     """Adds what can be read, part by part: it stays when the time is over."""
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
+    sources = await _read(db, seen, "events by source", SQL["status_sources"], settings.topic)
+    database |= {name: json.loads(rows) for name, rows in sources.items()}
     if database.get("waits_for"):
         ids = [part for row in database["waits_for"] for part in row.split()[1:]]
         database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
@@ -288,6 +292,12 @@ def as_json(seen: Status) -> dict[str, Any]:
             "waiting": seen.database.get("outbox"),
             "oldest_seconds": seen.database.get("outbox_seconds"),
             "set_aside": seen.database.get("set_aside"),
+        },
+        "sources": None
+        if seen.database is None
+        else {
+            "refused": seen.database.get("refused_by_source"),
+            "odd_partitions": seen.database.get("odd_partitions"),
         },
         "marks": None if seen.database is None else seen.database.get("marks"),
         "events_waiting": None
@@ -409,10 +419,36 @@ def status_page(seen: Status) -> RenderableType:
         facts.append(("dead letters", f"{seen.dead_letters:,} in the topic{handled}"))
     width = max((len(name) for name, _ in facts), default=0)
     parts += [Text(f"{name:<{width}}  {text}") for name, text in facts]
+    parts += [Text(f"· {hint}", style="yellow") for hint in _hints(seen.database or {})]
     parts += [Text(f"! {problem}", style="bold red") for problem in seen.problems]
     if not seen.problems:
         parts.append(Text("all services are running", style="bold green"))
     return Lines(*parts)
+
+
+def _hints(database: Mapping[str, Any]) -> list[str]:
+    """What producers should mend: it costs them, or order, and harms nobody else."""
+    hints = [
+        f"{many(row['events'], 'event')} of {row['source']} refused, the last at {_told_at(row['last_at'])}: "
+        f"{', '.join(sorted(row['classes']))}"
+        for row in database.get("refused_by_source", ())
+    ]
+    for row in database.get("odd_partitions", ()):
+        habits = [
+            f"{row[name] / row['looked_at']:.0%} {told}"
+            for name, told in (("elsewhere", "not where their key belongs"), ("without_key", "without a key"))
+            if row[name]
+        ]
+        hints.append(
+            f"events of {row['source']}: {' and '.join(habits)}: counted exactly, but a person's events may "
+            "come out of order; its producer needs the partitioner murmur2 and the person as the key"
+        )
+    return hints
+
+
+def _told_at(at: str) -> str:
+    """A time of PostgreSQL's JSON, as all times here."""
+    return told_time(int(datetime.fromisoformat(at).timestamp() * 1000)) or at
 
 
 def _told_newest(database: Mapping[str, Any], column: str) -> str:

@@ -69,6 +69,19 @@ async def test_a_newcomers_flood_goes_to_the_dead_letters_and_stops_nobody(world
         False,
     )
     assert rows["(no source)"]["known"]
+
+    without_key = [Message(None, Message.of(e).value, [("ce_source", b"/old")]) for e in good(chance, 200)]
+    await world.produce(without_key)
+    await world.drained()
+
+    async def is_told() -> str | None:
+        page = (await world.invoke("status")).stdout
+        return page if "/old" in page else None
+
+    page = " ".join((await eventually(is_told, "status tells of the source without keys")).split())
+    assert "events of /old: 100% without a key: counted exactly" in page
+    assert "6,000 events of newcomer refused" in page
+    assert "not-json, unknown-user" in page
     await world.assert_exact()
 
 

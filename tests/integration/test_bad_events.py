@@ -31,7 +31,6 @@ from tests.support.world import (
 
 pytestmark = pytest.mark.integration
 
-UNLIMITED = {"flood_percent": 100, "flood_in_a_row": 0}
 WHERE_FROM = ("topic", "partition", "offset", "timestamp", "error-class", "error")
 
 
@@ -46,7 +45,7 @@ async def test_each_of_a_large_corpus_is_a_dead_letter_and_harms_nothing(world: 
     sent = [b.message for b in bad] + [Message.of(e) for e in good]
     random.Random(1).shuffle(sent)
     await world.produce(sent)
-    recorder = world.start(RECORDER, poll_max_records=60, **UNLIMITED)
+    recorder = world.start(RECORDER, poll_max_records=60)
     world.start(AGGREGATOR, poll_max_records=100)
     await world.drained()
 

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.integration
 
 #: In the order of the number that a batch's attributes hold.
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
-UNLIMITED = {"flood_percent": 100, "flood_in_a_row": 0}
 
 
 def large(user: str, step: str, at: int) -> Message:
@@ -105,7 +104,7 @@ async def test_events_of_every_codec_count_and_bad_ones_are_dead_letters(world: 
         after = await stored(world, world.settings.topic)
         assert {after[batch] for batch in after.keys() - kept} == {codec}
         kept = after
-    world.start_both(**UNLIMITED)
+    world.start_both()
     await world.drained()
     assert (await world.completions()).keys() == {
         (name, step) for names in people.values() for name in names for step in "abc"
@@ -144,7 +143,7 @@ async def test_commands_read_topics_that_the_broker_compresses(compressing: Worl
         [large(name, step, at) for at, step in enumerate("abc", 1) for name in ("ann", "bob", "cat")]
     )
     await world.produce([Message(b"ann", bad), Message(b"bob", bad)])
-    services = world.start_both(**UNLIMITED)
+    services = world.start_both()
     await world.drained()
     for topic in (world.settings.topic, world.settings.dead_letter_topic):
         assert set((await stored(world, topic)).values()) == {codec}

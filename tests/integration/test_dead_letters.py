@@ -9,8 +9,6 @@ from tests.support.world import RECORDER, Message, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
-UNLIMITED = {"flood_percent": 100, "flood_in_a_row": 0}
-
 
 async def letters(world: World, *args: str) -> list[dict[str, Any]]:
     done = await world.invoke("dlq", "list", *args, "-o", "json")
@@ -39,7 +37,7 @@ async def some(world: World) -> World:
             completed("ann", "a", 1),
         ]
     )
-    world.start_both(**UNLIMITED)
+    world.start_both()
     await world.drained()
     return world
 

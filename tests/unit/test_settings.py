@@ -104,7 +104,7 @@ def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
         ("STEPSTREAM_DATABASE_PASSWORD_FILE", "/there/is/none", "is not there"),
         ("STEPSTREAM_DATABASE_PASSWORD_FILE", "/dev/null", "is no file"),
         ("STEPSTREAM_KAFKA_PASSWORD_FILE", __file__.replace("test_settings.py", ""), "is no file"),
-        ("STEPSTREAM_FLOOD_PERCENT", "101", "less than or equal to 100"),
+        ("STEPSTREAM_WRONG_DATABASE_GUARD", "perhaps", "valid boolean"),
         ("STEPSTREAM_LOG_LEVEL", "loud", "'WARNING'"),
         ("STEPSTREAM_OTLP_ENDPOINT", "collector:4317", "starts with http:// or https://"),
     ],
