@@ -141,7 +141,7 @@ API_CROWDED = Counter(
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, keys, public.",
+    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
