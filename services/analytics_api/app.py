@@ -94,6 +94,7 @@ def describe() -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to where the Host header says, and a key would go along
     )
     app.include_router(router)
     return app
