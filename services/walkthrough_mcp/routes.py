@@ -15,6 +15,7 @@ from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp.shared.auth import ProtectedResourceMetadata
+from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
@@ -204,7 +205,7 @@ class Entrance:
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
-            build_mcp_server(pool, caller_of),
+            build_mcp_server(pool, caller_of, self._count_visitor),
             json_response=True,
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
@@ -348,17 +349,34 @@ class Entrance:
         request = Request(scope)
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
-        session = request.headers.get("mcp-session-id", "")
-        # Anybody can make up a session id: it stands for a person only where there is the session.
-        is_open = session.encode("latin-1") in self._sessions
-        await self._rates.check_person(
-            server.slug, tracking_id or (session if is_open else f"at {client_of_scope(scope)}")
-        )
+        session = request.headers.get("mcp-session-id")
+        if tracking_id is not None:
+            await self._rates.check_person(server.slug, tracking_id)
+        elif session is not None:
+            # Anybody can make up a session id: it stands for a person only where there is the session.
+            is_open = session.encode("latin-1") in self._sessions
+            await self._rates.check_person(
+                server.slug, session if is_open else f"at {client_of_scope(scope)}"
+            )
+        # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
         scope[_CALLER] = Caller(server, tracking_id=tracking_id)
         # The SDK lets only the principal that opened a session use it: here server and tracking id.
         token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
         scope["user"] = AuthenticatedUser(token)
         await self._sessions(scope, receive, send)
+
+    async def _count_visitor(self, caller: Caller) -> None:
+        """Counts a call of somebody whose id is in its arguments.
+
+        Raises:
+            MCPError: there were too many.
+        """
+        assert caller.tracking_id is not None  # noqa: S101 - it is the visitor id
+        try:
+            await self._rates.check_person(caller.server.slug, caller.tracking_id)
+        except Refusal as refusal:
+            MCP_REFUSED.labels(refusal.reason).inc()
+            raise MCPError(INVALID_REQUEST, str(refusal), {"reason": refusal.reason}) from None
 
 
 def identity_of(token: AccessToken) -> Identity:

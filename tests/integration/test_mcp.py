@@ -508,6 +508,23 @@ async def test_a_thousand_requests_from_one_person_are_too_many(world: World) ->
     assert (await post(f"{url}/bob", {})).status_code != 429
 
 
+async def test_a_greedy_stranger_or_visitor_keeps_nobody_else_of_its_address_out(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp(mcp_person_rate="5/minute")
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(url) as ann, agent(url) as bob:
+        visitor = (await ann.start())["visitor"]
+        for _ in range(20):
+            await bob.start()
+        for _ in range(5):
+            await ann.call("start_walkthrough", visitor=visitor)
+        with pytest.raises(MCPError, match="More than 5 requests in 60 seconds"):
+            await ann.call("start_walkthrough", visitor=visitor)
+        assert (await bob.start())["outcome"] == "started"
+    async with agent(url, "legacy") as cat:
+        assert (await cat.start())["outcome"] == "started"
+
+
 async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
     refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
     assert refused.returncode == 2
