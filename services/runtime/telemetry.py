@@ -218,7 +218,7 @@ def configure_logging(level: str) -> None:
         logging.getLogger(name).addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_is_no_cancelled_call)
     # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
-    for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("runner", "streamable_http_manager", "transport_security", "auth"):
+        logging.getLogger(f"mcp.server.{name}").setLevel(logging.ERROR)
     # While the database is away our own retries say so, a line each; the pool would add its tracebacks.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

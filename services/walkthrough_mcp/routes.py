@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.bounds import BoundedStorage, client_of_scope
+from services.runtime.bounds import BoundedStorage, Seldom, client_of_scope
 from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
@@ -200,6 +200,7 @@ class Entrance:
         self._pool = pool
         self._rates = Rates(settings)
         self._issuers = Issuers()
+        self._unverified = Seldom(log, "tokens cannot be verified")
         #: Servers whose sign-in is not set up, of which the log has a line.
         self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
         security = transport_security(settings)
@@ -338,7 +339,7 @@ class Entrance:
         try:
             await guarded(scope, receive, send)
         except IssuerAwayError as error:
-            log.warning("a token for %s cannot be verified: %s", server.slug, error)
+            self._unverified.tell(f"{server.slug} ({error})")
             raise Refusal(
                 503, "temporarily_unavailable", "Tokens cannot be verified right now. Try again.", 5
             ) from None
