@@ -34,7 +34,7 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
-from services.walkthrough_mcp.sessions import Bounds, Sessions
+from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
 
 log = logging.getLogger("stepstream.mcp")
@@ -214,7 +214,7 @@ class Entrance:
             max_sessions=settings.mcp_sessions + settings.http_connections,
         )
         self._sessions = Sessions(
-            self._manager.asgi_app,
+            Light(self._manager.asgi_app),
             Bounds(settings.mcp_sessions, settings.mcp_server_sessions, settings.mcp_address_sessions),
         )
         #: Servers that were found a moment ago.
