@@ -25,7 +25,7 @@ from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
-from services.analytics_api.store import SERVER_SETTINGS, Store, keep_as_it_is, server_of
+from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import Entrance
 from services.runtime import connections
 from services.runtime.database import Connection, Pool, close_pool, open_pool
@@ -94,6 +94,7 @@ def describe() -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to where the Host header says, and a key would go along
     )
     app.include_router(router)
     return app
@@ -195,7 +196,7 @@ async def _opened(
             }
         ),
         meet,
-        server_settings={**SERVER_SETTINGS, "statement_timeout": f"{seconds:g}s"},
+        server_settings=server_settings(seconds),
         reset=keep_as_it_is,
         command_timeout=seconds + 5,
         refusals=process.refusals,

@@ -15,12 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from services.analytics_api.fair import Asker, Lanes, Turn
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
-from services.analytics_api.problems import ProblemError, of_database, respond
+from services.analytics_api.problems import ProblemError, of_database, respond, unanswerable
 from services.runtime.bounds import client_of_scope
 from services.runtime.database import DATABASE_ERRORS, is_away
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"
+#: No question has so many parameters: to read them, and to tell what is wrong, keeps others waiting.
+_MOST_PARAMETERS: Final = 1_500
 _OF_HEALTH: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
@@ -76,6 +78,8 @@ class Door:
 
     async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
         asker = await self._guard.arrive(request)
+        if request.scope.get("query_string", b"").count(b"&") >= _MOST_PARAMETERS:
+            raise unanswerable(f"there are more than {_MOST_PARAMETERS:,} parameters", "query")
         if request.url.path.endswith("/live"):
             self._streams.check(asker)
         turn = await stack.enter_async_context(self._lanes.turn(asker))

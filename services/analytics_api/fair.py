@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -21,8 +21,9 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 
 #: Questions of all organizations together that a process has in hand, in shares of one organization.
 _SHARES: Final = 10
-#: Connections that no question takes: for the keys of live streams, for their figures, freshness and health.
-_OTHER_CONNECTIONS: Final = 4
+#: Connections that no question takes: for the keys of strangers and of live streams, for their figures,
+#: freshness and health.
+_OTHER_CONNECTIONS: Final = 5
 #: So many requests that need no key are answered at once: compressing one keeps everybody else waiting.
 _PUBLIC_PLACES: Final = 2
 #: Rates are counted for so many keys, organizations and addresses, those seen last.
@@ -219,9 +220,13 @@ class Lanes:
         self.computing = Lane("computing", 1)
         #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
+        #: Keys that nobody has used lately: they come from any number of addresses, and may not be good.
+        self.strangers = Lane("strangers", 1)
         #: Streams that look whether their keys are still good: many may at the same moment.
         self.keys = Lane("keys", 1)
         self._asked = Shares("questions", settings.api_organization_questions)
+        #: Those of strangers are counted apart: whoever has many addresses shuts out nobody with a good key.
+        self._strangers = Shares("questions", settings.api_organization_questions)
         self._most = settings.api_organization_questions * _SHARES
 
     @contextlib.asynccontextmanager
@@ -229,12 +234,14 @@ class Lanes:
         """A question, from its beginning to its answer.
 
         Raises:
-            ProblemError: the organization, its key, or everybody together asks too much at once.
+            ProblemError: the organization, its key, or everybody together asks too much at once; for a
+                stranger, all strangers together.
         """
-        if self._asked.total >= self._most:
+        asked = self._asked if asker.key else self._strangers
+        if asked.total >= self._most:
             API_CROWDED.labels("questions").inc()
             raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
-        with self._asked.held(asker):
+        with asked.held(asker):
             turn = Turn(self, asker)
             try:
                 yield turn
@@ -243,30 +250,45 @@ class Lanes:
 
 
 class Turn:
-    """A question on its way: it has a place in the small lane, unless it waits for something large."""
+    """A question on its way: it has a place in the small lane, unless it waits for something large.
+
+    A stranger's has one among strangers, until its key is found.
+    """
 
     def __init__(self, lanes: Lanes, asker: Asker) -> None:
         self.lanes = lanes
         self.asker = asker
-        self._place_of: Asker | None = None
+        self._place: tuple[Lane, Asker] | None = None
 
     async def begin(self) -> None:
-        """Waits for a place in the small lane, unless it has one."""
-        if self._place_of is not None:
+        """Waits for a place, unless it has one."""
+        if self._place is not None:
             return
-        asker = self.asker
-        await self.lanes.small.enter(asker)
-        self._place_of = asker
+        lane, asker = self.lanes.small if self.asker.key else self.lanes.strangers, self.asker
+        await lane.enter(asker)
+        self._place = lane, asker
 
     def end(self) -> None:
-        """Leaves the small lane."""
-        if self._place_of is not None:
-            self.lanes.small.leave(self._place_of)
-            self._place_of = None
+        """Leaves its place."""
+        if self._place is not None:
+            lane, asker = self._place
+            self._place = None
+            lane.leave(asker)
+
+    async def find(self, look: Callable[[], Awaitable[Asker]]) -> None:
+        """Becomes the question of whoever it is found to be of; a stranger has a place during the look."""
+        had_place, is_stranger = self._place is not None, not self.asker.key
+        if is_stranger:
+            await self.begin()
+        self.asker = await look()
+        if is_stranger:
+            self.end()
+            if had_place:
+                await self.begin()
 
     @contextlib.asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """Has no place in the small lane while the block lasts."""
+        """Has no place while the block lasts."""
         self.end()
         yield
         await self.begin()

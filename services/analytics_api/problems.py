@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 from fastapi import FastAPI
@@ -20,6 +20,8 @@ from services.runtime.telemetry import API_REFUSED
 
 log = logging.getLogger("stepstream.analytics")
 MEDIA_TYPE = "application/problem+json"
+#: Of so many parameters one answer says what is wrong.
+_MOST_TOLD: Final = 20
 
 
 class ProblemError(Exception):
@@ -88,13 +90,13 @@ def respond(problem: ProblemError, request_id: str | None = None) -> Response:
 
 
 def invalid(errors: list[Any]) -> ProblemError:
-    """Of parameters that pydantic refuses."""
+    """Of parameters that pydantic refuses: what is wrong with the first of them."""
     told = [
         {
             "where": ".".join(str(part) for part in error["loc"]) or "query",
             "what": str(error["msg"]).removeprefix("Value error, "),
         }
-        for error in errors
+        for error in errors[:_MOST_TOLD]
     ]
     detail = "; ".join(f"{e['where']}: {e['what']}" for e in told)
     return ProblemError(422, "Unprocessable", detail, errors=told)

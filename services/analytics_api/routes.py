@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -111,7 +112,7 @@ async def admit(uses: Shared, request: Request) -> Turn:
         ProblemError: none that is good.
     """
     turn = turn_of(request.scope)
-    turn.asker = await uses.guard.admit(request.headers["authorization"], turn.asker)
+    await turn.find(partial(uses.guard.admit, request.headers["authorization"], turn.asker))
     return turn
 
 

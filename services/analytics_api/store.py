@@ -16,18 +16,10 @@ from services.analytics_api.fair import SharedCache, Turn
 from services.analytics_api.freshness import Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, bounded, load_queries
 from services.runtime.stored_positions import TABLES, read_positions
 
 SQL = load_queries(__file__)
-SERVER_SETTINGS: Final = {
-    "application_name": "stepstream analytics-api",
-    "default_transaction_read_only": "on",
-    # Compiling takes longer than most of these statements.
-    "jit": "off",
-    # A large read keeps one core busy, and leaves the others to small ones.
-    "max_parallel_workers_per_gather": "0",
-}
 _EPOCH: Final = date(1970, 1, 1)
 _DAY_MS: Final = 86_400_000
 #: Variants kept in memory, in steps: of some 50 bytes each.
@@ -41,6 +33,23 @@ _LARGE_JOURNEYS: Final = 10_000
 _LARGE_STEPS: Final = 20_000
 
 T = TypeVar("T")
+
+
+def server_settings(statement_seconds: float) -> dict[str, str]:
+    """Settings of connections on which a statement may take so long, and a transaction three times that.
+
+    A process that hangs, or is cut off, in a read would keep migrations and vacuum waiting.
+    """
+    return {
+        "application_name": "stepstream analytics-api",
+        "default_transaction_read_only": "on",
+        # Compiling takes longer than most of these statements.
+        "jit": "off",
+        # A large read keeps one core busy, and leaves the others to small ones.
+        "max_parallel_workers_per_gather": "0",
+        "statement_timeout": f"{int(statement_seconds * 1000)}ms",
+        **bounded(3 * statement_seconds),
+    }
 
 
 async def server_of(connection: Connection) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -31,7 +32,9 @@ from services.analytics_api.models import (
 MEDIA_TYPE: Final = "text/csv"
 #: What makes a spreadsheet take a text for a formula; a quote before it makes it text again (OWASP, "CSV
 #: injection"). Titles and ids come from other people.
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA: Final = re.compile(r"\s*[=+\-@]|[\t\r\n]")
+#: Where numbers have commas, spreadsheets begin a cell behind a semicolon, in the midst of quotes too.
+_FORMULA_INSIDE: Final = re.compile(r"([;\t\r\n] *)(?=[=+\-@])")
 
 Row = Mapping[str, Any]
 
@@ -51,8 +54,8 @@ def _cell(value: Any) -> Any:
         return str(value).lower()
     if isinstance(value, list):
         value = " ".join(str(part) for part in value)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
+    if isinstance(value, str):
+        return ("'" if _FORMULA.match(value) else "") + _FORMULA_INSIDE.sub(r"\1'", value)
     return value
 
 

@@ -276,6 +276,8 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
+        if (error.errno or 0) < 0:  # of the resolver
+            raise ConfigurationError(f"cannot listen on {host}:{port}: {host} is no address") from None
         raise ConfigurationError(
             f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another {option}"
         ) from None

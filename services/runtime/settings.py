@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
+    AnyHttpUrl,
     BeforeValidator,
     Field,
     SecretStr,
@@ -23,6 +24,8 @@ from services.runtime.errors import ConfigurationError
 PREFIX = "STEPSTREAM_"
 #: The folder of secrets: itself no setting, since it says where settings are.
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
+#: PostgreSQL and the system's timers take no more than some weeks.
+_MOST_SECONDS = 604_800
 #: Passwords that may change while a service runs, where a file has them.
 _ROTATING = ("database_password", "kafka_password")
 
@@ -109,6 +112,11 @@ def _content(path: str) -> str:
 def _http_url(url: str) -> str:
     if not re.fullmatch(r"https?://[^/?#]+[^?#]*", url):
         raise ValueError("it starts with http:// or https:// and has no query, as in https://mcp.example.com")
+    try:
+        AnyHttpUrl(url)
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].partition(", ")[2]
+        raise ValueError(f"it is no URL: {why}") from None
     return url
 
 
@@ -382,6 +390,13 @@ class Settings(BaseSettings):
         description="For tests: the crash point (services/runtime/crashpoints.py) at which the process kills "
         "itself, as in recorder.polled:3 for its third passing.",
     )
+
+    @model_validator(mode="after")
+    def _end_some_day(self) -> Self:
+        for name in type(self).model_fields:
+            if name.endswith("_seconds") and getattr(self, name) > _MOST_SECONDS:
+                raise ValueError(f"{PREFIX}{name.upper()}: {_MOST_SECONDS:,} seconds, a week, is the most")
+        return self
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

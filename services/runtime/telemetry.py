@@ -146,7 +146,7 @@ API_CROWDED = Counter(
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, keys, public.",
+    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
@@ -223,7 +223,7 @@ def configure_logging(level: str) -> None:
         logging.getLogger(name).addFilter(_is_news)
     logging.getLogger("asyncio").addFilter(_is_no_cancelled_call)
     # The SDK would write session ids, which open an anonymous person's progress, and each refused request.
-    for name in ("mcp.server.streamable_http_manager", "mcp.server.transport_security", "mcp.server.auth"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("runner", "streamable_http_manager", "transport_security", "auth"):
+        logging.getLogger(f"mcp.server.{name}").setLevel(logging.ERROR)
     # While the database is away our own retries say so, a line each; the pool would add its tracebacks.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """The two tools: what they are called, what an agent is told of them, and what a call answers."""
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
 
 from mcp.server import Server as McpServer
 from mcp.shared.exceptions import MCPError
@@ -138,13 +138,24 @@ _BUSY: Final = (
 )
 
 
+#: Learns of a call of a visitor.
+CountVisitor: TypeAlias = Callable[[Caller], Awaitable[None]]
+
+
 class _WrongArgumentsError(Exception):
     """What an agent sent, and can mend."""
 
 
-def build_mcp_server(pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> McpServer[Any]:
-    """The MCP server with its tools; who calls is found out for each request."""
-    tools = Tools(pool, caller_of)
+def build_mcp_server(
+    pool: Callable[[], Pool],
+    caller_of: Callable[[Context], Caller],
+    count_visitor: CountVisitor | None = None,
+) -> McpServer[Any]:
+    """The MCP server with its tools; who calls is found out for each request.
+
+    `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
+    """
+    tools = Tools(pool, caller_of, count_visitor)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
@@ -162,9 +173,15 @@ def build_mcp_server(pool: Callable[[], Pool], caller_of: Callable[[Context], Ca
 class Tools:
     """Answers the protocol's two requests about tools."""
 
-    def __init__(self, pool: Callable[[], Pool], caller_of: Callable[[Context], Caller]) -> None:
+    def __init__(
+        self,
+        pool: Callable[[], Pool],
+        caller_of: Callable[[Context], Caller],
+        count_visitor: CountVisitor | None = None,
+    ) -> None:
         self._pool = pool
         self._caller_of = caller_of
+        self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -214,6 +231,8 @@ class Tools:
         if not caller.server.tools_enabled:
             return guidance(Move(Outcome.NOTHING_OFFERED), (), None, None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
+        if caller.must_exist and self._count_visitor is not None:
+            await self._count_visitor(caller)
         try:
             done = await store.call(self._pool(), caller, _decision(arguments), self._turns)
         except BusyError:

@@ -15,6 +15,7 @@ from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp.shared.auth import ProtectedResourceMetadata
+from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.bounds import BoundedStorage, client_of_scope
+from services.runtime.bounds import BoundedStorage, Seldom, client_of_scope
 from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
@@ -33,7 +34,7 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
-from services.walkthrough_mcp.sessions import Bounds, Sessions
+from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
 
 log = logging.getLogger("stepstream.mcp")
@@ -199,12 +200,13 @@ class Entrance:
         self._pool = pool
         self._rates = Rates(settings)
         self._issuers = Issuers()
+        self._unverified = Seldom(log, "tokens cannot be verified")
         #: Servers whose sign-in is not set up, of which the log has a line.
         self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
-            build_mcp_server(pool, caller_of),
+            build_mcp_server(pool, caller_of, self._count_visitor),
             json_response=True,
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
@@ -212,7 +214,7 @@ class Entrance:
             max_sessions=settings.mcp_sessions + settings.http_connections,
         )
         self._sessions = Sessions(
-            self._manager.asgi_app,
+            Light(self._manager.asgi_app),
             Bounds(settings.mcp_sessions, settings.mcp_server_sessions, settings.mcp_address_sessions),
         )
         #: Servers that were found a moment ago.
@@ -337,7 +339,7 @@ class Entrance:
         try:
             await guarded(scope, receive, send)
         except IssuerAwayError as error:
-            log.warning("a token for %s cannot be verified: %s", server.slug, error)
+            self._unverified.tell(f"{server.slug} ({error})")
             raise Refusal(
                 503, "temporarily_unavailable", "Tokens cannot be verified right now. Try again.", 5
             ) from None
@@ -348,17 +350,34 @@ class Entrance:
         request = Request(scope)
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
-        session = request.headers.get("mcp-session-id", "")
-        # Anybody can make up a session id: it stands for a person only where there is the session.
-        is_open = session.encode("latin-1") in self._sessions
-        await self._rates.check_person(
-            server.slug, tracking_id or (session if is_open else f"at {client_of_scope(scope)}")
-        )
+        session = request.headers.get("mcp-session-id")
+        if tracking_id is not None:
+            await self._rates.check_person(server.slug, tracking_id)
+        elif session is not None:
+            # Anybody can make up a session id: it stands for a person only where there is the session.
+            is_open = session.encode("latin-1") in self._sessions
+            await self._rates.check_person(
+                server.slug, session if is_open else f"at {client_of_scope(scope)}"
+            )
+        # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
         scope[_CALLER] = Caller(server, tracking_id=tracking_id)
         # The SDK lets only the principal that opened a session use it: here server and tracking id.
         token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
         scope["user"] = AuthenticatedUser(token)
         await self._sessions(scope, receive, send)
+
+    async def _count_visitor(self, caller: Caller) -> None:
+        """Counts a call of somebody whose id is in its arguments.
+
+        Raises:
+            MCPError: there were too many.
+        """
+        assert caller.tracking_id is not None  # noqa: S101 - it is the visitor id
+        try:
+            await self._rates.check_person(caller.server.slug, caller.tracking_id)
+        except Refusal as refusal:
+            MCP_REFUSED.labels(refusal.reason).inc()
+            raise MCPError(INVALID_REQUEST, str(refusal), {"reason": refusal.reason}) from None
 
 
 def identity_of(token: AccessToken) -> Identity:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Container, Iterable, Mapping
@@ -10,7 +11,9 @@ from typing import Any, Final
 
 from anyio import BrokenResourceError, ClosedResourceError
 from mcp.server.streamable_http_manager import DEFAULT_SESSION_IDLE_TIMEOUT
+from mcp.server.transport_security import RequestBodyLimitMiddleware
 from mcp_types import INVALID_REQUEST
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +28,12 @@ _GREETINGS: Final = 1
 _FEW: Final = 10
 _NEW_SECONDS: Final = 10.0
 _HEADER: Final = b"mcp-session-id"
+_VERSION: Final = b"mcp-protocol-version"
+#: What a message of a session may be, in bytes and in JSON values: a session keeps the last one, and what its
+#: client said of itself, and 60 KB of `{}` take 1.5 MB as objects of Python.
+_MOST_BYTES: Final = 32_768
+_MOST_VALUES: Final = 1_000
+_VALUES: Final = re.compile(rb"[\[{,:]")
 #: What the SDK answers with 500 to a request whose place was taken by another one with the same id.
 _DISPLACED: Final = "Session terminated before the request completed"
 
@@ -201,6 +210,37 @@ def _head(queue: OrderedDict[bytes, Session], until: float) -> Iterable[Session]
         yield session
 
 
+class Light:
+    """The layer around the SDK's application that refuses large messages in the protocols with sessions."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._bounded = RequestBodyLimitMiddleware(self._pass_on, _MOST_BYTES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        version = _first(scope, _VERSION)
+        has_none = version is not None and version.decode("latin-1") not in HANDSHAKE_PROTOCOL_VERSIONS
+        await (self._app if has_none else self._bounded)(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        first: Message | None = await receive()  # with the whole body
+        assert first is not None  # noqa: S101 - it is taken once, below
+        if sum(1 for _ in _VALUES.finditer(first.get("body", b""))) > _MOST_VALUES:
+            refusal = _refused(413, f"A message of a session has at most {_MOST_VALUES:,} values.")
+            await refusal(scope, receive, send)
+            return
+
+        async def replay() -> Message:
+            nonlocal first
+            if first is None:
+                return await receive()
+            message, first = first, None
+            return message
+
+        await self._app(scope, replay, send)
+
+
 class Sessions:
     """The layer around the SDK's application: makes room, and sees what a client does to its own session.
 
@@ -323,7 +363,11 @@ class Sessions:
 
 def _named_in(scope: Scope) -> bytes | None:
     """The session that a request names: of several the first, which is the one that the SDK takes."""
-    return next((value for name, value in scope["headers"] if name == _HEADER), None)
+    return _first(scope, _HEADER)
+
+
+def _first(scope: Scope, header: bytes) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == header), None)
 
 
 def _session_of(id_: bytes, scope: Scope) -> Session:

@@ -16,19 +16,23 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, bounded, load_queries
 from services.walkthrough_mcp.events import Where, events_of
 from services.walkthrough_mcp.guide import Move, Offer, Outcome, Progress, Step, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
 from services.walkthrough_mcp.turns import BusyError, Turns
 
 SQL = load_queries(__file__)
-#: Nobody waits for a lock on a connection that others need; only rows that somebody is inserting cannot be
-#: asked for without.
-SERVER_SETTINGS = {"application_name": "stepstream walkthrough-mcp", "lock_timeout": "10ms"}
 SESSION_IDLE_MS = 30 * 60 * 1000
 #: How long a call waits for a connection, and for a statement, before its agent is told to try again.
 WAIT_SECONDS = 15.0
+#: Nobody waits for a lock on a connection that others need; only rows that somebody is inserting cannot be
+#: asked for without. A process that hangs, or is cut off, in a call lets the rows of it go.
+SERVER_SETTINGS = {
+    "application_name": "stepstream walkthrough-mcp",
+    "lock_timeout": "10ms",
+    **bounded(4 * WAIT_SECONDS),
+}
 #: How long a call waits for other calls of the same person, and for rows that somebody has locked.
 _PATIENCE_SECONDS = 10.0
 #: So many calls of one person wait, beside the one that goes on.

@@ -13,6 +13,7 @@ import jwt
 from cachetools import TTLCache
 from mcp.server.auth.provider import AccessToken
 
+from services.runtime.bounds import Seldom
 from services.runtime.database import can_be_stored
 from services.walkthrough_mcp.people import Server
 
@@ -90,6 +91,8 @@ class Issuers:
         self._locks: dict[str, asyncio.Lock] = {}
         #: Issuers that could not be reached a moment ago, and why: nobody asks them again so soon.
         self._away: TTLCache[str, str] = TTLCache(_MOST_AWAY, _AWAY_SECONDS)
+        #: Anybody can send any number of tokens that are none: a line for each would fill the log.
+        self.refused = Seldom(log, "tokens were refused")
 
     async def key(self, issuer: str, token: str) -> Any:
         """The key that the token names.
@@ -233,7 +236,7 @@ class Verifier:
             if not _can_be_subject(str(claims["sub"])):
                 raise jwt.InvalidTokenError("no row can have this sub")
         except (jwt.PyJWTError, ValueError, TypeError) as error:
-            log.info("a token for %s was refused: %s", self._server.slug, type(error).__name__)
+            self._issuers.refused.tell(f"{self._server.slug} ({type(error).__name__})")
             return None
         client = str(claims.get("client_id") or claims.get("azp") or "")
         return AccessToken(

@@ -455,6 +455,11 @@ async def test_a_title_is_no_formula_in_a_spreadsheet(api: Api, full: World) -> 
     assert ",'=secret," in response.text
 
 
+async def test_no_answer_sends_a_key_to_where_the_host_header_says(api: Api) -> None:
+    for path in ("organization/", f"{WT}/"):
+        assert (await api.ask(path, headers={"Host": "elsewhere.example"})).status_code == 404
+
+
 # --- who may -------------------------------------------------------------------------------------------
 
 

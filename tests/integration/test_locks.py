@@ -15,12 +15,13 @@ from aiokafka import ConsumerRecord
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
 
+from services.analytics_api import store as store_of_api
 from services.completion_recorder import store
 from services.completion_recorder.handlers import Recorder
 from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch, Judged
 from services.operator_cli import erase
-from services.runtime.database import Pool
+from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, RenewedProducer, next_offsets
 from services.sankey_aggregator import store as store_of_aggregator
@@ -342,6 +343,18 @@ async def test_a_consumer_that_hangs_in_its_transaction_lets_its_locks_go(
         return False
 
     await eventually(another_goes_on, "another goes on", 30)
+
+
+@pytest.mark.parametrize("settings", [store_of_mcp.SERVER_SETTINGS, store_of_api.server_settings(30)])
+async def test_an_answer_that_hangs_in_its_transaction_lets_its_locks_go(
+    world: World, settings: dict[str, str]
+) -> None:
+    """Erasures and deletions would wait for a person whose agent's call hangs; migrations for a read."""
+    async with connected(world.settings, server_settings=settings) as connection:
+        bound = await connection.fetchval(
+            "select setting::int from pg_settings where name = 'transaction_timeout'"
+        )
+    assert 0 < bound <= 90_000
 
 
 async def wait_for(world: World, count: int) -> None:

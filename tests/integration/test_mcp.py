@@ -508,6 +508,23 @@ async def test_a_thousand_requests_from_one_person_are_too_many(world: World) ->
     assert (await post(f"{url}/bob", {})).status_code != 429
 
 
+async def test_a_greedy_stranger_or_visitor_keeps_nobody_else_of_its_address_out(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp(mcp_person_rate="5/minute")
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    async with agent(url) as ann, agent(url) as bob:
+        visitor = (await ann.start())["visitor"]
+        for _ in range(20):
+            await bob.start()
+        for _ in range(5):
+            await ann.call("start_walkthrough", visitor=visitor)
+        with pytest.raises(MCPError, match="More than 5 requests in 60 seconds"):
+            await ann.call("start_walkthrough", visitor=visitor)
+        assert (await bob.start())["outcome"] == "started"
+    async with agent(url, "legacy") as cat:
+        assert (await cat.start())["outcome"] == "started"
+
+
 async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
     refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
     assert refused.returncode == 2
@@ -527,6 +544,26 @@ async def test_what_is_too_large_or_from_another_host_or_no_server_is_refused(wo
     assert (await post(f"http://127.0.0.1:{service.port}/mcp/srv_1/" + "x" * 300, {})).status_code == 404
     assert (await post(f"http://127.0.0.1:{service.port}/mcp/srv_1/a%00b", {})).status_code == 404
     assert (await post(url, b"\xff not json")).status_code in {400, 404}
+
+
+async def test_what_a_session_would_keep_is_refused_where_it_is_much(world: World) -> None:
+    """With 64 KB of small values a thousand sessions, which one address may have, took 1.4 GB."""
+    await world.offer()
+    service = await world.start_mcp()
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1/ann"
+    version = {"mcp-protocol-version": "2025-11-25"}
+    many = {"experimental": {"x": {"y": [{}] * 5_000}}}
+    icon = {"name": "test", "version": "1", "icons": [{"src": "data:image/png;base64," + "A" * 20_000}]}
+    greeting = HELLO | {"params": {**HELLO["params"], "capabilities": many}}
+    for header in (version, {}):
+        assert (await post(url, greeting, **header)).status_code == 413
+    opened = await post(url, HELLO | {"params": {**HELLO["params"], "clientInfo": icon}}, **version)
+    assert opened.status_code == 200
+    session = version | {"mcp-session-id": opened.headers["mcp-session-id"]}
+    for body in ({"params": many}, {"params": {"x": "y" * 40_000}}):
+        message = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", **body}
+        assert (await post(url, message, **session)).status_code == 413
+    assert (await post(url, {"jsonrpc": "2.0", "id": 2, "method": "ping"}, **session)).status_code == 200
 
 
 async def test_nobody_gets_into_another_person_s_session(world: World) -> None:

@@ -211,8 +211,26 @@ async def test_a_token_whose_claims_no_row_can_have_is_no_fault(
         async with agent(f"{base}/secure", generation, token) as ann:
             assert (await ann.start())["outcome"] == "started"
     assert await metric(service, "stepstream_http_errors_total") == 0
+    lines = [json.loads(line)["message"] for line in service.log.read_text().splitlines()]
+    assert [x for x in lines if "refused" in x] == ["tokens were refused: secure (InvalidTokenError): 1"]
+
+
+async def test_what_strangers_send_fills_no_log(world: World, issuer: Issuer) -> None:
+    service, base = await prepare(world, issuer, process=True)
+    version = {"mcp-protocol-version": "2025-11-25"}
+    for number in range(20):
+        bad = {"authorization": f"Bearer none.{number}"}
+        assert (await post(f"{base}/secure", HELLO, **bad)).status_code == 401
+    token = {"authorization": f"Bearer {issuer.token(f'{base}/secure')}"}
+    opened = await post(f"{base}/secure", HELLO, **token)
+    session = token | version | {"mcp-session-id": opened.headers["mcp-session-id"]}
+    wrong = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": {}}}
+    for _ in range(20):
+        assert (await post(f"{base}/secure", wrong, **session)).status_code == 202
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-    assert [x["level"] for x in lines if "token for secure was refused" in x["message"]] == ["info"] * 3
+    assert [x["message"] for x in lines if x["level"] != "info"] == [
+        "tokens were refused: secure (DecodeError): 1"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 from services.analytics_api.door import Door
 from services.analytics_api.fair import Asker, Lanes
 from services.analytics_api.guard import Guard, denied
+from services.analytics_api.problems import invalid
 from services.runtime.settings import Settings
 from tests.support.world import eventually
 
@@ -76,3 +77,33 @@ async def test_what_is_answered_at_once_is_answered_for_a_few_in_each_round_too(
     for task in asked:
         task.cancel()
     await asyncio.wait(asked)
+
+
+async def test_a_question_with_more_parameters_than_any_has_is_refused_unread() -> None:
+    class Guarded(Site):
+        async def arrive(self, _: Any) -> Asker:
+            return Asker("key", "org")
+
+    site, statuses = Guarded(), list[int]()
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/v1/organization",
+        "headers": [],
+        "client": ("10.0.0.1", 1),
+        "query_string": b"&".join(b"%x=" % n for n in range(10_000)),
+    }
+    await site.door(scope, cast("Any", None), send)
+    assert (statuses[0], site.begun) == (422, [])
+
+
+def test_of_many_wrong_parameters_a_few_are_told() -> None:
+    problem = invalid(
+        [{"loc": ("query", str(n)), "msg": "Extra inputs are not permitted"} for n in range(9_000)]
+    )
+    assert len(problem.errors or ()) == 20
+    assert len(str(problem)) < 2_000

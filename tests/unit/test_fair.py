@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.analytics_api.fair import Asker, Lane, Line, Rates, SharedCache, Shares
+from services.analytics_api.fair import Asker, Lane, Lanes, Line, Rates, SharedCache, Shares
 from services.analytics_api.problems import ProblemError
+from services.runtime.settings import Settings
 
 ANN, BOB = Asker("ann", "a"), Asker("bob", "b")
 
@@ -122,6 +123,49 @@ def test_a_key_holds_half_of_what_its_organization_may() -> None:
                 more.enter_context(shares.held(asker))
             assert shares.total == 14
     assert shares.total == 0
+
+
+async def test_strangers_from_any_number_of_addresses_keep_nobody_waiting_whose_key_is_known() -> None:
+    lanes = Lanes(
+        Settings(
+            kafka_bootstrap_servers=["127.0.0.1:1"],
+            database_url="postgresql://nowhere/none",
+            api_organization_questions=2,
+        )
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        strangers = [
+            await stack.enter_async_context(lanes.turn(Asker.stranger(f"10.0.0.{n}"))) for n in range(20)
+        ]
+        with pytest.raises(ProblemError, match="too many questions wait"):
+            await stack.enter_async_context(lanes.turn(Asker.stranger("10.0.0.99")))
+        waiting = [asyncio.create_task(stranger.begin()) for stranger in strangers]
+        await asyncio.sleep(0)
+        known = await stack.enter_async_context(lanes.turn(ANN))
+        await asyncio.wait_for(known.begin(), 5)
+        assert [task.done() for task in waiting] == [True] + [False] * 19
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_a_stranger_whose_key_is_found_takes_its_turn_with_those_of_its_organization() -> None:
+    lanes = Lanes(Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none"))
+
+    def places() -> tuple[int, int]:
+        return lanes.strangers._line.running, lanes.small._line.running
+
+    async def look() -> Asker:
+        assert places() == (1, 0)
+        return BOB
+
+    async with lanes.turn(Asker.stranger("10.0.0.1")) as turn:
+        await turn.begin()
+        await turn.find(look)
+        assert (turn.asker, places()) == (BOB, (0, 1))
+    async with lanes.turn(Asker.stranger("10.0.0.1")) as posting:  # nobody keeps a place while a body comes
+        await posting.find(look)
+        assert (posting.asker, places()) == (BOB, (0, 0))
 
 
 def test_rates_count_in_windows_and_only_of_so_many_names() -> None:

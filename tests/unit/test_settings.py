@@ -186,3 +186,26 @@ def test_the_example_file_shows_every_setting_with_its_default() -> None:
             default = field.default
             plain = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
             assert shown[name] == plain, name
+
+
+@pytest.mark.parametrize("value", ["inf", "1e300", "604801", "nan"])
+def test_no_time_is_longer_than_the_clocks_that_it_is_for(
+    environment: pytest.MonkeyPatch, value: str
+) -> None:
+    """The watch of a service that is stuck ended with a traceback, and the service went on without it."""
+    for name in Settings.model_fields:
+        if name.endswith("_seconds"):
+            variable = f"STEPSTREAM_{name.upper()}"
+            environment.setenv(variable, value)
+            with pytest.raises(ConfigurationError, match=variable):
+                load_settings()
+            environment.delenv(variable)
+
+
+@pytest.mark.parametrize("url", ["http://a b", "http://x:99999", "https://[::1"])
+def test_an_address_that_is_no_url_is_refused_with_words(environment: pytest.MonkeyPatch, url: str) -> None:
+    for name in ("STEPSTREAM_PUBLIC_URL", "STEPSTREAM_API_PUBLIC_URL", "STEPSTREAM_OTLP_ENDPOINT"):
+        environment.setenv(name, url)
+        with pytest.raises(ConfigurationError, match=f"^{name}: it is no URL"):
+            load_settings()
+        environment.delenv(name)
