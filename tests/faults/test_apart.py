@@ -562,3 +562,27 @@ async def test_markers_of_transactions_are_passed_and_all_is_current(world: Worl
     await eventually(current, "the API says that it is current")
     ends = await ends_of(world)
     assert await committed(world) == ends
+
+
+async def test_under_traffic_status_says_that_all_agree(world: World) -> None:
+    """Kafka is looked at before the database, and events come and are counted in between."""
+    await world.offer()
+    await world.people(PEOPLE)
+    for service in world.start_both():
+        await service.ready()
+    enough = asyncio.Event()
+
+    async def producing() -> None:
+        seed = 80
+        while not enough.is_set():
+            seed += 1
+            await world.produce(traffic(seed, 20))
+
+    load = asyncio.create_task(producing())
+    try:
+        for _ in range(2):
+            seen = json.loads((await world.invoke("status", "-o", "json")).stdout)
+            assert seen["agree"], seen["problems"]
+    finally:
+        enough.set()
+        await load
