@@ -44,6 +44,8 @@ _READ_SECONDS = 5.0
 _AGAIN_SECONDS = 0.5
 #: How often in a row another database, or a later one, is met before the service ends.
 _OFTEN = 3
+#: Of so many fetches between two looks the last records are known, and of the newest.
+_MOST_FETCHES = 1_000
 
 #: Called in the transaction that places partitions where events can tell no more which journeys changed.
 OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitable[None]]
@@ -77,8 +79,8 @@ class Keeper:
         self.ours = Ours(None)
         #: The last records of when each partition was last seen to be the log that it was.
         self._checked: dict[int, Fingerprint | None] = {}
-        #: The last records that were fetched, read or not.
-        self._fetched: dict[int, Fingerprint] = {}
+        #: The last record of each fetch since then, and of one before, read or not, in the order of time.
+        self._fetched: dict[int, list[Fingerprint]] = {}
         #: Offsets of other databases that were there when partitions were placed.
         self._met: dict[int, _Offset] = {}
         self._conflicts = 0
@@ -100,7 +102,9 @@ class Keeper:
 
     def fetched(self, last: Record) -> None:
         """This record was in the log: if it is not there after an election, the log was cut."""
-        self._fetched[last.partition] = Fingerprint.of(last)
+        known = self._fetched.setdefault(last.partition, [])
+        del known[_MOST_FETCHES:]
+        known.append(Fingerprint.of(last))
 
     def over(self, records: Sequence[Record]) -> Advance:
         """How these records, which follow on what was handled, move positions on."""
@@ -209,6 +213,9 @@ class Keeper:
                 await consumer.commit(stale)
         self.positions |= {p: placement.position for p, placement in placements.items()}
         self._checked |= {p: placement.position.last for p, placement in placements.items()}
+        for p, placement in placements.items():
+            if placement.other_log:
+                self._fetched.pop(p, None)
         return went
 
     async def _see(
@@ -242,11 +249,21 @@ class Keeper:
         ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
         for p, position in elected.items():
             end = ends.get(p)
-            known = (self._checked.get(p) or position.last, self._fetched.get(p), sent.get(p))
-            behind = {f for f in known if f is not None and (end is None or f.offset >= end)}
+            behind = self._known_behind(p, position, sent, end or 0)
             same = await self._are_still_there(behind, tps[p], begins[tps[p]])
             seen[p] = replace(seen[p], epoch_end=end, same_record=same)
         return seen
+
+    def _known_behind(
+        self, partition: int, position: Position, sent: Mapping[int, Fingerprint], end: int
+    ) -> set[Fingerprint]:
+        """Records that were in the log at this offset or later.
+
+        Of what was fetched the first that came: later ones were perhaps read behind a cut already.
+        """
+        fetched = next((f for f in self._fetched.get(partition, ()) if f.offset >= end), None)
+        known = (position.last, self._checked.get(partition), fetched, sent.get(partition))
+        return {f for f in known if f is not None and f.offset >= end}
 
     async def _are_still_there(
         self, known: Collection[Fingerprint], partition: TopicPartition, begin: int
@@ -351,6 +368,7 @@ class Keeper:
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
             stored = await read_positions(connection, self._service, topic, owned)
+        fetched = {p: len(fingerprints) for p, fingerprints in self._fetched.items()}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001
         known = {p: self.positions[p] for p in owned if p in self.positions}
         for p, position in known.items():
@@ -359,6 +377,7 @@ class Keeper:
                 self.forget([p])
             else:
                 self._checked[p] = position.last
+                del self._fetched.get(p, [])[: max(0, fetched.get(p, 0) - 1)]
         begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:

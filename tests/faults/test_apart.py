@@ -10,21 +10,23 @@ import pwd
 import random
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import asyncpg
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
-from services.runtime.kafka import make_producer
+from services.runtime.kafka import connection, make_producer
+from services.runtime.keeper import Keeper
 from services.runtime.lag import lags, reader
+from services.runtime.positions import Cause, Placement
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
@@ -457,6 +459,64 @@ async def test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted(
         (p, end) for p, end in sorted(ends.items())
     ]
     assert all(0 < begin < ends[p] for p, _, begin, _ in named)
+
+
+async def test_a_tail_that_was_read_since_the_last_look_is_named(
+    on_own_broker: tuple[World, Cluster],
+) -> None:
+    """Who finds its place beyond the end reads from the beginning, all before it looks what moved."""
+    world, cluster = on_own_broker
+    broker = cluster.brokers[0]
+    other_ground: set[int] = set()
+
+    async def on_other_ground(_: Any, placements: Mapping[int, Placement]) -> None:
+        other_ground.update(placements)
+
+    keeper = Keeper(RECORDER, world.settings, on_other_ground, get_args(Cause))
+    pool = await world.recorder_pool()
+    consumer = AIOKafkaConsumer(
+        **connection(world.settings), group_id=world.settings.group(RECORDER), enable_auto_commit=False
+    )
+    tps = [TopicPartition(world.settings.topic, p) for p in range(3)]
+
+    async def read() -> None:
+        ends = await consumer.end_offsets(tps)
+        while any(keeper.positions[tp.partition].reads_from < end for tp, end in ends.items()):
+            for records in (await consumer.getmany(timeout_ms=100, max_records=10)).values():
+                keeper.fetched(records[-1])
+                advance = keeper.over(records)
+                async with pool.acquire() as db, db.transaction():
+                    await advance.write(db)
+                keeper.done(advance)
+
+    await consumer.start()
+    try:
+        consumer.assign(tps)
+        await keeper.place(consumer, pool, range(3), at_committed=False)
+        for i in range(0, 300, 30):
+            await world.produce(traffic(i, 30))
+        await read()
+        await keeper.look(consumer, pool, range(3))
+        for i in range(300, 450, 30):
+            await world.produce(traffic(i, 30))
+        await read()
+        ends = {p: position.next_offset for p, position in keeper.positions.items()}
+        broker.kill()
+        cut_logs(broker.folder, world.settings.topic, 0.8)
+        cluster.start(broker)
+        await cluster.answers()
+        for tp in tps:
+            consumer.seek(tp, 0)
+        for records in (await consumer.getmany(timeout_ms=5_000, max_records=10)).values():
+            keeper.fetched(records[-1])
+        await keeper.look(consumer, pool, range(3))
+        await keeper.place(consumer, pool, keeper.unplaced(tps), at_committed=False)
+    finally:
+        await consumer.stop()
+    named = await gone(world)
+    assert [(p, cause) for p, cause, *_ in named] == [(p, "cut") for p in range(3)]
+    assert all(0 < begin < ends[p] for p, _, begin, _ in named)
+    assert other_ground == {0, 1, 2}
 
 
 async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) -> None:
