@@ -118,7 +118,8 @@ from unnest(
   digest
 )
 where
-  kept.topic = $1 and kept.partition = given.partition and kept.reads_from = given.old_reads_from
+  kept.topic = $1 and kept.partition = given.partition
+  and coalesce(kept.reads_from, kept.next_offset) = given.old_reads_from
   and kept.next_offset = given.old_next_offset and kept.topic_id = given.old_topic_id
 returning kept.partition;
 
