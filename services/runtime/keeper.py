@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
-from services.runtime.lag import RECORDER, Committed, committed_with, reader
+from services.runtime.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
 from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
@@ -183,8 +183,10 @@ class Keeper:
         tps = {p: TopicPartition(topic, p) for p in partitions}
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
-            stored = await read_positions(connection, self._service, topic, partitions)
+            every = await read_positions(connection, self._service, topic)
+            counted = await read_positions(connection, AGGREGATOR, topic, partitions)
             sent = await read_sent(connection, topic)
+        stored = {p: every[p] for p in partitions if p in every}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001 - aiokafka asks for less
         self._refuse_another_cluster(stored, topic_log)
         committed = await _committed(consumer, tps.values())
@@ -194,10 +196,13 @@ class Keeper:
                 raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
         seen = await self._see(consumer, topic_log, stored, committed, sent, tps)
         placements = {p: place(stored.get(p), seen[p]) for p in partitions}
+        if self._service == RECORDER:
+            placements = {p: _marking_what_is_counted(new, counted.get(p)) for p, new in placements.items()}
         for p, new in placements.items():
             named = [await self._with_time(tps[p], g) for g in new.gone if g.cause in self._names]
             placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
+        await self._place_absent(pool, every, topic_log)
         wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
         went = False
         for tp, (reads_from, _) in wanted.items():
@@ -217,6 +222,25 @@ class Keeper:
             if placement.other_log:
                 self._fetched.pop(p, None)
         return went
+
+    async def _place_absent(self, pool: Pool, every: Mapping[int, Position], topic_log: TopicLog) -> None:
+        """Names what is gone with partitions that a topic made anew has no more: nobody gets those."""
+        absent = {
+            p: position
+            for p, position in every.items()
+            if topic_log.leaders
+            and p not in topic_log.leaders
+            and position.cluster_id == topic_log.cluster_id
+            and not _is_of(position, topic_log)
+        }
+        if not absent:
+            return
+        seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id)
+        placements = {p: place(position, seen) for p, position in absent.items()}
+        for p, new in placements.items():
+            placements[p] = replace(new, gone=[g for g in new.gone if g.cause in self._names])
+        await self._store(pool, absent, placements)
+        self._tell(placements, absent)
 
     async def _see(
         self,
@@ -422,6 +446,14 @@ class Keeper:
         # The connections may be the last ones to a server that a failover has left behind.
         await pool.expire_connections()
         return False
+
+
+def _marking_what_is_counted(placement: Placement, counted: Position | None) -> Placement:
+    """Of where the aggregator has been already, no event tells it what changes: marks have to."""
+    position = placement.position
+    if counted is None or counted.next_offset <= max(position.next_offset, position.marks_until):
+        return placement
+    return replace(placement, position=replace(position, marks_until=counted.next_offset))
 
 
 def _is_of(position: Position, topic_log: TopicLog) -> bool:

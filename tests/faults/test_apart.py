@@ -376,6 +376,27 @@ async def test_a_second_database_is_refused_and_harms_nobody(world: World) -> No
     assert all(service.process.poll() is None for service in world.services)
 
 
+async def test_what_an_operator_emptied_comes_back_and_is_counted(world: World) -> None:
+    """The aggregator has come further than a recorder that begins anew: no event tells it what changes."""
+    await world.offer()
+    await world.people(PEOPLE)
+    services = world.start_both()
+    events = traffic(25, 300)
+    await world.produce(events)
+    await world.drained()
+    assert [service.terminate() for service in services] == [0, 0]
+    world.services.clear()
+    await world.db.execute("truncate walkthrough_step_completions, recorded_offsets")
+    world.start(AGGREGATOR)
+
+    async def emptied() -> bool:
+        return not await world.transitions()
+
+    await eventually(emptied, "nothing is counted any more")
+    world.start(RECORDER)
+    await becomes(world, events)
+
+
 # --- the group's offsets ---------------------------------------------------------------------------------
 
 
@@ -544,6 +565,7 @@ async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) 
         "insert into dead_letters_handled (topic, partition, \"offset\", action) values ($1, 0, 3, 'dropped')",
         world.settings.topic,
     )
+    await world.db.execute("insert into sent_events values ($1, 0, 5000, 1, 1)", world.settings.topic)
     plan = await world.invoke("move-cluster", "-o", "json")
     assert json.loads(plan.stdout)["from_clusters"] == ["old"]
     done = await world.invoke("move-cluster", "--execute")
@@ -554,6 +576,7 @@ async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) 
     await becomes(world, events + more)
     assert {cause for _, cause, _, _ in await gone(world)} == {"moved"}
     assert await world.db.fetchval("select count(*) from dead_letters_handled") == 0
+    assert await world.db.fetchval("select count(*) from sent_events") == 0
     assert (await world.invoke("gone", "acknowledge", "--all")).returncode == 0
     well = await world.invoke("status", "-o", "json")
     assert (well.returncode, json.loads(well.stdout)["agree"]) == (0, True)
