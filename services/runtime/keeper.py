@@ -27,6 +27,7 @@ from services.runtime.stored_positions import (
     forget_sent,
     lock_positions,
     name_gone,
+    read_contested,
     read_identity,
     read_positions,
     read_sent,
@@ -392,6 +393,7 @@ class Keeper:
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
             stored = await read_positions(connection, self._service, topic, owned)
+            contested = await read_contested(connection, topic) if self._service == RECORDER else set()
         fetched = {p: len(fingerprints) for p, fingerprints in self._fetched.items()}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001
         known = {p: self.positions[p] for p in owned if p in self.positions}
@@ -402,6 +404,10 @@ class Keeper:
             else:
                 self._checked[p] = position.last
                 del self._fetched.get(p, [])[: max(0, fetched.get(p, 0) - 1)]
+        # No other leader took over: nothing was cut, and later ones may take their place again.
+        if as_they_were := sorted(contested & known.keys() & self.positions.keys()):
+            async with pool.acquire() as connection:
+                await trust_sent(connection, topic, as_they_were)
         begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:

@@ -201,6 +201,11 @@ select
 from sent_events
 where topic = $1;
 
+-- name: contested_sent
+-- Partitions that may have been cut behind the last event that was acknowledged to a relay.
+select partition from sent_events
+where topic = $1 and contested;
+
 -- name: trust_sent
 update sent_events set contested = false
 where topic = $1 and partition = any($2::integer[]) and contested;
