@@ -16,6 +16,7 @@ from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, look, reader
 from services.runtime.positions import Digest, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
+    forget_sent,
     lock_positions,
     name_gone,
     read_identity,
@@ -212,6 +213,7 @@ async def _store(db: Connection, topic: str, service: str, placements: Mapping[i
     await lock_positions(db, service, topic, list(placements))
     if service == RECORDER:
         await name_gone(db, topic, {p: new.gone for p, new in placements.items()})
+        await forget_sent(db, topic, list(placements))  # else the next election finds that missing
     if placements:
         await set_positions(db, service, topic, {p: new.position for p, new in placements.items()})
 

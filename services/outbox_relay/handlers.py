@@ -84,7 +84,7 @@ class Relay:
                     await self._sender.send(load.messages, load.sent, load.refused)
                 except (KafkaError, TimeoutError) as error:
                     failure = error  # what was acknowledged leaves the outbox all the same
-                load.last = self._sender.take_last()
+                load.acknowledged = self._sender.take_acknowledged()
             if load.sent:
                 passing("relay.sent")
         if load.sent:

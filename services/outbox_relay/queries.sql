@@ -31,19 +31,30 @@ delete from outbox
 where id = any($1::bigint[]);
 
 -- name: note_sent
--- The last that was acknowledged in each partition: who reads finds out by it whether a log was cut. Where offsets go
--- back, it may have been: what was there stays as it is, for the recorder to look for.
-insert into sent_events as kept (topic, partition, last_offset, last_timestamp, last_checksum)
+-- The last that was acknowledged in each partition: who reads finds out by it whether a log was cut. Where it may have
+-- been before a load, or within, because offsets go back or Kafka was away: what was there before stays as it is, for
+-- the recorder to look for.
+insert into sent_events as kept (topic, partition, last_offset, last_timestamp, last_checksum, contested)
 select
   $1,
-  given.*
-from unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) as given (
-  partition, last_offset, last_timestamp, last_checksum
-)
+  given.partition,
+  case when known.stays then sent.last_offset else given.last_offset end,
+  case when known.stays then sent.last_timestamp else given.last_timestamp end,
+  case when known.stays then sent.last_checksum else given.last_checksum end,
+  known.stays or given.interrupted
+from unnest(
+  $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::boolean[], $8::boolean[]
+) as given (partition, last_offset, last_timestamp, last_checksum, first_offset, follows_on, interrupted)
+left join sent_events as sent on sent.topic = $1 and given.partition = sent.partition
+cross join lateral (
+  select
+    sent.partition is not null
+    and (sent.contested or not given.follows_on or given.first_offset <= sent.last_offset) as stays
+) as known
 order by given.partition
 on conflict (topic, partition) do update
 set
-  contested = kept.contested or excluded.last_offset <= kept.last_offset,
+  contested = kept.contested or excluded.contested or excluded.last_offset <= kept.last_offset,
   last_offset = case
     when kept.contested or excluded.last_offset <= kept.last_offset then kept.last_offset
     else excluded.last_offset

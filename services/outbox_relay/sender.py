@@ -7,7 +7,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -38,6 +38,8 @@ REFUSALS = (
 #: A code that aiokafka has no name for. Kafka's INVALID_RECORD is one; troubles of the whole broker are, too.
 _UNCLEAR = UnknownError
 _LOAD_SECONDS = 1.0
+#: Who waits so long for Kafka's answers does not know what became of Kafka meanwhile.
+_SLOW_SECONDS = 1.0
 
 
 class UnreadableError(Exception):
@@ -82,6 +84,26 @@ class Refused:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """What Kafka has acknowledged in a partition, from the first offset to the last record.
+
+    Where Kafka was perhaps away, the log was perhaps cut: before the first of these, where it does not follow
+    on, or behind the last, where it is `interrupted` and others came then.
+    """
+
+    first_offset: int
+    last: Fingerprint
+    follows_on: bool = True
+    interrupted: bool = False
+
+    def and_then(self, following: Fingerprint, *, follows_on: bool) -> "Acknowledged":
+        """With the next that is acknowledged."""
+        if self.interrupted or not follows_on or following.offset <= self.last.offset:
+            return replace(self, interrupted=True)
+        return replace(self, last=following)
+
+
 def waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
     """Messages in order, at most one of each key in a wave.
 
@@ -102,7 +124,11 @@ class Sender:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer = RenewedProducer(settings, settings.topic, request_timeout_ms=15_000, linger_ms=2)
-        self._last: dict[int, Fingerprint] = {}
+        self._acknowledged: dict[int, Acknowledged] = {}
+        #: The last producer; how often Kafka was perhaps away; and that as of each partition's last.
+        self._known: AIOKafkaProducer | None = None
+        self._outages = 0
+        self._seen: dict[int, int] = {}
 
     @property
     def connected(self) -> bool:
@@ -118,16 +144,31 @@ class Sender:
         """
         return await self._producer.start()
 
-    def take_last(self) -> dict[int, Fingerprint]:
-        """The last that was acknowledged in each partition since this was asked for."""
-        last, self._last = self._last, {}
-        return last
+    def take_acknowledged(self) -> dict[int, Acknowledged]:
+        """What was acknowledged in each partition since this was asked for."""
+        acknowledged, self._acknowledged = self._acknowledged, {}
+        return acknowledged
 
     def _note(self, message: Message, place: Any) -> None:
-        before = self._last.get(place.partition)
-        if place.offset >= 0 and (before is None or before.offset < place.offset):
-            crc = zlib.crc32(message.value.encode(), zlib.crc32(message.key.encode()))
-            self._last[place.partition] = Fingerprint(place.offset, place.timestamp or 0, crc)
+        partition = place.partition
+        if place.offset < 0:
+            return
+        crc = zlib.crc32(message.value.encode(), zlib.crc32(message.key.encode()))
+        following = Fingerprint(place.offset, place.timestamp or 0, crc)
+        follows_on = self._seen.get(partition) == self._outages
+        self._seen[partition] = self._outages
+        before = self._acknowledged.get(partition)
+        self._acknowledged[partition] = (
+            Acknowledged(place.offset, following, follows_on)
+            if before is None
+            else before.and_then(following, follows_on=follows_on)
+        )
+
+    def _note_outage(self, producer: AIOKafkaProducer, began: float) -> None:
+        """Kafka was perhaps away where the producer is another one, or waited long for its answers."""
+        if producer is not self._known or time.monotonic() - began > _SLOW_SECONDS:
+            self._outages += 1
+        self._known = producer
 
     async def stop(self) -> None:
         """Ends the producer, if there is one; what it had not sent yet waits in the outbox."""
@@ -171,7 +212,7 @@ class Sender:
         self, wave: Sequence[Message], sent: list[int], refused: list[Refused]
     ) -> list[Message]:
         """Returns those whose batch was refused, for one of them or for another."""
-        producer = await self.start()
+        producer, began = await self.start(), time.monotonic()
         under_way: list[tuple[Message, asyncio.Future[object]]] = []
         for message in wave:
             try:
@@ -182,6 +223,7 @@ class Sender:
                 under_way.append((message, future))
         doubtful, failure = [], None
         results = await asyncio.gather(*(future for _, future in under_way), return_exceptions=True)
+        self._note_outage(producer, began)
         for (message, _), result in zip(under_way, results, strict=True):
             if not isinstance(result, BaseException):
                 sent.append(message.id)
@@ -195,7 +237,7 @@ class Sender:
         return doubtful
 
     async def _send_alone(self, message: Message, sent: list[int], refused: list[Refused]) -> None:
-        producer = await self.start()
+        producer, began = await self.start(), time.monotonic()
         try:
             place = await producer.send_and_wait(self._settings.topic, **message.record())
         except REFUSALS as error:
@@ -206,6 +248,7 @@ class Sender:
             raise
         else:
             sent.append(message.id)
+            self._note_outage(producer, began)
             self._note(message, place)
 
 

@@ -1,14 +1,13 @@
 """The rows of the outbox: taken under the lock of their shard, removed when Kafka has them."""
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
 
-from services.outbox_relay.sender import Message, Refused
+from services.outbox_relay.sender import Acknowledged, Message, Refused
 from services.runtime.database import Connection, Pool, bounded, load_queries
-from services.runtime.positions import Fingerprint
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
@@ -31,8 +30,8 @@ class Load:
     messages: Sequence[Message]
     sent: list[int] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-    #: The last that was acknowledged in each partition.
-    last: dict[int, Fingerprint] = field(default_factory=dict)
+    #: What was acknowledged in each partition.
+    acknowledged: dict[int, Acknowledged] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
@@ -47,9 +46,17 @@ async def take(pool: Pool, topic: str, limit: int) -> AsyncIterator[Load]:
         load = Load([_message(row) for row in rows])
         yield load
         await _finish(connection, load.sent, load.refused)
-        if load.last:
-            columns = zip(*((p, *last) for p, last in sorted(load.last.items())), strict=True)
-            await connection.execute(SQL["note_sent"], topic, *map(list, columns))
+        if load.acknowledged:
+            await note_sent(connection, topic, load.acknowledged)
+
+
+async def note_sent(connection: Connection, topic: str, acknowledged: Mapping[int, Acknowledged]) -> None:
+    """Notes what was acknowledged, by partition, for the recorder to find out whether a log was cut."""
+    rows = [
+        (p, *of.last, of.first_offset, of.follows_on, of.interrupted)
+        for p, of in sorted(acknowledged.items())
+    ]
+    await connection.execute(SQL["note_sent"], topic, *map(list, zip(*rows, strict=True)))
 
 
 async def _finish(connection: Connection, sent: Collection[int], refused: Collection[Refused]) -> None:

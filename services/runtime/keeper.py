@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError
 from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
-from services.runtime.lag import RECORDER, Committed, committed_with, reader
+from services.runtime.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
 from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
@@ -27,6 +27,7 @@ from services.runtime.stored_positions import (
     forget_sent,
     lock_positions,
     name_gone,
+    read_contested,
     read_identity,
     read_positions,
     read_sent,
@@ -44,6 +45,8 @@ _READ_SECONDS = 5.0
 _AGAIN_SECONDS = 0.5
 #: How often in a row another database, or a later one, is met before the service ends.
 _OFTEN = 3
+#: Of so many fetches between two looks the last records are known, and of the newest.
+_MOST_FETCHES = 1_000
 
 #: Called in the transaction that places partitions where events can tell no more which journeys changed.
 OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitable[None]]
@@ -77,8 +80,8 @@ class Keeper:
         self.ours = Ours(None)
         #: The last records of when each partition was last seen to be the log that it was.
         self._checked: dict[int, Fingerprint | None] = {}
-        #: The last records that were fetched, read or not.
-        self._fetched: dict[int, Fingerprint] = {}
+        #: The last record of each fetch since then, and of one before, read or not, in the order of time.
+        self._fetched: dict[int, list[Fingerprint]] = {}
         #: Offsets of other databases that were there when partitions were placed.
         self._met: dict[int, _Offset] = {}
         self._conflicts = 0
@@ -100,7 +103,9 @@ class Keeper:
 
     def fetched(self, last: Record) -> None:
         """This record was in the log: if it is not there after an election, the log was cut."""
-        self._fetched[last.partition] = Fingerprint.of(last)
+        known = self._fetched.setdefault(last.partition, [])
+        del known[_MOST_FETCHES:]
+        known.append(Fingerprint.of(last))
 
     def over(self, records: Sequence[Record]) -> Advance:
         """How these records, which follow on what was handled, move positions on."""
@@ -179,8 +184,10 @@ class Keeper:
         tps = {p: TopicPartition(topic, p) for p in partitions}
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
-            stored = await read_positions(connection, self._service, topic, partitions)
+            every = await read_positions(connection, self._service, topic)
+            counted = await read_positions(connection, AGGREGATOR, topic, partitions)
             sent = await read_sent(connection, topic)
+        stored = {p: every[p] for p in partitions if p in every}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001 - aiokafka asks for less
         self._refuse_another_cluster(stored, topic_log)
         committed = await _committed(consumer, tps.values())
@@ -190,10 +197,13 @@ class Keeper:
                 raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
         seen = await self._see(consumer, topic_log, stored, committed, sent, tps)
         placements = {p: place(stored.get(p), seen[p]) for p in partitions}
+        if self._service == RECORDER:
+            placements = {p: _marking_what_is_counted(new, counted.get(p)) for p, new in placements.items()}
         for p, new in placements.items():
             named = [await self._with_time(tps[p], g) for g in new.gone if g.cause in self._names]
             placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
+        await self._place_absent(pool, every, topic_log)
         wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
         went = False
         for tp, (reads_from, _) in wanted.items():
@@ -209,7 +219,29 @@ class Keeper:
                 await consumer.commit(stale)
         self.positions |= {p: placement.position for p, placement in placements.items()}
         self._checked |= {p: placement.position.last for p, placement in placements.items()}
+        for p, placement in placements.items():
+            if placement.other_log:
+                self._fetched.pop(p, None)
         return went
+
+    async def _place_absent(self, pool: Pool, every: Mapping[int, Position], topic_log: TopicLog) -> None:
+        """Names what is gone with partitions that a topic made anew has no more: nobody gets those."""
+        absent = {
+            p: position
+            for p, position in every.items()
+            if topic_log.leaders
+            and p not in topic_log.leaders
+            and position.cluster_id == topic_log.cluster_id
+            and not _is_of(position, topic_log)
+        }
+        if not absent:
+            return
+        seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id)
+        placements = {p: place(position, seen) for p, position in absent.items()}
+        for p, new in placements.items():
+            placements[p] = replace(new, gone=[g for g in new.gone if g.cause in self._names])
+        await self._store(pool, absent, placements)
+        self._tell(placements, absent)
 
     async def _see(
         self,
@@ -242,11 +274,21 @@ class Keeper:
         ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
         for p, position in elected.items():
             end = ends.get(p)
-            known = (self._checked.get(p) or position.last, self._fetched.get(p), sent.get(p))
-            behind = {f for f in known if f is not None and (end is None or f.offset >= end)}
+            behind = self._known_behind(p, position, sent, end or 0)
             same = await self._are_still_there(behind, tps[p], begins[tps[p]])
             seen[p] = replace(seen[p], epoch_end=end, same_record=same)
         return seen
+
+    def _known_behind(
+        self, partition: int, position: Position, sent: Mapping[int, Fingerprint], end: int
+    ) -> set[Fingerprint]:
+        """Records that were in the log at this offset or later.
+
+        Of what was fetched the first that came: later ones were perhaps read behind a cut already.
+        """
+        fetched = next((f for f in self._fetched.get(partition, ()) if f.offset >= end), None)
+        known = (position.last, self._checked.get(partition), fetched, sent.get(partition))
+        return {f for f in known if f is not None and f.offset >= end}
 
     async def _are_still_there(
         self, known: Collection[Fingerprint], partition: TopicPartition, begin: int
@@ -351,6 +393,8 @@ class Keeper:
         async with pool.acquire() as connection:
             ours = await read_identity(connection)
             stored = await read_positions(connection, self._service, topic, owned)
+            contested = await read_contested(connection, topic) if self._service == RECORDER else set()
+        fetched = {p: len(fingerprints) for p, fingerprints in self._fetched.items()}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001
         known = {p: self.positions[p] for p in owned if p in self.positions}
         for p, position in known.items():
@@ -359,6 +403,11 @@ class Keeper:
                 self.forget([p])
             else:
                 self._checked[p] = position.last
+                del self._fetched.get(p, [])[: max(0, fetched.get(p, 0) - 1)]
+        # No other leader took over: nothing was cut, and later ones may take their place again.
+        if as_they_were := sorted(contested & known.keys() & self.positions.keys()):
+            async with pool.acquire() as connection:
+                await trust_sent(connection, topic, as_they_were)
         begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:
@@ -403,6 +452,14 @@ class Keeper:
         # The connections may be the last ones to a server that a failover has left behind.
         await pool.expire_connections()
         return False
+
+
+def _marking_what_is_counted(placement: Placement, counted: Position | None) -> Placement:
+    """Of where the aggregator has been already, no event tells it what changes: marks have to."""
+    position = placement.position
+    if counted is None or counted.next_offset <= max(position.next_offset, position.marks_until):
+        return placement
+    return replace(placement, position=replace(position, marks_until=counted.next_offset))
 
 
 def _is_of(position: Position, topic_log: TopicLog) -> bool:

@@ -118,7 +118,8 @@ from unnest(
   digest
 )
 where
-  kept.topic = $1 and kept.partition = given.partition and kept.reads_from = given.old_reads_from
+  kept.topic = $1 and kept.partition = given.partition
+  and coalesce(kept.reads_from, kept.next_offset) = given.old_reads_from
   and kept.next_offset = given.old_next_offset and kept.topic_id = given.old_topic_id
 returning kept.partition;
 
@@ -199,6 +200,11 @@ select
   last_checksum
 from sent_events
 where topic = $1;
+
+-- name: contested_sent
+-- Partitions that may have been cut behind the last event that was acknowledged to a relay.
+select partition from sent_events
+where topic = $1 and contested;
 
 -- name: trust_sent
 update sent_events set contested = false

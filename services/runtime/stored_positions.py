@@ -103,6 +103,11 @@ async def read_sent(connection: Connection, topic: str) -> dict[int, Fingerprint
     }
 
 
+async def read_contested(connection: Connection, topic: str) -> set[int]:
+    """The partitions that may have been cut, by what was acknowledged to relays."""
+    return {r["partition"] for r in await connection.fetch(SQL["contested_sent"], topic)}
+
+
 async def trust_sent(connection: Connection, topic: str, partitions: Collection[int]) -> None:
     """Those of these partitions were looked for: later ones may take their place again."""
     await connection.execute(SQL["trust_sent"], topic, list(partitions))

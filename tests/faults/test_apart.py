@@ -10,21 +10,23 @@ import pwd
 import random
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import asyncpg
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
-from services.runtime.kafka import make_producer
+from services.runtime.kafka import connection, make_producer
+from services.runtime.keeper import Keeper
 from services.runtime.lag import lags, reader
+from services.runtime.positions import Cause, Placement
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
@@ -374,6 +376,27 @@ async def test_a_second_database_is_refused_and_harms_nobody(world: World) -> No
     assert all(service.process.poll() is None for service in world.services)
 
 
+async def test_what_an_operator_emptied_comes_back_and_is_counted(world: World) -> None:
+    """The aggregator has come further than a recorder that begins anew: no event tells it what changes."""
+    await world.offer()
+    await world.people(PEOPLE)
+    services = world.start_both()
+    events = traffic(25, 300)
+    await world.produce(events)
+    await world.drained()
+    assert [service.terminate() for service in services] == [0, 0]
+    world.services.clear()
+    await world.db.execute("truncate walkthrough_step_completions, recorded_offsets")
+    world.start(AGGREGATOR)
+
+    async def emptied() -> bool:
+        return not await world.transitions()
+
+    await eventually(emptied, "nothing is counted any more")
+    world.start(RECORDER)
+    await becomes(world, events)
+
+
 # --- the group's offsets ---------------------------------------------------------------------------------
 
 
@@ -459,6 +482,64 @@ async def test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted(
     assert all(0 < begin < ends[p] for p, _, begin, _ in named)
 
 
+async def test_a_tail_that_was_read_since_the_last_look_is_named(
+    on_own_broker: tuple[World, Cluster],
+) -> None:
+    """Who finds its place beyond the end reads from the beginning, all before it looks what moved."""
+    world, cluster = on_own_broker
+    broker = cluster.brokers[0]
+    other_ground: set[int] = set()
+
+    async def on_other_ground(_: Any, placements: Mapping[int, Placement]) -> None:
+        other_ground.update(placements)
+
+    keeper = Keeper(RECORDER, world.settings, on_other_ground, get_args(Cause))
+    pool = await world.recorder_pool()
+    consumer = AIOKafkaConsumer(
+        **connection(world.settings), group_id=world.settings.group(RECORDER), enable_auto_commit=False
+    )
+    tps = [TopicPartition(world.settings.topic, p) for p in range(3)]
+
+    async def read() -> None:
+        ends = await consumer.end_offsets(tps)
+        while any(keeper.positions[tp.partition].reads_from < end for tp, end in ends.items()):
+            for records in (await consumer.getmany(timeout_ms=100, max_records=10)).values():
+                keeper.fetched(records[-1])
+                advance = keeper.over(records)
+                async with pool.acquire() as db, db.transaction():
+                    await advance.write(db)
+                keeper.done(advance)
+
+    await consumer.start()
+    try:
+        consumer.assign(tps)
+        await keeper.place(consumer, pool, range(3), at_committed=False)
+        for i in range(0, 300, 30):
+            await world.produce(traffic(i, 30))
+        await read()
+        await keeper.look(consumer, pool, range(3))
+        for i in range(300, 450, 30):
+            await world.produce(traffic(i, 30))
+        await read()
+        ends = {p: position.next_offset for p, position in keeper.positions.items()}
+        broker.kill()
+        cut_logs(broker.folder, world.settings.topic, 0.8)
+        cluster.start(broker)
+        await cluster.answers()
+        for tp in tps:
+            consumer.seek(tp, 0)
+        for records in (await consumer.getmany(timeout_ms=5_000, max_records=10)).values():
+            keeper.fetched(records[-1])
+        await keeper.look(consumer, pool, range(3))
+        await keeper.place(consumer, pool, keeper.unplaced(tps), at_committed=False)
+    finally:
+        await consumer.stop()
+    named = await gone(world)
+    assert [(p, cause) for p, cause, *_ in named] == [(p, "cut") for p in range(3)]
+    assert all(0 < begin < ends[p] for p, _, begin, _ in named)
+    assert other_ground == {0, 1, 2}
+
+
 async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) -> None:
     await world.offer()
     await world.people(PEOPLE)
@@ -484,6 +565,7 @@ async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) 
         "insert into dead_letters_handled (topic, partition, \"offset\", action) values ($1, 0, 3, 'dropped')",
         world.settings.topic,
     )
+    await world.db.execute("insert into sent_events values ($1, 0, 5000, 1, 1)", world.settings.topic)
     plan = await world.invoke("move-cluster", "-o", "json")
     assert json.loads(plan.stdout)["from_clusters"] == ["old"]
     done = await world.invoke("move-cluster", "--execute")
@@ -494,6 +576,7 @@ async def test_another_cluster_is_refused_until_the_move_is_meant(world: World) 
     await becomes(world, events + more)
     assert {cause for _, cause, _, _ in await gone(world)} == {"moved"}
     assert await world.db.fetchval("select count(*) from dead_letters_handled") == 0
+    assert await world.db.fetchval("select count(*) from sent_events") == 0
     assert (await world.invoke("gone", "acknowledge", "--all")).returncode == 0
     well = await world.invoke("status", "-o", "json")
     assert (well.returncode, json.loads(well.stdout)["agree"]) == (0, True)
@@ -562,3 +645,27 @@ async def test_markers_of_transactions_are_passed_and_all_is_current(world: Worl
     await eventually(current, "the API says that it is current")
     ends = await ends_of(world)
     assert await committed(world) == ends
+
+
+async def test_under_traffic_status_says_that_all_agree(world: World) -> None:
+    """Kafka is looked at before the database, and events come and are counted in between."""
+    await world.offer()
+    await world.people(PEOPLE)
+    for service in world.start_both():
+        await service.ready()
+    enough = asyncio.Event()
+
+    async def producing() -> None:
+        seed = 80
+        while not enough.is_set():
+            seed += 1
+            await world.produce(traffic(seed, 20))
+
+    load = asyncio.create_task(producing())
+    try:
+        for _ in range(2):
+            seen = json.loads((await world.invoke("status", "-o", "json")).stdout)
+            assert seen["agree"], seen["problems"]
+    finally:
+        enough.set()
+        await load

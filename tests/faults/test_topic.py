@@ -1,6 +1,7 @@
 """The topic changes under the consumers: made anew, with more partitions, its head removed, offsets moved."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -36,7 +37,7 @@ async def admin(world: World) -> AsyncIterator[AIOKafkaAdminClient]:
     await client.close()
 
 
-async def make_anew(world: World, admin: AIOKafkaAdminClient) -> None:
+async def make_anew(world: World, admin: AIOKafkaAdminClient, partitions: int = 3) -> None:
     """The topic of events is deleted and created again, empty."""
     await admin.delete_topics([world.settings.topic])
 
@@ -44,7 +45,7 @@ async def make_anew(world: World, admin: AIOKafkaAdminClient) -> None:
         return world.settings.topic not in await admin.list_topics()
 
     await eventually(gone, "the topic is gone")
-    await ensure_topics(world.settings)
+    await ensure_topics(world.settings.model_copy(update={"topic_partitions": partitions}))
 
 
 async def exact(world: World) -> None:
@@ -84,6 +85,24 @@ async def test_a_topic_made_anew_loses_no_change(
 
     await eventually(all_counted, "the new topic's events are in the table")
     await exact(world)
+
+
+async def test_partitions_that_a_topic_made_anew_has_no_more_are_named(
+    world: World, admin: AIOKafkaAdminClient
+) -> None:
+    services = world.start_both()
+    await world.produce(traffic(8, 100))
+    await world.drained()
+    assert [service.terminate() for service in services] == [0, 0]
+    world.services.clear()
+    await make_anew(world, admin, partitions=1)
+    await world.produce(traffic(9, 100))
+    world.start_both()
+    await exact(world)
+    named = await world.db.fetch("select partition, cause from gone_events order by 1")
+    assert named == [(p, "topic-made-anew") for p in range(3)]
+    seen = json.loads((await world.invoke("status", "-o", "json")).stdout)
+    assert seen["agree"], seen["problems"]
 
 
 async def test_added_partitions_are_read(world: World, admin: AIOKafkaAdminClient) -> None:

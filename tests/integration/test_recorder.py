@@ -16,6 +16,7 @@ from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
+from services.runtime.stored_positions import Advance, read_positions
 from tests.support.world import World, completed, eventually, started
 
 pytestmark = pytest.mark.integration
@@ -359,3 +360,14 @@ async def test_bad_events_go_to_the_dead_letters_byte_for_byte(world: World) -> 
         ["not-json", "invalid-event", "empty-value", "empty-value", "unknown-user", "not-json"]
     )
     assert set(await world.completions()) == {("ann", s) for s in "abc"}
+
+
+async def test_a_position_of_before_positions_said_where_they_read_on_moves_on(world: World) -> None:
+    topic = world.settings.topic
+    await world.db.execute(
+        "insert into recorded_offsets (topic, partition, next_offset) values ($1, 0, 5)", topic
+    )
+    (position,) = (await read_positions(world.db, "completion-recorder", topic)).values()
+    advance = Advance("completion-recorder", topic, {0: (position, position.past(9))})
+    await advance.write(world.db)
+    assert await world.db.fetchrow("select reads_from, next_offset from recorded_offsets") == (9, 9)

@@ -10,7 +10,11 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import DefaultPartitioner
 
+from services.outbox_relay.sender import Acknowledged
+from services.outbox_relay.store import note_sent
 from services.runtime.kafka import ensure_topics
+from services.runtime.positions import Fingerprint
+from services.runtime.stored_positions import trust_sent
 from tests.support.world import RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
@@ -232,3 +236,25 @@ async def test_with_kafka_away_it_waits_unready_and_ends_politely(world: World) 
     await eventually(tries, "it has tried")
     assert relay.terminate() == 0
     assert await world.db.fetchval("select count(*) from outbox") == 1
+
+
+async def test_the_last_before_kafka_was_away_stays_known_until_the_recorder_has_looked(world: World) -> None:
+    """Others may have filled what was cut before the relay sends again: offsets then do not go back."""
+    topic = world.settings.topic
+
+    async def note(first: int, last: int, **how: bool) -> tuple[int, bool]:
+        await note_sent(world.db, topic, {0: Acknowledged(first, Fingerprint(last, 1, last), **how)})
+        row = await world.db.fetchrow(
+            "select last_offset, contested from sent_events where topic = $1", topic
+        )
+        return tuple(row)
+
+    assert await note(1, 5, follows_on=False) == (5, False)
+    assert await note(8, 9) == (9, False)
+    assert await note(12, 20, follows_on=False) == (9, True)
+    assert await note(22, 25) == (9, True)
+    await trust_sent(world.db, topic, [0])
+    assert await note(30, 31) == (31, False)
+    assert await note(33, 34, interrupted=True) == (34, True)
+    await trust_sent(world.db, topic, [0])
+    assert await note(20, 40) == (34, True)

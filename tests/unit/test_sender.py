@@ -8,7 +8,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownError
 from aiokafka.structs import RecordMetadata
 
-from services.outbox_relay.sender import Message, Refused, Sender, waves
+from services.outbox_relay.sender import Acknowledged, Message, Refused, Sender, waves
+from services.runtime.positions import Fingerprint
 from services.runtime.settings import Settings
 
 SETTINGS = Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none")
@@ -90,3 +91,13 @@ async def test_an_answer_that_is_unclear_and_given_to_everybody_is_no_fault_of_t
 async def test_any_other_error_ends_the_load_and_sets_nothing_aside() -> None:
     with pytest.raises(KafkaTimeoutError):
         await send(Broker({"a": KafkaTimeoutError()}), "ab")
+
+
+def test_what_follows_on_takes_the_place_of_the_last_and_what_may_be_behind_a_cut_does_not() -> None:
+    first, later, before = Fingerprint(7, 1, 1), Fingerprint(9, 1, 2), Fingerprint(5, 1, 3)
+    only = Acknowledged(7, first)
+    assert only.and_then(later, follows_on=True) == Acknowledged(7, later)
+    assert only.and_then(before, follows_on=True) == Acknowledged(7, first, interrupted=True)
+    assert only.and_then(later, follows_on=False) == Acknowledged(7, first, interrupted=True)
+    behind = only.and_then(before, follows_on=True)
+    assert behind.and_then(later, follows_on=True) == behind
