@@ -31,6 +31,7 @@ def build(settings: Settings) -> ConsumerShell:
             settings,
             settings.dead_letter_topic,
             max_request_size=DEAD_LETTER_MAX_BYTES,
+            max_batch_size=256 * 1024,
             request_timeout_ms=15_000,
         )
         try:

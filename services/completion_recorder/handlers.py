@@ -273,7 +273,9 @@ class Recorder:
     async def _bury(self, refused: Sequence[Refused]) -> None:
         if not refused:
             return
-        letters = [_letter(r) for r in refused]
+        letters: dict[int, list[dict[str, Any]]] = {}
+        for one in refused:
+            letters.setdefault(one.record.partition, []).append(_letter(one))
         with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
             async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
                 with attempt:
@@ -295,7 +297,7 @@ class Recorder:
             extra={"fields": {"classes": classes}},
         )
 
-    async def _send(self, letters: Sequence[dict[str, Any]], refused: Sequence[Refused]) -> None:
+    async def _send(self, letters: Mapping[int, list[dict[str, Any]]], refused: Sequence[Refused]) -> None:
         try:
             await send_all(await self._producer.start(), self._settings.dead_letter_topic, letters)
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:

@@ -1,6 +1,7 @@
 """Who sends what: events, refusals and habits by source, counted for the first time that each is read."""
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,7 +23,9 @@ _LOOKED_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
-_MOST_ID: Final = 64
+#: Ids, found without reading the value: that takes a tenth of the time, and there may be many.
+_SERVER: Final = re.compile(rb'"mcp_server_id"\s*:\s*"([^"\\]{1,64})"')
+_WALKTHROUGH: Final = re.compile(rb'"walkthrough_id"\s*:\s*"([^"\\]{1,64})"')
 
 #: Whether a record of that key belongs to that partition, of so many.
 _partition_of: Final = DefaultPartitioner()
@@ -156,13 +159,17 @@ def _numbers(partitions: int) -> list[int]:
 
 def _places(value: bytes | None) -> tuple[str, str]:
     """Server and walkthrough that a value names, in whatever state it is; empty where it names none."""
-    fields = _object(value)
-    return _id(fields.get("mcp_server_id")), _id(fields.get("walkthrough_id"))
+    if value is None or len(value) > _MOST_BYTES:
+        return "", ""
+    return _id(_SERVER.search(value)), _id(_WALKTHROUGH.search(value))
 
 
-def _id(value: object) -> str:
-    can_be = isinstance(value, str) and len(value) <= _MOST_ID and can_be_stored(value)
-    return str(value) if can_be else ""
+def _id(found: re.Match[bytes] | None) -> str:
+    try:
+        text = found[1].decode() if found else ""
+    except UnicodeDecodeError:
+        return ""
+    return text if can_be_stored(text) else ""
 
 
 def _object(value: bytes | None) -> Mapping[str, Any]:
