@@ -28,6 +28,7 @@ _COMPRESSION: Final = "; leave that to the producer's compression.type"
 _WRAPPERS: Final = ("payload", "data", "value", "event", "message", "body", "record", "after")
 #: Names that are told are of this kind; other ones could be content.
 _A_NAME: Final = re.compile(r"[A-Za-z0-9_.\- ]{1,40}")
+_A_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: So many names that the contract does not know are looked at.
 _NAMES: Final = 20
 #: How alike a misspelt name is, from 0 to 1, as difflib measures.
@@ -62,6 +63,28 @@ def likely(
         return list(_of_missing(found, ("type",), fields)) or [f"there are {', '.join(fields)}"]
     missing = tuple(str(p["loc"][-1]) for p in problems if p["type"] == "missing")
     return [*_of_missing(found, missing, fields), *_of_fields(found, problems)]
+
+
+def event_id(value: bytes) -> str | None:
+    """The event id in a value that need not be an event: framed, encoded twice, wrapped, cut off or misnamed.
+
+    In lower case; None where none can be seen that is a UUID.
+    """
+    if _is_utf_16(value):
+        value = value.decode("utf-16-be" if value[0] == 0 else "utf-16", errors="replace").encode()
+    # A frame or a mark in front is left out; a string that holds JSON begins with a quote.
+    found: Any = value if value.startswith(b'"') else value[max(0, value.find(b"{", 0, 16)) :]
+    try:
+        while isinstance(found, str | bytes):
+            found = from_json(found, allow_partial=True)
+    except ValueError:
+        return None
+    inner = (found.get(wrapper) for wrapper in _WRAPPERS) if isinstance(found, dict) else ()
+    for held in (found, *inner):
+        for name, given in held.items() if isinstance(held, dict) else ():
+            if _plain(name) == "eventid" and isinstance(given, str) and _A_UUID.fullmatch(given):
+                return given.lower()
+    return None
 
 
 # --- no JSON --------------------------------------------------------------------------------------------
