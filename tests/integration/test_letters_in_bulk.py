@@ -130,8 +130,9 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     no_uuid = next(x for x in letters if x["source"] == "(no source)" and "key" in x)
     value = json.loads(a["value"]) | {"completed_at": 5}
 
+    mended = tmp_path / "mended.ndjson"
+
     async def redrive(*lines: Any) -> tuple[int, dict[str, Any], str]:
-        mended = tmp_path / "mended.ndjson"
         mended.write_text(
             "".join(line if isinstance(line, str) else f"{json.dumps(line)}\n" for line in lines)
         )
@@ -176,8 +177,12 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     assert refused.returncode == 2
 
     new = json.loads(no_uuid["value"]) | {"event_id": "00000000-0000-4000-8000-0000000000fe"}
-    code, told, errors = await redrive(a | {"value": value}, no_uuid | {"value": json.dumps(new)})
-    assert (code, told["sent"]) == (0, 2)
+    right = [a | {"value": value}, no_uuid | {"value": json.dumps(new)}]
+    mended.write_text("".join(f"{json.dumps(line)}\n" for line in right))
+    args = ("dlq", "redrive", "--from-file", str(mended), "--execute")
+    assert some.command(*args, crash_at="operator.redrive-sent:1").returncode < 0
+    code, told, errors = await redrive(*right)
+    assert (code, told["sent"], told["sent_before"]) == (0, 0, 2)
     assert "1 letter held no event id that can be read" in errors
     await some.drained()
     assert await some.completions() == {
