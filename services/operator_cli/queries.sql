@@ -649,7 +649,8 @@ from dead_letters_handled
 where topic = any($1::text[]);
 
 -- name: letters_begin_reading
--- Which dead letters were read, on this connection.
+-- Which dead letters were read, on this connection. Without migrations this fails also where there are none.
+select from dead_letters_handled limit 0;
 create temporary table if not exists letters_read (
   topic text not null,
   partition integer not null,
