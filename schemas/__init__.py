@@ -1,5 +1,6 @@
 """The contract of the topic `walkthrough.progress.v1`: what an event is, and nothing else."""
 
+from schemas.causes import event_id as event_id_in
 from schemas.events import (
     DEAD_LETTER_SUFFIX,
     TOPIC,
@@ -26,4 +27,5 @@ __all__ = [
     "WalkthroughStarted",
     "decode",
     "encode_metadata",
+    "event_id_in",
 ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,8 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
+from schemas import causes
+
 TOPIC: Final = "walkthrough.progress.v1"
 DEAD_LETTER_SUFFIX: Final = ".dlq"
 
@@ -26,6 +28,8 @@ MAX_AHEAD_MS: Final = 24 * 60 * 60 * 1000
 MAX_TIME_MS: Final = 253_402_300_799_999
 #: Size of `metadata` as compact JSON in UTF-8, in bytes.
 MAX_METADATA_BYTES: Final = 8 * 1024
+#: How long the text of an error is, at most: it goes into a header of the dead letter.
+MAX_MESSAGE: Final = 560
 
 
 class Rejection(StrEnum):
@@ -45,6 +49,7 @@ class Rejection(StrEnum):
     SERVER_OF_ANOTHER_ORGANIZATION = "server-of-another-organization"
     SESSION_OF_ANOTHER_SERVER = "session-of-another-server"
     SESSION_OF_ANOTHER_USER = "session-of-another-user"
+    REUSED_EVENT_ID = "reused-event-id"
     REFUSED_BY_DATABASE = "refused-by-database"
 
 
@@ -220,7 +225,7 @@ def decode(value: bytes | None, now_ms: int) -> AnyEvent:
     try:
         event = EVENT.validate_json(value)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise _explain(value, error) from None
     if event.happened_at > now_ms + MAX_AHEAD_MS:
         field = _TIME_OF_TYPE[event.type]
         raise EventError(
@@ -235,9 +240,17 @@ _CLASS_OF_ERROR: Final = {
     "union_tag_invalid": Rejection.UNKNOWN_TYPE,
 }
 
+#: The fields of each type of event.
+_FIELDS: Final = {
+    get_args(model.model_fields["type"].annotation)[0]: tuple(model.model_fields)
+    for model in get_args(AnyEvent)
+}
 
-def _explain(error: ValidationError) -> EventError:
-    """The first problems, by field, without the values: a dead letter's header is no place for content."""
+
+def _explain(value: bytes, error: ValidationError) -> EventError:
+    """The first problems, by field, and their likely causes, without the values: a dead letter's header is no
+    place for content.
+    """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
     told = [
@@ -246,7 +259,8 @@ def _explain(error: ValidationError) -> EventError:
     ]
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    return EventError(rejection, "; ".join(told))
+    told += causes.likely(value, problems, _FIELDS)
+    return EventError(rejection, "; ".join(told)[:MAX_MESSAGE])
 
 
 def _without_content(kind: str, message: str) -> str:

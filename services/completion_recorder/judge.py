@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
 from schemas import AnyEvent, EventError, Rejection, StepCompleted, UserErased, WalkthroughStarted, decode
@@ -103,32 +104,34 @@ def key_of(record: Record) -> str:
 
 
 def _problem(event: StepCompleted | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
-    """The first thing that is wrong, from the outside in; what is missing before what belongs elsewhere.
+    """All that is wrong, from the outside in; the class is that of the first.
 
-    A session without a user is everybody's: the platform makes sessions before it knows who is there. Whether
-    the server still offers the walkthrough is not asked: it may have, when it happened.
+    What a row belongs to is asked only where the row exists. A session without a user is everybody's: the
+    platform makes sessions before it knows who is there. Whether the server still offers the walkthrough is
+    not asked: it may have, when it happened.
     """
     user, walkthrough, server = event.mcp_server_user_id, event.walkthrough_id, event.mcp_server_id
     step = event.step_id if isinstance(event, StepCompleted) else None
-    session_server, session_user = known.sessions.get(event.mcp_server_session_id, (None, None))
+    of_step = known.steps.get(step, walkthrough) if step is not None else walkthrough
+    of_server = known.servers.get(server)
+    of_walkthrough = known.walkthroughs.get(walkthrough)
+    session_server, session_user = known.sessions.get(event.mcp_server_session_id, (server, None))
     checks = (
         (user in known.users, Rejection.UNKNOWN_USER),
         (walkthrough in known.walkthroughs, Rejection.UNKNOWN_WALKTHROUGH),
         (step is None or step in known.steps, Rejection.UNKNOWN_STEP),
-        (step is None or known.steps.get(step) == walkthrough, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
+        (of_step == walkthrough, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
         (server in known.servers, Rejection.UNKNOWN_SERVER),
         (event.mcp_server_session_id in known.sessions, Rejection.UNKNOWN_SESSION),
         (
-            known.servers.get(server) == known.walkthroughs.get(walkthrough),
+            of_server == of_walkthrough or None in {of_server, of_walkthrough},
             Rejection.SERVER_OF_ANOTHER_ORGANIZATION,
         ),
         (session_server == server, Rejection.SESSION_OF_ANOTHER_SERVER),
         (session_user in {None, user}, Rejection.SESSION_OF_ANOTHER_USER),
     )
-    for holds, rejection in checks:
-        if not holds:
-            return rejection, _MESSAGES[rejection]
-    return None
+    wrong = [rejection for holds, rejection in checks if not holds]
+    return (wrong[0], "; ".join(_MESSAGES[rejection] for rejection in wrong)) if wrong else None
 
 
 def _known_in_part(event: StepCompleted | WalkthroughStarted, known: Known) -> bool:
@@ -178,6 +181,88 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
         elif rank == kept[0] and all(item.event != other.event for other in kept[1]):
             kept[1].append(item)
     return [item for _, items in best.values() for item in items]
+
+
+class SeenId(NamedTuple):
+    """What the tables say of an event whose id is another event's, too."""
+
+    #: No earlier event is recorded of its user and step, or walkthrough: it would be written.
+    wins: bool
+    #: The organization of its server.
+    organization: str
+    #: Whose event of another user or step is recorded under the id; None where there is none.
+    holder_user: str | None
+    #: When that happened, in milliseconds since the epoch, and the organization of its server.
+    holder_at: int | None
+    holder_organization: str | None
+
+
+def row_of(event: StepCompleted | WalkthroughStarted) -> tuple[bool, str, str]:
+    """The row that an event is about: whether it is a completion, whose it is, and of what."""
+    if isinstance(event, StepCompleted):
+        return True, event.mcp_server_user_id, event.step_id
+    return False, event.mcp_server_user_id, event.walkthrough_id
+
+
+def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[bool, str]]:
+    """The ids that events of different rows carry, each with whether it is of completions."""
+    seen: dict[tuple[bool, str], tuple[bool, str, str]] = {}
+    doubled = set()
+    for event, _ in merged:
+        if not isinstance(event, UserErased):
+            row = row_of(event)
+            if seen.setdefault((row[0], event.event_id), row) != row:
+                doubled.add((row[0], event.event_id))
+    return doubled
+
+
+def check_ids(
+    merged: Sequence[Accepted], looked_up: Mapping[int, SeenId]
+) -> tuple[list[Accepted], list[Refused]]:
+    """Refuses events whose id another event has: the one that is recorded, else the first of them in the log.
+
+    Args:
+        merged: what is to be written.
+        looked_up: by their index in it, the events of which another has the id.
+    """
+    firsts: dict[tuple[bool, str], tuple[Accepted, SeenId]] = {}
+    refused: dict[int, Refused] = {}
+    for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
+        (event, record), seen = merged[i], looked_up[i]
+        if isinstance(event, UserErased) or not seen.wins:
+            continue
+        first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
+        if seen.holder_user is not None:
+            told = _told_holder(event, seen)
+        elif not isinstance(first.event, UserErased) and row_of(first.event) != row_of(event):
+            told = _told_first(event, first, seen.organization == seen_first.organization)
+        else:
+            continue
+        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {told}")
+    return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
+
+
+def _told_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
+    """Of another organization's event nothing is told."""
+    if seen.holder_organization != seen.organization or seen.holder_at is None:
+        return "another event is recorded under it"
+    at = datetime.fromtimestamp(seen.holder_at / 1000, UTC).isoformat(timespec="milliseconds")
+    whose = _whose(event, seen.holder_user)
+    return f"{whose}, of {at.replace('+00:00', 'Z')}, is recorded under it"
+
+
+def _told_first(event: StepCompleted | WalkthroughStarted, first: Accepted, same_organization: bool) -> str:
+    if not same_organization:
+        return "another event before this one has it"
+    whose = _whose(event, first.event.mcp_server_user_id)
+    return f"{whose}, at {first.record.partition}:{first.record.offset}, has it and comes first"
+
+
+def _whose(event: StepCompleted | WalkthroughStarted, user: str | None) -> str:
+    if user != event.mcp_server_user_id:
+        return "another user's event"
+    what = "step" if isinstance(event, StepCompleted) else "walkthrough"
+    return f"an event of this user and another {what}"
 
 
 Rows: TypeAlias = list[tuple[object, ...]]

@@ -36,11 +36,15 @@ from services.completion_recorder.judge import (
     Known,
     References,
     Refused,
+    SeenId,
+    check_ids,
     check_references,
+    doubled_ids,
     key_of,
     merge,
     of_others,
     read,
+    row_of,
     rows,
 )
 from services.completion_recorder.tally import RefusedKind, Unwritten, masked
@@ -231,7 +235,10 @@ async def _write_at_once(
     """
     await _erase(connection, _erasures(accepted))
     good, outcome = await _check(connection, accepted, unreadable, by_parts=False)
-    await _copy_and_upsert(connection, merge(good), passed)
+    merged = merge(good)
+    if doubled := doubled_ids(merged):
+        merged = await _without_reused_ids(connection, merged, doubled, outcome)
+    await _copy_and_upsert(connection, merged, passed)
     return outcome
 
 
@@ -247,6 +254,7 @@ async def _write_by_parts(
     good, outcome = await _check(connection, accepted, unreadable, by_parts=True)
     outcome.waiting += held_back
     merged = await _without_locked_rows(connection, merge(good), outcome)
+    merged = await _without_reused_ids(connection, merged, doubled_ids(merged), outcome)
     if merged:
         # In another order each time: who is beside many that wait is not beside them the next time.
         random.shuffle(merged)
@@ -553,11 +561,38 @@ async def _without_locked_rows(
     return [item for item in merged if _key(item.event) not in locked]
 
 
+async def _without_reused_ids(
+    connection: Connection,
+    merged: Sequence[Accepted],
+    doubled: Collection[tuple[bool, str]],
+    outcome: _Outcome,
+) -> list[Accepted]:
+    """Refuses events whose id is another event's: one of the table, or with `doubled` one beside them."""
+    looked_up: dict[int, SeenId] = {}
+    for is_step, kind in ((True, "completions"), (False, "starts")):
+        given = [
+            (
+                i,
+                event.event_id,
+                *row_of(event)[1:],
+                event.mcp_server_id,
+                event.happened_at,
+                (is_step, event.event_id) in doubled,
+            )
+            for i, (event, _) in enumerate(merged)
+            if not isinstance(event, UserErased) and isinstance(event, StepCompleted) == is_step
+        ]
+        if given:
+            columns = [list(column) for column in zip(*given, strict=True)]
+            for number, *seen in await connection.fetch(SQL[f"find_reused_ids_of_{kind}"], *columns):
+                looked_up[number] = SeenId(*seen)
+    good, refused = check_ids(merged, looked_up)
+    outcome.refused += refused
+    return good
+
+
 def _key(event: AnyEvent) -> tuple[bool, str, str]:
-    """The row that an event is about: whether it is a completion, whose it is, and of what."""
-    if isinstance(event, StepCompleted):
-        return True, event.mcp_server_user_id, event.step_id
-    return False, _who(event), "" if isinstance(event, UserErased) else event.walkthrough_id
+    return (False, "", "") if isinstance(event, UserErased) else row_of(event)
 
 
 def _named(key: tuple[bool, str, str]) -> str:

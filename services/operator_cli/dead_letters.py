@@ -34,6 +34,7 @@ from services.runtime.kafka import (
 )
 from services.runtime.lag import partitions_of, reader
 from services.runtime.settings import Settings
+from services.runtime.sources import NO_SOURCE, source_of
 
 SQL = load_queries(__file__)
 
@@ -43,6 +44,11 @@ REDRIVE_HEADER = "stepstream-redrive-of"
 _AT_ONCE = 100
 _BODY_SHOWN = 4_000
 _SHOWN = 20
+#: So many letters, or of so many bytes, are looked up at once.
+_LOOKED_UP = 2_000
+_LOOKED_UP_BYTES = 16 * 1024 * 1024
+#: The largest numbers that PostgreSQL's `integer` and `bigint` hold.
+_MAX_PARTITION, _MAX_OFFSET = 2**31 - 1, 2**63 - 1
 
 
 class Source(NamedTuple):
@@ -86,6 +92,11 @@ class Letter:
         return self.last.source
 
     @property
+    def sender(self) -> str:
+        """Who sent the refused record, by its own word."""
+        return source_of(self.headers)
+
+    @property
     def key(self) -> str:
         """Its key, for people."""
         return "" if self.record.key is None else safe(self.record.key.decode(errors="backslashreplace"))
@@ -100,6 +111,7 @@ class Filter:
     since: int | None = None
     until: int | None = None
     key: str | None = None
+    sender: str | None = None
     ids: frozenset[str] = field(default_factory=frozenset)
 
     def matches(self, letter: Letter) -> bool:
@@ -111,6 +123,7 @@ class Filter:
             and (self.since is None or last.timestamp >= self.since)
             and (self.until is None or last.timestamp < self.until)
             and (self.key is None or (letter.record.key or b"") == self.key.encode())
+            and (self.sender is None or letter.sender == self.sender)
             and (not self.ids or str(last.source) in self.ids)
         )
 
@@ -138,7 +151,7 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
             values = [value.decode(errors="replace") for _, value in headers[at : at + size]]
             with contextlib.suppress(ValueError):
                 topic, partition, offset, timestamp, error_class, error = values
-                source = Source(topic, int(partition), int(offset))
+                source = _place(topic, int(partition), int(offset))
                 failures.append(Failure(source, int(timestamp), error_class, error))
             at += size
         else:
@@ -148,18 +161,50 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
     return own, failures
 
 
-async def read_letters(settings: Settings) -> AsyncIterator[Letter]:
-    """Every dead letter that Kafka has, each once: a recorder that crashed may have sent one twice.
+def _place(topic: str, partition: int, offset: int) -> Source:
+    """Where a record may have been.
+
+    Raises:
+        ValueError: no record can have been there.
+    """
+    if "\0" in topic or not (0 <= partition <= _MAX_PARTITION and 0 <= offset <= _MAX_OFFSET):
+        raise ValueError("no place of a record")
+    return Source(topic, partition, offset)
+
+
+async def read_letters(
+    settings: Settings, db: Connection, wanted: Filter, *, handled: bool = False
+) -> AsyncIterator[Letter]:
+    """The letters that match and wait, as Kafka has them; with `handled`, all that match.
+
+    Each comes once: a recorder that crashed may have sent one twice. Bounded in memory: which ones were read
+    is in a temporary table of PostgreSQL.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
     """
-    seen: set[Source] = set()
+    await db.execute(SQL["letters_begin_reading"])
+    async for portion in _portions(settings):
+        rows = await db.fetch(SQL["letters_note_read"], *_columns(letter.source for letter in portion))
+        new = {Source(r["topic"], r["partition"], r["offset"]): r["action"] for r in rows}
+        for letter in portion:
+            if letter.source in new:
+                letter.action = new.pop(letter.source)
+                if wanted.matches(letter) and (handled or letter.action in {None, "redriving"}):
+                    yield letter
+
+
+async def _portions(settings: Settings) -> AsyncIterator[list[Letter]]:
+    portion: list[Letter] = []
+    size = 0
     async for record in read_partitions(settings, settings.dead_letter_topic):
-        letter = parse(record)
-        if letter.source not in seen:
-            seen.add(letter.source)
-            yield letter
+        portion.append(parse(record))
+        size += len(record.value or b"") + len(record.key or b"")
+        if len(portion) == _LOOKED_UP or size >= _LOOKED_UP_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 async def read_partitions(
@@ -218,16 +263,9 @@ async def find(settings: Settings, db: Connection, wanted: Filter, *, handled: b
     Raises:
         StepstreamError: Kafka cannot be reached.
     """
-    letters = [letter async for letter in read_letters(settings) if wanted.matches(letter)]
-    topics = list({letter.source.topic for letter in letters})
-    done = {
-        Source(r["topic"], r["partition"], r["offset"]): r["action"]
-        for r in await db.fetch(SQL["letters_handled"], topics)
-    }
-    for letter in letters:
-        letter.action = done.get(letter.source)
+    letters = [letter async for letter in read_letters(settings, db, wanted, handled=handled)]
     letters.sort(key=lambda letter: (letter.last.timestamp, letter.source))
-    return [letter for letter in letters if handled or letter.action in {None, "redriving"}]
+    return letters
 
 
 # --- sending again -------------------------------------------------------------------------------------
@@ -413,6 +451,7 @@ def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
         "topic": letter.source.topic,
         "error_class": letter.last.error_class,
         "error": letter.last.error,
+        "source": letter.sender,
         "came_at": told_time(letter.last.timestamp),
         "key": letter.key if letter.record.key is not None else None,
         "failures": len(letter.failures),
@@ -422,12 +461,18 @@ def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
         found["history"] = [
             {"id": str(f.source), "error_class": f.error_class, "error": f.error} for f in letter.failures
         ]
-        found |= _encoded("value", letter.record.value)
-        found["headers"] = [{"name": name} | _encoded("value", value) for name, value in letter.headers]
+        found |= encoded("value", letter.record.value)
+        found["headers"] = encoded_headers(letter)
     return found
 
 
-def _encoded(name: str, value: bytes | None) -> dict[str, Any]:
+def encoded_headers(letter: Letter) -> list[dict[str, Any]]:
+    """The record's own headers, in order."""
+    return [{"name": name} | encoded("value", value) for name, value in letter.headers]
+
+
+def encoded(name: str, value: bytes | None) -> dict[str, Any]:
+    """Bytes for JSON: as text under the name where they are UTF-8, else as base64 under `NAME_base64`."""
     if value is None:
         return {name: None}
     try:
@@ -457,8 +502,11 @@ def show_list(letters: Sequence[Letter], *, as_json: bool) -> None:
         "came at": lambda x: told_time(x.last.timestamp),
         "error class": lambda x: x.last.error_class,
         "key": lambda x: x.key,
+        "source": lambda x: x.sender,
         "error": lambda x: x.last.error,
     }
+    if all(x.sender == NO_SOURCE for x in letters):
+        del columns["source"]
     if any(len(x.failures) > 1 for x in letters):
         columns["failed"] = lambda x: f"{len(x.failures)} times" if len(x.failures) > 1 else "once"
     if any(x.action for x in letters):

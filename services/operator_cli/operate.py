@@ -444,6 +444,15 @@ SinceOption = Annotated[
 ]
 UntilOption = Annotated[int | None, time_option("--to", "Only those whose event came before this time.")]
 KeyOption = Annotated[str | None, typer.Option("--key", help="Only of this key: the user's id.")]
+SenderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="NAME",
+        help="Only of this source: the header ce_source, or `(no source)` where none can be told.",
+    ),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="Also those that were redriven or dropped.")]
 IdOption = Annotated[
     list[str] | None, typer.Option("--id", metavar="P:O", help="Only this one; may be given several times.")
 ]
@@ -455,6 +464,7 @@ def _filter(
     since: int | None,
     until: int | None,
     key: str | None,
+    sender: str | None,
     ids: list[str] | None = None,
 ) -> Any:
     from schemas import Rejection
@@ -465,12 +475,17 @@ def _filter(
             f"--class: there is no error class {error_class}; there are "
             f"{', '.join(r.value for r in Rejection)}"
         )
-    return Filter(error_class, partition, since, until, key, frozenset(ids or ()))
+    return Filter(error_class, partition, since, until, key, sender, frozenset(ids or ()))
 
 
 @dlq.command(
     "list",
-    epilog=examples("dlq list", "dlq list --class unknown-user --from -24h -o json", "dlq list --all"),
+    epilog=examples(
+        "dlq list",
+        "dlq list --class unknown-user --from -24h -o json",
+        "dlq list --source /shop/installer",
+        "dlq list --all",
+    ),
 )
 def dlq_list(
     error_class: ClassOption = None,
@@ -478,9 +493,8 @@ def dlq_list(
     since: SinceOption = None,
     until: UntilOption = None,
     key: KeyOption = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Also those that were redriven or dropped.")
-    ] = False,
+    sender: SenderOption = None,
+    everything: AllOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List dead letters that wait, by error class and newest first."""
@@ -488,13 +502,77 @@ def dlq_list(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key)
+    wanted = _filter(error_class, partition, since, until, key, sender)
 
     async def work() -> Any:
         async with connected(settings) as db:
             return await dead_letters.find(settings, db, wanted, handled=everything)
 
     dead_letters.show_list(asyncio.run(work()), as_json=output is Output.JSON)
+
+
+@dlq.command("summary", epilog=examples("dlq summary", "dlq summary --from -24h --json"))
+def dlq_summary(
+    error_class: ClassOption = None,
+    partition: PartitionOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    key: KeyOption = None,
+    sender: SenderOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Count the dead letters that wait by source and error class, with the newest of each.
+
+    Bounded in memory for any number of letters. Of more than 5,000 sources and classes, those that come later
+    are counted together, as `(other sources)`.
+    """
+    from services.operator_cli import dead_letters, letter_summary
+    from services.runtime.database import connected
+
+    settings = current_settings()
+    wanted = _filter(error_class, partition, since, until, key, sender)
+
+    async def work() -> Any:
+        async with connected(settings) as db:
+            return await letter_summary.summarize(dead_letters.read_letters(settings, db, wanted))
+
+    letter_summary.show(asyncio.run(work()), as_json=as_json or output is Output.JSON)
+
+
+@dlq.command(
+    "export",
+    epilog=examples("dlq export --class invalid-event", "dlq export --from -24h --to-file letters.ndjson"),
+)
+def dlq_export(
+    error_class: ClassOption = None,
+    partition: PartitionOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    key: KeyOption = None,
+    sender: SenderOption = None,
+    everything: AllOption = False,
+    to_file: Annotated[
+        str | None, typer.Option("--to-file", metavar="FILE", help="Where to; without it, stdout.")
+    ] = None,
+) -> None:
+    """Write dead letters that wait as lines of JSON, to be mended and given to `dlq redrive --from-file`.
+
+    Each says where its record was, its error class and error, source, key, value and headers. What is not
+    UTF-8 is base64, in `value_base64` and `key_base64`.
+    """
+    from services.operator_cli import dead_letters, mending
+    from services.runtime.database import connected
+
+    settings = current_settings()
+    wanted = _filter(error_class, partition, since, until, key, sender)
+
+    async def work() -> int:
+        async with connected(settings) as db:
+            letters = dead_letters.read_letters(settings, db, wanted, handled=everything)
+            return await mending.export(letters, to_file)
+
+    say(f"{many(asyncio.run(work()), 'letter')} written")
 
 
 @dlq.command("show", epilog=examples("dlq show 0:4", "dlq show 0:4 -o json"))
@@ -521,7 +599,9 @@ def dlq_show(
 @dlq.command(
     "redrive",
     epilog=examples(
-        "dlq redrive --class unknown-user", "dlq redrive --class unknown-user --rate 50 --execute"
+        "dlq redrive --class unknown-user",
+        "dlq redrive --class unknown-user --rate 50 --execute",
+        "dlq redrive --from-file mended.ndjson --execute",
     ),
 )
 def dlq_redrive(
@@ -530,53 +610,67 @@ def dlq_redrive(
     since: SinceOption = None,
     until: UntilOption = None,
     key: KeyOption = None,
+    sender: SenderOption = None,
     ids: IdOption = None,
+    from_file: Annotated[
+        str | None,
+        typer.Option(
+            "--from-file",
+            metavar="FILE",
+            help="Mended letters: lines of `dlq export` with other values; - is stdin. Takes no filter.",
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(min=0.1, help="The most that are sent in a second.")] = 200.0,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Send dead letters to their topic again, once what refused them is mended.
 
-    Key, value, headers and event id stay. Interrupted, it can be run again: nothing is sent twice. What
-    fails again comes back as one dead letter, with its history.
+    Key, value, headers and event id stay. With --from-file the value is the file's, as text or as a JSON
+    object; all lines are held against the contract and their letters first, and where one is wrong nothing
+    is sent. Interrupted, it can be run again: nothing is sent twice. What fails again comes back as one dead
+    letter, with its history.
     """
-    from services.operator_cli import dead_letters
+    from services.operator_cli import dead_letters, mending
     from services.operator_cli.alone import Act, be_alone
     from services.runtime.crashpoints import arm
     from services.runtime.database import connected
 
     settings = current_settings()
     arm(settings.crash_at)
-    wanted = _filter(error_class, partition, since, until, key, ids)
+    wanted = _filter(error_class, partition, since, until, key, sender, ids)
+    if from_file is not None and wanted != dead_letters.Filter():
+        raise UsageError("--from-file says which letters: no filter goes with it")
+    mended = mending.read_file(from_file) if from_file is not None else None
 
     async def work() -> tuple[Any, Any]:
         async with connected(settings) as db:
             await be_alone(db, Act.HANDLE_LETTERS)
-            letters = await dead_letters.find(settings, db, wanted)
-            able = [letter for letter in letters if letter.source.topic == settings.topic]
-            if not execute:
-                return (letters, able), None
-            with progress("sending again", "letters", len(able)) as advance:
-                return (letters, able), await dead_letters.redrive(settings, db, able, rate, advance)
+            if mended is None:
+                plan = mending.Plan(await dead_letters.find(settings, db, wanted))
+            else:
+                plan = await mending.make_plan(settings, db, mended)
+            if plan.problems or not execute:
+                return plan, None
+            with progress("sending again", "letters", len(plan.of_topic(settings))) as advance:
+                return plan, await dead_letters.redrive(settings, db, plan.of_topic(settings), rate, advance)
 
-    (letters, able), outcome = asyncio.run(work())
-    if len(able) < len(letters):
-        say(
-            f"[yellow]{len(letters) - len(able):,} do not say that they come from {settings.topic}: they "
-            "stay[/]"
-        )
+    plan, outcome = asyncio.run(work())
+    able = plan.of_topic(settings)
     if output is Output.JSON:
         print_json(
             {
-                "matching": len(letters),
-                "executed": execute,
+                "matching": len(plan.letters),
+                "executed": outcome is not None,
                 "sent": outcome.sent if outcome else 0,
                 "sent_before": outcome.found_sent if outcome else 0,
                 "ids": [str(letter.source) for letter in able],
             }
+            | (mending.plan_json(plan) if mended else {})
         )
-    elif outcome is None:
+    elif outcome is None and not plan.problems:
         dead_letters.show_list(able, as_json=False)
+    plan.tell(settings)
     if outcome is None:
         say(f"{len(able):,} would be sent to {settings.topic}, at most {rate:g} a second")
         not_executed()
@@ -594,6 +688,7 @@ def dlq_drop(
     since: SinceOption = None,
     until: UntilOption = None,
     key: KeyOption = None,
+    sender: SenderOption = None,
     ids: IdOption = None,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
@@ -604,7 +699,7 @@ def dlq_drop(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, ids)
+    wanted = _filter(error_class, partition, since, until, key, sender, ids)
 
     async def work() -> Any:
         async with connected(settings) as db:

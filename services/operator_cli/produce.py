@@ -47,7 +47,7 @@ async def produce(settings: Settings, file: str) -> Outcome:
     """
     outcome = Outcome()
     began = time.monotonic()
-    with _open(file) as (lines, size), _progress(size) as progress:
+    with open_lines(file) as (lines, size), _progress(size) as progress:
         async with bulk_producer(settings) as producer:
             await send_values(producer, settings.topic, _values(lines, progress), outcome)
     outcome.seconds = time.monotonic() - began
@@ -146,7 +146,12 @@ def _values(lines: BinaryIO, progress: "_Bar") -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def _open(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
+def open_lines(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """A file, or standard input for `-`, and its size in bytes where that is known.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     if file == "-":
         yield sys.stdin.buffer, None
         return

@@ -1,26 +1,30 @@
-"""Who sent a record: the source that CloudEvents headers name."""
+"""Who sent a record, by its own word."""
 
 from collections.abc import Iterable
 from typing import Final
 
-#: Of records whose producer does not say who it is.
+#: The header that names the source, and what a record without one has.
+SOURCE_HEADER: Final = "ce_source"
 NO_SOURCE: Final = "(no source)"
-#: Of those beyond the most that are told apart.
-OTHERS: Final = "(others)"
-_HEADER: Final = "ce_source"
-_MOST_CHARACTERS: Final = 100
+#: What sources are together, beyond the most that are told apart.
+OTHERS: Final = "(other sources)"
+MAX_SOURCE: Final = 100
 
 
 def source_of(headers: Iterable[tuple[str, bytes | None]]) -> str:
-    """The `ce_source` of a record, if it is text that can be shown; at most 100 characters of it.
+    """The source of a record: its `ce_source`, the last one where there are several.
 
-    Source: CloudEvents 1.0.2, Kafka Protocol Binding, section 3.2.3.
+    What is not UTF-8, not printable, empty or longer than 100 characters is no source: `(no source)`.
     """
+    given = None
     for name, value in headers:
-        if name == _HEADER and value:
-            try:
-                text = value[: 4 * _MOST_CHARACTERS].decode()
-            except UnicodeDecodeError:
-                return NO_SOURCE
-            return text[:_MOST_CHARACTERS] if text.isprintable() else NO_SOURCE
-    return NO_SOURCE
+        if name == SOURCE_HEADER:
+            given = value
+    # A character has at most 4 bytes: what is longer need not be decoded.
+    if not given or len(given) > 4 * MAX_SOURCE:
+        return NO_SOURCE
+    try:
+        source = given.decode()
+    except UnicodeDecodeError:
+        return NO_SOURCE
+    return source if source.isprintable() and len(source) <= MAX_SOURCE else NO_SOURCE

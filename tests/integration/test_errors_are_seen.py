@@ -696,6 +696,8 @@ COMMANDS = (
     ("erase", "ann"),
     ("erase", "ann", "--execute"),
     ("dlq", "list"),
+    ("dlq", "summary"),
+    ("dlq", "export"),
     ("dlq", "show", "0:1"),
     ("dlq", "redrive", "--execute"),
     ("dlq", "drop", "--execute"),

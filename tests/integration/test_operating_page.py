@@ -148,6 +148,7 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     part("A service is down", "Who waits, since when, and where.")
 
     await run("dlq list")
+    await run("dlq summary")
     letters = json.loads((await world.invoke("dlq", "list", "-o", "json")).stdout)
     await run(f"dlq show {letters[0]['id']}")
     await run("dlq redrive --class unknown-user")
@@ -159,9 +160,9 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     await run("dlq list --all")
     part(
         "Dead letters",
-        "By error class, then the newest. The cause is mended between the plan and the redrive. What fails again\n"
-        "comes back as one letter, with its history; what was sent is never sent twice, also when the command was\n"
-        "interrupted.",
+        "By error class, then the newest; `summary` counts them by who sent them. The cause is mended between the\n"
+        "plan and the redrive. What fails again comes back as one letter, with its history; what was sent is never\n"
+        "sent twice, also when the command was interrupted.",
     )
 
     await world.db.execute(
@@ -272,6 +273,7 @@ async def test_each_example_of_the_help_works(
     export = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
     (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
     (tmp_path / "events.ndjson").write_text("")
+    (tmp_path / "mended.ndjson").write_text("")
     (tmp_path / "completions.csv").write_text(
         "mcp_server_user_id,walkthrough_id,step_id,completed_at\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z\n"
     )

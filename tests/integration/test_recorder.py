@@ -193,9 +193,62 @@ async def test_an_event_id_used_for_two_steps_is_refused_alone(world: World) -> 
     events = [completed(p, s, 5) for p in people for s in "ab"]
     thief = completed("p3", "c", 1, event_id=events[10]["event_id"])
     refused = await record(world, pool, [*events[:25], thief, *events[25:]])
-    assert [r.rejection for r in refused] == [Rejection.REFUSED_BY_DATABASE]
-    assert "wtsc" in refused[0].message or "pkey" in refused[0].message
+    assert [(r.rejection, r.record.offset) for r in refused] == [(Rejection.REUSED_EVENT_ID, 25)]
+    assert refused[0].message == "event_id: another user's event, at 0:10, has it and comes first"
     assert len(await world.completions()) == len(events)
+    # Alone, against the table; and one that an earlier event of its own row makes of no account.
+    again = completed("p4", "c", 1_764_000_000_000, event_id=events[10]["event_id"])
+    late = completed("p4", "a", 9, event_id=events[10]["event_id"])
+    (refused_then,) = await record(world, pool, [again, late], first=50)
+    assert refused_then.record.offset == 50
+    assert refused_then.message == (
+        "event_id: another user's event, of 1970-01-01T00:00:00.005Z, is recorded under it"
+    )
+    assert len(await world.completions()) == len(events)
+
+
+async def test_which_event_of_a_reused_id_counts_is_the_first_of_the_log_however_it_is_batched(
+    world: World,
+) -> None:
+    await world.offer()
+    people = [f"p{i}" for i in range(12)]
+    await world.people(people)
+    pool = await world.recorder_pool()
+    same = "00000000-0000-4000-8000-00000000abcd"
+    events = [completed(p, s, 99 - i, event_id=same) for i, p in enumerate(people) for s in "cab"]
+    events += [started(p, 5, event_id=same) for p in people]
+    for size in (len(events), 7, 1):
+        await world.db.execute("delete from walkthrough_step_completions; delete from walkthrough_starts")
+        refused = [
+            r
+            for first in range(0, len(events), size)
+            for r in await record(world, pool, events[first : first + size], first)
+        ]
+        assert {r.rejection for r in refused} == {Rejection.REUSED_EVENT_ID}
+        assert len(refused) == len(events) - 2
+        assert set(await world.completions()) == {("p0", "c")}
+        assert await world.db.fetchval("select mcp_server_user_id from walkthrough_starts") == "p0"
+        assert {r.message for r in refused if r.record.offset == 1 and size == len(events)} <= {
+            "event_id: an event of this user and another step, at 0:0, has it and comes first"
+        }
+
+
+async def test_of_another_organizations_event_nothing_is_told(world: World) -> None:
+    await world.offer()
+    await world.offer("wt_of_b", "xy", "srv_of_b")
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_b', 'b', now())")
+    for table, row in (("mcp_servers", "srv_of_b"), ("walkthroughs", "wt_of_b")):
+        await world.db.execute(f"update {table} set organization_id = 'org_b' where id = $1", row)
+    await world.people(["ann"])
+    await world.people(["ann"], "srv_of_b", "b_")
+    pool = await world.recorder_pool()
+    here = completed("ann", "a", 5)
+    on_b = {"walkthrough_id": "wt_of_b", "mcp_server_id": "srv_of_b", "mcp_server_session_id": "b_ann"}
+    there = completed("ann", "x", 5, event_id=here["event_id"], **on_b)
+    (beside,) = await record(world, pool, [here, there])
+    (later,) = await record(world, pool, [there], first=2)
+    assert beside.message == "event_id: another event before this one has it"
+    assert later.message == "event_id: another event is recorded under it"
 
 
 async def test_offsets_never_go_backwards(world: World) -> None:

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from schemas import EventError, Rejection, StepCompleted, decode
 from schemas.documents import asyncapi, json_schema
-from schemas.events import MAX_AHEAD_MS, MAX_TIME_MS
+from schemas.events import MAX_AHEAD_MS, MAX_MESSAGE, MAX_TIME_MS
 from schemas.generate import FOLDER, check_examples
 from tests.support.world import completed, started
 
@@ -107,6 +107,44 @@ def test_an_error_names_the_field_and_never_the_content() -> None:
     assert "step_id" in str(caught.value)
     assert "metadata" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"completed_at": "2026-11-24T09:00:00"}, "completed_at would be 1795510800000 in milliseconds, if"),
+        ({"completed_at": "1764000000000"}, "completed_at would be 1764000000000 in milliseconds"),
+        ({"completed_at": 1764000000000.5}, "completed_at would be 1764000000000 in milliseconds"),
+        ({"completed_at": 1_764_000_000_000_000}, "completed_at would be 1764000000000 in milliseconds"),
+        ({"metadata": '{"secret": 1}'}, "metadata is a string that holds JSON"),
+        ({"type": "shipped"}, "there are step-completed"),
+        ({"completed_at": "secret"}, None),
+        ({"completed_at": True}, None),
+    ],
+)
+def test_the_likely_cause_is_told(changes: dict[str, object], told: str | None) -> None:
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(completed("u", "a", 1) | changes).encode(), NOW)
+    assert told is None or told in str(caught.value)
+    assert (told is None) == (str(caught.value).count(";") == 0)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_that_is_like_none_of_the_contract_is_not_told() -> None:
+    event = completed("u", "a", 1) | {"secret": 1, "Step ID": 2, "completedAt": 3}
+    del event["step_id"], event["completed_at"]
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(event).encode(), NOW)
+    assert "step_id is perhaps `Step ID`, completed_at is perhaps `completedAt`" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.lists(st.text(max_size=60), max_size=40))
+def test_an_error_is_short_whatever_the_names_are(names: list[str]) -> None:
+    event = dict.fromkeys([*names, "eventId", "payload"], 0) | {"type": "step-completed"}
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(event).encode(), NOW)
+    assert len(str(caught.value).encode()) <= MAX_MESSAGE
 
 
 @given(st.one_of(st.none(), st.binary(max_size=200), st.text(max_size=100).map(str.encode)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
 from aiokafka import ConsumerRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,7 @@ from services.completion_recorder.guard import WINDOW, Chunk, Recent
 from services.completion_recorder.judge import Refused
 from services.completion_recorder.tally import MOST_SOURCES, Counts, Tally, masked
 from services.runtime.kafka import Record
-from services.runtime.sources import NO_SOURCE, OTHERS, source_of
+from services.runtime.sources import NO_SOURCE, OTHERS
 
 
 def fed(*loads: tuple[int, int]) -> Recent:
@@ -61,22 +60,6 @@ def record(
     *headers: tuple[str, bytes], key: bytes | None = b"p", value: bytes = b"{}", partition: int = 0
 ) -> Record:
     return ConsumerRecord("t", partition, 7, 0, 0, key, value, None, 1, 2, headers)
-
-
-@pytest.mark.parametrize(
-    ("headers", "source"),
-    [
-        ([], NO_SOURCE),
-        ([("ce_id", b"1"), ("ce_source", b"/checkout")], "/checkout"),
-        ([("ce_source", b"")], NO_SOURCE),
-        ([("ce_source", b"\xff\xfe")], NO_SOURCE),
-        ([("ce_source", b"a\nb")], NO_SOURCE),
-        ([("ce_source", b"x" * 300)], "x" * 100),
-        ([("\udcff", b"1"), ("ce_source", "Zoë".encode())], "Zoë"),
-    ],
-)
-def test_the_source_of_a_record(headers: list[tuple[str, bytes]], source: str) -> None:
-    assert source_of(headers) == source
 
 
 def test_habits_are_counted_by_source() -> None:

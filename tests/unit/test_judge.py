@@ -94,6 +94,26 @@ def test_every_reference_is_judged() -> None:
     assert all(r.known_in_part for r in refused)
 
 
+def test_all_that_is_wrong_with_references_is_told_and_the_class_is_of_the_first() -> None:
+    known = Known(
+        users={"u"},
+        sessions={"s_v": ("srv_2", "v")},
+        servers={"srv_1": "org"},
+        walkthroughs={"wt_a": "org"},
+        steps={"z": "wt_b"},
+    )
+    event = completed("nobody", "z", 1, mcp_server_id="none", mcp_server_session_id="s_v")
+    _, (refused,) = check_references(accepted(event), known)
+    assert refused.rejection is Rejection.UNKNOWN_USER
+    assert refused.message.split("; ") == [
+        "mcp_server_user_id: there is no such user",
+        "step_id: the step belongs to another walkthrough",
+        "mcp_server_id: there is no such server",
+        "mcp_server_session_id: the session belongs to another server",
+        "mcp_server_session_id: the session belongs to another user",
+    ]
+
+
 def test_offsets_go_on_after_the_last_record_of_each_partition() -> None:
     records = [record(b"", p, o) for p, o in ((0, 4), (1, 9), (0, 7), (0, 5))]
     random.shuffle(records)
