@@ -47,7 +47,7 @@ from services.completion_recorder.judge import (
     row_of,
     rows,
 )
-from services.completion_recorder.tally import RefusedKind, Unwritten, masked
+from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, Pool, can_be_stored, load_queries, no_longer_than
 from services.runtime.kafka import Offsets, Record
@@ -139,7 +139,7 @@ class Noted(NamedTuple):
     recent: Recent
     sources: Unwritten | None
     refused: Sequence[RefusedKind]
-    #: What to say where this is the wrong database; empty where nobody asks.
+    #: What to say where this is the wrong database; empty where it does not look like it.
     if_wrong: str
 
 
@@ -208,7 +208,7 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         await _set_aside(connection, outcome.waiting)
         if watch is not None:
             noted = watch(outcome.refused, before)
-            if noted.if_wrong and noted.recent.is_suspect and not await _is_ours(connection, batch.topic):
+            if noted.if_wrong and not await _is_ours(connection, batch.topic, noted.refused):
                 raise WrongDatabaseError(noted.if_wrong)
             await _note(connection, batch.topic, before, noted)
         passing("recorder.in-transaction")
@@ -361,9 +361,11 @@ async def mark_all(connection: Connection) -> None:
     await connection.execute(SQL["mark_all"], timeout=_MARK_ALL_SECONDS)
 
 
-async def _is_ours(connection: Connection, topic: str) -> bool:
-    """Whether this database holds what was recorded of the topic."""
-    return bool(await connection.fetchval(SQL["is_ours"], topic))
+async def _is_ours(connection: Connection, topic: str, refused: Sequence[RefusedKind]) -> bool:
+    """Whether this database holds what was recorded of the topic, or what unreadable events name."""
+    unread = [kind for kind in refused if kind.rejection in UNREAD]
+    servers, walkthroughs = [kind.server_id for kind in unread], [kind.walkthrough_id for kind in unread]
+    return bool(await connection.fetchval(SQL["is_ours"], topic, servers, walkthroughs))
 
 
 async def _note(connection: Connection, topic: str, before: Mapping[int, Before], noted: Noted) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiokafka.partitioner import DefaultPartitioner
 from pydantic_core import from_json
 
-from schemas import UserErased
+from schemas import Rejection, UserErased
 from services.completion_recorder.judge import Accepted, Refused
 from services.runtime.database import can_be_stored
 from services.runtime.kafka import Record
@@ -23,6 +23,10 @@ _LOOKED_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
+#: Classes of what could not be read, so that nothing that it names was looked up.
+UNREAD: Final = frozenset(
+    {Rejection.NOT_JSON, Rejection.UNKNOWN_TYPE, Rejection.INVALID, Rejection.IN_THE_FUTURE}
+)
 #: Ids, found without reading the value: that takes a tenth of the time, and there may be many.
 _SERVER: Final = re.compile(rb'"mcp_server_id"\s*:\s*"([^"\\]{1,64})"')
 _WALKTHROUGH: Final = re.compile(rb'"walkthrough_id"\s*:\s*"([^"\\]{1,64})"')

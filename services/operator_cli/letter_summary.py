@@ -7,10 +7,10 @@ from typing import Any
 from schemas import Rejection
 from services.operator_cli.dead_letters import Letter, Source
 from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.runtime.sources import OTHERS
 
 #: So many pairs of source and class are told apart; sources that come later are counted together.
 _PAIRS = 5_000
-OTHER_SOURCES = "(other sources)"
 _CLASSES = frozenset(rejection.value for rejection in Rejection)
 _OTHER_CLASSES = "(other classes)"
 _SHOWN = 40
@@ -50,7 +50,7 @@ async def summarize(letters: AsyncIterator[Letter], pairs: int = _PAIRS) -> list
         last = letter.last
         pair = (letter.sender, last.error_class)
         if pair not in tallies and len(tallies) >= pairs:
-            pair = (OTHER_SOURCES, last.error_class if last.error_class in _CLASSES else _OTHER_CLASSES)
+            pair = (OTHERS, last.error_class if last.error_class in _CLASSES else _OTHER_CLASSES)
         tally = tallies.get(pair)
         if tally is None:
             tally = tallies[pair] = Tally(*pair, 0, last.timestamp, 0, last.source, last.error)

@@ -8,7 +8,8 @@ from aiokafka import ConsumerRecord
 
 from schemas import event_id_in
 from services.operator_cli.dead_letters import Failure, Letter, Source
-from services.operator_cli.letter_summary import OTHER_SOURCES, summarize
+from services.operator_cli.letter_summary import summarize
+from services.runtime.sources import OTHERS
 from tests.support.world import completed
 
 
@@ -27,8 +28,8 @@ async def test_the_most_letters_come_first_with_the_newest_as_example_and_memory
 
     tallies = await summarize(letters(), pairs=3)
     assert [(t.sender, t.error_class, t.letters) for t in tallies] == [
-        (OTHER_SOURCES, "(other classes)", 49),
-        (OTHER_SOURCES, "not-json", 49),
+        (OTHERS, "(other classes)", 49),
+        (OTHERS, "not-json", 49),
         ("a", "not-json", 3),
         ("s0", "forged", 1),
         ("s1", "not-json", 1),
