@@ -29,6 +29,7 @@ class Client:
         make: builds its sender, and returns the command that its arguments are added to.
         like_kafka: whether it puts keys by default where Kafka's own client does.
         may_lack: what it may say that it has not.
+        partitioners: its own default, and Kafka's where that is another setting.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Client:
     make: Callable[[], Command]
     like_kafka: bool
     may_lack: frozenset[str] = frozenset()
+    partitioners: tuple[str, ...] = ("default", "murmur2")
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +100,7 @@ def _python(sender: str) -> Command:
 _NODE, _GO = (("node", "npm"), "Node.js 20 or newer"), (("go",), "Go 1.26 or newer")
 
 CLIENTS = (
-    Client("Java", ("java", "javac"), "a JDK, 17 or newer", _java, True),
+    Client("Java", ("java", "javac"), "a JDK, 17 or newer", _java, True, partitioners=("default",)),
     Client("kafkajs", *_NODE, functools.partial(_node, "kafkajs.mjs"), True),
     Client(
         "platformatic",
@@ -111,5 +113,7 @@ CLIENTS = (
     Client("sarama", *_GO, functools.partial(_go, "sarama"), False),
     Client("kafka-go", *_GO, functools.partial(_go, "kafka-go"), False, frozenset({"transactions"})),
     Client("librdkafka", (), "", functools.partial(_python, "librdkafka_sender.py"), False),
-    Client("aiokafka", (), "", functools.partial(_python, "aiokafka_sender.py"), True),
+    Client(
+        "aiokafka", (), "", functools.partial(_python, "aiokafka_sender.py"), True, partitioners=("default",)
+    ),
 )

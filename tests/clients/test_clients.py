@@ -8,18 +8,22 @@ A client whose tools are not on the machine is skipped; with STEPSTREAM_CLIENTS=
 import asyncio
 import json
 import os
+import re
 import subprocess
 from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from itertools import product
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
+from schemas.generate import FOLDER
+from services.devstack.kafka import VERSION as KAFKA_VERSION
 from tests.clients import expected
-from tests.clients.catalogue import CLIENTS, Client, Command
+from tests.clients.catalogue import CLIENTS, HERE, Client, Command
 from tests.clients.expected import VECTORS, Event, people, traffic
 from tests.integration.test_codecs import CODECS, UNLIMITED, stored
 from tests.support.world import Message, World
@@ -168,6 +172,20 @@ async def landed(world: World) -> list[ConsumerRecord]:
         await consumer.stop()
 
 
+def test_the_page_names_the_versions_that_are_tried() -> None:
+    page = (FOLDER.parent / "docs" / "producers.md").read_text("utf-8")
+    modules = re.findall(r"^\t(\S+) v(\S+)$", (HERE / "go" / "go.mod").read_text("utf-8"), re.MULTILINE)
+    packages = json.loads((HERE / "node" / "package.json").read_text("utf-8"))["dependencies"]
+    tried = [
+        *(version for _, version in modules),
+        *(packages[name] for name in ("kafkajs", "@platformatic/kafka")),
+        *(metadata.version(name) for name in ("confluent-kafka", "aiokafka")),
+        KAFKA_VERSION,
+    ]
+    assert len(tried) == len(CLIENTS)
+    assert [version for version in tried if f" {version} |" not in page] == []
+
+
 def test_the_rule_is_that_of_the_vectors() -> None:
     for vector in VECTORS:
         key = bytes.fromhex(vector["key_utf8_hex"])
@@ -182,7 +200,7 @@ async def test_every_codec_and_partitioner_counts(sender: Sender) -> None:
     await world.people(SHARED)
     sent: dict[tuple[str, str], list[Event]] = {}
     kept: dict[tuple[int, int], str] = {}
-    for codec, partitioner in product(CODECS, ("default", "murmur2")):
+    for codec, partitioner in product(CODECS, client.partitioners):
         cell = f"{codec} {partitioner}"
         await world.people(people(cell))
         own, shared = traffic(cell, people(cell)), traffic(cell + " shared", SHARED)

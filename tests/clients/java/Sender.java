@@ -23,7 +23,7 @@ public final class Sender {
     settings.put("bootstrap.servers", arguments[0]);
     settings.put("compression.type", arguments[2]);
     settings.put("linger.ms", "100");
-    // The default partitioner is Kafka's rule; "murmur2" sets nothing more.
+    // PARTITIONER changes nothing: its default is Kafka's rule.
     boolean transaction = !arguments[4].equals("plain");
     if (transaction) {
       settings.put("transactional.id", UUID.randomUUID().toString());

@@ -10,7 +10,7 @@ from records import records
 
 
 async def main(bootstrap: str, topic: str, codec: str, _partitioner: str, end: str) -> None:
-    # The default partitioner is Kafka's rule; "murmur2" sets nothing more.
+    # The default partitioner is Kafka's rule.
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap,
         compression_type=None if codec == "none" else codec,
