@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard lint format bench soak nemesis lock sbom generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard test-clients lint format bench soak nemesis lock sbom generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -36,13 +36,18 @@ demo: setup  ## the whole pipeline in a minute, and the dashboard
 # A run starts some hundred processes. Where Python writes no bytecode, each would compile what it imports.
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
-	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e)
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e --ignore tests/clients)
 
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
 
 test-dashboard: setup  ## the dashboard in a real Chromium, which has to be installed
 	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
+
+# Not in `make test`: it needs a JDK, Go and Node.js, whose clients are skipped where they are not, and minutes.
+test-clients: export PYTHONDONTWRITEBYTECODE =
+test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C: minutes, so not in test; STEPSTREAM_CLIENTS=all skips none
+	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/ruff check .
