@@ -173,7 +173,7 @@ async def landed(world: World) -> list[ConsumerRecord]:
 
 
 def test_the_page_names_the_versions_that_are_tried() -> None:
-    page = (FOLDER.parent / "docs" / "producers.md").read_text("utf-8")
+    page = (FOLDER.parent / "docs" / "clients.md").read_text("utf-8")
     modules = re.findall(r"^\t(\S+) v(\S+)$", (HERE / "go" / "go.mod").read_text("utf-8"), re.MULTILINE)
     packages = json.loads((HERE / "node" / "package.json").read_text("utf-8"))["dependencies"]
     tried = [
