@@ -167,6 +167,7 @@ class Recorder:
         self._recent = watch.recent
         if taken is None:
             self._tally.give_back(Unwritten(watch.counts))
+        self._tally.note_recorded(watch.counts)
         self._tally.note_places(accepted)
         for source, counts in watch.counts.items():
             if counts.refused:
@@ -393,6 +394,7 @@ class _Watch:
             self.recent,
             sources,
             self._tally.kinds(new_refused),
+            self._tally.has_recorded,
             self._if_wrong(new_refused) if guard and new_refused and self.recent.is_suspect else "",
         )
 

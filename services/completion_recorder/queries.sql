@@ -75,7 +75,7 @@ where topic = $1 and partition = any($4::integer[]);
 -- walkthrough that events name which cannot be read.
 select
   (
-    exists (select from event_sources where topic = $1 and known)
+    ($4::boolean or exists (select from event_sources where topic = $1 and known))
     and (
       exists (select from walkthrough_step_completions)
       or exists (select from walkthrough_starts)

@@ -139,6 +139,8 @@ class Noted(NamedTuple):
     recent: Recent
     sources: Unwritten | None
     refused: Sequence[RefusedKind]
+    #: Whether this process has recorded of the topic, which may not be written yet.
+    has_recorded: bool
     #: What to say where this is the wrong database; empty where it does not look like it.
     if_wrong: str
 
@@ -208,7 +210,7 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         await _set_aside(connection, outcome.waiting)
         if watch is not None:
             noted = watch(outcome.refused, before)
-            if noted.if_wrong and not await _is_ours(connection, batch.topic, noted.refused):
+            if noted.if_wrong and not await _is_ours(connection, batch.topic, noted):
                 raise WrongDatabaseError(noted.if_wrong)
             await _note(connection, batch.topic, before, noted)
         passing("recorder.in-transaction")
@@ -361,11 +363,11 @@ async def mark_all(connection: Connection) -> None:
     await connection.execute(SQL["mark_all"], timeout=_MARK_ALL_SECONDS)
 
 
-async def _is_ours(connection: Connection, topic: str, refused: Sequence[RefusedKind]) -> bool:
+async def _is_ours(connection: Connection, topic: str, noted: Noted) -> bool:
     """Whether this database holds what was recorded of the topic, or what unreadable events name."""
-    unread = [kind for kind in refused if kind.rejection in UNREAD]
+    unread = [kind for kind in noted.refused if kind.rejection in UNREAD]
     servers, walkthroughs = [kind.server_id for kind in unread], [kind.walkthrough_id for kind in unread]
-    return bool(await connection.fetchval(SQL["is_ours"], topic, servers, walkthroughs))
+    return bool(await connection.fetchval(SQL["is_ours"], topic, servers, walkthroughs, noted.has_recorded))
 
 
 async def _note(connection: Connection, topic: str, before: Mapping[int, Before], noted: Noted) -> None:

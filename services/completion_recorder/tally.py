@@ -23,6 +23,9 @@ _LOOKED_AT: Final = 100
 _MOST_BYTES: Final = 64 * 1024
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
+#: A source is known once so many of its events, and one in so many, were recorded; as `note_sources` has it.
+_RECORDED: Final = 20
+_ONE_IN: Final = 20
 #: Classes of what could not be read, so that nothing that it names was looked up.
 UNREAD: Final = frozenset(
     {Rejection.NOT_JSON, Rejection.UNKNOWN_TYPE, Rejection.INVALID, Rejection.IN_THE_FUTURE}
@@ -91,6 +94,9 @@ class Tally:
         self._known: set[str] = {NO_SOURCE, OTHERS}
         self._placed: set[tuple[str, str]] = set()
         self._unwritten = Unwritten()
+        self._lately: dict[str, Counts] = {}
+        #: Whether enough of a source was recorded by this process, be it written already or not.
+        self.has_recorded = False
 
     def know(self, sources: Iterable[str]) -> None:
         """Sources that are told apart already."""
@@ -134,6 +140,16 @@ class Tally:
                 if place not in self._placed and len(self._placed) < MOST_SOURCES:
                     self._placed.add(place)
                     self._unwritten.places.add(place)
+
+    def note_recorded(self, counts: Mapping[str, Counts]) -> None:
+        """Notes a load that is committed."""
+        if self.has_recorded:
+            return
+        for source, of in counts.items():
+            lately = self._lately.setdefault(source, Counts())
+            lately.add(of)
+            recorded = lately.events - lately.refused
+            self.has_recorded |= recorded >= _RECORDED and _ONE_IN * recorded >= lately.events
 
     def take(self) -> Unwritten:
         """What is not written yet: whoever takes it writes it, or gives it back."""
