@@ -1,0 +1,2 @@
+-- This number belongs to another change: its file replaces this one.
+select 1;
