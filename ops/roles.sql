@@ -108,6 +108,9 @@ grant select on stepstream_migrations to
 grant select, insert, update on
   walkthrough_step_completions, walkthrough_starts, recorded_offsets
 to stepstream_recorder;
+grant delete on walkthrough_step_completions to stepstream_recorder; -- what a correction covers
+grant select, insert, update on completion_corrections to stepstream_recorder;
+grant select, insert, update, delete on later_completions to stepstream_recorder;
 grant select, insert on erased_users to stepstream_recorder;
 grant insert on sankey_dirty to stepstream_recorder;
 grant select, update (first_seen_at), delete on mcp_server_user to stepstream_recorder;

@@ -2,12 +2,15 @@
 
 from schemas.events import (
     DEAD_LETTER_SUFFIX,
+    OPERATOR_SOURCES,
     TOPIC,
     AnyEvent,
     Event,
     EventError,
+    OfStep,
     Rejection,
     StepCompleted,
+    StepCorrected,
     UserErased,
     WalkthroughStarted,
     decode,
@@ -16,12 +19,15 @@ from schemas.events import (
 
 __all__ = [
     "DEAD_LETTER_SUFFIX",
+    "OPERATOR_SOURCES",
     "TOPIC",
     "AnyEvent",
     "Event",
     "EventError",
+    "OfStep",
     "Rejection",
     "StepCompleted",
+    "StepCorrected",
     "UserErased",
     "WalkthroughStarted",
     "decode",

@@ -83,6 +83,7 @@ class Recorder:
         self._pool = pool
         self._producer = producer
         self._pause = pause
+        self._trusted = settings.trusted()
         self._limits = Limits(settings.flood_percent, settings.flood_in_a_row)
         self._recent = Recent()
         self._seen: set[int] = set()
@@ -93,7 +94,7 @@ class Recorder:
         # There from the start, so that the first increase is seen as one.
         for rejection in Rejection:
             DEAD_LETTERS.labels(rejection.value)
-        for outcome in ("accepted", "refused", "of-erased", "waiting"):
+        for outcome in ("accepted", "refused", "of-erased", "waiting", "covered"):
             EVENTS.labels(SERVICE, outcome)
 
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
@@ -104,14 +105,29 @@ class Recorder:
         passing("recorder.polled")
         size = self._settings.batch_max_records
         loads = [records[i : i + size] for i in range(0, len(records), size)]
-        judged = await _read(loads[0])
+        judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             passing("recorder.validated")
             advance = batches.over(load)
-            ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged, advance))
+            ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)
             passing("recorder.offsets-committed")
+
+    async def _read(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
+        """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
+        now_ms = int(time.time() * 1000)
+        accepted: list[Accepted] = []
+        refused: list[Refused] = []
+        if not records:
+            return accepted, refused
+        with PHASE_SECONDS.labels(SERVICE, "read").time():
+            for i in range(0, len(records), _SLICE):
+                good, bad = read(records[i : i + _SLICE], now_ms, self._trusted)
+                accepted += good
+                refused += bad
+                await asyncio.sleep(0)
+        return accepted, refused
 
     async def _write(
         self,
@@ -136,10 +152,11 @@ class Recorder:
         self._seen |= {partition.partition for partition in offsets}
         await self._bury(judged.refused)
         passing("recorder.dead-letters-sent")
-        others = len(judged.refused) + judged.of_erased + judged.waiting
+        others = len(judged.refused) + judged.of_erased + judged.waiting + judged.covered
         EVENTS.labels(SERVICE, "accepted").inc(len(records) - others)
         EVENTS.labels(SERVICE, "of-erased").inc(judged.of_erased)
         EVENTS.labels(SERVICE, "waiting").inc(judged.waiting)
+        EVENTS.labels(SERVICE, "covered").inc(judged.covered)
         if judged.waiting:
             log.info("%d events wait for rows that somebody else has locked", judged.waiting)
         READ_AGAIN.inc(watch.read_again)
@@ -179,7 +196,7 @@ class Recorder:
         """
         done = 0
         problem: Exception | None = None
-        async for resumed in store.resuming(self._pool, _LOOK_EVENTS):
+        async for resumed in store.resuming(self._pool, _LOOK_EVENTS, self._trusted):
             EVENTS.labels(SERVICE, "accepted").inc(resumed.done)
             done += resumed.done
             if resumed.refused:
@@ -373,19 +390,3 @@ def _what_to_do(refused: Sequence[Refused]) -> str:
         "database and start again; to send what is bad to the dead letters all the same, start with "
         "STEPSTREAM_FLOOD_PERCENT=100 STEPSTREAM_FLOOD_IN_A_ROW=0"
     )
-
-
-async def _read(records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
-    """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
-    now_ms = int(time.time() * 1000)
-    accepted: list[Accepted] = []
-    refused: list[Refused] = []
-    if not records:
-        return accepted, refused
-    with PHASE_SECONDS.labels(SERVICE, "read").time():
-        for i in range(0, len(records), _SLICE):
-            good, bad = read(records[i : i + _SLICE], now_ms)
-            accepted += good
-            refused += bad
-            await asyncio.sleep(0)
-    return accepted, refused
