@@ -450,7 +450,8 @@ inner join incoming on changed.mcp_server_user_id = incoming.mcp_server_user_id
 where incoming.old_ground;
 
 -- name: keep_later
--- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert.
+-- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
+-- through the index, however large the table is.
 insert into later_completions as later (
   id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
 )
@@ -466,8 +467,14 @@ select distinct on (
   incoming.completed_at,
   incoming.metadata
 from incoming
-inner join walkthrough_step_completions as kept on incoming.mcp_server_user_id = kept.mcp_server_user_id
-  and incoming.step_id = kept.step_id
+cross join lateral (
+  select
+    kept.id,
+    kept.completed_at
+  from walkthrough_step_completions as kept
+  where incoming.mcp_server_user_id = kept.mcp_server_user_id and incoming.step_id = kept.step_id
+  limit 1
+) as kept
 where (incoming.id, incoming.completed_at) <> (kept.id, kept.completed_at) and not incoming.of_correction
 order by
   incoming.mcp_server_user_id collate "C",
@@ -491,6 +498,23 @@ where (
   later.mcp_server_id collate "C",
   later.mcp_server_session_id collate "C",
   coalesce(later.metadata::text, '') collate "C"
+);
+
+-- name: drop_recorded
+-- Completions of the batch that are rows already, as they are: nothing is left to do for them.
+delete from incoming
+where exists (
+  select
+  from (
+    select * from walkthrough_step_completions
+    where incoming.mcp_server_user_id = mcp_server_user_id and incoming.step_id = step_id
+    offset 0 -- by this index: many may have been completed at one moment
+  ) as kept
+  where
+    incoming.id = kept.id and incoming.completed_at = kept.completed_at
+    and incoming.walkthrough_id = kept.walkthrough_id and incoming.mcp_server_id = kept.mcp_server_id
+    and incoming.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming.metadata is not distinct from kept.metadata
 );
 
 -- name: drop_covered

@@ -535,10 +535,12 @@ async def _copy_and_upsert(
     covered = 0
     if completions:
         await connection.copy_records_to_table("incoming", records=completions, columns=INCOMING_COLUMNS)
-        covered = int((await connection.execute(SQL["drop_covered"])).split()[-1])
+        covered = await _drop(connection, "drop_covered")
         on_old_ground = any(row[-1] for row in completions)
-        changed = await connection.fetchval(_UPSERT_AND_MARK if on_old_ground else _UPSERT)
-        if changed < len(completions) - covered:
+        # Most of a replay is there: that is known sooner than it is upserted in vain.
+        left = len(completions) - covered - (await _drop(connection, "drop_recorded") if on_old_ground else 0)
+        changed = await connection.fetchval(_UPSERT_AND_MARK if on_old_ground else _UPSERT) if left else 0
+        if changed < left:
             await connection.execute(SQL["keep_later"])
     if starts:
         await connection.copy_records_to_table(
@@ -547,6 +549,11 @@ async def _copy_and_upsert(
         on_old_ground = any(row[-1] for row in starts)
         await connection.execute(_UPSERT_STARTS_AND_MARK if on_old_ground else SQL["upsert_starts"])
     return covered
+
+
+async def _drop(connection: Connection, statement: str) -> int:
+    """Removes some of `incoming`; returns how many."""
+    return int((await connection.execute(SQL[statement])).split()[-1])
 
 
 async def _without_locked_rows(
