@@ -110,6 +110,9 @@ grant select, insert, update on
 to stepstream_recorder;
 grant select, insert, update, delete on event_sources, refused_events to stepstream_recorder;
 grant select, insert, update (last_at) on source_organizations to stepstream_recorder;
+grant delete on walkthrough_step_completions to stepstream_recorder; -- what a correction covers
+grant select, insert, update on completion_corrections to stepstream_recorder;
+grant select, insert, update, delete on later_completions to stepstream_recorder;
 grant select, insert on erased_users to stepstream_recorder;
 grant insert on sankey_dirty to stepstream_recorder;
 grant select, update (first_seen_at), delete on mcp_server_user to stepstream_recorder;

@@ -3,12 +3,15 @@
 from schemas.causes import event_id as event_id_in
 from schemas.events import (
     DEAD_LETTER_SUFFIX,
+    OPERATOR_SOURCES,
     TOPIC,
     AnyEvent,
     Event,
     EventError,
+    OfStep,
     Rejection,
     StepCompleted,
+    StepCorrected,
     UserErased,
     WalkthroughStarted,
     decode,
@@ -17,12 +20,15 @@ from schemas.events import (
 
 __all__ = [
     "DEAD_LETTER_SUFFIX",
+    "OPERATOR_SOURCES",
     "TOPIC",
     "AnyEvent",
     "Event",
     "EventError",
+    "OfStep",
     "Rejection",
     "StepCompleted",
+    "StepCorrected",
     "UserErased",
     "WalkthroughStarted",
     "decode",

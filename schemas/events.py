@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
@@ -21,7 +22,13 @@ from schemas import causes
 
 TOPIC: Final = "walkthrough.progress.v1"
 DEAD_LETTER_SUFFIX: Final = ".dlq"
+#: The `ce_source` of the events by which an operator decides about a person, as `stepstream erase` and
+#: `stepstream completions` send them; the others are of earlier versions.
+OPERATOR_SOURCES: Final = ("stepstream-operator", "/stepstream/erase")
 
+#: The first millisecond of the year 2000 in UTC. Nothing that is counted here is older; seconds taken for
+#: milliseconds are: they would be in January 1970, and the earliest completion wins.
+MIN_TIME_MS: Final = 946_684_800_000
 #: How far ahead of the consumer's clock an event may be, in milliseconds.
 MAX_AHEAD_MS: Final = 24 * 60 * 60 * 1000
 #: The last millisecond of the year 9999: past it a time has no calendar date in most languages.
@@ -39,7 +46,9 @@ class Rejection(StrEnum):
     NOT_JSON = "not-json"
     UNKNOWN_TYPE = "unknown-type"
     INVALID = "invalid-event"
+    TOO_EARLY = "too-early"
     IN_THE_FUTURE = "in-the-future"
+    NOT_ALLOWED = "not-allowed"
     UNKNOWN_USER = "unknown-user"
     UNKNOWN_WALKTHROUGH = "unknown-walkthrough"
     UNKNOWN_STEP = "unknown-step"
@@ -122,10 +131,11 @@ Milliseconds = Annotated[
     int,
     Field(
         strict=True,
-        ge=0,
         le=MAX_TIME_MS,
-        description="Milliseconds since the epoch, written without fraction or exponent; at most 24 hours "
-        "ahead of the consumer's clock.",
+        description="Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, "
+        "at most 24 hours ahead of the consumer's clock.",
+        # Judged by `decode`, which says more than pydantic would.
+        json_schema_extra={"minimum": MIN_TIME_MS},
     ),
 ]
 _EVENT_ID: Final = "A UUID, the same in every copy of the event; version 7 is best."
@@ -200,13 +210,44 @@ class UserErased(BaseModel):
         return self.erased_at
 
 
-AnyEvent: TypeAlias = StepCompleted | WalkthroughStarted | UserErased
+class StepCorrected(BaseModel):
+    """An operator decided when somebody completed a step, or that they did not.
+
+    For a user and step the correction with the largest `(corrected_at, event_id)` decides: its
+    `completed_at`, if it has one, counts as a completion. No completion up to `covers_until`, the largest of
+    all corrections of the user and step, counts. Of what is left the smallest `(completed_at, event_id)`
+    counts, as ever.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["step-corrected"]
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
+    walkthrough_id: Identifier
+    step_id: Identifier = Field(description="The step; it belongs to the walkthrough.")
+    mcp_server_id: Identifier = Field(description=_SERVER)
+    mcp_server_session_id: Identifier
+    corrected_at: Milliseconds
+    covers_until: Milliseconds
+    completed_at: Milliseconds | None = None
+
+    @property
+    def happened_at(self) -> int:
+        """When it was decided, in milliseconds since the epoch."""
+        return self.corrected_at
+
+
+AnyEvent: TypeAlias = StepCompleted | WalkthroughStarted | UserErased | StepCorrected
+#: What is about one step of a walkthrough.
+OfStep: TypeAlias = StepCompleted | StepCorrected
 Event: TypeAlias = Annotated[AnyEvent, Field(discriminator="type")]
 EVENT: Final[TypeAdapter[AnyEvent]] = TypeAdapter(Event)
-_TIME_OF_TYPE: Final = {
-    "step-completed": "completed_at",
-    "walkthrough-started": "started_at",
-    "user-erased": "erased_at",
+_TIMES_OF_TYPE: Final = {
+    "step-completed": ("completed_at",),
+    "walkthrough-started": ("started_at",),
+    "user-erased": ("erased_at",),
+    "step-corrected": ("corrected_at", "covers_until", "completed_at"),
 }
 
 
@@ -226,13 +267,38 @@ def decode(value: bytes | None, now_ms: int) -> AnyEvent:
         event = EVENT.validate_json(value)
     except ValidationError as error:
         raise _explain(value, error) from None
-    if event.happened_at > now_ms + MAX_AHEAD_MS:
-        field = _TIME_OF_TYPE[event.type]
-        raise EventError(
-            Rejection.IN_THE_FUTURE,
-            f"{field}: {event.happened_at} is more than 24 hours ahead; it is in milliseconds",
-        )
+    latest = now_ms + MAX_AHEAD_MS
+    if not MIN_TIME_MS <= event.happened_at <= latest or event.type == "step-corrected":
+        _check_times(event, latest)
     return event
+
+
+def _check_times(event: AnyEvent, latest: int) -> None:
+    for field in _TIMES_OF_TYPE[event.type]:
+        at = getattr(event, field)
+        if at is None:
+            continue
+        if (problem := why_too_early(at)) is not None:
+            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}")
+        if at > latest:
+            raise EventError(
+                Rejection.IN_THE_FUTURE, f"{field}: {at} is more than 24 hours ahead; it is in milliseconds"
+            )
+
+
+def why_too_early(at: int) -> str | None:
+    """What is wrong with a time before `MIN_TIME_MS`, in milliseconds; None where it is not."""
+    if at >= MIN_TIME_MS:
+        return None
+    try:
+        date = f"{datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at):%Y-%m-%d}"
+    except OverflowError:
+        return "it is before the year 1; no time is before 2000-01-01"
+    told = f"{at} milliseconds since the epoch is {date}; no time is before 2000-01-01"
+    if MIN_TIME_MS <= at * 1000 <= MAX_TIME_MS:
+        meant = datetime.fromtimestamp(at, UTC)
+        told += f": are these seconds instead of milliseconds? As seconds it is {meant:%Y-%m-%d}"
+    return told
 
 
 _CLASS_OF_ERROR: Final = {

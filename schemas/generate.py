@@ -15,6 +15,7 @@ from schemas.documents import asyncapi, json_schema, partition_vectors
 from schemas.events import MAX_TIME_MS, EventError, decode
 
 FOLDER = Path(__file__).parent
+EXAMPLES = FOLDER / "examples"
 GENERATED = {
     "event.schema.json": json_schema,
     "asyncapi.json": asyncapi,
@@ -51,7 +52,7 @@ def _stale() -> Iterator[str]:
 def check_examples() -> Iterator[str]:
     """Holds the examples against the models and against the published schema."""
     validator = Draft202012Validator(json_schema(), format_checker=Draft202012Validator.FORMAT_CHECKER)
-    for file in sorted((FOLDER / "examples" / "valid").glob("*.json")):
+    for file in sorted((*EXAMPLES.glob("valid/*.json"), *EXAMPLES.glob("operator/*.json"))):
         value = file.read_bytes()
         try:
             decode(value, MAX_TIME_MS)

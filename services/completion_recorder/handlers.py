@@ -80,6 +80,7 @@ class Recorder:
         self._tally = Tally(partitions)
         self._tallied_at = -math.inf
         self._labels: set[str] = {OTHERS}
+        self._trusted = settings.trusted()
         self._recent = Recent()
         self._seen: set[int] = set()
         self._newest = 0
@@ -89,7 +90,7 @@ class Recorder:
         # There from the start, so that the first increase is seen as one.
         for rejection in Rejection:
             DEAD_LETTERS.labels(rejection.value)
-        for outcome in ("accepted", "refused", "of-erased", "waiting"):
+        for outcome in ("accepted", "refused", "of-erased", "waiting", "covered"):
             EVENTS.labels(SERVICE, outcome)
 
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
@@ -100,11 +101,11 @@ class Recorder:
         passing("recorder.polled")
         size = self._settings.batch_max_records
         loads = [records[i : i + size] for i in range(0, len(records), size)]
-        judged = await _read(loads[0])
+        judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             passing("recorder.validated")
             advance = batches.over(load)
-            ahead, _ = await asyncio.gather(_read(following), self._write(load, *judged, advance))
+            ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)
             passing("recorder.offsets-committed")
@@ -139,6 +140,21 @@ class Recorder:
             asyncpg.PostgresError, OSError: the database is away.
         """
         self._tally.know(await store.find_sources(self._pool, self._settings.topic))
+
+    async def _read(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
+        """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
+        now_ms = int(time.time() * 1000)
+        accepted: list[Accepted] = []
+        refused: list[Refused] = []
+        if not records:
+            return accepted, refused
+        with PHASE_SECONDS.labels(SERVICE, "read").time():
+            for i in range(0, len(records), _SLICE):
+                good, bad = read(records[i : i + _SLICE], now_ms, self._trusted)
+                accepted += good
+                refused += bad
+                await asyncio.sleep(0)
+        return accepted, refused
 
     async def _write(
         self,
@@ -176,10 +192,11 @@ class Recorder:
         self._seen |= {partition.partition for partition in offsets}
         await self._bury(judged.refused)
         passing("recorder.dead-letters-sent")
-        others = len(judged.refused) + judged.of_erased + judged.waiting
+        others = len(judged.refused) + judged.of_erased + judged.waiting + judged.covered
         EVENTS.labels(SERVICE, "accepted").inc(len(records) - others)
         EVENTS.labels(SERVICE, "of-erased").inc(judged.of_erased)
         EVENTS.labels(SERVICE, "waiting").inc(judged.waiting)
+        EVENTS.labels(SERVICE, "covered").inc(judged.covered)
         if judged.waiting:
             log.info("%d events wait for rows that somebody else has locked", judged.waiting)
         READ_AGAIN.inc(watch.read_again)
@@ -220,7 +237,7 @@ class Recorder:
         """
         done = 0
         problem: Exception | None = None
-        async for resumed in store.resuming(self._pool, _LOOK_EVENTS):
+        async for resumed in store.resuming(self._pool, _LOOK_EVENTS, self._trusted):
             EVENTS.labels(SERVICE, "accepted").inc(resumed.done)
             done += resumed.done
             if resumed.refused:
@@ -422,19 +439,3 @@ class _Watch:
 
 def _told(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(5))
-
-
-async def _read(records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
-    """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
-    now_ms = int(time.time() * 1000)
-    accepted: list[Accepted] = []
-    refused: list[Refused] = []
-    if not records:
-        return accepted, refused
-    with PHASE_SECONDS.labels(SERVICE, "read").time():
-        for i in range(0, len(records), _SLICE):
-            good, bad = read(records[i : i + _SLICE], now_ms)
-            accepted += good
-            refused += bad
-            await asyncio.sleep(0)
-    return accepted, refused

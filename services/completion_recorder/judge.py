@@ -5,7 +5,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
-from schemas import AnyEvent, EventError, Rejection, StepCompleted, UserErased, WalkthroughStarted, decode
+from schemas import (
+    OPERATOR_SOURCES,
+    AnyEvent,
+    EventError,
+    OfStep,
+    Rejection,
+    StepCompleted,
+    StepCorrected,
+    UserErased,
+    WalkthroughStarted,
+    decode,
+)
 from services.runtime.kafka import Record
 
 
@@ -47,7 +58,7 @@ class References:
             found.users.add(user)
             found.sessions.add((event.mcp_server_session_id, server, user))
             found.places.add((server, event.walkthrough_id))
-            if isinstance(event, StepCompleted):
+            if isinstance(event, OfStep):
                 found.steps.add((event.step_id, event.walkthrough_id))
         return found
 
@@ -66,15 +77,59 @@ class Known:
     steps: Mapping[str, str]
 
 
-def read(records: Iterable[Record], now_ms: int) -> tuple[list[Accepted], list[Refused]]:
-    """Reads each record; one that is no event harms no other."""
+def read(
+    records: Iterable[Record], now_ms: int, trusted: Container[str] = OPERATOR_SOURCES
+) -> tuple[list[Accepted], list[Refused]]:
+    """Reads each record; one that is no event harms no other.
+
+    Args:
+        records: as they came.
+        now_ms: the clock, milliseconds since the epoch.
+        trusted: the sources whose events may decide about a person.
+    """
     accepted, refused = [], []
     for record in records:
         try:
-            accepted.append(Accepted(decode(record.value, now_ms), record))
+            accepted.append(Accepted(read_one(record, now_ms, trusted), record))
         except EventError as error:
             refused.append(Refused(record, error.rejection, str(error)))
     return accepted, refused
+
+
+def read_one(record: Record, now_ms: int, trusted: Container[str]) -> AnyEvent:
+    """The event of a record.
+
+    Raises:
+        EventError: it is none, or may not decide about its person.
+    """
+    event = decode(record.value, now_ms)
+    if isinstance(event, UserErased | StepCorrected):
+        decided_by_key(record, event, trusted)
+    return event
+
+
+def decided_by_key(record: Record, event: UserErased | StepCorrected, trusted: Container[str]) -> None:
+    """Looks whether an event may decide about its person: by the record's key, and by who sent it.
+
+    Raises:
+        EventError: the key is not the person, or the source is not one of `trusted`.
+    """
+    if key_of(record) != event.mcp_server_user_id:
+        raise EventError(
+            Rejection.NOT_ALLOWED,
+            f"the key of a record with `{event.type}` is its mcp_server_user_id, and nothing else",
+        )
+    sources = [
+        (value or b"").decode(errors="replace") for name, value in record.headers if name == "ce_source"
+    ]
+    if not sources or any(source not in trusted for source in sources):
+        told = f"the header ce_source is {sources[-1][:200]!r}" if sources else "there is no header ce_source"
+        raise EventError(
+            Rejection.NOT_ALLOWED,
+            f"{told}, and `{event.type}` counts from trusted sources alone: send it with `stepstream "
+            f"{'erase' if isinstance(event, UserErased) else 'completions'}`, or add the source to "
+            "STEPSTREAM_TRUSTED_SOURCES",
+        )
 
 
 def check_references(accepted: Iterable[Accepted], known: Known) -> tuple[list[Accepted], list[Refused]]:
@@ -103,7 +158,7 @@ def key_of(record: Record) -> str:
         return ""
 
 
-def _problem(event: StepCompleted | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
+def _problem(event: OfStep | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
     """All that is wrong, from the outside in; the class is that of the first.
 
     What a row belongs to is asked only where the row exists. A session without a user is everybody's: the
@@ -111,7 +166,7 @@ def _problem(event: StepCompleted | WalkthroughStarted, known: Known) -> tuple[R
     not asked: it may have, when it happened.
     """
     user, walkthrough, server = event.mcp_server_user_id, event.walkthrough_id, event.mcp_server_id
-    step = event.step_id if isinstance(event, StepCompleted) else None
+    step = event.step_id if isinstance(event, OfStep) else None
     of_step = known.steps.get(step, walkthrough) if step is not None else walkthrough
     of_server = known.servers.get(server)
     of_walkthrough = known.walkthroughs.get(walkthrough)
@@ -134,7 +189,7 @@ def _problem(event: StepCompleted | WalkthroughStarted, known: Known) -> tuple[R
     return (wrong[0], "; ".join(_MESSAGES[rejection] for rejection in wrong)) if wrong else None
 
 
-def _known_in_part(event: StepCompleted | WalkthroughStarted, known: Known) -> bool:
+def _known_in_part(event: OfStep | WalkthroughStarted, known: Known) -> bool:
     return (
         event.mcp_server_user_id in known.users
         or event.walkthrough_id in known.walkthroughs
@@ -159,28 +214,77 @@ _MESSAGES = {
 
 
 def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
-    """Keeps, for each user and step, and for each user and opened walkthrough, the event that happened first.
+    """Copies of one event become one; of starts only the first of each user and walkthrough is kept.
 
     First is the smallest `(time, event_id)`. Different contents under one event id stay side by side: the
-    upsert decides between them in an order that SQL alone defines.
+    upsert decides between them in an order that SQL alone defines. All completions of a user and step are
+    kept: which of them counts depends on corrections.
     """
-    best: dict[tuple[str, str, str], tuple[tuple[int, str], list[Accepted]]] = {}
+    firsts: dict[tuple[str, str], tuple[int, str]] = {}
+    kept: dict[tuple[str, str, str, int, str], list[Accepted]] = {}
     for item in accepted:
         event = item.event
-        if isinstance(event, UserErased):
-            continue
         if isinstance(event, StepCompleted):
-            key = (event.mcp_server_user_id, "step", event.step_id)
-            rank = (event.completed_at, event.event_id)
+            place = ("step", event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
+        elif isinstance(event, WalkthroughStarted):
+            start, rank = (event.mcp_server_user_id, event.walkthrough_id), (event.started_at, event.event_id)
+            first = firsts.get(start)
+            if first is not None and first < rank:
+                continue
+            if first is not None and rank < first:
+                del kept["start", *start, *first]
+            firsts[start] = rank
+            place = ("start", *start, *rank)
         else:
-            key = (event.mcp_server_user_id, "start", event.walkthrough_id)
-            rank = (event.started_at, event.event_id)
-        kept = best.get(key)
-        if kept is None or rank < kept[0]:
-            best[key] = (rank, [item])
-        elif rank == kept[0] and all(item.event != other.event for other in kept[1]):
-            kept[1].append(item)
-    return [item for _, items in best.values() for item in items]
+            continue
+        same = kept.setdefault(place, [])
+        if all(item.event != other.event for other in same):
+            same.append(item)
+    return [item for items in kept.values() for item in items]
+
+
+def corrections(accepted: Iterable[Accepted]) -> list[Accepted]:
+    """Those that are corrections."""
+    return [item for item in accepted if isinstance(item.event, StepCorrected)]
+
+
+class Decision(NamedTuple):
+    """A row of `completion_corrections`."""
+
+    event_id: str
+    mcp_server_user_id: str
+    walkthrough_id: str
+    step_id: str
+    mcp_server_id: str
+    mcp_server_session_id: str
+    corrected_at: int
+    covers_until: int
+    completed_at: int | None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Whose completion it decides about, and of which step."""
+        return self.mcp_server_user_id, self.step_id
+
+    def _rank(self) -> tuple[object, ...]:
+        """The largest decides; what follows the id only decides between different contents under one id."""
+        completed_at = -1 if self.completed_at is None else self.completed_at
+        return self.corrected_at, self.event_id, completed_at, self.mcp_server_id, self.mcp_server_session_id
+
+    def joined_with(self, other: "Decision") -> "Decision":
+        """What two decisions about one user and step come to: the newest decides, the largest cover holds."""
+        newest = max(self, other, key=Decision._rank)
+        return newest._replace(covers_until=max(self.covers_until, other.covers_until))
+
+
+def decide(items: Iterable[Accepted], before: Iterable[Decision]) -> list[Decision]:
+    """What corrections come to, with what was decided before; one for each user and step."""
+    decided = {decision.key: decision for decision in before}
+    for event, _ in items:
+        if isinstance(event, StepCorrected):
+            new = Decision(*(getattr(event, name) for name in Decision._fields))
+            decided[new.key] = new.joined_with(decided.get(new.key, new))
+    return list(decided.values())
 
 
 class SeenId(NamedTuple):
@@ -209,7 +313,7 @@ def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[bool, str]]:
     seen: dict[tuple[bool, str], tuple[bool, str, str]] = {}
     doubled = set()
     for event, _ in merged:
-        if not isinstance(event, UserErased):
+        if isinstance(event, StepCompleted | WalkthroughStarted):
             row = row_of(event)
             if seen.setdefault((row[0], event.event_id), row) != row:
                 doubled.add((row[0], event.event_id))
@@ -229,12 +333,14 @@ def check_ids(
     refused: dict[int, Refused] = {}
     for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
         (event, record), seen = merged[i], looked_up[i]
-        if isinstance(event, UserErased) or not seen.wins:
+        if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
             continue
         first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
         if seen.holder_user is not None:
             told = _told_holder(event, seen)
-        elif not isinstance(first.event, UserErased) and row_of(first.event) != row_of(event):
+        elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
+            event
+        ):
             told = _told_first(event, first, seen.organization == seen_first.organization)
         else:
             continue
@@ -276,7 +382,7 @@ def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> 
     completions: Rows = []
     starts: Rows = []
     for event, record in merged:
-        if isinstance(event, UserErased):
+        if isinstance(event, UserErased | StepCorrected):
             continue
         old_ground = record.offset < next_offsets_before[record.partition]
         if isinstance(event, StepCompleted):

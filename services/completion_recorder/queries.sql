@@ -9,7 +9,8 @@ create temporary table if not exists incoming (
   mcp_server_session_id text not null,
   completed_at bigint not null,
   metadata jsonb,
-  old_ground boolean not null
+  old_ground boolean not null,
+  of_correction boolean not null default false
 ) on commit delete rows;
 create temporary table if not exists incoming_starts (
   id text not null,
@@ -594,9 +595,35 @@ where (
   coalesce(kept.metadata::text, '') collate "C"
 );
 
+-- name: keep_outdone
+-- Continues `with changed as (upsert returning …)`: the completions that earlier ones have taken the row from. What a
+-- correction says is in its own row already.
+insert into later_completions as later (
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
+)
+select
+  changed.old_id,
+  changed.mcp_server_user_id,
+  changed.old_walkthrough_id,
+  changed.step_id,
+  changed.old_server_id,
+  changed.old_session_id,
+  changed.old_completed_at,
+  changed.old_metadata
+from changed
+where
+  changed.old_id is not null and (changed.old_id, changed.old_completed_at) <> (changed.id, changed.completed_at)
+  and not exists (
+    select from completion_corrections as correction
+    where
+      correction.mcp_server_user_id = changed.mcp_server_user_id and correction.step_id = changed.step_id
+      and 'wtsc_' || correction.event_id = changed.old_id and correction.completed_at = changed.old_completed_at
+  )
+on conflict (mcp_server_user_id, step_id, completed_at, id) do nothing;
+
 -- name: mark_changed
--- Continues `with changed as (upsert returning …)`: journeys that a replay changes at offsets which the
--- aggregator has perhaps passed. A replay that changes nothing marks nothing.
+-- Journeys that a replay changes at offsets which the aggregator has perhaps passed. A replay that changes nothing
+-- marks nothing.
 insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
 select distinct
   changed.mcp_server_user_id,
@@ -605,6 +632,198 @@ from changed
 inner join incoming on changed.mcp_server_user_id = incoming.mcp_server_user_id
   and changed.step_id = incoming.step_id
 where incoming.old_ground;
+
+-- name: keep_later
+-- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
+-- through the index, however large the table is.
+insert into later_completions as later (
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
+)
+select distinct on (
+  incoming.mcp_server_user_id collate "C", incoming.step_id collate "C", incoming.completed_at, incoming.id collate "C"
+)
+  incoming.id,
+  incoming.mcp_server_user_id,
+  incoming.walkthrough_id,
+  incoming.step_id,
+  incoming.mcp_server_id,
+  incoming.mcp_server_session_id,
+  incoming.completed_at,
+  incoming.metadata
+from incoming
+cross join lateral (
+  select
+    kept.id,
+    kept.completed_at
+  from walkthrough_step_completions as kept
+  where incoming.mcp_server_user_id = kept.mcp_server_user_id and incoming.step_id = kept.step_id
+  limit 1
+) as kept
+where (incoming.id, incoming.completed_at) <> (kept.id, kept.completed_at) and not incoming.of_correction
+order by
+  incoming.mcp_server_user_id collate "C",
+  incoming.step_id collate "C",
+  incoming.completed_at,
+  incoming.id collate "C",
+  incoming.mcp_server_id collate "C",
+  incoming.mcp_server_session_id collate "C",
+  coalesce(incoming.metadata::text, '') collate "C"
+on conflict (mcp_server_user_id, step_id, completed_at, id) do update
+set
+  walkthrough_id = excluded.walkthrough_id,
+  mcp_server_id = excluded.mcp_server_id,
+  mcp_server_session_id = excluded.mcp_server_session_id,
+  metadata = excluded.metadata
+where (
+  excluded.mcp_server_id collate "C",
+  excluded.mcp_server_session_id collate "C",
+  coalesce(excluded.metadata::text, '') collate "C"
+) < (
+  later.mcp_server_id collate "C",
+  later.mcp_server_session_id collate "C",
+  coalesce(later.metadata::text, '') collate "C"
+);
+
+-- name: drop_recorded
+-- Completions of the batch that are rows already, as they are: nothing is left to do for them.
+delete from incoming
+where exists (
+  select
+  from (
+    select * from walkthrough_step_completions
+    where incoming.mcp_server_user_id = mcp_server_user_id and incoming.step_id = step_id
+    offset 0 -- by this index: many may have been completed at one moment
+  ) as kept
+  where
+    incoming.id = kept.id and incoming.completed_at = kept.completed_at
+    and incoming.walkthrough_id = kept.walkthrough_id and incoming.mcp_server_id = kept.mcp_server_id
+    and incoming.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming.metadata is not distinct from kept.metadata
+);
+
+-- name: drop_covered
+-- Completions of the batch that a correction covers.
+delete from incoming
+using completion_corrections as correction
+where
+  incoming.mcp_server_user_id = correction.mcp_server_user_id and incoming.step_id = correction.step_id
+  and incoming.completed_at <= correction.covers_until and not incoming.of_correction;
+
+-- name: lock_corrected
+-- The people whose completions are corrected: while we hold them nobody records a completion of theirs, which keeps
+-- the row of the person. `nowait`, as `count_references`.
+select id from mcp_server_user where id = any($1::text[]) order by id for update nowait;
+
+-- name: find_corrections
+-- What was decided about these users and steps before.
+select
+  kept.event_id,
+  kept.mcp_server_user_id,
+  kept.walkthrough_id,
+  kept.step_id,
+  kept.mcp_server_id,
+  kept.mcp_server_session_id,
+  kept.corrected_at,
+  kept.covers_until,
+  kept.completed_at
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join completion_corrections as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id;
+
+-- name: write_corrections
+insert into completion_corrections (
+  event_id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, corrected_at,
+  covers_until, completed_at
+)
+select *
+from unnest(
+  $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[]
+)
+on conflict (mcp_server_user_id, step_id) do update
+set
+  event_id = excluded.event_id,
+  walkthrough_id = excluded.walkthrough_id,
+  mcp_server_id = excluded.mcp_server_id,
+  mcp_server_session_id = excluded.mcp_server_session_id,
+  corrected_at = excluded.corrected_at,
+  covers_until = excluded.covers_until,
+  completed_at = excluded.completed_at;
+
+-- name: delete_superseded
+-- Rows of corrections that decide no more.
+delete from walkthrough_step_completions as kept
+using unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) as given (id, mcp_server_user_id, step_id, completed_at)
+where
+  kept.mcp_server_user_id = given.mcp_server_user_id and kept.step_id = given.step_id
+  and kept.id = given.id and kept.completed_at = given.completed_at;
+
+-- name: delete_covered
+-- Rows of these users and steps that their correction covers, but for the row that is the correction's.
+delete from walkthrough_step_completions as kept
+using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join completion_corrections as correction on given.mcp_server_user_id = correction.mcp_server_user_id
+  and given.step_id = correction.step_id
+where
+  kept.mcp_server_user_id = given.mcp_server_user_id and kept.step_id = given.step_id
+  and kept.completed_at <= correction.covers_until
+  and (kept.id, kept.completed_at) is distinct from ('wtsc_' || correction.event_id, correction.completed_at);
+
+-- name: delete_covered_later
+delete from later_completions as later
+using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join completion_corrections as correction on given.mcp_server_user_id = correction.mcp_server_user_id
+  and given.step_id = correction.step_id
+where
+  later.mcp_server_user_id = given.mcp_server_user_id and later.step_id = given.step_id
+  and later.completed_at <= correction.covers_until;
+
+-- name: take_candidates
+-- What may count now of these users and steps, beside the row that is there: what the correction says, and what is
+-- later than it covers. Events may not name these journeys on new ground, so each change leaves a mark.
+insert into incoming (
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata,
+  old_ground, of_correction
+)
+select
+  'wtsc_' || correction.event_id,
+  correction.mcp_server_user_id,
+  correction.walkthrough_id,
+  correction.step_id,
+  correction.mcp_server_id,
+  correction.mcp_server_session_id,
+  correction.completed_at,
+  null,
+  true,
+  true
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join completion_corrections as correction on given.mcp_server_user_id = correction.mcp_server_user_id
+  and given.step_id = correction.step_id
+where correction.completed_at is not null
+union all
+select
+  later.id,
+  later.mcp_server_user_id,
+  later.walkthrough_id,
+  later.step_id,
+  later.mcp_server_id,
+  later.mcp_server_session_id,
+  later.completed_at,
+  later.metadata,
+  true,
+  false
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join later_completions as later on given.mcp_server_user_id = later.mcp_server_user_id
+  and given.step_id = later.step_id;
+
+-- name: forget_counted
+-- What counts now is no later completion any more.
+delete from later_completions as later
+using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id
+where
+  later.mcp_server_user_id = given.mcp_server_user_id and later.step_id = given.step_id
+  and later.id = kept.id and later.completed_at = kept.completed_at;
 
 -- name: upsert_starts
 -- The same rule for starts: the smallest (started_at, event id) of a user and walkthrough wins.

@@ -16,6 +16,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -27,18 +28,29 @@ from typing import Any, NamedTuple, TypeAlias
 import asyncpg
 from aiokafka import ConsumerRecord
 
-from schemas import AnyEvent, Rejection, StepCompleted, UserErased
+from schemas import (
+    OPERATOR_SOURCES,
+    AnyEvent,
+    OfStep,
+    Rejection,
+    StepCompleted,
+    UserErased,
+    WalkthroughStarted,
+)
 from services.completion_recorder.guard import Chunk, Recent, WrongDatabaseError
 from services.completion_recorder.judge import (
     INCOMING_COLUMNS,
     INCOMING_STARTS_COLUMNS,
     Accepted,
+    Decision,
     Known,
     References,
     Refused,
     SeenId,
     check_ids,
     check_references,
+    corrections,
+    decide,
     doubled_ids,
     key_of,
     merge,
@@ -56,16 +68,27 @@ from services.runtime.stored_positions import Advance
 SQL = load_queries(__file__)
 
 
-def _and_mark(upsert: str, mark: str, key: str) -> str:
-    """An upsert that leaves marks where it changes journeys on old ground."""
-    return (
-        f"with changed as ({SQL[upsert].rstrip().removesuffix(';')}"
-        f" returning mcp_server_user_id, walkthrough_id, {key}) {SQL[mark]}"
-    )
+def _part(name: str) -> str:
+    """A statement that is a part of another."""
+    return SQL[name].rstrip().removesuffix(";")
 
 
-_UPSERT_AND_MARK = _and_mark("upsert", "mark_changed", "step_id")
-_UPSERT_STARTS_AND_MARK = _and_mark("upsert_starts", "mark_changed_starts", "id")
+#: Upserts completions, keeps those that they outdo, and returns how many rows it changed; on old ground it
+#: leaves marks, too.
+_UPSERT = (
+    f"with changed as ({_part('upsert')} returning id, mcp_server_user_id, walkthrough_id, step_id,"
+    " completed_at, old.id as old_id, old.walkthrough_id as old_walkthrough_id,"
+    " old.mcp_server_id as old_server_id, old.mcp_server_session_id as old_session_id,"
+    " old.completed_at as old_completed_at, old.metadata as old_metadata),"
+    f" outdone as ({_part('keep_outdone')})"
+)
+_COUNT_CHANGED = " select count(*) from changed"
+_UPSERT_AND_MARK = f"{_UPSERT}, marks as ({_part('mark_changed')}) {_COUNT_CHANGED}"
+_UPSERT += _COUNT_CHANGED
+_UPSERT_STARTS_AND_MARK = (
+    f"with changed as ({_part('upsert_starts')} returning mcp_server_user_id, walkthrough_id, id)"
+    f" {SQL['mark_changed_starts']}"
+)
 
 #: Settings of the recorder's connections. It says who it is, so that its own changes leave no marks; it
 #: gives up a lock before PostgreSQL looks for deadlocks, so that it is never somebody else who is
@@ -124,6 +147,8 @@ class Judged(NamedTuple):
     of_erased: int
     #: How many wait until somebody else's lock goes.
     waiting: int
+    #: How many completions do not count because a correction covers them.
+    covered: int
 
 
 class Waiting(NamedTuple):
@@ -191,6 +216,7 @@ class _Outcome:
     refused: list[Refused] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
     erased: Collection[str] = ()
+    covered: int = 0
 
 
 #: Writes accepted events, given the unreadable records and where each partition had been read up to.
@@ -220,7 +246,7 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         of_erased = sum(_who(a.event) in erased for a in batch.accepted) + sum(
             key_of(r.record) in erased for r in batch.unreadable
         )
-    return Judged(outcome.refused, of_erased, len(outcome.waiting))
+    return Judged(outcome.refused, of_erased, len(outcome.waiting), outcome.covered)
 
 
 async def _write_at_once(
@@ -236,11 +262,14 @@ async def _write_at_once(
         asyncpg.PostgresError: one of `_REFUSED_BY_DATABASE`, for a row.
     """
     await _erase(connection, _erasures(accepted))
+    if corrected := corrections(accepted):
+        await connection.execute(SQL["lock_corrected"], _users(corrected))
     good, outcome = await _check(connection, accepted, unreadable, by_parts=False)
+    await _correct(connection, corrections(good))
     merged = merge(good)
     if doubled := doubled_ids(merged):
         merged = await _without_reused_ids(connection, merged, doubled, outcome)
-    await _copy_and_upsert(connection, merged, passed)
+    outcome.covered = await _copy_and_upsert(connection, merged, passed)
     return outcome
 
 
@@ -255,6 +284,7 @@ async def _write_by_parts(
     held_back = await _erase_by_parts(connection, accepted)
     good, outcome = await _check(connection, accepted, unreadable, by_parts=True)
     outcome.waiting += held_back
+    await _correct_by_parts(connection, corrections(good), outcome)
     merged = await _without_locked_rows(connection, merge(good), outcome)
     merged = await _without_reused_ids(connection, merged, doubled_ids(merged), outcome)
     if merged:
@@ -326,6 +356,53 @@ async def _delete_people(connection: Connection, users: Sequence[str]) -> None:
     # Their row first: while we hold it, nobody records an event of theirs that waits.
     for statement in ("delete_users", "delete_waiting", "delete_from_outbox", "delete_set_aside"):
         await connection.execute(SQL[statement], users)
+
+
+# --- corrections -----------------------------------------------------------------------------------------
+
+
+def _users(items: Iterable[Accepted]) -> list[str]:
+    return list({item.event.mcp_server_user_id for item in items})
+
+
+async def _correct(connection: Connection, items: Sequence[Accepted]) -> None:
+    """Decides anew about rows of people whom we have locked: nobody else records completions of theirs."""
+    if not items:
+        return
+    keys = [_key(item.event)[1:] for item in items]
+    before = [Decision(*row) for row in await connection.fetch(SQL["find_corrections"], *_columns(keys, 2))]
+    decided = decide(items, before)
+    await connection.execute(SQL["write_corrections"], *map(list, zip(*decided, strict=True)))
+    ids = {decision.event_id for decision in decided}
+    superseded = [("wtsc_" + d.event_id, *d.key, d.completed_at) for d in before if d.event_id not in ids]
+    if superseded:
+        await connection.execute(SQL["delete_superseded"], *map(list, zip(*superseded, strict=True)))
+    whose = _columns([decision.key for decision in decided], 2)
+    for statement in ("delete_covered", "delete_covered_later", "take_candidates"):
+        await connection.execute(SQL[statement], *whose)
+    await connection.execute(_UPSERT_AND_MARK)
+    for statement in ("keep_later", "clear_incoming"):
+        await connection.execute(SQL[statement])
+    await connection.execute(SQL["forget_counted"], *whose)
+
+
+async def _correct_by_parts(connection: Connection, items: Sequence[Accepted], outcome: _Outcome) -> None:
+    """One after another: one that meets a lock waits alone."""
+    if not items:
+        return
+    ours = {row["id"] for row in await connection.fetch(SQL["lock_people"], _users(items))}
+    for item in items:
+        user = item.event.mcp_server_user_id
+        if user not in ours:
+            outcome.waiting.append(Waiting(item, f"mcp_server_user {user}"))
+            continue
+        try:
+            async with connection.transaction():
+                await _correct(connection, [item])
+        except asyncpg.LockNotAvailableError:
+            outcome.waiting.append(Waiting(item, _named(_key(item.event))))
+        except _REFUSED_BY_DATABASE as error:
+            outcome.refused.append(_refused_by_database(item, error))
 
 
 # --- offsets ---------------------------------------------------------------------------------------------
@@ -520,7 +597,7 @@ def _apart_from_waiting(
             ("servers", "mcp_servers", event.mcp_server_id),
             ("walkthroughs", "walkthroughs", event.walkthrough_id),
         ]
-        if isinstance(event, StepCompleted):
+        if isinstance(event, OfStep):
             rows_.append(("steps", "walkthrough_steps", event.step_id))
         locked = next((f"{table} {id_}" for kind, table, id_ in rows_ if id_ not in free[kind]), None)
         if locked is None:
@@ -535,18 +612,31 @@ def _apart_from_waiting(
 
 async def _copy_and_upsert(
     connection: Connection, merged: Sequence[Accepted], passed: Mapping[int, int]
-) -> None:
+) -> int:
+    """Returns how many completions do not count because a correction covers them."""
     completions, starts = rows(merged, passed)
+    covered = 0
     if completions:
         await connection.copy_records_to_table("incoming", records=completions, columns=INCOMING_COLUMNS)
+        covered = await _drop(connection, "drop_covered")
         on_old_ground = any(row[-1] for row in completions)
-        await connection.execute(_UPSERT_AND_MARK if on_old_ground else SQL["upsert"])
+        # Most of a replay is there: that is known sooner than it is upserted in vain.
+        left = len(completions) - covered - (await _drop(connection, "drop_recorded") if on_old_ground else 0)
+        changed = await connection.fetchval(_UPSERT_AND_MARK if on_old_ground else _UPSERT) if left else 0
+        if changed < left:
+            await connection.execute(SQL["keep_later"])
     if starts:
         await connection.copy_records_to_table(
             "incoming_starts", records=starts, columns=INCOMING_STARTS_COLUMNS
         )
         on_old_ground = any(row[-1] for row in starts)
         await connection.execute(_UPSERT_STARTS_AND_MARK if on_old_ground else SQL["upsert_starts"])
+    return covered
+
+
+async def _drop(connection: Connection, statement: str) -> int:
+    """Removes some of `incoming`; returns how many."""
+    return int((await connection.execute(SQL[statement])).split()[-1])
 
 
 async def _without_locked_rows(
@@ -584,7 +674,7 @@ async def _without_reused_ids(
                 (is_step, event.event_id) in doubled,
             )
             for i, (event, _) in enumerate(merged)
-            if not isinstance(event, UserErased) and isinstance(event, StepCompleted) == is_step
+            if isinstance(event, StepCompleted if is_step else WalkthroughStarted)
         ]
         if given:
             columns = [list(column) for column in zip(*given, strict=True)]
@@ -596,7 +686,10 @@ async def _without_reused_ids(
 
 
 def _key(event: AnyEvent) -> tuple[bool, str, str]:
-    return (False, "", "") if isinstance(event, UserErased) else row_of(event)
+    """The row that an event is about: whether it is a completion, whose it is, and of what."""
+    if isinstance(event, OfStep):
+        return True, event.mcp_server_user_id, event.step_id
+    return False, _who(event), event.walkthrough_id if isinstance(event, WalkthroughStarted) else ""
 
 
 def _named(key: tuple[bool, str, str]) -> str:
@@ -620,13 +713,11 @@ async def _upsert_by_halves(
         async with connection.transaction():
             await connection.execute(SQL["clear_incoming"])
             await connection.execute(SQL["clear_incoming_starts"])
-            await _copy_and_upsert(connection, merged, passed)
+            outcome.covered += await _copy_and_upsert(connection, merged, passed)
             return
     except _REFUSED_BY_DATABASE as error:
         if len(merged) == 1:
-            constraint = getattr(error, "constraint_name", None)
-            message = f"PostgreSQL refuses it: {type(error).__name__} {constraint or ''}".rstrip()
-            outcome.refused.append(Refused(merged[0].record, Rejection.REFUSED_BY_DATABASE, message))
+            outcome.refused.append(_refused_by_database(merged[0], error))
             return
     except asyncpg.LockNotAvailableError:
         if probes[0] == _HALVES:
@@ -638,6 +729,12 @@ async def _upsert_by_halves(
     half = len(merged) // 2
     for part in (merged[:half], merged[half:]):
         await _upsert_by_halves(connection, part, passed, outcome, probes)
+
+
+def _refused_by_database(item: Accepted, error: asyncpg.PostgresError) -> Refused:
+    constraint = getattr(error, "constraint_name", None)
+    message = f"PostgreSQL refuses it: {type(error).__name__} {constraint or ''}".rstrip()
+    return Refused(item.record, Rejection.REFUSED_BY_DATABASE, message)
 
 
 # --- events that wait ------------------------------------------------------------------------------------
@@ -686,7 +783,9 @@ def _portions(waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
         yield waiting[first:]
 
 
-async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
+async def resuming(
+    pool: Pool, limit: int, trusted: Container[str] = OPERATOR_SOURCES
+) -> AsyncIterator[Resumed]:
     """Records what waited for locks that have gone, as everything on old ground; looks at each lock once.
 
     The first event of each lock tells whether it has gone; the others follow where it has.
@@ -694,24 +793,25 @@ async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
     Args:
         pool: connections made with `SERVER_SETTINGS` and `prepare`.
         limit: how many events to look at in a transaction, at most.
+        trusted: the sources whose events may decide about a person.
     """
     lock = ""
-    while (resumed := await _resume(pool, "take_first_waiting", lock, limit)) is not None:
+    while (resumed := await _resume(pool, trusted, "take_first_waiting", lock, limit)) is not None:
         yield resumed
         lock, free, number = resumed.last_lock, resumed.free, 0
-        while free and (resumed := await _resume(pool, "take_waiting", list(free), number, limit)):
+        while free and (resumed := await _resume(pool, trusted, "take_waiting", list(free), number, limit)):
             yield resumed
             free, number = free & resumed.free, resumed.last
 
 
-async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
+async def _resume(pool: Pool, trusted: Container[str], query: str, *which: object) -> Resumed | None:
     async with pool.acquire() as connection, connection.transaction():
         taken = await connection.fetch(SQL[query], *which, _PORTION_BYTES)
         if not taken:
             return None
         records = [_record_of(row) for row in taken]
         numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
-        accepted, unreadable = read(records, int(time.time() * 1000))
+        accepted, unreadable = read(records, int(time.time() * 1000), trusted)
         passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
         outcome = await _write_by_parts(connection, accepted, unreadable, passed)
         refused = {numbers[id(r.record)]: r for r in outcome.refused}

@@ -28,7 +28,14 @@ _RECORDED: Final = 20
 _ONE_IN: Final = 20
 #: Classes of what could not be read, so that nothing that it names was looked up.
 UNREAD: Final = frozenset(
-    {Rejection.NOT_JSON, Rejection.UNKNOWN_TYPE, Rejection.INVALID, Rejection.IN_THE_FUTURE}
+    {
+        Rejection.NOT_JSON,
+        Rejection.UNKNOWN_TYPE,
+        Rejection.INVALID,
+        Rejection.IN_THE_FUTURE,
+        Rejection.TOO_EARLY,
+        Rejection.NOT_ALLOWED,
+    }
 )
 #: Ids, found without reading the value: that takes a tenth of the time, and there may be many.
 _SERVER: Final = re.compile(rb'"mcp_server_id"\s*:\s*"([^"\\]{1,64})"')

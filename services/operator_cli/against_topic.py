@@ -2,8 +2,8 @@
 
 The topic is read from its beginning, or from a time or an offset on, up to where the recorder was when this
 began. The recorder writes its position with the rows, so every event before that has left a trace: a row of
-its own, or of an earlier event; a dead letter; a wait for a lock; or it is of somebody who was erased. A row
-only ever becomes an earlier event's, so this holds at every later moment, too, and no snapshot has to last.
+its own, or of an earlier event; a dead letter; a wait for a lock; a correction that covers it; or it is of
+somebody who was erased. This holds at every later moment, too, so no snapshot has to last.
 What shows no trace is looked at again before it is called a difference.
 """
 
@@ -12,15 +12,23 @@ import contextlib
 import gc
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from schemas import AnyEvent, EventError, StepCompleted, UserErased, WalkthroughStarted, decode
-from services.completion_recorder.judge import Accepted, check_references
+from schemas import (
+    OPERATOR_SOURCES,
+    AnyEvent,
+    EventError,
+    StepCompleted,
+    StepCorrected,
+    UserErased,
+    WalkthroughStarted,
+)
+from services.completion_recorder.judge import Accepted, check_references, read_one
 from services.completion_recorder.store import find_known
 from services.operator_cli.dead_letters import parse, read_partitions
 from services.operator_cli.options import many, print_json, print_table, say, told_time
@@ -58,6 +66,8 @@ CAUSES = {
     "later-row": "the row is of a later event",
     "other-content": "the row has the event's id and other content",
     "not-noted": "the erasure is not in erased_users",
+    "not-corrected": "the correction is not in completion_corrections",
+    "covered-row": "the row is of an event that the correction covers",
     "rows-left": "the person was erased, and has rows",
     "skipped": "an operator left it behind; `stepstream status` names the range until it is acknowledged",
 }
@@ -142,20 +152,22 @@ class Portion(NamedTuple):
     events: Mapping[int, AnyEvent]
     completions: list[_Row]
     starts: list[_Row]
+    corrections: list[_Row]
     erasures: dict[str, int]
     unreadable: Counter[str]
 
 
-def sift(records: Sequence[Record], now_ms: int) -> Portion:
-    """Reads each record once, and makes rows of the events."""
+def sift(records: Sequence[Record], now_ms: int, trusted: Container[str] = OPERATOR_SOURCES) -> Portion:
+    """Reads each record once, as the recorder does, and makes rows of the events."""
     events: dict[int, AnyEvent] = {}
     completions: list[_Row] = []
     starts: list[_Row] = []
+    corrections: list[_Row] = []
     erasures: dict[str, int] = {}
     unreadable: Counter[str] = Counter()
     for number, record in enumerate(records):
         try:
-            event = decode(record.value, now_ms)
+            event = read_one(record, now_ms, trusted)
         except EventError as error:
             unreadable[error.rejection.value] += 1
             continue
@@ -164,9 +176,11 @@ def sift(records: Sequence[Record], now_ms: int) -> Portion:
             completions.append(_completion(number, event))
         elif isinstance(event, WalkthroughStarted):
             starts.append(_start(number, event))
+        elif isinstance(event, StepCorrected):
+            corrections.append((number, *(getattr(event, name) for name in _CORRECTIONS[1:])))
         else:
             erasures[event.mcp_server_user_id] = number
-    return Portion(records, events, completions, starts, erasures, unreadable)
+    return Portion(records, events, completions, starts, corrections, erasures, unreadable)
 
 
 def _completion(number: int, event: StepCompleted) -> _Row:
@@ -241,6 +255,7 @@ _KINDS: Mapping[type[AnyEvent], tuple[str, str]] = {
     StepCompleted: ("completion", "wtsc_"),
     WalkthroughStarted: ("start", "wtst_"),
     UserErased: ("erasure", ""),
+    StepCorrected: ("correction", "wtsc_"),
 }
 _OF_EVENT = ("walkthrough_id", "step_id", "mcp_server_id", "mcp_server_session_id", "metadata")
 
@@ -253,10 +268,13 @@ class Counts:
     completions: int = 0
     starts: int = 0
     erasures: int = 0
+    corrections: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
     #: What it refers to is missing today, or does not belong together: it was refused, or removed with it.
     without_references: Counter[str] = field(default_factory=Counter)
     of_erased: int = 0
+    #: A correction says that they do not count.
+    covered: int = 0
     dead_letters: int = 0
     waiting: int = 0
     skipped: int = 0
@@ -268,6 +286,7 @@ class Counts:
         self.events += len(portion.records)
         self.completions += len(portion.completions)
         self.starts += len(portion.starts)
+        self.corrections += len(portion.corrections)
         self.erasures += sum(isinstance(e, UserErased) for e in portion.events.values())
         self.unreadable += portion.unreadable
 
@@ -459,7 +478,7 @@ class _Comparison:
             with _own_collections() as collect:
                 async for records in self._portions({p.partition: (p.start, p.until) for p in parts}):
                     read = add_to_digests(read, records)
-                    portion = sift(records, int(time.time() * 1000))
+                    portion = sift(records, int(time.time() * 1000), self._settings.trusted())
                     if comparing is not None:
                         await comparing
                     comparing = asyncio.create_task(self._hold(portion))
@@ -487,14 +506,17 @@ class _Comparison:
             for table, columns, rows in (
                 ("completions", _COMPLETIONS, portion.completions),
                 ("starts", _STARTS, portion.starts),
+                ("corrections", _CORRECTIONS, portion.corrections),
             ):
                 if rows:
                     heard = f"heard_{table}"
                     await self._db.copy_records_to_table(heard, records=rows, columns=columns)
                     found = await self._db.fetch(SQL[f"against_{table}"])
+                    self._counts.covered += sum(row["cause"] == "covered" for row in found)
                     doubts += [
                         Doubt.of(portion.records[n], portion.events[n], cause, row_id, row_at)
                         for n, cause, row_id, row_at in found
+                        if cause != "covered"
                     ]
         if doubts:
             doubts = await self._explain(portion, doubts)
@@ -576,8 +598,9 @@ class _Comparison:
             if p.partition in stored
         }
         async for records in self._portions(since):
-            portion = sift(records, int(time.time() * 1000))
+            portion = sift(records, int(time.time() * 1000), self._settings.trusted())
             ids = [row[1] for row in (*portion.completions, *portion.starts)]
+            ids += [f"wtsc_{row[1]}" for row in portion.corrections]
             await self._db.execute(SQL["against_seen_later"], ids)
 
 
@@ -591,6 +614,15 @@ _COMPLETIONS = (
     "mcp_server_session_id",
     "completed_at",
     "metadata",
+)
+_CORRECTIONS = (
+    "number",
+    "event_id",
+    "mcp_server_user_id",
+    "step_id",
+    "corrected_at",
+    "covers_until",
+    "completed_at",
 )
 _STARTS = (
     "number",
@@ -753,10 +785,12 @@ def _show(outcome: Outcome) -> None:
     say(
         f"{many(counts.events, 'event')}: {many(counts.completions, 'completion')}, "
         f"{many(counts.starts, 'start')}, "
-        f"{many(counts.erasures, 'erasure')}, {sum(counts.unreadable.values()):,} unreadable"
+        f"{many(counts.erasures, 'erasure')}, {many(counts.corrections, 'correction')}, "
+        f"{sum(counts.unreadable.values()):,} unreadable"
     )
     explained = (
         (counts.of_erased, "of people who were erased"),
+        (counts.covered, "covered by a correction"),
         (sum(counts.without_references.values()), "refused, or removed with what they refer to"),
         (counts.dead_letters, "refused: they have a dead letter"),
         (counts.waiting, "they wait for a lock"),
@@ -786,6 +820,8 @@ def _about(difference: Mapping[str, Any]) -> str:
         return f"erasure of {user}"
     if difference["kind"] == "start":
         return f"{user} starts {difference['walkthrough_id']}"
+    if difference["kind"] == "correction":
+        return f"correction of {step} of {user}"
     return f"{user} completes {step}"
 
 

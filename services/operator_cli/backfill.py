@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from schemas import encode_metadata
-from schemas.events import MAX_TIME_MS, Identifier
+from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.operator_cli.options import not_executed, print_json, print_table, say, told_duration
 from services.operator_cli.produce import Outcome, bulk_producer, send_values
 from services.operator_cli.produce import report as report_sent
@@ -71,10 +71,10 @@ class Row(BaseModel):
     @field_validator("completed_at")
     @classmethod
     def _in_milliseconds(cls, value: int) -> int:
-        if not 0 <= value <= MAX_TIME_MS:
-            raise ValueError("not between 0 and the year 9999, in milliseconds since the epoch")
-        if 0 < value < 100_000_000_000:
-            raise ValueError("that is 1973 or before; it is in milliseconds, not in seconds")
+        if value > MAX_TIME_MS:
+            raise ValueError("after the year 9999, in milliseconds since the epoch")
+        if (problem := why_too_early(value)) is not None:
+            raise ValueError(problem)
         return value
 
     @field_validator("metadata", mode="before")
@@ -364,8 +364,10 @@ async def _resolve(
     done = {(r["mcp_server_user_id"], r["step_id"]) for r in rows}
     good = []
     for c in chunk:
-        reason = None
-        if c.user in erased:
+        reason = why_too_early(c.at)
+        if reason is not None:
+            pass
+        elif c.user in erased:
             reason = "the person was erased"
         elif c.user not in users:
             reason = "there is no such user"

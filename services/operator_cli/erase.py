@@ -20,6 +20,7 @@ from aiokafka.errors import KafkaError
 from schemas import decode
 from services.operator_cli.alone import Act, be_alone
 from services.operator_cli.dead_letters import Source, parse, read_partitions
+from services.operator_cli.decisions import operator_headers, wait_for_recorder
 from services.operator_cli.options import not_executed, print_json, print_table, say, told_time
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, connected, load_queries
@@ -32,14 +33,11 @@ from services.runtime.kafka import (
     make_producer,
     unreachable,
 )
-from services.runtime.lag import RECORDER, committed_offsets
+from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store
 
 SQL = load_queries(__file__)
-#: How long to wait for the recorder to pass the event, so that no dead letter comes later, in seconds.
-_RECORDER_SECONDS = 30.0
-_LOOK_AGAIN = 0.2
 #: How long to wait for somebody who has locked the person, or something of theirs.
 _LOCK = {"lock_timeout": "10s"}
 #: What the transaction holds up ends with it: a command that is frozen in it loses its connection.
@@ -155,24 +153,13 @@ async def _forget(db: Connection, user: str) -> Receipt:
         await store.follow_within(db, journeys)
         await db.execute(SQL["erase_marks"], user)
         if first:
-            headers = json.dumps(_headers(event_id, erased_at))
+            headers = json.dumps(operator_headers(event, erased_at))
             await db.execute(SQL["erase_announce"], user, value, headers)
         else:
             told = await db.fetchrow(SQL["erase_told"], user)
             assert told is not None  # noqa: S101 - it was just written
             erased_at, event_id = told["erased_at"], told["event_id"]
     return Receipt(user, known, erased_at, counts, event_id)
-
-
-def _headers(event_id: str, at: int) -> dict[str, str]:
-    """CloudEvents 1.0 in binary mode, as the MCP layer's events."""
-    return {
-        "ce_specversion": "1.0",
-        "ce_id": event_id,
-        "ce_type": "user-erased",
-        "ce_source": "/stepstream/erase",
-        "ce_time": told_time(at),
-    }
 
 
 async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
@@ -197,18 +184,11 @@ async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tup
 
 async def _wait_for_recorder(settings: Settings, told: tuple[int, int] | None, receipt: Receipt) -> None:
     """Until it has passed the event: what it refused before is among the dead letters then."""
-    deadline = time.monotonic() + _RECORDER_SECONDS
-    while told is not None:
-        group = await committed_offsets(settings, RECORDER)
-        if group.committed.get(told[0], 0) > told[1]:
-            return
-        if not group.members or time.monotonic() > deadline:
-            receipt.notes.append(
-                f"the {RECORDER} has not passed the event yet; it will, and then drops what is left of this "
-                "person"
-            )
-            return
-        await asyncio.sleep(_LOOK_AGAIN)
+    if told is not None and not await wait_for_recorder(settings, *told):
+        receipt.notes.append(
+            f"the {RECORDER} has not passed the event yet; it will, and then drops what is left of this "
+            "person"
+        )
 
 
 # --- dead letters --------------------------------------------------------------------------------------

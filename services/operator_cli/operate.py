@@ -33,6 +33,9 @@ gone = typer.Typer(
     help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
 )
 keys = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
+completions = typer.Typer(
+    help="What counts of a person: see it, and mend what is wrong.", no_args_is_help=True
+)
 
 
 class GroupName(StrEnum):
@@ -88,6 +91,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(dlq, name="dlq")
     app.add_typer(gone, name="gone")
     app.add_typer(keys, name="keys")
+    app.add_typer(completions, name="completions")
 
 
 # --- seeing --------------------------------------------------------------------------------------------
@@ -747,6 +751,72 @@ def erase(
         else erasing.plan(settings, user)
     )
     erasing.report(asyncio.run(work), as_json=output is Output.JSON)
+
+
+PersonArgument = Annotated[
+    str, typer.Argument(metavar="PERSON", help="A person: id, tracking id or e-mail address.")
+]
+StepArgument = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
+
+
+@completions.command("show", epilog=examples("completions show mcpu_b01"))
+def completions_show(
+    person: PersonArgument,
+    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List what counts of a person, what would count if that did not, and what was corrected."""
+    from services.operator_cli import completions as mending
+
+    entries = asyncio.run(mending.show(current_settings(), person, step))
+    mending.report_entries(entries, as_json=output is Output.JSON)
+
+
+@completions.command(
+    "correct",
+    epilog=examples(
+        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z",
+        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z --execute",
+    ),
+)
+def completions_correct(
+    person: PersonArgument,
+    step: StepArgument,
+    completed_at: Annotated[int, time_option("--completed-at", "When the person completed the step.")],
+    session: Annotated[
+        str | None, typer.Option(help="Id of the session; else that of the completion that is known.")
+    ] = None,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say when a person completed a step. No other completion up to now counts then; later ones do.
+
+    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
+    """
+    from services.operator_cli import completions as mending
+
+    work = mending.correct(current_settings(), person, step, completed_at, session, execute=execute)
+    mending.report(asyncio.run(work), as_json=output is Output.JSON)
+
+
+@completions.command(
+    "remove",
+    epilog=examples("completions remove mcpu_b01 install", "completions remove mcpu_b01 install --execute"),
+)
+def completions_remove(
+    person: PersonArgument,
+    step: StepArgument,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say that a person did not complete a step. No completion up to now counts then; later ones do.
+
+    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
+    """
+    from services.operator_cli import completions as mending
+
+    work = mending.correct(current_settings(), person, step, None, execute=execute)
+    mending.report(asyncio.run(work), as_json=output is Output.JSON)
 
 
 @keys.command(

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from schemas import EventError, decode
+from schemas import EventError, Rejection, StepCorrected, UserErased, decode
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import admin_client, make_producer, unreachable
 from services.runtime.settings import Settings
@@ -123,6 +123,11 @@ async def send_values(
             event = decode(value, int(time.time() * 1000))
         except EventError as error:
             outcome.bad.append((number, f"{error.rejection}: {error}"))
+            continue
+        if isinstance(event, UserErased | StepCorrected):
+            command = "erase" if isinstance(event, UserErased) else "completions"
+            reason = f"{Rejection.NOT_ALLOWED}: `{event.type}` is sent by `stepstream {command}` alone"
+            outcome.bad.append((number, reason))
             continue
         await room.acquire()
         try:

@@ -791,6 +791,8 @@ select
   exists (select from mcp_server_user where id = $1) as known,
   (select erased_at from erased_users where mcp_server_user_id = $1) as erased_at,
   (select count(*) from walkthrough_step_completions where mcp_server_user_id = $1) as completions,
+  (select count(*) from later_completions where mcp_server_user_id = $1) as later_completions,
+  (select count(*) from completion_corrections where mcp_server_user_id = $1) as corrections,
   (select count(*) from walkthrough_starts where mcp_server_user_id = $1) as starts,
   (select count(*) from sankey_journeys where mcp_server_user_id = $1) as journeys,
   (select count(*) from walkthrough_progress where mcp_server_user_id = $1) as progress,
@@ -981,13 +983,20 @@ select
   ) as sessions;
 
 -- name: backfill_done
--- Which of these (user, step) are completions already.
+-- Which of these (user, step) are completions already, or were decided about by a correction.
 select
-  done.mcp_server_user_id,
-  done.step_id
-from walkthrough_step_completions as done
-inner join unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
-  on done.mcp_server_user_id = given.mcp_server_user_id and done.step_id = given.step_id;
+  given.mcp_server_user_id,
+  given.step_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+where
+  exists (
+    select from walkthrough_step_completions as done
+    where done.mcp_server_user_id = given.mcp_server_user_id and done.step_id = given.step_id
+  )
+  or exists (
+    select from completion_corrections as done
+    where done.mcp_server_user_id = given.mcp_server_user_id and done.step_id = given.step_id
+  );
 
 -- name: backfill_server
 select true from mcp_servers where slug = $1;
@@ -1150,6 +1159,64 @@ order by id;
 update gone_events set acknowledged_at = clock_timestamp()
 where id = any($1::bigint[]) and acknowledged_at is null;
 
+-- name: corrections_person
+select true from mcp_server_user where id = $1;
+
+-- name: corrections_entries
+-- What is known of a person's completions, or of one step's: what counts first.
+select *
+from (
+  select
+    'counts' as state,
+    step_id,
+    walkthrough_id,
+    completed_at,
+    id,
+    mcp_server_id,
+    mcp_server_session_id,
+    null::bigint as corrected_at,
+    null::bigint as covers_until
+  from walkthrough_step_completions
+  where mcp_server_user_id = $1
+  union all
+  select
+    'correction',
+    step_id,
+    walkthrough_id,
+    completed_at,
+    event_id,
+    mcp_server_id,
+    mcp_server_session_id,
+    corrected_at,
+    covers_until
+  from completion_corrections
+  where mcp_server_user_id = $1
+  union all
+  select
+    'later',
+    step_id,
+    walkthrough_id,
+    completed_at,
+    id,
+    mcp_server_id,
+    mcp_server_session_id,
+    null,
+    null
+  from later_completions
+  where mcp_server_user_id = $1
+) as known
+where $2::text is null or step_id = $2
+order by step_id, array_position(array['counts', 'correction', 'later'], state), completed_at, id;
+
+-- name: corrections_place
+select
+  step.walkthrough_id,
+  server.id as mcp_server_id
+from walkthrough_steps as step
+cross join mcp_server_session as session
+inner join mcp_servers as server on session.mcp_server_slug = server.slug
+where step.id = $1 and session.mcp_server_session_id = $2;
+
 -- name: against_create
 -- Where a portion of the topic lands, and what is found of it; empty at the end of each transaction, or kept to
 -- the end of the session.
@@ -1173,6 +1240,15 @@ create temporary table heard_starts (
   mcp_server_session_id text not null,
   started_at bigint not null,
   metadata jsonb
+) on commit delete rows;
+create temporary table heard_corrections (
+  number integer not null,
+  event_id text not null,
+  mcp_server_user_id text not null,
+  step_id text not null,
+  corrected_at bigint not null,
+  covers_until bigint not null,
+  completed_at bigint
 ) on commit delete rows;
 -- Rows whose own event was read.
 create temporary table seen_completions (id text not null);
@@ -1223,13 +1299,14 @@ create index if not exists seen_starts_idx on seen_starts (id);
 -- name: against_completions
 -- The completions of a portion that the table does not show: there is no row of user and step (no-row), it is of
 -- a later event (later-row), or it has the event's id and other content (other-content). A row of an earlier event
--- is right. Rows that are what their event says are seen.
+-- is right, and what a correction covers needs none (covered). Rows that are what their event says are seen.
 with
 compared as (
   select
     given.number,
     given.id,
     case
+      when given.completed_at <= correction.covers_until then 'covered'
       when kept.id is null then 'no-row'
       when
         kept.id = given.id and kept.completed_at = given.completed_at and kept.walkthrough_id = given.walkthrough_id
@@ -1260,6 +1337,8 @@ compared as (
   from heard_completions as given
   left join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
     and given.step_id = kept.step_id
+  left join completion_corrections as correction on given.mcp_server_user_id = correction.mcp_server_user_id
+    and given.step_id = correction.step_id
 ),
 seen as (
   insert into seen_completions (id)
@@ -1272,7 +1351,7 @@ select
   row_id,
   row_at
 from compared
-where cause in ('no-row', 'later-row', 'other-content');
+where cause in ('covered', 'no-row', 'later-row', 'other-content');
 
 -- name: against_starts
 -- As `against_completions`, for starts.
@@ -1326,6 +1405,49 @@ select
 from compared
 where cause in ('no-row', 'later-row', 'other-content');
 
+-- name: against_corrections
+-- The corrections of a portion that the tables do not show: neither it nor a newer one decides (not-corrected); it
+-- decides, and there is no row (no-row), or one that it covers (covered-row). Rows that are of a correction are seen.
+with
+compared as (
+  select
+    given.number,
+    given.event_id,
+    given.covers_until,
+    kept.id as row_id,
+    case
+      when
+        correction.event_id is null
+        or (correction.corrected_at, correction.event_id collate "C")
+        < (given.corrected_at, given.event_id collate "C")
+        or correction.covers_until < given.covers_until
+        then 'not-corrected'
+      when
+        kept.completed_at <= correction.covers_until
+        and (kept.id, kept.completed_at) is distinct from ('wtsc_' || correction.event_id, correction.completed_at)
+        then 'covered-row'
+      when correction.completed_at is not null and kept.id is null then 'no-row'
+      else 'right'
+    end as cause
+  from heard_corrections as given
+  left join completion_corrections as correction on given.mcp_server_user_id = correction.mcp_server_user_id
+    and given.step_id = correction.step_id
+  left join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+    and given.step_id = kept.step_id
+),
+seen as (
+  insert into seen_completions (id)
+  select row_id from compared
+  where row_id = 'wtsc_' || event_id
+)
+select
+  number,
+  cause,
+  row_id,
+  covers_until as row_at
+from compared
+where cause <> 'right';
+
 -- name: against_erasures
 -- Which of these people are not noted as erased, and of whom rows are left.
 select
@@ -1353,6 +1475,27 @@ now_right as (
         select from waiting_events as event
         where event.topic = $1 and event.partition = doubted.partition and event."offset" = doubted."offset"
       ) then 'waiting'
+      when doubted.kind = 'completion' and exists (
+        select from completion_corrections as correction
+        where
+          correction.mcp_server_user_id = doubted.mcp_server_user_id and correction.step_id = doubted.step_id
+          and doubted.happened_at <= correction.covers_until
+      ) then 'covered'
+      when doubted.kind = 'correction' and exists (
+        select from completion_corrections as correction
+        left join walkthrough_step_completions as kept on correction.mcp_server_user_id = kept.mcp_server_user_id
+          and correction.step_id = kept.step_id
+        where
+          correction.mcp_server_user_id = doubted.mcp_server_user_id and correction.step_id = doubted.step_id
+          and (correction.corrected_at, 'wtsc_' || correction.event_id collate "C")
+          >= (doubted.happened_at, doubted.id collate "C")
+          and correction.covers_until >= doubted.row_at
+          and (
+            kept.id is null and correction.completed_at is null
+            or kept.completed_at > correction.covers_until
+            or (kept.id, kept.completed_at) = ('wtsc_' || correction.event_id, correction.completed_at)
+          )
+      ) then 'changed'
       when doubted.kind = 'completion' and exists (
         select from walkthrough_step_completions as kept
         where

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from schemas import DEAD_LETTER_SUFFIX, TOPIC
+from schemas import DEAD_LETTER_SUFFIX, OPERATOR_SOURCES, TOPIC
 from services.runtime.errors import ConfigurationError
 
 PREFIX = "STEPSTREAM_"
@@ -225,6 +225,11 @@ class Settings(BaseSettings):
         description="The recorder stops where nearly no event can be recorded and the database holds nothing "
         "that was recorded of the topic: it is the wrong one. False sends such events to the dead letters.",
     )
+    trusted_sources: str = Field(
+        default="",
+        description="Whose events may decide about a person (user-erased, step-corrected), beside our own "
+        "commands: values of the header ce_source, comma-separated.",
+    )
     relay_batch_records: int = Field(
         default=2_000,
         ge=1,
@@ -429,6 +434,10 @@ class Settings(BaseSettings):
             OSError: its file cannot be read.
         """
         return _read(self.database_password, self.database_password_file)
+
+    def trusted(self) -> frozenset[str]:
+        """The sources whose events may decide about a person."""
+        return frozenset((*OPERATOR_SOURCES, *self.names(self.trusted_sources)))
 
     def read_kafka_password(self) -> str | None:
         """The password at Kafka as it is now, if there is one.

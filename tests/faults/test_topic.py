@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from services.runtime.kafka import ensure_topics
-from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually
+from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually, moment
 
 pytestmark = pytest.mark.integration
 
@@ -66,7 +66,7 @@ async def test_a_topic_made_anew_loses_no_change(
         assert [service.terminate() for service in services] == [0, 0]
     await make_anew(world, admin)
     # Earlier than everything before, so that each changes a row.
-    anew = [e | {"completed_at": -1 - n + 10**5} for n, e in enumerate(traffic(2, 300))]
+    anew = [e | {"completed_at": moment(10**5 - 1 - n)} for n, e in enumerate(traffic(2, 300))]
     await world.produce(anew)
     if not running:
         world.services.clear()

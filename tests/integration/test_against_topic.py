@@ -12,7 +12,17 @@ from services.operator_cli.against_topic import Outcome, Start, verify_against_t
 from services.operator_cli.dead_letters import read_partitions
 from services.runtime.kafka import make_producer
 from services.runtime.lag import look
-from tests.support.world import OPERATOR, RECORDER, Message, Service, World, completed, eventually, started
+from tests.support.world import (
+    OPERATOR,
+    RECORDER,
+    Message,
+    Service,
+    World,
+    completed,
+    eventually,
+    moment,
+    started,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +34,7 @@ ERASURE = {
     "type": "user-erased",
     "event_id": completed("left", "a", 1)["event_id"],
     "mcp_server_user_id": "left",
-    "erased_at": 9,
+    "erased_at": moment(9),
 }
 
 
@@ -132,9 +142,11 @@ async def test_each_thing_that_a_hand_did_is_named_with_its_event(judged: World)
     db = judged.db
     rows = {(r["mcp_server_user_id"], r["step_id"]): r["id"][5:] for r in await db.fetch(COMPLETIONS)}
     await db.execute(f"{DELETE} where mcp_server_user_id = 'p5' and step_id = 'b'")
-    await db.execute(f"{UPDATE} completed_at = 1000 where mcp_server_user_id = 'p5' and step_id = 'c'")
+    await db.execute(
+        f"{UPDATE} completed_at = {moment(1000)} where mcp_server_user_id = 'p5' and step_id = 'c'"
+    )
     await db.execute(f"{UPDATE} metadata = '{{}}' where mcp_server_user_id = 'p1' and step_id = 'a'")
-    await db.execute(f"{UPDATE} completed_at = 3 where mcp_server_user_id = 'p6' and step_id = 'd'")
+    await db.execute(f"{UPDATE} completed_at = {moment(3)} where mcp_server_user_id = 'p6' and step_id = 'd'")
     await db.execute("delete from walkthrough_starts where mcp_server_user_id = 'p7'")
     await db.execute("delete from erased_users")
     await judged.people(["left"])
@@ -203,7 +215,7 @@ async def test_an_event_that_was_passed_unread_is_found(judged: World) -> None:
 
 async def test_what_was_removed_comes_back_with_a_replay(judged: World) -> None:
     await judged.db.execute(f"{DELETE} where step_id in ('a', 'b')")
-    await judged.db.execute(f"{UPDATE} completed_at = 1000 where step_id = 'd'")
+    await judged.db.execute(f"{UPDATE} completed_at = {moment(1000)} where step_id = 'd'")
     assert (await found(judged)).differing > 0
     done = await judged.invoke(*REPLAY)
     assert done.returncode == 0, done.stderr
@@ -265,10 +277,12 @@ async def test_while_traffic_flows_nothing_is_called_a_difference(judged: World)
 
 async def test_the_same_event_id_with_two_contents_is_no_difference(judged: World) -> None:
     one = completed("p2", "e", 50)
-    await judged.produce([one, one | {"completed_at": 40}, one | {"completed_at": 60}])
+    await judged.produce([one, one | {"completed_at": moment(40)}, one | {"completed_at": moment(60)}])
     await judge(judged)
     assert (await found(judged)).differing == 0
-    await judged.db.execute(f"{UPDATE} completed_at = 50 where step_id = 'e' and mcp_server_user_id = 'p2'")
+    await judged.db.execute(
+        f"{UPDATE} completed_at = {moment(50)} where step_id = 'e' and mcp_server_user_id = 'p2'"
+    )
     assert causes(await found(judged)) == {one["event_id"]: "later-row"}
 
 

@@ -221,7 +221,7 @@ async def test_fuzzed_batches_lose_no_good_event(world: World) -> None:
         offset += len(mixed)
         accepted, unreadable = read(records, 10**13)
         topic, offsets = world.settings.topic, next_offsets(records)
-        refused, _, _ = await store.record(pool, Batch(topic, offsets, accepted, unreadable))
+        refused, *_ = await store.record(pool, Batch(topic, offsets, accepted, unreadable))
         kept = {r.offset for r in records} - {r.record.offset for r in refused}
         values_kept = [r.value for r in records if r.offset in kept]
         assert all(json.dumps(e).encode() in values_kept for e in good)

@@ -44,7 +44,7 @@ async def test_produce_names_each_bad_line_and_sends_the_rest(world: World) -> N
     done = world.command("produce", "-", stdin="\n".join(lines).encode() + b"\n\xff\xfe\n")
     assert done.returncode == 1
     assert "line 2: not-json" in done.stderr
-    assert "line 4: invalid-event: completed_at: Input should be greater than or equal to 0" in done.stderr
+    assert "line 4: too-early: completed_at: -1 milliseconds since the epoch is 1969-12-31" in done.stderr
     assert "line 6: unknown-type" in done.stderr
     assert "line 7: not-json" in done.stderr
     assert "4 of 6 lines were not sent" in done.stderr

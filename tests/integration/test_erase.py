@@ -14,7 +14,17 @@ from services.operator_cli import erase as erasing
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import make_producer, next_offsets
 from tests.support.agents import agent
-from tests.support.world import AGGREGATOR, OPERATOR, RECORDER, Message, World, completed, eventually, started
+from tests.support.world import (
+    AGGREGATOR,
+    OPERATOR,
+    RECORDER,
+    Message,
+    World,
+    completed,
+    eventually,
+    moment,
+    started,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +36,7 @@ def erased(user: str, **other: Any) -> dict[str, Any]:
         "type": "user-erased",
         "event_id": "0192f4c9-11d2-4c40-9a3b-7e8f90a1b2c3",
         "mcp_server_user_id": user,
-        "erased_at": 5,
+        "erased_at": moment(5),
     } | other
 
 
@@ -83,6 +93,8 @@ async def test_everything_goes_and_stays_gone_under_replay(world: World) -> None
     assert plan.returncode == 0
     expected = {
         "completions": 3,
+        "later_completions": 0,
+        "corrections": 0,
         "starts": 1,
         "journeys": 1,
         "progress": 1,
@@ -152,16 +164,22 @@ async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(worl
     await world.people(["ann", "bob"])
     pool = await world.recorder_pool()
     events = [completed("ann", "a", 1), completed("bob", "a", 1), erased("ann"), completed("ann", "b", 2)]
-    events += [started("ann", 0), erased("ann", erased_at=1), completed("bob", "b", 2), erased("nobody")]
+    events += [
+        started("ann", 0),
+        erased("ann", erased_at=moment(1)),
+        completed("bob", "b", 2),
+        erased("nobody"),
+    ]
+    messages = [Message.of(event) for event in events]
     records = [
-        ConsumerRecord(world.settings.topic, 0, i, 0, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
-        for i, e in enumerate(events)
+        ConsumerRecord(world.settings.topic, 0, i, 0, 0, m.key, m.value, None, 0, 0, m.headers)
+        for i, m in enumerate(messages)
     ]
     for i in range(0, len(records), batch):
         part = records[i : i + batch]
         accepted, unreadable = read(part, 10**13)
         batch_ = Batch(world.settings.topic, next_offsets(part), accepted, unreadable)
-        refused, _, _ = await store.record(pool, batch_)
+        refused, *_ = await store.record(pool, batch_)
         assert refused == []
     assert set(await world.completions()) == {("bob", "a"), ("bob", "b")}
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 0

@@ -37,6 +37,7 @@ from tests.support.world import (
     completed,
     eventually,
     metric,
+    moment,
     started,
 )
 
@@ -81,9 +82,10 @@ async def hand(
 ) -> Judged:
     """Hands events to the recorder as the records of a partition from offset `first` on."""
     topic = world.settings.topic
+    messages = [Message.of(event) for event in events]
     records = [
-        ConsumerRecord(topic, partition, first + i, 7, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
-        for i, e in enumerate(events)
+        ConsumerRecord(topic, partition, first + i, 7, 0, m.key, m.value, None, 0, 0, m.headers)
+        for i, m in enumerate(messages)
     ]
     accepted, refused = read(records, 10**13)
     return await store.record(pool, Batch(world.settings.topic, next_offsets(records), accepted, refused))
@@ -126,7 +128,7 @@ async def test_what_waits_for_a_lock_waits_alone_and_counts_when_it_goes(world: 
     events = [event_of(person, step, i) for person in PEOPLE for i, step in enumerate("abc")]
     async with locked(world, statement):
         judged = await hand(world, pool, events)
-        assert judged == ([], 0, 3 * len(held_up))
+        assert judged == ([], 0, 3 * len(held_up), 0)
         assert of_whom(await world.completions()) == dict.fromkeys(set(PEOPLE) - held_up, 3)
         assert await world.recorded() == len(events)
         # What is read again meanwhile does not wait twice, and a look finds nothing to do.
@@ -176,13 +178,13 @@ async def test_a_locked_completion_or_start_holds_up_what_would_change_it_alone(
         judged = await hand(world, pool, [*more, started("ann", 40)], first=3)
         assert judged.waiting == 2
         assert {k: at for k, (at, _) in (await world.completions()).items()} == {
-            ("ann", "a"): 50,
-            ("ann", "b"): 60,
-            ("bob", "a"): 40,
+            ("ann", "a"): moment(50),
+            ("ann", "b"): moment(60),
+            ("bob", "a"): moment(40),
         }
     await resume(pool)
-    assert (await world.completions())["ann", "a"][0] == 40
-    assert await world.db.fetchval("select started_at from walkthrough_starts") == 40
+    assert (await world.completions())["ann", "a"][0] == moment(40)
+    assert await world.db.fetchval("select started_at from walkthrough_starts") == moment(40)
 
 
 async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world: World) -> None:
@@ -230,7 +232,7 @@ async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_l
     async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
         await hand(world, pool, [completed("ann", "b", 2)], first=2)
         judged = await hand(world, pool, [completed("ann", "c", 3), erased("ann"), erased("bob")], first=3)
-        assert judged == ([], 1, 1)
+        assert judged == ([], 1, 1, 0)
         assert set(await world.completions()) == {("ann", "a")}
     while await waiting(world):
         await resume(pool)

@@ -202,9 +202,14 @@ async def test_table_conventions(db: Db) -> None:
     )
     ours = [k for k in keys if k["table_name"].startswith("sankey_")]
     assert ours == [], "journeys are deleted by marks; drop this foreign key"
-    counted = ("walkthrough_step_completions", "walkthrough_starts")
+    counted = (
+        "walkthrough_step_completions",
+        "walkthrough_starts",
+        "completion_corrections",
+        "later_completions",
+    )
     rows = [k for k in keys if k["table_name"] in counted]
-    assert len(rows) == 5 + 4
+    assert len(rows) == 5 + 4 + 5 + 5
     for key in rows:
         assert key["rule"] == "c", f"{key['conname']}: add `on delete cascade`"
         # PostgreSQL 18 skips over the first column of an index where that has few values.

@@ -12,7 +12,7 @@ import pytest
 
 from services.operator_cli import status as page
 from services.runtime.lag import look
-from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members
+from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +46,7 @@ async def test_status_and_lag_say_how_far_everything_is_and_what_is_down(world: 
     )
     (member,) = groups[AGGREGATOR]["members"].items()
     assert member[1] == [0, 1, 2]
-    assert seen["newest"] == {"recorded": "1970-01-01T00:00:00Z", "counted": "1970-01-01T00:00:00Z"}
+    assert seen["newest"] == {"recorded": "2000-01-01T00:00:00Z", "counted": "2000-01-01T00:00:00Z"}
     assert seen["dead_letters"] == {"in_topic": 1, "handled": 0}
     assert seen["outbox"]["waiting"] == 1
     table = " ".join((await world.invoke("status")).stdout.split())
@@ -259,15 +259,24 @@ async def test_the_same_events_again_before_the_first_were_recorded(world: World
     assert await world.dead_letters() == []
 
 
+BEFORE_2000 = "milliseconds since the epoch is 1970-01-21; no time is before 2000-01-01"
+
+
 async def test_from_progress_with_estimated_times_that_never_beat_real_ones(world: World) -> None:
     await world.offer()
-    await world.people(["ann", "bob", "cat", "dee", "eve"])
+    await world.people(["ann", "bob", "cat", "dee", "eve", "fay"])
     rows = [
-        ("ann", '["a", "gone", "b", "c"]', 1_000_000, 4_000_000),  # a and b before Stepstream, c with it
-        ("bob", '["b", "a"]', None, 9_000_000),
+        (
+            "ann",
+            '["a", "gone", "b", "c"]',
+            moment(1_000_000),
+            moment(4_000_000),
+        ),  # a and b before Stepstream, c with it
+        ("bob", '["b", "a"]', None, moment(9_000_000)),
         ("cat", '["a"]', None, None),
-        ("dee", '["a"]', 1_000_000, 2**42),  # active now
-        ("eve", "[]", 5_000_000, 5_000_000),
+        ("dee", '["a"]', moment(1_000_000), 2**42),  # active now
+        ("fay", '["a"]', 1_764_000_000, 1_764_000_000),  # seconds
+        ("eve", "[]", moment(5_000_000), moment(5_000_000)),
     ]
     await world.db.executemany(
         "insert into walkthrough_progress (id, mcp_server_user_id, walkthrough_id, completed_steps, started_at,"
@@ -280,16 +289,22 @@ async def test_from_progress_with_estimated_times_that_never_beat_real_ones(worl
     plan = await fill(world, "--from-progress")
     assert plan["counts"]["step-completed"] == 4
     assert plan["counts"]["walkthrough-started"] == 2
-    assert plan["counts"]["steps whose time is estimated"] == 4
+    assert plan["counts"]["steps whose time is estimated"] == 5
     assert plan["counts"]["step ids of progress that no step has (any more)"] == 1
     assert [(x["where"], x["reason"].partition(":")[0]) for x in plan["left_out"]] == [
         ("progress wtp_cat", "neither start nor last activity is known, so no time is"),
         ("progress wtp_dee", "active within the last hour"),
+        ("progress wtp_fay", f"1764000000 {BEFORE_2000}"),
+        ("progress wtp_fay", f"1764000001 {BEFORE_2000}"),
     ]
     for _ in range(2):
         await fill(world, "--from-progress", "--execute")
         await world.drained()
-        assert await in_order(world, "ann") == [("a", 1_666_666), ("b", 2_333_333), ("c", 3_000_000)]
+        assert await in_order(world, "ann") == [
+            ("a", moment(1_666_666)),
+            ("b", moment(2_333_333)),
+            ("c", moment(3_000_000)),
+        ]
         assert [s for s, _ in await in_order(world, "bob")] == list("ba")
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 2
     await world.assert_exact()

@@ -98,7 +98,7 @@ def _steady(text: str) -> str:
 
     text = re.sub(r"\n\s*\n\s*\n", "\n\n", text)
     text = re.sub(r"20[2-9]\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", _moment, text)
-    text = re.sub(r"\b[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-", "019b2c3d-4e5f-7a6b-", text)
+    text = re.sub(r"(?:\b|(?<=_))[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-", "019b2c3d-4e5f-7a6b-", text)
     text = re.sub(r"(019b2c3d-4e5f-7a6b-)[0-9a-f]{4}-[0-9a-f]{12}", r"\g<1>8c7d-6e5f4a3b2c1d", text)
     text = re.sub(r"sst_[0-9a-f]{12}_[\w-]{43}", "sst_1f9c3a7b20de_" + "k3J" * 14 + "9", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "1f9c3a7b20de", text)
@@ -200,6 +200,19 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     await run("verify")
     part("Forget a person", "By id, tracking id or e-mail address.")
 
+    await run("completions show mcpu_c02")
+    await run("completions correct mcpu_c02 install --completed-at 2025-11-08T02:00:30Z")
+    await run("completions correct mcpu_c02 install --completed-at 2025-11-08T02:00:30Z --execute")
+    await run("completions remove mcpu_c02 sign-in --execute")
+    await run("completions show mcpu_c02")
+    await world.drained()
+    await run("verify")
+    part(
+        "Mend a completion",
+        "When it was, or that it was not. Each is an event in the topic, so a replay does not bring the wrong one\n"
+        "back; what the person completes later counts as ever.",
+    )
+
     await run("keys create --organization org --name dashboard --expires-in 90d")
     await run("keys list")
     (key,) = await world.db.fetch("select id from api_keys")
@@ -287,6 +300,8 @@ async def test_each_example_of_the_help_works(
     for _ in range(5):
         await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=0)
     await producer.stop()
+    session = {"mcp_server_session_id": "s_mcpu_b01"}
+    await world.produce([completed("mcpu_b01", "install", START, **WHERE, **session)])
     services = world.start_both()
     await world.drained()
     for service in services:

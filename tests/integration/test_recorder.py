@@ -17,7 +17,7 @@ from services.completion_recorder.store import Batch
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
 from services.runtime.stored_positions import Advance, read_positions
-from tests.support.world import World, completed, eventually, started
+from tests.support.world import World, completed, eventually, moment, started
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +59,7 @@ async def test_the_row_is_the_winning_event(world: World) -> None:
         "step_id": "a",
         "mcp_server_id": "srv_1",
         "mcp_server_session_id": "s_ann",
-        "completed_at": 42,
+        "completed_at": moment(42),
         "metadata": {"stepOrder": 1, "isLastStep": False},
     }
 
@@ -94,7 +94,7 @@ async def test_any_order_batching_and_duplication_gives_the_same_table_byte_for_
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for e in events:
         key = e["mcp_server_user_id"], e["step_id"]
-        best[key] = min(best.get(key, (10**9, "")), (e["completed_at"], e["event_id"]))
+        best[key] = min(best.get(key, (10**13, "")), (e["completed_at"], e["event_id"]))
     assert await world.completions() == best
 
 
@@ -140,7 +140,7 @@ async def test_unknown_references_are_refused_and_the_rest_is_kept(world: World)
             Rejection.UNKNOWN_WALKTHROUGH,
         ]
     )
-    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): 2}
+    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): moment(2)}
 
 
 async def test_what_an_event_refers_to_has_to_belong_together(world: World) -> None:
@@ -297,7 +297,7 @@ async def test_a_row_that_a_constraint_of_the_platform_refuses_harms_no_other(wo
     people = [f"p{i}" for i in range(30)]
     await world.people(people)
     await world.db.execute(
-        "alter table walkthrough_step_completions add constraint platforms_own check (completed_at <> 13)"
+        "alter table walkthrough_step_completions add constraint platforms_own check (completed_at % 100 <> 13)"
     )
     pool = await world.recorder_pool()
     refused = await record(world, pool, [completed(p, "a", i) for i, p in enumerate(people)])
@@ -354,7 +354,7 @@ async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: W
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for e in events:
         key = e["mcp_server_user_id"], e["step_id"]
-        best[key] = min(best.get(key, (10**9, "")), (e["completed_at"], e["event_id"]))
+        best[key] = min(best.get(key, (10**13, "")), (e["completed_at"], e["event_id"]))
     assert await world.completions() == best
 
 
@@ -368,7 +368,7 @@ async def test_it_runs_on_the_platforms_own_constraint_over_three_columns(world:
     pool = await world.recorder_pool()
     await record(world, pool, [completed("ann", "a", 5)])
     await record(world, pool, [completed("ann", "a", 3), completed("ann", "a", 9)], first=1)
-    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): 3}
+    assert {k: t for k, (t, _) in (await world.completions()).items()} == {("ann", "a"): moment(3)}
 
 
 async def test_bad_events_go_to_the_dead_letters_byte_for_byte(world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
 from tests.integration.test_analytics_live import WT, begin, listening
-from tests.support.world import World, completed, eventually
+from tests.support.world import World, completed, eventually, moment
 
 pytestmark = [
     pytest.mark.integration,
@@ -111,6 +111,6 @@ async def test_a_standby_answers_is_never_called_current_and_is_live(world: Worl
         assert "replica" in behind["freshness"]["problem"]
         assert [g["lag"] for g in behind["freshness"]["groups"]] == [0, 0]
         await db.execute("select pg_wal_replay_resume()")
-        assert (await heard.next("changed"))["newest_event_at"] == 2000
+        assert (await heard.next("changed"))["newest_event_at"] == moment(2000)
     assert (await api.get(f"{WT}/sankey"))["journeys"] == 2
     await db.close()

@@ -30,7 +30,6 @@ REFUSED = {
         "create trigger t after delete on sankey_dirty for each statement execute function outbox_notify()",
         "create trigger t after delete on outbox for each statement execute function sankey_mark_truncated()",
         "truncate walkthrough_step_completions",
-        "delete from walkthrough_step_completions",
         "delete from walkthrough_starts",
         "delete from recorded_offsets",
         "delete from erased_users",
@@ -54,6 +53,7 @@ REFUSED = {
         "update walkthroughs set title = 'theirs'",
     ],
     AGGREGATOR: [
+        "delete from walkthrough_step_completions",
         "insert into walkthrough_step_completions select * from walkthrough_step_completions",
         "update walkthrough_starts set started_at = 0",
         "update recorded_offsets set next_offset = 0",
@@ -62,6 +62,7 @@ REFUSED = {
         "select * from api_keys",
     ],
     RELAY: [
+        "delete from walkthrough_step_completions",
         "create temporary table t ()",
         "insert into outbox (key, value) values ('k', 'v')",
         "update outbox set value = 'theirs'",
@@ -70,6 +71,7 @@ REFUSED = {
         "select * from api_keys",
     ],
     MCP: [
+        "delete from walkthrough_step_completions",
         "create temporary table t ()",
         "select * from outbox",
         "delete from outbox",
@@ -81,6 +83,7 @@ REFUSED = {
         "update walkthroughs set title = 'theirs'",
     ],
     API: [
+        "delete from walkthrough_step_completions",
         "create temporary table t ()",
         "insert into sankey_dirty (mcp_server_user_id, walkthrough_id) values ('u', 'w')",
         "update sankey_transitions set journeys = 0",

@@ -17,9 +17,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import (
     AclBinding,
     AclOperation,
@@ -337,7 +340,7 @@ async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, se
         API: "stepstream_api",
         OPERATOR: "stepstream_operator",
     }
-    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users.values())
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users.values(), "my_producer")
     await asyncio.to_thread(give_rights_of_the_page, world, secure)
 
     def options(service: str) -> dict[str, str]:
@@ -372,11 +375,58 @@ async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, se
     await eventually(current, "the API knows that the figures are current")
     await run("lag")
     await run("verify")
+    await run("completions", "remove", "ann", "a", "--execute")
     await run("erase", "bob", "--execute")
     await run("dlq", "redrive", "--execute")
+    await asyncio.to_thread(a_producer_may_only_send_events, world, secure)
     for service in world.services:
         assert await asyncio.to_thread(service.terminate) == 0
     await run("replay", "--group", RECORDER, "--from-beginning", "--execute")
+
+
+def a_producer_may_only_send_events(world: World, secure: Secure) -> None:
+    """With the rights of `my_producer` on the page: no dead letters, no reading, no groups, no deleting."""
+    signed_in = {
+        "bootstrap.servers": f"127.0.0.1:{secure.scram}",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "my_producer",
+        "sasl.password": PASSWORD,
+        "ssl.ca.location": str(secure.files / "authority.pem"),
+        "log_level": 0,
+    }
+    topic, letters = world.settings.topic, world.settings.dead_letter_topic
+    told: dict[str, Any] = {}
+    producer = Producer(signed_in)
+    for name in (topic, letters):
+        producer.produce(name, b"{}", on_delivery=lambda error, _, n=name: told.update({n: error}))
+    assert producer.flush(30) == 0
+    assert told[topic] is None
+    assert told[letters].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+    for group, by_itself, refusal in (
+        (RECORDER, False, KafkaError.GROUP_AUTHORIZATION_FAILED),
+        ("of its own", False, KafkaError.GROUP_AUTHORIZATION_FAILED),
+        (RECORDER, True, KafkaError.TOPIC_AUTHORIZATION_FAILED),
+    ):
+        consumer = Consumer(
+            signed_in | {"group.id": world.settings.group(group), "auto.offset.reset": "earliest"}
+        )
+        if by_itself:
+            consumer.assign([KafkaPartition(topic, 0, 0)])
+        else:
+            consumer.subscribe([topic])
+        # Which request is answered first differs.
+        while (message := consumer.poll(30)) is not None and message.error().code() != refusal:
+            assert message.error().code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+        assert message is not None
+        consumer.close()
+
+    admin = AdminClient(signed_in)
+    (deleted,) = admin.delete_records([KafkaPartition(topic, 0, 1)]).values()
+    with pytest.raises(KafkaException) as caught:
+        deleted.result(30)
+    assert caught.value.args[0].code() == KafkaError.TOPIC_AUTHORIZATION_FAILED
 
 
 async def test_the_password_at_kafka_changes_and_nothing_is_restarted(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.world import World, completed, eventually, started
+from tests.support.world import World, completed, eventually, moment, started
 
 pytestmark = pytest.mark.integration
 
@@ -187,21 +187,24 @@ async def test_a_start_mended_inserted_or_deleted_by_hand_is_followed(world: Wor
     await world.produce([started("p1", DAY + 5), completed("p1", "a", DAY + 9), completed("p2", "a", 7)])
     await world.drained()
     assert (await world.endings())[1, "a"] == 2
-    await world.db.execute("update walkthrough_starts set started_at = 3 where mcp_server_user_id = 'p1'")
     await world.db.execute(
-        "insert into walkthrough_starts values ('by_hand', 'p2', 'wt_a', 'srv_1', 's_p2', 1, null)"
+        f"update walkthrough_starts set started_at = {moment(3)} where mcp_server_user_id = 'p1'"
+    )
+    await world.db.execute(
+        "insert into walkthrough_starts values ('by_hand', 'p2', 'wt_a', 'srv_1', 's_p2', $1, null)",
+        moment(1),
     )
     await world.drained()
     rows = await world.db.fetch("select began_on, elapsed_ms, timed_journeys from sankey_transitions")
     assert [(r["began_on"], int(r["elapsed_ms"]), r["timed_journeys"]) for r in rows] == [
-        (date(1970, 1, 1), DAY + 6 + 6, 2)
+        (date(2000, 1, 1), DAY + 6 + 6, 2)
     ]
     await world.db.execute("truncate walkthrough_starts")
     await world.drained()
     rows = await world.db.fetch("select began_on, elapsed_ms, timed_journeys from sankey_transitions")
     assert sorted((r["began_on"], int(r["elapsed_ms"]), r["timed_journeys"]) for r in rows) == [
-        (date(1970, 1, 1), 0, 0),
-        (date(1970, 1, 2), 0, 0),
+        (date(2000, 1, 1), 0, 0),
+        (date(2000, 1, 2), 0, 0),
     ]
     await world.assert_exact()
 

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Producer
 
+from schemas import OPERATOR_SOURCES
 from services.runtime.database import DATABASE_ERRORS
 from tests.nemesis.deployment import PEOPLE, WALKTHROUGHS, Deployment
 from tests.nemesis.history import Answer, Copy, History
@@ -193,8 +194,10 @@ class Workload:
             if error is None and event is not None and message.offset() is not None and message.offset() >= 0:
                 self._note(event, Copy(topic, message.partition(), message.offset(), time.time()))
 
+        is_erasure = event is not None and event["type"] == "user-erased"
+        headers: dict[str, str | bytes | None] = {"ce_source": OPERATOR_SOURCES[0]} if is_erasure else {}
         with contextlib.suppress(BufferError, KafkaException):  # then it was not sent
-            self._producer.produce(topic, value, key=key, on_delivery=told)
+            self._producer.produce(topic, value, key=key, headers=headers, on_delivery=told)
 
     def _note(self, event: dict[str, Any], copy: Copy) -> None:
         if event["type"] == "user-erased":

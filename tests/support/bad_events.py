@@ -150,7 +150,7 @@ def _fields() -> Iterator[Bad]:
 
 def _times() -> Iterator[Bad]:
     wrong: list[Any] = [
-        None, "", "0", "1700000000000", "2024-01-01T00:00:00Z", True, False, [], {}, -1, -(10**12), -(2**63),
+        None, "", "0", "1700000000000", "2024-01-01T00:00:00Z", True, False, [], {},
         0.5, 1.0, 1e300, -0.5, 253_402_300_800_000, 2**53 * 1000, 2**63, 2**64, 10**20, 10**100,
     ]  # fmt: skip
     for value in wrong:
@@ -167,6 +167,14 @@ def _times() -> Iterator[Bad]:
     yield Bad(
         "5,000 digits", Message(b"ann", text.replace("123456789", "9" * 5_000).encode()), Rejection.NOT_JSON
     )
+    for value in (-(10**100), -(2**63), -(10**12), -1, 0, 1, 946_684_799_999, 1_764_000_000):
+        yield Bad(
+            f"before 2000: {value}"[:40],
+            Message(b"ann", _json(_event(completed_at=value))),
+            Rejection.TOO_EARLY,
+        )
+        start = started("ann", 0, started_at=value)
+        yield Bad(f"a start then: {value}"[:40], Message(b"ann", _json(start)), Rejection.TOO_EARLY)
     for value in (253_402_300_799_999, 200_000_000_000_000):
         yield Bad(
             f"in the year 9999: {value}",

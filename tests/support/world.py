@@ -28,6 +28,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from schemas import OPERATOR_SOURCES
+from schemas.events import MIN_TIME_MS
 from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.app import application as api_application
 from services.completion_recorder import store as recorder_store
@@ -684,14 +686,22 @@ class Message:
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> "Message":
-        return cls(event["mcp_server_user_id"].encode(), json.dumps(event).encode())
+        """As our own producers send it: what decides about a person says that it is an operator's."""
+        decides = event.get("type") in {"user-erased", "step-corrected"}
+        headers = [("ce_source", OPERATOR_SOURCES[0].encode())] if decides else []
+        return cls(event["mcp_server_user_id"].encode(), json.dumps(event).encode(), headers)
 
 
 _numbers: Iterator[int] = iter(range(1, 10**9))
 
 
+def moment(at: int) -> int:
+    """A time in milliseconds since the epoch; a small one is counted from the first that the contract takes."""
+    return at + MIN_TIME_MS if 0 <= at < MIN_TIME_MS else at
+
+
 def completed(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
-    """An event; each call has its own event id unless one is given."""
+    """An event, `at` as `moment` has it; each call has its own event id unless one is given."""
     return {
         "type": "step-completed",
         "event_id": str(uuid.UUID(int=next(_numbers), version=4)),
@@ -700,8 +710,21 @@ def completed(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
         "step_id": step,
         "mcp_server_id": "srv_1",
         "mcp_server_session_id": f"s_{user}",
-        "completed_at": at,
+        "completed_at": moment(at),
     } | other
+
+
+def corrected(
+    user: str, step: str, at: int, until: int, to: int | None = None, **other: Any
+) -> dict[str, Any]:
+    """A correction decided `at`, which covers what is `until` then; `to` is when the step was completed."""
+    event = completed(user, step, 0) | {
+        "type": "step-corrected",
+        "corrected_at": moment(at),
+        "covers_until": moment(until),
+        "completed_at": None if to is None else moment(to),
+    }
+    return {name: value for name, value in (event | other).items() if value is not None}
 
 
 def started(user: str, at: int, **other: Any) -> dict[str, Any]:
@@ -713,7 +736,7 @@ def started(user: str, at: int, **other: Any) -> dict[str, Any]:
         "walkthrough_id": "wt_a",
         "mcp_server_id": "srv_1",
         "mcp_server_session_id": f"s_{user}",
-        "started_at": at,
+        "started_at": moment(at),
     } | other
 
 

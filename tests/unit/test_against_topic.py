@@ -1,6 +1,7 @@
 """What is read of a partition, and what a portion of the topic becomes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -18,6 +19,7 @@ from services.runtime.kafka import Record
 from services.runtime.positions import Digest, Position
 from services.runtime.topic import TopicLog
 
+AT = 10**12
 LOG = TopicLog("c", "t")
 STORED = Position(100, 100, cluster_id="c", topic_id="t", digest=Digest(10, 80, 7))
 
@@ -74,25 +76,31 @@ def test_each_record_becomes_a_row_or_is_counted() -> None:
         "step_id": "a",
         "mcp_server_id": "s",
         "mcp_server_session_id": "ss",
-        "completed_at": 5,
+        "completed_at": AT + 5,
         "metadata": {"a": 1},
     }
-    began = {**event, "type": "walkthrough-started", "started_at": 4}
-    gone = {**event, "type": "user-erased", "erased_at": 9}
+    began = {**event, "type": "walkthrough-started", "started_at": AT + 4}
+    gone = {**event, "type": "user-erased", "erased_at": AT + 9}
+    mended = {**event, "type": "step-corrected", "corrected_at": AT + 8, "covers_until": AT + 8}
     portion = sift(
-        [record(n, v) for n, v in enumerate([None, *(json.dumps(e).encode() for e in (event, began, gone))])],
-        10,
+        [
+            replace(record(n, v), key=b"ann", headers=[("ce_source", b"stepstream-operator")])
+            for n, v in enumerate([None, *(json.dumps(e).encode() for e in (event, began, gone, mended))])
+        ],
+        AT + 10,
     )
     row_id = "0192f4c9-11d2-4c40-9a3b-7e8f90a1b2c3"
-    assert portion.completions == [(1, "wtsc_" + row_id, "ann", "w", "a", "s", "ss", 5, '{"a":1}')]
-    assert portion.starts == [(2, "wtst_" + row_id, "ann", "w", "s", "ss", 4, '{"a":1}')]
+    assert portion.completions == [(1, "wtsc_" + row_id, "ann", "w", "a", "s", "ss", AT + 5, '{"a":1}')]
+    assert portion.starts == [(2, "wtst_" + row_id, "ann", "w", "s", "ss", AT + 4, '{"a":1}')]
     assert portion.erasures == {"ann": 3}
+    assert portion.corrections == [(4, row_id, "ann", "a", AT + 8, AT + 8, AT + 5)]
     assert portion.unreadable == {"empty-value": 1}
-    doubts = [Doubt.of(portion.records[n], portion.events[n], "no-row") for n in (1, 2, 3)]
+    doubts = [Doubt.of(portion.records[n], portion.events[n], "no-row") for n in (1, 2, 3, 4)]
     assert [(d.kind, d.offset, d.step_id, d.happened_at) for d in doubts] == [
-        ("completion", 1, "a", 5),
-        ("start", 2, None, 4),
-        ("erasure", 3, None, 9),
+        ("completion", 1, "a", AT + 5),
+        ("start", 2, None, AT + 4),
+        ("erasure", 3, None, AT + 9),
+        ("correction", 4, "a", AT + 8),
     ]
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from schemas import decode
 from services.operator_cli.backfill import Candidate, event_of, spread
 
+AT = 10**12 - 5
+
 
 def test_between_start_and_end_they_are_even() -> None:
     assert spread([None, None, None], 0, 30) == [10, 20, 30]
@@ -37,8 +39,10 @@ def test_with_times_in_order_and_room_all_rise(known: list[bool], start: int, st
 
 
 def test_the_id_is_made_from_what_the_event_says() -> None:
-    candidate = Candidate("line 1", "ann", "wt_a", "a", 5, "srv", "s")
+    candidate = Candidate("line 1", "ann", "wt_a", "a", AT, "srv", "s")
     event = event_of(candidate)
-    assert event == event_of(Candidate("elsewhere", "ann", "wt_a", "a", 5, "srv", "s"))
-    assert event["event_id"] != event_of(Candidate("line 1", "ann", "wt_a", "a", 6, "srv", "s"))["event_id"]
-    assert decode(json.dumps(event).encode(), 10**12).happened_at == 5
+    assert event == event_of(Candidate("elsewhere", "ann", "wt_a", "a", AT, "srv", "s"))
+    assert (
+        event["event_id"] != event_of(Candidate("line 1", "ann", "wt_a", "a", AT + 1, "srv", "s"))["event_id"]
+    )
+    assert decode(json.dumps(event).encode(), 10**12).happened_at == AT

@@ -3,14 +3,26 @@
 import itertools
 import json
 import random
+import re
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from aiokafka import ConsumerRecord
 
-from schemas import Rejection
-from services.completion_recorder.judge import Accepted, Known, check_references, merge, read
+from schemas import OPERATOR_SOURCES, Rejection
+from services.completion_recorder.judge import (
+    Accepted,
+    Decision,
+    Known,
+    check_references,
+    corrections,
+    decide,
+    merge,
+    read,
+)
 from services.runtime.kafka import Record, next_offsets
-from tests.support.world import completed
+from tests.support.world import completed, corrected, moment, started
 
 NOW = 1_764_000_000_000
 _offsets = itertools.count()
@@ -27,6 +39,14 @@ def accepted(*events: dict[str, Any]) -> list[Accepted]:
     return good
 
 
+def by_operator(*events: dict[str, Any]) -> list[Accepted]:
+    headers = [("ce_source", OPERATOR_SOURCES[0].encode())]
+    sent = [replace(record(json.dumps(e).encode()), key=b"u", headers=headers) for e in events]
+    good, bad = read(sent, NOW)
+    assert bad == []
+    return good
+
+
 def test_one_bad_record_harms_no_other() -> None:
     good = json.dumps(completed("u", "a", 1)).encode()
     kept, refused = read([record(good), record(b"\xff"), record(None), record(good)], NOW)
@@ -34,17 +54,72 @@ def test_one_bad_record_harms_no_other() -> None:
     assert [r.rejection for r in refused] == [Rejection.NOT_JSON, Rejection.EMPTY]
 
 
-def test_the_smallest_time_then_the_smallest_event_id_wins_in_any_order() -> None:
+def test_of_starts_the_smallest_time_then_the_smallest_event_id_is_kept_in_any_order() -> None:
     low, high = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-0000000000ff"
     events = [
-        completed("u", "a", 7),
-        completed("u", "a", 5, event_id=high),
-        completed("u", "a", 5, event_id=low),
-        completed("u", "b", 9),
+        started("u", 7),
+        started("u", 5, event_id=high),
+        started("u", 5, event_id=low),
+        started("v", 9),
     ]
     for order in itertools.permutations(events):
-        won = {item.event.step_id: item.event.event_id for item in merge(accepted(*order))}
-        assert won == {"a": low, "b": events[3]["event_id"]}
+        won = {item.event.mcp_server_user_id: item.event.event_id for item in merge(accepted(*order))}
+        assert won == {"u": low, "v": events[3]["event_id"]}
+
+
+def test_of_completions_all_are_kept_since_a_correction_may_cover_the_first() -> None:
+    events = [completed("u", "a", at) for at in (7, 5, 9)]
+    assert len(merge(accepted(*events, *events))) == 3
+
+
+def test_the_newest_correction_decides_and_the_largest_cover_holds_in_any_order() -> None:
+    events = [
+        corrected("u", "a", 5, 9, to=1),
+        corrected("u", "a", 6, 2, to=3, event_id="00000000-0000-4000-8000-0000000000aa"),
+        corrected("u", "a", 6, 4, event_id="00000000-0000-4000-8000-0000000000ff"),
+        corrected("u", "b", 1, 1, to=1),
+    ]
+    for order in itertools.permutations(events):
+        at_once = decide(corrections(by_operator(*order)), [])
+        one_by_one: list[Decision] = []
+        for event in order:
+            one_by_one = decide(by_operator(event), one_by_one)
+        assert set(at_once) == set(one_by_one)
+        told = {d.step_id: (d.event_id, d.covers_until, d.completed_at) for d in at_once}
+        assert told["a"] == (events[2]["event_id"], moment(9), None)
+        assert told["b"] == (events[3]["event_id"], moment(1), moment(1))
+
+
+ERASED = completed("u", "a", 0, type="user-erased", erased_at=NOW)
+
+
+@pytest.mark.parametrize("event", [ERASED, corrected("u", "a", 1, 1)], ids=lambda event: event["type"])
+@pytest.mark.parametrize(
+    ("key", "sources", "told"),
+    [
+        (b"u", [b"stepstream-operator"], None),
+        (b"u", [b"/stepstream/erase"], None),
+        (b"u", [b"crm"], None),
+        (b"v", [b"crm"], "the key of a record"),
+        (None, [b"crm"], "the key of a record"),
+        (b"\xff", [b"crm"], "the key of a record"),
+        (b"u", [], "there is no header ce_source"),
+        (b"u", [None], "the header ce_source is ''"),
+        (b"u", [b"somebody"], "'somebody', and .* STEPSTREAM_TRUSTED_SOURCES"),
+        (b"u", [b"crm", b"\xff"], "STEPSTREAM_TRUSTED_SOURCES"),
+    ],
+)
+def test_who_decides_about_a_person_is_trusted_and_names_them_by_the_key(
+    event: dict[str, Any], key: bytes | None, sources: list[bytes | None], told: str | None
+) -> None:
+    headers = [("ce_id", b"1"), *(("ce_source", source) for source in sources)]
+    sent = replace(record(json.dumps(event).encode()), key=key, headers=headers)
+    _, refused = read([sent], NOW, {"crm", *OPERATOR_SOURCES})
+    if told is None:
+        assert refused == []
+    else:
+        assert [r.rejection for r in refused] == [Rejection.NOT_ALLOWED]
+        assert re.search(told, refused[0].message)
 
 
 def test_copies_of_one_event_are_one() -> None:
