@@ -1,5 +1,6 @@
 """The contract of the topic `walkthrough.progress.v1`: what an event is, and nothing else."""
 
+from schemas.advice import ADVICE, advice_on
 from schemas.events import (
     DEAD_LETTER_SUFFIX,
     TOPIC,
@@ -15,6 +16,7 @@ from schemas.events import (
 )
 
 __all__ = [
+    "ADVICE",
     "DEAD_LETTER_SUFFIX",
     "TOPIC",
     "AnyEvent",
@@ -24,6 +26,7 @@ __all__ = [
     "StepCompleted",
     "UserErased",
     "WalkthroughStarted",
+    "advice_on",
     "decode",
     "encode_metadata",
 ]
