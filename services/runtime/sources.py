@@ -44,9 +44,9 @@ def habits(looked_at: int, elsewhere: int, without_key: int) -> list[str]:
     told = []
     if elsewhere:
         told.append(
-            f"{elsewhere / looked_at:.0%} of a sample are in another partition than Kafka's default partitioner "
-            "chooses for their key: set the producer's partitioner to murmur2 (librdkafka: "
-            "`partitioner=murmur2_random`)."
+            f"{elsewhere / looked_at:.0%} of a sample are in another partition than Kafka's default "
+            "partitioner chooses for their key: set the producer's partitioner to murmur2 "
+            "(librdkafka: `partitioner=murmur2_random`)."
         )
     if without_key:
         told.append(
