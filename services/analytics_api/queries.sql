@@ -493,34 +493,75 @@ with alone as materialized (
       where other.topic = $1 and other.source = place.source and other.organization_id not in ('', $2)
     )
 ),
-shown as (
-  select * from refused_events
-  where
-    topic = $1
-    and organization_id = $2
-    and last_at >= $3
-    and ($4::text[] is null or source = any($4))
-  union all
-  select refused_events.*
-  from alone
-  inner join refused_events on alone.source = refused_events.source
-  where refused_events.topic = $1 and refused_events.organization_id = '' and refused_events.last_at >= $3
-),
-classes as materialized (
+latest as materialized (
   select
     source,
     rejection,
-    sum(events)::bigint as events,
-    min(first_at) as first_at,
-    max(last_at) as last_at,
-    (array_agg(partition order by last_at desc))[1] as partition,
-    (array_agg(last_offset order by last_at desc))[1] as last_offset,
-    (array_agg(message order by last_at desc))[1] as message,
-    (array_agg(fields order by last_at desc))[1] as fields
-  from shown
+    max(last_at) as last_at
+  from (
+    -- A class has two rows at most: one that names the organization, and one that names nobody.
+    select
+      source,
+      rejection,
+      last_at
+    from (
+      select
+        source,
+        rejection,
+        last_at
+      from refused_events
+      where
+        topic = $1
+        and organization_id = $2
+        and last_at >= $3
+        and ($4::text[] is null or source = any($4))
+      union all
+      select
+        nobodys.source,
+        nobodys.rejection,
+        nobodys.last_at
+      from alone
+      inner join refused_events as nobodys on alone.source = nobodys.source
+      where nobodys.topic = $1 and nobodys.organization_id = '' and nobodys.last_at >= $3
+    ) as shown
+    order by last_at desc
+    limit 400
+  ) as rows
   group by source, rejection
   order by max(last_at) desc, source, rejection
   limit 200
+),
+classes as materialized (
+  select
+    latest.source,
+    latest.rejection,
+    latest.last_at,
+    kept.events,
+    kept.first_at,
+    kept.partition,
+    kept.last_offset,
+    kept.message,
+    kept.fields
+  from latest
+  cross join lateral (
+    select
+      sum(events)::bigint as events,
+      min(first_at) as first_at,
+      (array_agg(partition order by last_at desc))[1] as partition,
+      (array_agg(last_offset order by last_at desc))[1] as last_offset,
+      (array_agg(message order by last_at desc))[1] as message,
+      (array_agg(fields order by last_at desc))[1] as fields
+    from refused_events
+    where
+      topic = $1
+      and source = latest.source
+      and rejection = latest.rejection
+      and last_at >= $3
+      and (
+        organization_id = $2
+        or (organization_id = '' and latest.source in (select source from alone))
+      )
+  ) as kept
 ),
 totals as (
   select

@@ -44,6 +44,7 @@ async def test_an_organization_sees_what_names_it_and_the_garbage_of_sources_tha
     assert told(answer) == {
         ("/ours", "invalid-event"): 20,
         ("/ours", "not-json"): 1,
+        ("/ours", "unknown-type"): 2,
         ("/ours", "unknown-user"): 2,
         ("/shared", "unknown-user"): 1,
         (NO_SOURCE, "unknown-user"): 1,
@@ -62,8 +63,8 @@ async def test_totals_and_habits_are_of_sources_that_are_its_own(api: Api) -> No
     sources = {s["source"]: s for s in (await api.get(REFUSED))["sources"]}
     assert sources.keys() == {"/ours", "/shared", NO_SOURCE, "/theirs"}
     ours = sources.pop("/ours")
-    assert (ours["events"], ours["refused"], ours["without_key"]) == (len(OF_OURS), 23, 20)
-    assert ours["share"] == pytest.approx(23 / len(OF_OURS))
+    assert (ours["events"], ours["refused"], ours["without_key"]) == (len(OF_OURS), 25, 20)
+    assert ours["share"] == pytest.approx(25 / len(OF_OURS))
     assert [hint for hint in ours["hints"] if "have no key" in hint]
     for source in sources.values():
         assert source["refused"] == 1

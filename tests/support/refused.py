@@ -48,6 +48,9 @@ OF_OURS = [
     *[step("/ours", "ann", name, **OURS) for name in "abcde"],
     *[sent("/ours", GARBAGE, None) for _ in range(20)],
     sent("/ours", b"no json"),
+    # Of one class, and only one of them names somebody.
+    sent("/ours", {"type": "x"}),
+    sent("/ours", {"type": "x", "mcp_server_id": "srv_1"}),
     *[step("/ours", "nobody", "a", **OURS) for _ in range(2)],
 ]
 MESSAGES = [
