@@ -1,5 +1,6 @@
 """The contract of the topic `walkthrough.progress.v1`: what an event is, and nothing else."""
 
+from schemas.advice import ADVICE, advice_on
 from schemas.causes import event_id as event_id_in
 from schemas.events import (
     DEAD_LETTER_SUFFIX,
@@ -19,6 +20,7 @@ from schemas.events import (
 )
 
 __all__ = [
+    "ADVICE",
     "DEAD_LETTER_SUFFIX",
     "OPERATOR_SOURCES",
     "TOPIC",
@@ -31,6 +33,7 @@ __all__ = [
     "StepCorrected",
     "UserErased",
     "WalkthroughStarted",
+    "advice_on",
     "decode",
     "encode_metadata",
     "event_id_in",

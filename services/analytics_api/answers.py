@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 
+from schemas import advice_on
 from services.analytics_api import comparison
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import FreshnessWatch, Look, Newest
@@ -25,6 +26,7 @@ from services.analytics_api.models import (
     EndingFigures,
     Endings,
     Event,
+    EventSource,
     FlowQuestion,
     FoldedStep,
     Freshness,
@@ -40,6 +42,10 @@ from services.analytics_api.models import (
     OverviewRow,
     OverviewWalkthrough,
     Paths,
+    RefusedClass,
+    RefusedEvents,
+    RefusedExample,
+    RefusedQuestion,
     Sampling,
     Sankey,
     SankeyEnding,
@@ -70,6 +76,7 @@ from services.journeys.flow import (
     graph,
 )
 from services.runtime.database import can_be_stored
+from services.runtime.sources import habits
 
 START_TITLE = "Start"
 #: How many days or weeks an answer may have.
@@ -78,6 +85,8 @@ _MOST_POINTS = 3_700
 _COMPARING = 10
 #: How many events of a session are answered: more keep everybody waiting while they are written.
 _MOST_EVENTS = 5_000
+#: Without a first day, what was refused on so many days is answered, today's included.
+_REFUSED_DAYS = 30
 
 
 class Answers:
@@ -87,11 +96,13 @@ class Answers:
         self,
         store: Store,
         freshness: FreshnessWatch,
+        topic: str,
         sample_people: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self._freshness = freshness
+        self._topic = topic
         self._sample_people = sample_people
         self._clock = clock
 
@@ -374,6 +385,20 @@ class Answers:
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
             freshness=look.freshness(Newest(newest)),
+        )
+
+    # --- producers ----------------------------------------------------------------------------------
+
+    async def refused(self, turn: Turn, question: RefusedQuestion) -> RefusedEvents:
+        """What of the organization's events was refused, and who sent it."""
+        look = await self._look(turn)
+        since = question.since or self.today - timedelta(days=_REFUSED_DAYS - 1)
+        rows = await self.store.refused(self._topic, turn.asker.organization, since, question.source)
+        return RefusedEvents(
+            since=since,
+            refused=[_refused_class(row) for row in rows if row["rejection"] is not None],
+            sources=_sources(rows),
+            freshness=look.freshness(Newest()),
         )
 
 
@@ -747,3 +772,47 @@ def _overview_row(rows: Sequence[asyncpg.Record], server: str | None, name: str 
         "average_progress": _share(sums["steps_done"], started * one["steps"]),
         "last_active_on": max((r["last_active_on"] for r in rows if r["last_active_on"]), default=None),
     }
+
+
+# --- producers -----------------------------------------------------------------------------------------
+
+
+def _refused_class(row: asyncpg.Record) -> RefusedClass:
+    return RefusedClass(
+        source=row["source"],
+        rejection=row["rejection"],
+        events=row["events"],
+        first_at=row["first_at"],
+        last_at=row["last_at"],
+        advice=advice_on(row["rejection"]),
+        example=RefusedExample(
+            partition=row["partition"],
+            offset=row["last_offset"],
+            message=row["message"],
+            fields=json.loads(row["fields"]),
+        ),
+    )
+
+
+def _sources(rows: Sequence[asyncpg.Record]) -> list[EventSource]:
+    """Each source once, in the order of its first row."""
+    by_source: dict[str, list[asyncpg.Record]] = {}
+    for row in rows:
+        by_source.setdefault(row["source"], []).append(row)
+    return [_source(source, of) for source, of in by_source.items()]
+
+
+def _source(source: str, rows: Sequence[asyncpg.Record]) -> EventSource:
+    one = rows[0]
+    is_alone = one["sent"] is not None
+    refused = one["sent_refused"] if is_alone else sum(row["events"] for row in rows)
+    return EventSource(
+        source=source,
+        events=one["sent"],
+        refused=refused,
+        share=_share(refused, one["sent"]) if is_alone else None,
+        looked_at=one["looked_at"],
+        elsewhere=one["elsewhere"],
+        without_key=one["without_key"],
+        hints=habits(one["looked_at"], one["elsewhere"], one["without_key"]) if is_alone else [],
+    )

@@ -207,7 +207,7 @@ async def _opened(
         watch = freshness = FreshnessWatch(settings, functools.partial(store.marks, settings.topic))
         for server in first:
             watch.met(server)
-        answers = Answers(store, freshness, settings.api_sample_people)
+        answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
         changes = Changes(answers)
         async with freshness.running(), changes.running(), watching_schema(pool, process.refusals):
             yield Shared(answers, guard, changes, streams, process.stopping)

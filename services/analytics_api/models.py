@@ -224,6 +224,21 @@ class JourneysQuestion(FlowQuestion):
         return self
 
 
+class RefusedQuestion(BaseModel):
+    """Which refused events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: list[Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]+$")]] = Field(
+        default_factory=list, max_length=100, description="Who sent them, as `ce_source` says; none is all."
+    )
+    since: Day | None = Field(
+        default=None,
+        description="Classes of which one was refused on this UTC day or later; without it within 30 days, "
+        "today included. After 90 days without another a class is forgotten.",
+    )
+
+
 # --- answers -------------------------------------------------------------------------------------------
 
 
@@ -644,6 +659,64 @@ class Overview(_Model):
     organization: Organization
     servers: list[Server]
     walkthroughs: list[OverviewWalkthrough]
+    freshness: Freshness
+
+
+class RefusedExample(_Model):
+    """The last refused event of a class, without its content."""
+
+    partition: int
+    offset: int
+    message: str = Field(description="What is wrong with it.")
+    fields: dict[str, str] = Field(
+        description="What it looks like: the names of its fields, each with its type."
+    )
+
+
+class RefusedClass(_Model):
+    """Refused events of a source and class."""
+
+    source: str = Field(description="Who sent them, as the header `ce_source` says.")
+    rejection: str = Field(description="The error class, which their dead letters carry.")
+    events: int = Field(description="How many, from `first_at` to `last_at`.")
+    first_at: int
+    last_at: int
+    advice: str = Field(description="What to do about it.")
+    example: RefusedExample
+
+
+class EventSource(_Model):
+    """Who sends events.
+
+    Totals are null where events of other organizations come from the same source, and of `(no source)`.
+    """
+
+    source: str
+    events: int | None = Field(description="All that it sent.")
+    refused: int = Field(
+        description="Those of them that were refused; where totals are null, those that are in the answer."
+    )
+    share: float | None = Field(description="`refused` of `events`.")
+    looked_at: int | None = Field(description="How many events the sample of its habits has.")
+    elsewhere: int | None = Field(
+        description="Those in another partition than Kafka's default partitioner chooses for their key."
+    )
+    without_key: int | None = Field(description="Those without a key.")
+    hints: list[str] = Field(
+        description="What its producer should change of that: events without it are counted exactly, but "
+        "those of a person may come out of order."
+    )
+
+
+class RefusedEvents(_Model):
+    """What of an organization's events was refused, and who sent it."""
+
+    since: date
+    refused: list[RefusedClass] = Field(description="At most 200, the last refused first.")
+    sources: list[EventSource] = Field(
+        description="Those of `refused`, and those that send events of this organization alone; at most 200 "
+        "of the latter."
+    )
     freshness: Freshness
 
 

@@ -470,6 +470,132 @@ left join lateral (
 where walkthroughs.organization_id = $1
 order by walkthroughs.title, walkthroughs.id, counted.mcp_server_id;
 
+-- name: refused
+-- What was refused since $3, by source and class, and who sent it: events that name a server or a walkthrough of
+-- organization $2, and those that name nobody from sources that send its events alone. That is, some of theirs were
+-- recorded of this organization, none of theirs was recorded or refused of another, and each says who it is: the
+-- sources of $5 are everybody's. Only of such sources the totals are given. At most 200 classes and 200 sources, the
+-- last ones.
+with alone as materialized (
+  select place.source
+  from source_organizations as place
+  where
+    place.topic = $1
+    and place.organization_id = $2
+    and place.source <> all($5::text[])
+    and ($4::text[] is null or place.source = any($4))
+    and not exists (
+      select from source_organizations as other
+      where other.topic = $1 and other.source = place.source and other.organization_id <> $2
+    )
+    and not exists (
+      select from refused_events as other
+      where other.topic = $1 and other.source = place.source and other.organization_id not in ('', $2)
+    )
+),
+latest as materialized (
+  select
+    source,
+    rejection,
+    max(last_at) as last_at
+  from (
+    -- A class has two rows at most: one that names the organization, and one that names nobody.
+    select
+      source,
+      rejection,
+      last_at
+    from (
+      select
+        source,
+        rejection,
+        last_at
+      from refused_events
+      where
+        topic = $1
+        and organization_id = $2
+        and last_at >= $3
+        and ($4::text[] is null or source = any($4))
+      union all
+      select
+        nobodys.source,
+        nobodys.rejection,
+        nobodys.last_at
+      from alone
+      inner join refused_events as nobodys on alone.source = nobodys.source
+      where nobodys.topic = $1 and nobodys.organization_id = '' and nobodys.last_at >= $3
+    ) as shown
+    order by last_at desc
+    limit 400
+  ) as rows
+  group by source, rejection
+  order by max(last_at) desc, source, rejection
+  limit 200
+),
+classes as materialized (
+  select
+    latest.source,
+    latest.rejection,
+    latest.last_at,
+    kept.events,
+    kept.first_at,
+    kept.partition,
+    kept.last_offset,
+    kept.message,
+    kept.fields
+  from latest
+  cross join lateral (
+    select
+      sum(events)::bigint as events,
+      min(first_at) as first_at,
+      (array_agg(partition order by last_at desc))[1] as partition,
+      (array_agg(last_offset order by last_at desc))[1] as last_offset,
+      (array_agg(message order by last_at desc))[1] as message,
+      (array_agg(fields order by last_at desc))[1] as fields
+    from refused_events
+    where
+      topic = $1
+      and source = latest.source
+      and rejection = latest.rejection
+      and last_at >= $3
+      and (
+        organization_id = $2
+        or (organization_id = '' and latest.source in (select source from alone))
+      )
+  ) as kept
+),
+totals as (
+  select
+    sent.source,
+    sent.events,
+    sent.refused,
+    sent.looked_at,
+    sent.elsewhere,
+    sent.without_key
+  from alone
+  inner join event_sources as sent on alone.source = sent.source
+  where sent.topic = $1 and (sent.last_at >= $3 or sent.source in (select source from classes))
+  order by sent.source in (select source from classes) desc, sent.last_at desc, sent.source
+  limit 200
+)
+select
+  coalesce(classes.source, totals.source) as source,
+  classes.rejection,
+  classes.events,
+  (extract(epoch from classes.first_at) * 1000)::bigint as first_at,
+  (extract(epoch from classes.last_at) * 1000)::bigint as last_at,
+  classes.partition,
+  classes.last_offset,
+  classes.message,
+  classes.fields,
+  totals.events as sent,
+  totals.refused as sent_refused,
+  totals.looked_at,
+  totals.elsewhere,
+  totals.without_key
+from classes
+full join totals on classes.source = totals.source
+order by classes.last_at desc nulls last, 1, classes.rejection;
+
 -- name: offered_by
 -- The walkthroughs that a server offers.
 select walkthrough_id from mcp_server_walkthroughs

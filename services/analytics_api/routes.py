@@ -31,6 +31,8 @@ from services.analytics_api.models import (
     JourneysQuestion,
     Overview,
     Problem,
+    RefusedEvents,
+    RefusedQuestion,
     Sankey,
     SankeyQuestion,
     Session,
@@ -198,6 +200,18 @@ async def organization(
 ) -> Response:
     """Every walkthrough of the key's organization, by server too."""
     return Reply(request).of(await uses.answers.overview(turn, question))
+
+
+@router.get("/organization/refused", response_model=RefusedEvents, responses=_TABLE)
+async def refused(
+    request: Request, uses: Uses, turn: Turned, question: Annotated[RefusedQuestion, Query()]
+) -> Response:
+    """What of the organization's events was refused, by source and class, and what to do about it.
+
+    Events that name one of its servers or walkthroughs; and those that name nobody, from sources that send
+    events of this organization alone.
+    """
+    return Reply(request).of(await uses.answers.refused(turn, question))
 
 
 @router.get("/servers/{server_id}", response_model=Overview, responses=_TABLE)

@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from services.analytics_api.freshness import Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.sources import NO_SOURCE, OTHERS
 from services.runtime.stored_positions import TABLES, read_positions
 
 SQL = load_queries(__file__)
@@ -337,6 +338,16 @@ class Store:
         recent = today - timedelta(days=cohort.active_days)
         rows: list[asyncpg.Record] = await self.pool.fetch(
             SQL["overview"], organization, *_days(cohort), recent
+        )
+        return rows
+
+    async def refused(
+        self, topic: str, organization: str, since: date, sources: Sequence[str]
+    ) -> list[asyncpg.Record]:
+        """Refused events by source and class, and the totals of sources that are the organization's alone."""
+        begins = datetime.combine(since, datetime.min.time(), UTC)
+        rows: list[asyncpg.Record] = await self.pool.fetch(
+            SQL["refused"], topic, organization, begins, list(sources) or None, [NO_SOURCE, OTHERS]
         )
         return rows
 

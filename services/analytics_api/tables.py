@@ -20,6 +20,9 @@ from services.analytics_api.models import (
     Journeys,
     Overview,
     OverviewRow,
+    RefusedClass,
+    RefusedEvents,
+    RefusedExample,
     Sankey,
     Session,
     StepFigures,
@@ -82,6 +85,8 @@ def _table(answer: BaseModel) -> tuple[Iterable[Row], Sequence[str]]:
             return _comparison(answer), _COMPARISON
         case Overview():
             return _overview(answer), list(OverviewRow.model_fields)
+        case RefusedEvents():
+            return map(_refused, answer.refused), _REFUSED
         case Summary():
             row = answer.model_dump(mode="json", exclude={"walkthrough", "times", "freshness"})
             return [row], list(row)
@@ -161,3 +166,12 @@ def _overview(answer: Overview) -> Iterable[Row]:
         yield walkthrough.model_dump(mode="json")
         for server in walkthrough.servers:
             yield server.model_dump(mode="json")
+
+
+_REFUSED: Final = (*(n for n in RefusedClass.model_fields if n != "example"), *RefusedExample.model_fields)
+
+
+def _refused(row: RefusedClass) -> Row:
+    """A class with its example beside it."""
+    fields = [f"{name}: {kind};" for name, kind in row.example.fields.items()]
+    return {**row.model_dump(mode="json"), **row.example.model_dump(mode="json"), "fields": fields}

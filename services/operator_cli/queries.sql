@@ -650,7 +650,7 @@ select
         elsewhere,
         without_key
       from event_sources
-      where topic = $1 and looked_at >= 20 and 20 * (elsewhere + without_key) >= looked_at
+      where topic = $1 and looked_at >= $2::bigint and 100 * (elsewhere + without_key) >= $3::bigint * looked_at
       order by events desc
       limit 10
     ) as odd

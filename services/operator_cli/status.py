@@ -26,6 +26,7 @@ from services.runtime.kafka import admin_client, unreachable
 from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
+from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
 from services.runtime.stored_positions import read_positions
 from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
@@ -174,7 +175,9 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     """Adds what can be read, part by part: it stays when the time is over."""
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
-    sources = await _read(db, seen, "events by source", SQL["status_sources"], settings.topic)
+    sources = await _read(
+        db, seen, "events by source", SQL["status_sources"], settings.topic, LEAST_LOOKED_AT, LEAST_PERCENT
+    )
     database |= {name: json.loads(rows) for name, rows in sources.items()}
     if database.get("waits_for"):
         ids = [part for row in database["waits_for"] for part in row.split()[1:]]
@@ -202,7 +205,7 @@ async def _look_whether_they_agree(settings: Settings, seen: Status) -> None:
         seen.agreement = agreement(seen.groups, seen.topic_log, stored, seen.high_watermarks)
 
 
-async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str) -> dict[str, Any]:
+async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str | int) -> dict[str, Any]:
     """The one row of a query; nothing, where that cannot be read."""
     try:
         row = await db.fetchrow(query, *arguments)

@@ -1,5 +1,6 @@
 """The dashboard in a real browser: what it shows is what a plain walk over the rows says, by mouse and by keys."""
 
+import contextlib
 import re
 import shutil
 import time
@@ -14,6 +15,7 @@ from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 from tests.support.crowd import WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures
+from tests.support.refused import refuse
 from tests.support.world import Api, World, completed, eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -49,20 +51,46 @@ async def browser() -> AsyncIterator[Browser]:
         await opened.close()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def page(browser: Browser, api: Api) -> AsyncIterator[Page]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def refusing(addresses: tuple[str, str], template: str) -> AsyncIterator[Api]:
+    """Another world, some of whose events were refused."""
+    world = await World.make(*addresses, template)
+    try:
+        await refuse(world)
+        yield await world.start_api()
+    finally:
+        await world.close()
+
+
+@contextlib.asynccontextmanager
+async def opened(browser: Browser, api: Api, **how: Any) -> AsyncIterator[Page]:
     """A page that must not complain, nor ask anybody else for anything."""
-    context = await browser.new_context(viewport=WIDE, reduced_motion="reduce")  # type: ignore[arg-type]
-    opened = await context.new_page()
+    context = await browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **how})
+    page = await context.new_page()
     complaints: list[str] = []
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on(
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
         "request",
         lambda r: None if r.url.startswith((api.url, "blob:", "data:")) else complaints.append(r.url),
     )
-    yield opened
+    yield page
     await context.close()
     assert complaints == []
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(browser: Browser, api: Api) -> AsyncIterator[Page]:
+    async with opened(browser, api) as page:
+        yield page
+
+
+async def is_sound(page: Page, name: str) -> None:
+    """Axe finds nothing, and nothing is wider than the page."""
+    found = await Axe().run(page)
+    problems = [(v["id"], n["html"][:160]) for v in found.response["violations"] for n in v["nodes"]]
+    assert problems == [], (name, problems[:6])
+    wide = await page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0, name
 
 
 async def show(page: Page, api: Api, query: str = f"?w={WALKTHROUGH}") -> None:
@@ -379,6 +407,49 @@ async def test_while_it_loads_it_says_so(page: Page, api: Api) -> None:
     await expect(page.locator(".sankey .node").first).to_be_visible()
 
 
+async def test_what_was_refused_is_a_page_that_keys_alone_reach(browser: Browser, refusing: Api) -> None:
+    async with opened(browser, refusing) as page:
+        await show(page, refusing, "")
+        pages = page.get_by_role("navigation", name="Organization").get_by_role("button")
+        await expect(pages.last).to_have_text("Refused events7 classes in the last day")
+        await pages.first.focus()
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("heading", name="Refused events")).to_be_visible()
+        assert "page=refused" in page.url
+        rows = page.locator("tbody tr")
+        await expect(rows).to_have_count(7)
+        row = rows.filter(has_text="invalid-event")
+        await expect(row).to_contain_text("25 of 30 events refused (83 %)")
+        await expect(row).to_contain_text("Correct the field")
+        example = row.locator("details")
+        await expect(example.locator("dl")).to_be_hidden()
+        await example.locator("summary").focus()
+        await page.keyboard.press("Enter")
+        await expect(example.locator("dl")).to_contain_text("cardtext of 4")
+        await expect(page.locator(".finding")).to_contain_text("have no key")
+        await page.go_back()
+        await expect(page.get_by_role("heading", name="Walkthroughs of org")).to_be_visible()
+
+
+async def test_where_nothing_was_refused_the_page_says_so(page: Page, api: Api) -> None:
+    await show(page, api, "?page=refused")
+    await expect(page.get_by_text("Nothing was refused in the last 30 days")).to_be_visible()
+    await expect(page.locator(".tabs .count")).to_have_count(0)
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_axe_finds_nothing_in_what_was_refused(
+    browser: Browser, refusing: Api, theme: Any, size: Any
+) -> None:
+    async with opened(browser, refusing, viewport=size, color_scheme=theme) as page:
+        await show(page, refusing, "?page=refused")
+        await page.wait_for_selector("tbody tr")
+        await page.locator("details").evaluate_all("all => all.forEach(d => { d.open = true; })")
+        await is_sound(page, "refused")
+
+
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: Any) -> None:
@@ -397,6 +468,7 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),
             ("journey", f"?w={WALKTHROUGH}&tab=people&journey=u001", ".timeline"),
             ("empty", "?w=wt_empty", ".empty"),
+            ("nothing refused", "?page=refused", ".empty"),
         ):
             await page.goto("about:blank")
             await page.goto(f"{api.url}/" if query is None else f"{api.url}/{query}#key={api.key}")
@@ -404,14 +476,7 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             if name == "pinned":
                 await page.locator(".node.pinned").focus()
                 await page.keyboard.press("m")
-            found = await Axe().run(page)
-            problems = [(v["id"], n["html"][:160]) for v in found.response["violations"] for n in v["nodes"]]
-            assert problems == [], (name, problems[:6])
-            # Nothing is wider than the page.
-            wide = await page.evaluate(
-                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            assert wide <= 0, name
+            await is_sound(page, name)
     finally:
         await context.close()
 

@@ -12,7 +12,7 @@ from services.completion_recorder.guard import WINDOW, Chunk, Recent
 from services.completion_recorder.judge import Refused
 from services.completion_recorder.tally import MOST_SOURCES, Counts, Tally, masked
 from services.runtime.kafka import Record
-from services.runtime.sources import NO_SOURCE, OTHERS
+from services.runtime.sources import NO_SOURCE, OTHERS, habits
 
 
 def fed(*loads: tuple[int, int]) -> Recent:
@@ -60,6 +60,15 @@ def record(
     *headers: tuple[str, bytes], key: bytes | None = b"p", value: bytes = b"{}", partition: int = 0
 ) -> Record:
     return ConsumerRecord("t", partition, 7, 0, 0, key, value, None, 1, 2, headers)
+
+
+def test_what_to_change_is_told_of_one_in_twenty_of_enough_events() -> None:
+    assert habits(19, 19, 0) == []
+    assert habits(140, 6, 0) == []
+    assert habits(100, 0, 0) == []
+    (partitioner, key) = habits(140, 4, 3)
+    assert partitioner.startswith("3% of a sample are in another partition")
+    assert key.startswith("2% of a sample have no key")
 
 
 def test_habits_are_counted_by_source() -> None:

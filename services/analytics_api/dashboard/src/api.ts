@@ -20,6 +20,9 @@ export type Overview = Schemas["Overview"];
 export type Walkthrough = Schemas["Walkthrough"];
 export type Freshness = Schemas["Freshness"];
 export type Event = Schemas["Event"];
+export type RefusedEvents = Schemas["RefusedEvents"];
+export type RefusedClass = Schemas["RefusedClass"];
+export type EventSource = Schemas["EventSource"];
 
 export class ApiError extends Error {
   constructor(readonly status: number, readonly title: string, detail: string) {

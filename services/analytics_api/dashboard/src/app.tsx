@@ -13,12 +13,14 @@ import type { Live } from "./live";
 import { OverviewTable } from "./overview";
 import { Answered, Segments } from "./parts";
 import { PeopleView } from "./people";
-import { cohort, NOTHING, PERIODS, readView, TABS, writeView } from "./state";
-import type { Tab, View } from "./state";
+import { refusedLately, RefusedView, useRefused } from "./refused";
+import { cohort, NOTHING, PAGES, PERIODS, readView, TABS, writeView } from "./state";
+import type { Page, Tab, View } from "./state";
 import { StepsView } from "./steps";
 import { TrendsView } from "./trends";
 
 const TAB_NAMES: Record<Tab, string> = { flow: "Flow", steps: "Steps", trends: "Trends", compare: "Compare", people: "People" };
+const PAGE_NAMES: Record<Page, string> = { walkthroughs: "Walkthroughs", refused: "Refused events" };
 const PERIOD_NAMES = { "7": "7 days", "30": "30 days", "90": "3 months", all: "All time", custom: "Days…" } as const;
 
 function useView(): [View, (part: Partial<View>, push?: boolean) => void] {
@@ -88,6 +90,7 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
       ? api.get(`walkthroughs/${encodeURIComponent(view.walkthrough)}`, summaryQuery, signal)
       : Promise.resolve(null),
   );
+  const refused = useRefused(api, view.walkthrough === "");
   const status = overview.error?.status ?? summary.error?.status;
   useEffect(() => {
     if (status === 401) leave("This key is not good: it is mistyped, expired or revoked.");
@@ -95,8 +98,9 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
 
   const walkthrough = summary.data?.walkthrough ?? null;
   useEffect(() => {
-    document.title = walkthrough ? `${walkthrough.title} · Stepstream` : "Stepstream";
-  }, [walkthrough?.title]);
+    const shown = walkthrough?.title ?? (view.page === "refused" && !view.walkthrough ? PAGE_NAMES.refused : "");
+    document.title = shown ? `${shown} · Stepstream` : "Stepstream";
+  }, [walkthrough?.title, view.page, view.walkthrough]);
   const all = overview.data?.walkthroughs ?? [];
   const open = (id: string, server?: string) =>
     change({ ...NOTHING, walkthrough: id, period: view.period, from: view.from, to: view.to, servers: server ? [server] : [] }, true);
@@ -118,7 +122,14 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
       </header>
       <main>
         {view.walkthrough === ""
-          ? <Answered asked={overview}>{(answer) => <OverviewTable overview={answer} open={open} />}</Answered>
+          ? (
+            <>
+              <Pages page={view.page} lately={refusedLately(refused.data, Date.now())} open={(page) => change({ ...NOTHING, page }, true)} />
+              {view.page === "refused"
+                ? <Answered asked={refused}>{(answer) => answer && <RefusedView api={api} answer={answer} />}</Answered>
+                : <Answered asked={overview}>{(answer) => <OverviewTable overview={answer} open={open} />}</Answered>}
+            </>
+          )
           : (
             <Answered asked={summary}>
               {(answer) => answer && (
@@ -143,6 +154,21 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
           )}
       </main>
     </>
+  );
+}
+
+function Pages(props: { page: Page; lately: number; open: (page: Page) => void }): JSX.Element {
+  return (
+    <nav class="tabs" aria-label="Organization">
+      {PAGES.map((page) => (
+        <button type="button" key={page} aria-current={props.page === page ? "page" : undefined} onClick={() => props.open(page)}>
+          {PAGE_NAMES[page]}
+          {page === "refused" && props.lately > 0 && (
+            <span class="count">{count(props.lately)}<span class="visually-hidden"> {props.lately === 1 ? "class" : "classes"} in the last day</span></span>
+          )}
+        </button>
+      ))}
+    </nav>
   );
 }
 

@@ -24,6 +24,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/organization/refused": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Refused
+         * @description What of the organization's events was refused, by source and class, and what to do about it.
+         *
+         *     Events that name one of its servers or walkthroughs; and those that name nobody, from sources that send
+         *     events of this organization alone.
+         */
+        get: operations["refused_v1_organization_refused_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/servers/{server_id}": {
         parameters: {
             query?: never;
@@ -488,6 +511,51 @@ export interface components {
             mcp_server_session_id: string;
         };
         /**
+         * EventSource
+         * @description Who sends events.
+         *
+         *     Totals are null where events of other organizations come from the same source, and of `(no source)`.
+         */
+        EventSource: {
+            /** Source */
+            source: string;
+            /**
+             * Events
+             * @description All that it sent.
+             */
+            events: number | null;
+            /**
+             * Refused
+             * @description Those of them that were refused; where totals are null, those that are in the answer.
+             */
+            refused: number;
+            /**
+             * Share
+             * @description `refused` of `events`.
+             */
+            share: number | null;
+            /**
+             * Looked At
+             * @description How many events the sample of its habits has.
+             */
+            looked_at: number | null;
+            /**
+             * Elsewhere
+             * @description Those in another partition than Kafka's default partitioner chooses for their key.
+             */
+            elsewhere: number | null;
+            /**
+             * Without Key
+             * @description Those without a key.
+             */
+            without_key: number | null;
+            /**
+             * Hints
+             * @description What its producer should change of that: events without it are counted exactly, but those of a person may come out of order.
+             */
+            hints: string[];
+        };
+        /**
          * FoldedStep
          * @description A step within an `other` node.
          */
@@ -803,6 +871,81 @@ export interface components {
             last_active_on: string | null;
             /** Servers */
             servers: components["schemas"]["OverviewRow"][];
+        };
+        /**
+         * RefusedClass
+         * @description Refused events of a source and class.
+         */
+        RefusedClass: {
+            /**
+             * Source
+             * @description Who sent them, as the header `ce_source` says.
+             */
+            source: string;
+            /**
+             * Rejection
+             * @description The error class, which their dead letters carry.
+             */
+            rejection: string;
+            /**
+             * Events
+             * @description How many, from `first_at` to `last_at`.
+             */
+            events: number;
+            /** First At */
+            first_at: number;
+            /** Last At */
+            last_at: number;
+            /**
+             * Advice
+             * @description What to do about it.
+             */
+            advice: string;
+            example: components["schemas"]["RefusedExample"];
+        };
+        /**
+         * RefusedEvents
+         * @description What of an organization's events was refused, and who sent it.
+         */
+        RefusedEvents: {
+            /**
+             * Since
+             * Format: date
+             */
+            since: string;
+            /**
+             * Refused
+             * @description At most 200, the last refused first.
+             */
+            refused: components["schemas"]["RefusedClass"][];
+            /**
+             * Sources
+             * @description Those of `refused`, and those that send events of this organization alone; at most 200 of the latter.
+             */
+            sources: components["schemas"]["EventSource"][];
+            freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * RefusedExample
+         * @description The last refused event of a class, without its content.
+         */
+        RefusedExample: {
+            /** Partition */
+            partition: number;
+            /** Offset */
+            offset: number;
+            /**
+             * Message
+             * @description What is wrong with it.
+             */
+            message: string;
+            /**
+             * Fields
+             * @description What it looks like: the names of its fields, each with its type.
+             */
+            fields: {
+                [key: string]: string;
+            };
         };
         /**
          * Sampling
@@ -1213,6 +1356,237 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Overview"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    refused_v1_organization_refused_get: {
+        parameters: {
+            query?: {
+                /** @description Who sent them, as `ce_source` says; none is all. */
+                source?: string[];
+                /** @description Classes of which one was refused on this UTC day or later; without it within 30 days, today included. After 90 days without another a class is forgotten. */
+                since?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RefusedEvents"];
                     "text/csv": string;
                 };
             };

@@ -4,6 +4,9 @@ import { daysAgo } from "./format";
 
 export const TABS = ["flow", "steps", "trends", "compare", "people"] as const;
 export type Tab = (typeof TABS)[number];
+/** What is shown of the organization while no walkthrough is. */
+export const PAGES = ["walkthroughs", "refused"] as const;
+export type Page = (typeof PAGES)[number];
 export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
 export type Period = (typeof PERIODS)[number];
 
@@ -12,6 +15,7 @@ export type Figure = [string, string][];
 
 export interface View {
   walkthrough: string;
+  page: Page;
   tab: Tab;
   servers: string[];
   period: Period;
@@ -36,7 +40,7 @@ export interface View {
 }
 
 export const NOTHING: View = {
-  walkthrough: "", tab: "flow", servers: [], period: "all", from: "", to: "", startAt: "", endAt: "",
+  walkthrough: "", page: "walkthroughs", tab: "flow", servers: [], period: "all", from: "", to: "", startAt: "", endAt: "",
   hidden: [], detail: 6, places: 16, unfolded: [], pins: [], table: false, by: "day", compare: "servers", a: "", b: "",
   figure: [], label: "", journey: "", session: "",
 };
@@ -56,6 +60,7 @@ export function readView(search: string): View {
   const from = text("from"), to = text("to");
   return {
     walkthrough: text("w"),
+    page: oneOf(PAGES, given.get("page"), NOTHING.page),
     tab: oneOf(TABS, given.get("tab"), NOTHING.tab),
     servers: given.getAll("server"),
     period: oneOf(PERIODS, given.get("period"), NOTHING.period),
@@ -87,6 +92,7 @@ export function writeView(view: View): string {
     if (value !== otherwise) out.append(name, value);
   };
   put("w", view.walkthrough);
+  put("page", view.page, NOTHING.page);
   put("tab", view.tab, NOTHING.tab);
   for (const server of view.servers) out.append("server", server);
   put("period", view.period, NOTHING.period);
