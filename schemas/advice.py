@@ -16,7 +16,7 @@ ADVICE: Final[Mapping[str, str]] = {
     "it may hold.",
     Rejection.IN_THE_FUTURE: "Send times in milliseconds since the epoch, and check the producer's clock: "
     "24 hours ahead is the most.",
-    Rejection.TOO_EARLY: "Send times in milliseconds since the epoch, not in seconds; no event is from before the "
+    Rejection.TOO_EARLY: "Send times in milliseconds since the epoch, not in seconds; none is before the "
     "year 2000.",
     Rejection.NOT_ALLOWED: "Only an operator decides about a person: `stepstream erase` and `stepstream "
     "completions` send such events.",
