@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.world import Message, World, completed
+from tests.support.world import Message, World, completed, moment
 
 pytestmark = pytest.mark.integration
 
@@ -84,7 +84,7 @@ async def some(world: World) -> World:
     await world.people(["ann", "bob"])
     await world.produce(
         [
-            *(sent(b"/shop", completed("ann", step, 5) | {"completed_at": "5"}) for step in "abc"),
+            *(sent(b"/shop", completed("ann", step, 5) | {"completed_at": str(moment(5))}) for step in "abc"),
             sent(b"/app", completed("bob", "nothing", 1_000)),
             sent(b"/app\x07", completed("bob", "a", 5, event_id="no-uuid")),
             Message(b"\xff", b"\x1f\x8b\x08"),
@@ -127,7 +127,7 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     assert (raw["key_base64"], raw["value_base64"]) == ("/w==", "H4sI")
     a, b, c = (x for x in letters if x["source"] == "/shop")
     no_uuid = next(x for x in letters if x["source"] == "(no source)" and "key" in x)
-    value = json.loads(a["value"]) | {"completed_at": 5}
+    value = json.loads(a["value"]) | {"completed_at": moment(5)}
 
     mended = tmp_path / "mended.ndjson"
 
@@ -158,7 +158,8 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     assert {p["line"]: p["error"].partition(": ")[2] or p["error"] for p in told["problems"]} == {
         2: "invalid-event: completed_at: Input should be a valid integer",
         3: "event_id is another one than the letter's; it has to stay, so that the event counts once",
-        4: "invalid-event: event: it has no `type`; there are step-completed, walkthrough-started, user-erased",
+        4: "invalid-event: event: it has no `type`; there are step-completed, walkthrough-started, user-erased, "
+        "step-corrected",
         5: "the key is another one than the letter's; it has to stay",
         6: "it is no JSON",
         8: "line 1 mends this letter, too",
@@ -185,8 +186,8 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     assert "1 letter held no event id that can be read" in errors
     await some.drained()
     assert await some.completions() == {
-        ("ann", value["step_id"]): (5, value["event_id"]),
-        ("bob", "a"): (5, new["event_id"]),
+        ("ann", value["step_id"]): (moment(5), value["event_id"]),
+        ("bob", "a"): (moment(5), new["event_id"]),
     }
     (copy,) = (
         r for r in await some.events() if r.key == b"ann" and "stepstream-redrive-of" in dict(r.headers)
