@@ -20,6 +20,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
 from services.runtime.errors import StepstreamError
+from services.runtime.header_names import read_records
 
 #: The class of a dead letter that is a whole batch.
 ERROR_CLASS: Final = "unreadable-batch"
@@ -116,6 +117,8 @@ class Reading:
         self._held: dict[TopicPartition, _Held] = {}
         self._silent: dict[TopicPartition, tuple[int, float]] = {}
         self._told: dict[TopicPartition, Unreadable] = {}
+        #: What was fetched last, as it came.
+        self._raw: dict[TopicPartition, bytes] = {}
         #: What was left out.
         self.passed: list[Unreadable] = []
         fetcher: Any = consumer._fetcher  # noqa: SLF001 - the one place where batches are opened
@@ -133,7 +136,11 @@ class Reading:
         parts._records = batches = _Batches(parts._records)  # noqa: SLF001
         while True:
             try:
-                yield from parts._unpack_records()  # noqa: SLF001
+                try:
+                    yield from parts._unpack_records()  # noqa: SLF001
+                except UnicodeDecodeError:
+                    yield from self._with_odd_names(tp, parts, batches.current)
+                    continue
             except Exception as error:  # noqa: BLE001 - each codec has errors of its own
                 found = self._describe(tp, parts.next_fetch_offset, error, batches)
                 if not self._passes_over or found.until is None:
@@ -144,6 +151,14 @@ class Reading:
                 parts.next_fetch_offset = found.until
             else:
                 return
+
+    def _with_odd_names(self, tp: TopicPartition, parts: Any, batch: Any) -> Iterator[Any]:
+        """The rest of a batch that has header names which aiokafka does not read."""
+        for record in read_records(_find(self._raw[tp], batch.base_offset)):
+            if record.offset >= parts.next_fetch_offset:
+                parts.next_fetch_offset = record.offset + 1
+                yield parts._consumer_record(tp, record)  # noqa: SLF001
+        parts.next_fetch_offset = batch.next_offset
 
     def _describe(self, tp: TopicPartition, offset: int, error: Exception, batches: "_Batches") -> Unreadable:
         """Where it ends the batch behind it knows better: its own header may be what is broken."""
@@ -180,7 +195,8 @@ class Reading:
             for topic, partitions in request.topics
             for partition, offset, _ in partitions
         }
-        room = sum(len(p[-1] or b"") for _, partitions in response.topics for p in partitions) < _ROOM_BYTES
+        sent = sum(len(p[-1] or b"") for _, partitions in response.topics for p in partitions)
+        room = sent < _ROOM_BYTES and not response.throttle_time_ms  # a quota empties answers, too
         response.topics = [
             (
                 topic,
@@ -209,6 +225,8 @@ class Reading:
             self._silent.pop(tp, None)
         if cause is not None:
             self._hold(Unreadable(tp, offset, None, cause))
+        elif batches:
+            self._raw[tp] = batches
         return cause is None
 
     # --- what its user does -----------------------------------------------------------------------------
@@ -392,13 +410,29 @@ def is_whole(batches: bytes) -> bool:
     return bool(0 <= length <= len(batches) - _BASE_AND_LENGTH.size)
 
 
+def _find(batches: bytes, base_offset: int) -> bytes:
+    """The batch that begins with this offset."""
+    at = 0
+    while at < len(batches):
+        base, length = _BASE_AND_LENGTH.unpack_from(batches, at)
+        end = at + _BASE_AND_LENGTH.size + length
+        if base == base_offset:
+            return batches[at:end]
+        at = end
+    raise ValueError(f"no batch begins with offset {base_offset}")
+
+
 def _why_not(raw: bytes) -> str | None:
     try:
         batch = _Batches(MemoryRecords(raw)).next_batch()
         if not batch.validate_crc():
             raise CorruptRecordException("Invalid CRC")
-        for _ in batch:
-            pass
+        try:
+            for _ in batch:
+                pass
+        except UnicodeDecodeError:
+            for _ in read_records(raw):
+                pass
     except Exception as error:  # noqa: BLE001 - each codec has errors of its own
         return explain(error)
     return None

@@ -1,16 +1,19 @@
-"""Batches that nobody can read: written into a broker's files, while it runs.
+"""Batches that nobody can read, written into a broker's files while it runs; and odd ones that it takes.
 
 Kafka keeps no copy of a batch: it sends what is in the file.
 """
 
+import gzip
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
 from tests.support.cluster import Broker
+from tests.support.world import Message
 
 #: Where a batch of Kafka's format 2 has its fields.
 _LENGTH, _MAGIC, _CRC, _ATTRIBUTES, _RECORDS = 8, 16, 17, 21, 61
@@ -108,3 +111,17 @@ def length_beyond_the_end(batch: bytearray) -> None:
 def length_of_nothing(batch: bytearray) -> None:
     """Its length says less than a header has: its broker finds nothing behind it either."""
     struct.pack_into(">i", batch, _LENGTH, 3)
+
+
+def with_odd_header_names(messages: Sequence[Message], *, compressed: bool) -> bytes:
+    """A batch of these, in which each has a header whose name is not UTF-8."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 2**20)
+    for number, message in enumerate(messages):
+        builder.append(number, 1_764_000_000_000 + number, message.key, message.value, [("odd12", b"value")])
+    batch = bytearray(bytes(builder.build()).replace(b"odd12", b"odd\xff\xfe"))
+    if compressed:
+        batch[_RECORDS:] = gzip.compress(bytes(batch[_RECORDS:]))
+        batch[_ATTRIBUTES + 1] |= 1
+        struct.pack_into(">i", batch, _LENGTH, len(batch) - _BEFORE_LENGTH)
+    _sign(batch)
+    return bytes(batch)
