@@ -294,6 +294,8 @@ def skip(
         plan = await unreadable.plan_skip(settings, partition, services)
         taken_up = await unreadable.skip(settings, plan) if execute else False
         unreadable.show_skip(plan, as_json=as_json, executed=execute, taken_up=taken_up)
+        if execute and not taken_up:
+            raise typer.Exit(1)
 
     if to_offset is None:
         asyncio.run(of_a_batch([g.value for g in ([group] if group else GroupName)]))
@@ -582,8 +584,8 @@ def dlq_redrive(
     (letters, able), outcome = asyncio.run(work())
     if len(able) < len(letters):
         say(
-            f"[yellow]{len(letters) - len(able):,} stay[/]: they do not say that they come from "
-            f"{settings.topic}, or are batches that could not be read"
+            f"[yellow]{len(letters) - len(able):,} do not say that they come from {settings.topic}, or are "
+            "batches that could not be read: they stay[/]"
         )
     if output is Output.JSON:
         print_json(
