@@ -32,6 +32,7 @@ _TOGETHER = {
     "test_analytics.py": "analytics",
     "test_dashboard.py": "dashboard",
     "test_nemesis.py": "nemesis",
+    "test_unreadable_batches.py": "unreadable",
 }
 
 

@@ -32,13 +32,14 @@ from services.completion_recorder.judge import Accepted, check_references, read_
 from services.completion_recorder.store import find_known
 from services.operator_cli.dead_letters import parse, read_partitions
 from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.runtime.batches import Unreadable, unreadable_of
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import MismatchError, StepstreamError, UsageError
 from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
 from services.runtime.lag import AGGREGATOR, RECORDER, partitions_of, reader
 from services.runtime.positions import Digest, Position, checksum
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import read_positions
+from services.runtime.stored_positions import read_positions, read_skipped
 from services.runtime.topic import TopicLog, describe_log
 
 SQL = load_queries(__file__)
@@ -308,6 +309,8 @@ class Outcome:
     differences: Sequence[Mapping[str, Any]]
     rows_without_event: int | None
     rows: Sequence[Mapping[str, Any]]
+    #: What nobody can read, and no operator has left behind.
+    left_out: Sequence[Unreadable] = ()
 
     @property
     def unlike(self) -> list[int]:
@@ -316,9 +319,9 @@ class Outcome:
 
     @property
     def differing(self) -> int:
-        """Events that differ, and partitions."""
+        """Events that differ, partitions, and batches that cannot be read."""
         apart = sum(agrees is False for agrees in self.aggregator.values())
-        return sum(self.by_cause.values()) + len(self.unlike) + apart
+        return sum(self.by_cause.values()) + len(self.unlike) + apart + len(self.left_out)
 
     @property
     def has_all(self) -> bool:
@@ -396,6 +399,21 @@ class _Comparison:
             [dict(r) for r in await self._db.fetch(SQL["against_list"], LISTED)],
             await self._db.fetchval("select count(*) from unseen_rows") if unseen else None,
             [dict(r) for r in await self._db.fetch(SQL["against_unseen_list"], LISTED)],
+            await self._left_out(parts),
+        )
+
+    async def _left_out(self, parts: Sequence[Part]) -> list[Unreadable]:
+        """What of these parts cannot be read; without what an operator has left behind."""
+        ends = {p.partition: p.until for p in parts}
+        skipped = await read_skipped(self._db, self._settings.topic, list(ends))
+        found = {u for u in unreadable_of(self._consumer) if u.offset < ends[u.tp.partition]}
+        return sorted(
+            (
+                u
+                for u in found
+                if not any(p == u.tp.partition and first <= u.offset < until for p, first, until in skipped)
+            ),
+            key=lambda u: (u.tp.partition, u.offset),
         )
 
     async def _plan(
@@ -742,6 +760,15 @@ def _as_json(outcome: Outcome, why: list[str]) -> dict[str, Any]:
         "differences": list(outcome.differences),
         "rows_without_event": outcome.rows_without_event,
         "rows": list(outcome.rows),
+        "left_out": [
+            {
+                "partition": u.tp.partition,
+                "from_offset": u.offset,
+                "until_offset": u.until,
+                "cause": u.cause,
+            }
+            for u in outcome.left_out
+        ],
         "why": why,
     }
 
@@ -759,6 +786,7 @@ def _why(outcome: Outcome) -> list[str]:
         )
     if apart := why_apart(outcome.aggregator):
         why.append(apart)
+    why += [str(u) for u in outcome.left_out]
     return why
 
 

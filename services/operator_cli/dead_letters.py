@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
 from services.operator_cli.options import print_json, print_table, safe, say, told_time
+from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
@@ -271,6 +272,11 @@ async def find(settings: Settings, db: Connection, wanted: Filter, *, handled: b
 # --- sending again -------------------------------------------------------------------------------------
 
 
+def is_event_of(topic: str, letter: Letter) -> bool:
+    """Whether a letter can be sent to the topic again: it came from there, and is no whole batch."""
+    return letter.source.topic == topic and letter.last.error_class != UNREADABLE_BATCH
+
+
 @dataclass
 class Redriven:
     """What was sent again."""
@@ -303,7 +309,7 @@ async def redrive(
         StepstreamError: Kafka cannot be reached, or refuses one.
     """
     outcome = Redriven()
-    letters = [letter for letter in letters if letter.source.topic == settings.topic]
+    letters = [letter for letter in letters if is_event_of(settings.topic, letter)]
     await _settle_interrupted(settings, db, letters, outcome)
     rest = [letter for letter in letters if letter.action != "redriven"]
     if not rest:

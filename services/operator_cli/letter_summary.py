@@ -7,11 +7,12 @@ from typing import Any
 from schemas import Rejection
 from services.operator_cli.dead_letters import Letter, Source
 from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.sources import OTHERS
 
 #: So many pairs of source and class are told apart; sources that come later are counted together.
 _PAIRS = 5_000
-_CLASSES = frozenset(rejection.value for rejection in Rejection)
+_CLASSES = frozenset({*(rejection.value for rejection in Rejection), UNREADABLE_BATCH})
 _OTHER_CLASSES = "(other classes)"
 _SHOWN = 40
 

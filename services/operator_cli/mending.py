@@ -23,6 +23,7 @@ from services.operator_cli.dead_letters import (
     Source,
     encoded,
     encoded_headers,
+    is_event_of,
     read_letters,
 )
 from services.operator_cli.options import many, safe, say, told_time
@@ -117,7 +118,7 @@ class Plan:
 
     def of_topic(self, settings: Settings) -> list[Letter]:
         """Those that come from the topic of events, and can go back there."""
-        return [letter for letter in self.letters if letter.source.topic == settings.topic]
+        return [letter for letter in self.letters if is_event_of(settings.topic, letter)]
 
     def tell(self, settings: Settings) -> None:
         """Says which lines are wrong, what is left out, and where nothing could be compared.
@@ -126,7 +127,10 @@ class Plan:
             StepstreamError: a line is wrong.
         """
         if stay := len(self.letters) - len(self.of_topic(settings)):
-            say(f"[yellow]{stay:,} do not say that they come from {settings.topic}: they stay[/]")
+            say(
+                f"[yellow]{stay:,} do not say that they come from {settings.topic}, or are batches that "
+                "could not be read: they stay[/]"
+            )
         for line, problem in sorted(self.problems)[:_TOLD]:
             say(f"  line {line}: {safe(problem)}", markup=False)
         if len(self.problems) > _TOLD:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,6 +65,8 @@ def register(app: typer.Typer) -> None:
     )(replay)
     app.command(
         epilog=examples(
+            "skip --partition 2",
+            "skip --partition 2 --execute",
             "skip --group completion-recorder --partition 2 --to-offset 4",
             "skip --group sankey-aggregator --partition 2 --to-offset 4 -o json",
         )
@@ -109,8 +112,8 @@ def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, ever
 
     Works while services, Kafka or the database are down, and says which; also before `migrate`. Exit 1 when
     Kafka or the database does not answer, a part of either is missing or may not be read, or migrations are
-    pending; exit 3 when the database, the topic and the groups' offsets do not agree, or events are gone from
-    Kafka and nobody has acknowledged that.
+    pending; exit 3 when the database, the topic and the groups' offsets do not agree, a batch cannot be read,
+    or events are gone from Kafka and nobody has acknowledged that.
     """
     from services.operator_cli import status as page
 
@@ -261,29 +264,49 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def skip(
-    group: GroupOption,
     partition: Annotated[int, typer.Option(min=0, help="The partition.")],
-    to_offset: Annotated[int, typer.Option(min=1, help="The offset to go on at.")],
+    group: Annotated[
+        GroupName | None, typer.Option("--group", help="The service whose group it is; else both.")
+    ] = None,
+    to_offset: Annotated[
+        int | None,
+        typer.Option(min=1, help="The offset to go on at; else behind a batch that cannot be read."),
+    ] = None,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Leave events behind that cannot be handled: the one way to move a service forward.
 
-    What is left behind is named in `status` until it is acknowledged. Refused (exit 4) while the group has
-    members. An offset that is moved forward in Kafka alone is not believed.
+    Without --to-offset, it is the batch at which the services stand because nobody can read it: the plan
+    shows it, its bytes become a dead letter, and services that run go on within seconds. With --to-offset,
+    anything: then --group is needed, and it is refused (exit 4) while the group has members. What is left
+    behind is named in `status` until it is acknowledged. An offset that is moved forward in Kafka alone is
+    not believed.
     """
-    from services.operator_cli import relocate
+    from services.operator_cli import relocate, unreadable
 
     settings = current_settings()
+    as_json = output is Output.JSON
 
-    async def work() -> Any:
-        plan = await relocate.plan_skip(settings, group.value, partition, to_offset)
+    async def of_events(service: str, to: int) -> None:
+        plan = await relocate.plan_skip(settings, service, partition, to)
         if execute:
             await relocate.skip(settings, plan)
-        return plan
+        relocate.show_skip(plan, as_json=as_json, executed=execute)
 
-    plan = asyncio.run(work())
-    relocate.show_skip(plan, as_json=output is Output.JSON, executed=execute)
+    async def of_a_batch(services: Sequence[str]) -> None:
+        plan = await unreadable.plan_skip(settings, partition, services)
+        taken_up = await unreadable.skip(settings, plan) if execute else False
+        unreadable.show_skip(plan, as_json=as_json, executed=execute, taken_up=taken_up)
+        if execute and not taken_up:
+            raise typer.Exit(1)
+
+    if to_offset is None:
+        asyncio.run(of_a_batch([g.value for g in ([group] if group else GroupName)]))
+    elif group is None:
+        raise UsageError("--to-offset goes with --group: each service is where it is")
+    else:
+        asyncio.run(of_events(group.value, to_offset))
 
 
 def move_cluster(execute: ExecuteOption = False, output: OutputOption = Output.TABLE) -> None:
@@ -473,12 +496,11 @@ def _filter(
 ) -> Any:
     from schemas import Rejection
     from services.operator_cli.dead_letters import Filter
+    from services.runtime.batches import ERROR_CLASS
 
-    if error_class is not None and error_class not in {*(r.value for r in Rejection), "unknown"}:
-        raise UsageError(
-            f"--class: there is no error class {error_class}; there are "
-            f"{', '.join(r.value for r in Rejection)}"
-        )
+    classes = [*(r.value for r in Rejection), ERROR_CLASS]
+    if error_class is not None and error_class not in {*classes, "unknown"}:
+        raise UsageError(f"--class: there is no error class {error_class}; there are {', '.join(classes)}")
     return Filter(error_class, partition, since, until, key, sender, frozenset(ids or ()))
 
 

@@ -16,6 +16,7 @@ from services.completion_recorder import store as recorder_store
 from services.completion_recorder.handlers import Recorder
 from services.operator_cli.dead_letters import parse, read_partitions
 from services.operator_cli.options import many, not_executed, print_json, print_table, say
+from services.runtime.batches import unreadable_of
 from services.runtime.database import (
     bounded_beyond_stuck,
     close_pool,
@@ -335,7 +336,7 @@ async def _read_ranges(
 ) -> int:
     total = sum(m.events for m in ranges.values())
     fed = 0
-    async with reader(settings, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
+    async with reader(settings, quiet=True, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
         left = set(ranges)
         consumer.assign(list(left))
         for partition, move in ranges.items():
@@ -353,6 +354,9 @@ async def _read_ranges(
                 if await consumer.position(partition) >= ranges[partition].until:
                     left.discard(partition)
                     consumer.pause(partition)
+        for found in unreadable_of(consumer):
+            if found.offset < ranges[found.tp].until:
+                say(f"[yellow]left out[/]: {escape(str(found))}")
     return fed
 
 

@@ -81,6 +81,16 @@ class Status:
     gone: list[Gone] = field(default_factory=list)
 
     @property
+    def unreadable_batches(self) -> dict[int, tuple[str, list[str]]]:
+        """What cannot be read next, and by whom, by partition."""
+        found: dict[int, tuple[str, list[str]]] = {}
+        for group in self.groups or ():
+            for p in group.positions:
+                if p.unreadable is not None:
+                    found.setdefault(p.partition, (p.unreadable, []))[1].append(group.service)
+        return found
+
+    @property
     def is_incomplete(self) -> bool:
         """Whether something did not answer, is missing, could not be read, or is not migrated."""
         missing = self.groups is None or self.dead_letters is None or self.database is None
@@ -88,7 +98,9 @@ class Status:
 
     @property
     def is_apart(self) -> bool:
-        """Whether database, topic and groups do not agree, or something is gone of which nobody knows."""
+        """Whether they do not agree, a batch cannot be read, or something is gone of which nobody knows."""
+        if self.unreadable_batches:
+            return True
         return bool(self.gone) or (self.agreement is not None and bool(self.agreement.problems))
 
 
@@ -236,6 +248,11 @@ def _judge(seen: Status) -> None:
             behind = f", behind by {many(group.lag, 'event')}" if group.lag else ""
             seen.problems.append(f"no {group.service} is in its group ({group.state}){behind}")
         seen.services[group.service] = len(group.members)
+    seen.problems += [
+        f"{' and '.join(services)}: {what}. Other partitions go on. `stepstream skip --partition {p}` shows "
+        "what it would leave behind"
+        for p, (what, services) in sorted(seen.unreadable_batches.items())
+    ]
     if seen.database is None:
         return
     for service in _SERVICES[2:]:

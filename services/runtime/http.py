@@ -60,15 +60,22 @@ _FORWARDED: Final = frozenset(
 
 
 def health_routes(
-    problem_of_life: Callable[[], str | None], problem_of_readiness: Callable[[], Awaitable[str | None]]
+    problem_of_life: Callable[[], str | None],
+    problem_of_readiness: Callable[[], Awaitable[str | None]],
+    remark: Callable[[], str | None] = lambda: None,
 ) -> list[BaseRoute]:
-    """`/health/live`, `/health/ready` and `/metrics`; a problem is a line of text, and answers 503."""
+    """`/health/live`, `/health/ready` and `/metrics`; a problem is a line of text, and answers 503.
+
+    A remark is what is wrong with a service that is ready all the same: it answers 200, else no new release
+    could be rolled out that mends it.
+    """
 
     async def live(_: Request) -> Response:
         return _answer(problem_of_life(), "alive")
 
     async def ready(_: Request) -> Response:
-        return _answer(await problem_of_readiness(), "ready")
+        but = remark()
+        return _answer(await problem_of_readiness(), f"ready, but {but}" if but else "ready")
 
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -350,20 +350,11 @@ DEAD_LETTER_HEADERS = (
 )
 
 
-def _as_text(name: str) -> str:
-    if name.isascii():
-        return name
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def dead_letter_headers(record: Record, error_class: str, message: str) -> list[tuple[str, bytes]]:
-    """The record's own headers, then where it came from and why it was refused.
-
-    The name of a header that is not UTF-8, which aiokafka cannot send, is written with escapes: `\\xff`.
-    """
+    """The record's own headers, then where it came from and why it was refused."""
     told = (record.topic, record.partition, record.offset, record.timestamp, error_class, message)
     return [
-        *((_as_text(name), value) for name, value in record.headers),
+        *record.headers,
         *((name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)),
     ]
 

@@ -8,12 +8,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.runtime.batches import unreadable_of
 from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
@@ -31,6 +32,7 @@ from services.runtime.stored_positions import (
     read_identity,
     read_positions,
     read_sent,
+    read_skipped,
     set_positions,
     trust_sent,
 )
@@ -299,6 +301,7 @@ class Keeper:
             for one in sorted(known)
             if one.offset >= begin
             for found in [await self._read_one(partition, one.offset)]
+            if found != "unreadable"
         ]
         return all(there) if there else None
 
@@ -306,20 +309,23 @@ class Keeper:
         """With the time of the event that comes after those that are gone, where there is one."""
         following = gone.from_offset if gone.cause == "cut" else gone.until
         there = None if following is None else await self._read_one(partition, following)
-        return gone if there is None else gone._replace(after_at=there.timestamp)
+        return gone._replace(after_at=there.timestamp) if isinstance(there, Fingerprint) else gone
 
-    async def _read_one(self, partition: TopicPartition, offset: int) -> Fingerprint | None:
+    async def _read_one(
+        self, partition: TopicPartition, offset: int
+    ) -> Fingerprint | Literal["unreadable"] | None:
         """The record at an offset, or the next that there is; None where none comes."""
-        async with reader(self._settings) as consumer:
+        async with reader(self._settings, quiet=True) as consumer:
             consumer.assign([partition])
             if (await consumer.end_offsets([partition]))[partition] <= offset:
                 return None
             consumer.seek(partition, offset)
             try:
                 async with asyncio.timeout(_READ_SECONDS):
-                    return Fingerprint.of(await consumer.getone())
+                    found: Fingerprint | None = Fingerprint.of(await consumer.getone())
             except TimeoutError:
-                return None
+                found = None
+            return "unreadable" if unreadable_of(consumer) else found
 
     def _refuse_another_cluster(self, stored: Mapping[int, Position], topic_log: TopicLog) -> None:
         known = {p.cluster_id for p in stored.values()} - {"", topic_log.cluster_id}
@@ -397,6 +403,7 @@ class Keeper:
         fetched = {p: len(fingerprints) for p, fingerprints in self._fetched.items()}
         topic_log = await describe_log(consumer._client, topic)  # noqa: SLF001
         known = {p: self.positions[p] for p in owned if p in self.positions}
+        await self._take_up_skips(consumer, pool, known, stored)
         for p, position in known.items():
             seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id, topic_log.epochs.get(p))
             if stored.get(p) != position or not _is_of(position, topic_log) or seen.is_later_epoch(position):
@@ -425,6 +432,45 @@ class Keeper:
             async with asyncio.timeout(self._settings.commit_timeout_seconds):
                 await consumer.commit(stale)
         self.ours = ours
+
+    async def _take_up_skips(
+        self,
+        consumer: AIOKafkaConsumer,
+        pool: Pool,
+        known: Mapping[int, Position],
+        stored: Mapping[int, Position],
+    ) -> None:
+        """Commits to Kafka what an operator has left behind; else it would be asked for again.
+
+        Only a member may commit: the operator, who has moved the position, could not.
+        """
+        topic = self._settings.topic
+        ahead = {
+            p: (position.reads_from, stored[p].reads_from)
+            for p, position in known.items()
+            if p in stored and stored[p].reads_from > position.reads_from
+        }
+        if not ahead:
+            return
+        async with pool.acquire() as connection:
+            ranges = await read_skipped(connection, topic, list(ahead))
+        tps = {TopicPartition(topic, p): move for p, move in ahead.items() if (p, *move) in ranges}
+        committed = await _committed(consumer, tps)
+        # An offset that somebody has moved since asks for a replay.
+        offsets = {
+            tp: (until, self.ours.words)
+            for tp, (first, until) in tps.items()
+            if tp not in committed or committed[tp].offset == first
+        }
+        if offsets:
+            async with asyncio.timeout(self._settings.commit_timeout_seconds):
+                await consumer.commit(offsets)
+        for tp, (until, _) in offsets.items():
+            log.warning(
+                "partition %d is read on from offset %d: an operator has left behind what is before",
+                tp.partition,
+                until,
+            )
 
     async def _is_alone(self, pool: Pool, ours: Ours, committed: Mapping[TopicPartition, _Offset]) -> bool:
         """Looks whose offsets are committed, also of partitions that are not ours."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,9 +12,12 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
+from services.runtime.batches import Unreadable, UnreadableError, leave_out_the_unreadable, unreadable_of
 from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import admin_client, check_codecs, connection, unreachable
 from services.runtime.settings import Settings
+
+log = logging.getLogger("stepstream.lag")
 
 GROUPS = ("completion-recorder", "sankey-aggregator")
 RECORDER, AGGREGATOR = GROUPS
@@ -52,6 +56,8 @@ class Position:
     lag: int
     waiting_since: int | None = None
     member: str | None = None
+    #: What the group cannot read next, and why.
+    unreadable: str | None = None
 
     @property
     def next_offset(self) -> int:
@@ -94,8 +100,12 @@ class Committed:
 
 
 @contextlib.asynccontextmanager
-async def reader(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
+async def reader(
+    settings: Settings, *, quiet: bool = False, **options: Any
+) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer of no group, which commits nothing, for looking.
+
+    What cannot be read it leaves out, and says so, unless it is `quiet`.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
@@ -112,10 +122,19 @@ async def reader(settings: Settings, **options: Any) -> AsyncIterator[AIOKafkaCo
             await consumer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
+        leave_out_the_unreadable(consumer, _tell_nobody if quiet else _tell)
         await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
         yield consumer
     finally:
         await consumer.stop()
+
+
+def _tell(found: Unreadable) -> None:
+    log.error("%s", found)
+
+
+def _tell_nobody(_: Unreadable) -> None:
+    pass
 
 
 async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[TopicPartition]:
@@ -232,22 +251,30 @@ async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[
     waiting = {TopicPartition(settings.topic, p.partition): p for p in positions if p.lag}
     since: dict[int, int] = {}
     passed: set[int] = set()
+    unreadable: dict[int, Unreadable] = {}
     if waiting:
         check_codecs()
         # A consumer of its own: one that is assigned a partition again does not get past a marker there.
-        async with reader(settings) as consumer:
-            with contextlib.suppress(TimeoutError):
+        async with reader(settings, quiet=True) as consumer:
+            with contextlib.suppress(TimeoutError, UnreadableError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await _read_oldest(consumer, waiting, since, passed)
+            unreadable = {
+                found.tp.partition: found
+                for found in reversed(unreadable_of(consumer))
+                if found.offset == waiting[found.tp].next_offset
+            }
+    since |= {p: found.timestamp for p, found in unreadable.items() if found.timestamp is not None}
     return [
         Position(
             p.partition,
             p.begin,
             p.committed,
             p.end,
-            0 if p.partition in passed else p.lag,
+            0 if p.partition in passed - unreadable.keys() else p.lag,
             since.get(p.partition),
             p.member,
+            str(unreadable[p.partition]) if p.partition in unreadable else None,
         )
         for p in positions
     ]

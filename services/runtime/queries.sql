@@ -191,6 +191,15 @@ where not exists (
     and known.acknowledged_at is null
 );
 
+-- name: read_skipped
+-- What operators have left behind of these partitions.
+select
+  partition,
+  from_offset,
+  until_offset
+from gone_events
+where topic = $1 and partition = any($2::integer[]) and cause = 'skipped';
+
 -- name: read_sent
 -- The last event of each partition that was acknowledged to a relay.
 select

@@ -30,6 +30,7 @@ from opentelemetry.trace import SpanKind
 from starlette.routing import Router
 from tenacity import AsyncRetrying
 
+from services.runtime.batches import Reading, Unreadable
 from services.runtime.database import DATABASE_ERRORS, Connection, Pool, may_pass, retrying
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.http import Answered, health_routes, problem_of_database
@@ -60,6 +61,7 @@ from services.runtime.telemetry import (
     PHASE_SECONDS,
     REBALANCES,
     REWINDS,
+    UNREADABLE,
 )
 from services.runtime.tracing import message_spans, parents_of
 
@@ -140,6 +142,11 @@ class ConsumerShell(Process):
         #: Whether partitions are new, and the consumer reads them from where the group has committed.
         self._at_committed = False
         self._looks: asyncio.Task[None] | None = None
+        self._reading: Reading | None = None
+        #: The partitions that metrics show as unreadable.
+        self._shown: set[int] = set()
+        #: Whether all partitions pause, because the batch in hand waits.
+        self._is_waiting = False
         broker = _make_broker(service, settings)
         self.subscriber = broker.subscriber(
             settings.topic,
@@ -151,7 +158,7 @@ class ConsumerShell(Process):
             **subscriber_options(settings),
         )
         self.subscriber(self._on_batch)
-        routes: Any = Router(health_routes(self.problem_of_life, self.problem_of_readiness))
+        routes: Any = Router(health_routes(self.problem_of_life, self.problem_of_readiness, self.remark))
         self.app = AsgiFastStream(
             broker,
             lifespan=self._lifespan,
@@ -194,8 +201,9 @@ class ConsumerShell(Process):
             Interrupted: the service stops, or its partitions are being taken away.
         """
         self._progress = time.monotonic()
-        if self._in_hand and not self.consumer.paused():
+        if self._in_hand and not self._is_waiting:
             self.consumer.pause(*self.consumer.assignment())
+            self._is_waiting = True
             PAUSED.labels(self.service).set(1)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.interrupt.wait(), seconds)
@@ -358,8 +366,9 @@ class ConsumerShell(Process):
         return self._pool
 
     def _resume(self) -> None:
+        self._is_waiting = False
         with contextlib.suppress(Interrupted):
-            self.consumer.resume(*self.consumer.paused())
+            self.consumer.resume(*(self.consumer.paused() - self._unreadable.keys()))
         PAUSED.labels(self.service).set(0)
 
     def over(self, records: Sequence[Record]) -> Advance:
@@ -405,6 +414,9 @@ class ConsumerShell(Process):
         """New partitions: handlers may wait again."""
         _bound_the_end(self.consumer)
         self._note_fetches(self.consumer)
+        if self._reading is None:
+            self._reading = Reading(self.consumer, self._tell_unreadable)
+        self._reading.assigned(partitions)
         self._keeper.forget()
         self._placed_times += 1
         self._at_committed = True
@@ -424,6 +436,7 @@ class ConsumerShell(Process):
         async def noting(*args: Any, **options: Any) -> Any:
             self._is_on_its_way = False
             fetched = await getmany(*args, **options)
+            self._show_unreadable()
             self._fetched_after = self._placed_times
             self._is_on_its_way = bool(fetched)
             for records in fetched.values():
@@ -431,6 +444,39 @@ class ConsumerShell(Process):
             return fetched
 
         consumer.getmany = noting  # type: ignore[method-assign]
+
+    # --- what cannot be read --------------------------------------------------------------------------
+
+    @property
+    def _unreadable(self) -> Mapping[TopicPartition, Unreadable]:
+        return {} if self._reading is None else self._reading.held
+
+    def _tell_unreadable(self, found: Unreadable) -> None:
+        log.error(
+            "%s stands still there, and goes on with the others: %s. `stepstream skip --partition %d` shows "
+            "what it would leave behind",
+            self.service,
+            found,
+            found.tp.partition,
+        )
+
+    def _show_unreadable(self) -> None:
+        held = {tp.partition for tp in self._unreadable}
+        for partition in self._shown - held:
+            UNREADABLE.remove(self.service, str(partition))
+        for partition in held - self._shown:
+            UNREADABLE.labels(self.service, str(partition)).set(1)
+        self._shown = held
+
+    async def _go_on_where_it_can(self) -> None:
+        """Goes on where an operator has moved the position, and tries the rest again now and then."""
+        if self._reading is not None and self._reading.held:
+            for done in await self._reading.go_on():
+                log.info("%s goes on with partition %d", self.service, done.tp.partition)
+
+    def remark(self) -> str | None:
+        """What a service that is ready leaves undone."""
+        return "; ".join(map(str, self._unreadable.values())) or None
 
     def _look_soon(self) -> None:
         """Places partitions without waiting for events of theirs."""
@@ -454,6 +500,7 @@ class ConsumerShell(Process):
                     if not self._in_hand:
                         await self._look_and_place(owned, 0)
                         await self._pass_what_nobody_reads(owned)
+                        await self._go_on_where_it_can()
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._ground.measure(consumer, owned, self._keeper.positions, idle=not self._in_hand)
         except (Interrupted, IllegalStateError, MovedError):
@@ -479,7 +526,7 @@ class ConsumerShell(Process):
             return None
         if self._in_hand and time.monotonic() - self._progress > bound:
             return f"a batch is stuck: no answer for more than {bound:g} s"
-        stale = None if self._in_hand else self._ground.stale(bound)
+        stale = None if self._in_hand else self._ground.stale(bound, self._unreadable)
         return stale and f"partition {stale} has lag, and nothing of it was read for more than {bound:g} s"
 
     @contextlib.asynccontextmanager
@@ -683,10 +730,10 @@ class _Ground:
             at = end if idle and position >= end else known.reads_from if known else 0
             LAG.labels(self._service, str(partition.partition)).set(max(0, end - at))
 
-    def stale(self, bound: float) -> str | None:
-        """A partition with lag whose position has not moved for so many seconds."""
+    def stale(self, bound: float, held: Collection[TopicPartition]) -> str | None:
+        """A partition with lag whose position has not moved for so many seconds; not those that are held."""
         now = time.monotonic()
-        for partition in self._behind:
+        for partition in self._behind.difference(held):
             if now - self._moved[partition][1] > bound:
                 return str(partition.partition)
         return None

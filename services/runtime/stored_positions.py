@@ -95,6 +95,14 @@ async def name_gone(connection: Connection, topic: str, gone: Mapping[int, Seque
         await connection.execute(SQL["name_gone"], topic, *_columns(rows))
 
 
+async def read_skipped(
+    connection: Connection, topic: str, partitions: Collection[int]
+) -> set[tuple[int, int, int]]:
+    """What operators have left behind: partition, first offset, and the one behind the last."""
+    rows = await connection.fetch(SQL["read_skipped"], topic, list(partitions))
+    return {(r["partition"], r["from_offset"], r["until_offset"]) for r in rows}
+
+
 async def read_sent(connection: Connection, topic: str) -> dict[int, Fingerprint]:
     """The last event of each partition that Kafka has acknowledged to a relay."""
     rows = await connection.fetch(SQL["read_sent"], topic)

@@ -70,6 +70,11 @@ PAUSED = Gauge(
     "1 while fetching pauses because the batch in hand waits for something that is away.",
     ["service"],
 )
+UNREADABLE = Gauge(
+    "stepstream_unreadable_batches",
+    "1 while a partition stands still at a batch that cannot be read; the others go on.",
+    ["service", "partition"],
+)
 EVENTS_WAITING = Gauge(
     "stepstream_events_waiting", "Events that wait for rows which somebody else has locked."
 )

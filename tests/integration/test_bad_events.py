@@ -8,7 +8,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.protocol.produce import ProduceRequest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
 from services.runtime.kafka import next_offsets
+from services.runtime.lag import reader
+from tests.support import damage
 from tests.support.bad_events import corpus
 from tests.support.world import (
     AGGREGATOR,
@@ -228,3 +231,50 @@ async def test_fuzzed_batches_lose_no_good_event(world: World) -> None:
     assert await world.recorded() == offset
     rows = await world.completions()
     assert {(f"p{i}", step) for i in range(min(40, len(drawn))) for step in "abc"} <= rows.keys()
+
+
+async def produce_raw(world: World, partition: int, batch: bytes) -> None:
+    """Hands a batch to the broker as it is: no client of Python writes such names."""
+    tp = TopicPartition(world.settings.topic, partition)
+    async with reader(world.settings) as consumer:
+        await consumer.end_offsets([tp])  # it knows the leader then
+        client = consumer._client
+        request = ProduceRequest(
+            transactional_id=None,
+            required_acks=-1,
+            timeout=10_000,
+            topics=[(tp.topic, [(partition, batch)])],
+        )
+        answer = await client.send(client.cluster.leader_for_partition(tp), request)
+        ((_, ((_, error, *_),)),) = answer.topics
+        assert error == 0
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_a_header_name_that_is_not_utf_8_harms_nothing(world: World, *, compressed: bool) -> None:
+    """Brokers take it from every client, and the library alone could not read the batch."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    events = [completed(name, step, at) for name in ("ann", "bob") for at, step in enumerate("abc", 1)]
+    records = [Message.of(event) for event in events]
+    bad = Message(b"bob", b"no event")
+    odd = damage.with_odd_header_names([*records[:4], bad, *records[4:]], compressed=compressed)
+    await produce_raw(world, 0, odd)
+    await world.produce([completed("ann", "d", 4)])
+    world.start_both()
+    await world.drained()
+    assert (await world.completions()).keys() == {
+        *((name, step) for name in ("ann", "bob") for step in "abc"),
+        ("ann", "d"),
+    }
+    await world.assert_exact()
+    (letter,) = await world.dead_letters()
+    assert (letter.key, letter.value) == (bad.key, bad.value)
+    assert letter.headers[0] == (r"odd\xff\xfe", b"value")
+    ranges = ("--from-beginning", "--to", "2100-01-01T00:00:00Z", "--execute", "-o", "json")
+    for service in world.services:
+        assert service.terminate() == 0
+    fed = await world.invoke("replay", "--group", RECORDER, *ranges)
+    assert json.loads(fed.stdout)["events"] == 8
+    verified = await world.invoke("verify", "--against-topic", "-o", "json")
+    assert (verified.returncode, json.loads(verified.stdout)["events"]) == (0, 8)

@@ -321,7 +321,8 @@ async def test_each_example_of_the_help_works(
                 world.settings.topic,
             )
         done = await world.invoke(*line.split())
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        readable = line.startswith("skip --partition 2")  # where all can be read, there is nothing to pass
+        assert done.returncode == (2 if readable else 0), (line, done.stdout, done.stderr)
 
 
 def test_every_command_that_operates_has_an_example_and_says_what_it_is() -> None:

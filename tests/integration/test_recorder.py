@@ -202,7 +202,7 @@ async def test_an_event_id_used_for_two_steps_is_refused_alone(world: World) -> 
     (refused_then,) = await record(world, pool, [again, late], first=50)
     assert refused_then.record.offset == 50
     assert refused_then.message == (
-        "event_id: another user's event, of 1970-01-01T00:00:00.005Z, is recorded under it"
+        "event_id: another user's event, of 2000-01-01T00:00:00.005Z, is recorded under it"
     )
     assert len(await world.completions()) == len(events)
 

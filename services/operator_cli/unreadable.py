@@ -1,0 +1,277 @@
+"""A batch that cannot be read, left behind: kept as a dead letter, named as gone, passed by both services."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from services.operator_cli.options import many, not_executed, print_json, print_table, say, told_time
+from services.operator_cli.replay import commit_for, reads_on_at
+from services.runtime.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
+from services.runtime.database import connected
+from services.runtime.errors import RefusedError, UsageError
+from services.runtime.kafka import (
+    DEAD_LETTER_HEADERS,
+    DEAD_LETTER_MAX_BYTES,
+    NULL,
+    RenewedProducer,
+    send_all,
+    unreachable,
+)
+from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group, look, reader
+from services.runtime.positions import Digest, Gone, Position
+from services.runtime.settings import Settings
+from services.runtime.stored_positions import (
+    lock_positions,
+    name_gone,
+    read_identity,
+    read_positions,
+    set_positions,
+)
+from services.sankey_aggregator import store as aggregator_store
+
+#: What headers and the record around it may take of a dead letter.
+_OVERHEAD = 4_096
+#: How long services that run may take to go on behind it, and between two looks at them.
+_TAKE_UP_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A batch, and what would be left behind of it.
+
+    `services` stand at `offset` and go to `batch.until`; `elsewhere` is where the others are.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    batch: Batch
+    services: Sequence[str]
+    elsewhere: Mapping[str, int]
+
+    @property
+    def offsets(self) -> int:
+        """How many offsets are left behind."""
+        return self.batch.until - self.offset
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its bytes fit into a dead letter."""
+        return len(self.batch.raw) <= DEAD_LETTER_MAX_BYTES - _OVERHEAD
+
+
+async def plan_skip(settings: Settings, partition: int, services: Sequence[str] = GROUPS) -> Skip:
+    """Looks for a batch of a partition that a service cannot read.
+
+    Raises:
+        UsageError: there is no such partition, or what comes next can be read.
+        UnreadableError: where the batch ends cannot be told.
+        StepstreamError: Kafka or the database cannot be reached.
+    """
+    groups = {group.service: group for group in await look(settings, ages=False)}
+    at = await _where_they_are(settings, groups, partition)
+    end = max(p.end for group in groups.values() for p in group.positions if p.partition == partition)
+    tp = TopicPartition(settings.topic, partition)
+    for offset in sorted({at[service] for service in services if at[service] < end}):
+        batch = await _fetch(settings, tp, offset, end)
+        if batch.cause is not None:
+            standing = [service for service in services if at[service] == offset]
+            elsewhere = {service: at[service] for service in GROUPS if service not in standing}
+            return Skip(settings.topic, partition, offset, batch, standing, elsewhere)
+    told = ", ".join(f"{service} is at {at[service]:,}" for service in services)
+    raise UsageError(
+        f"partition {partition} of {settings.topic} can be read where the services go on ({told}, it ends at "
+        f"{end:,}). To leave events behind that can be read, give --group and --to-offset"
+    )
+
+
+async def _where_they_are(settings: Settings, groups: Mapping[str, Group], partition: int) -> dict[str, int]:
+    at = {}
+    async with connected(settings) as db:
+        for service, group in groups.items():
+            found = next((p for p in group.positions if p.partition == partition), None)
+            if found is None:
+                raise UsageError(f"{settings.topic} has no partition {partition}")
+            stored = await read_positions(db, service, settings.topic, [partition])
+            at[service] = reads_on_at(found, stored.get(partition))
+    return at
+
+
+async def _fetch(settings: Settings, tp: TopicPartition, offset: int, end: int) -> Batch:
+    async with reader(settings) as consumer:
+        try:
+            return await fetch_batch(consumer._client, tp, offset, end)  # noqa: SLF001
+        except UnreadableError as error:
+            raise UnreadableError(
+                f"{error}. Mend the broker. If that cannot be: stop both services, and leave behind what is "
+                "before an offset of your choice with --group and --to-offset"
+            ) from error
+        except KafkaError as error:
+            raise unreachable(settings, error) from error
+
+
+async def skip(settings: Settings, plan: Skip) -> bool:
+    """Keeps the batch as a dead letter, names what is left behind, and moves the services on.
+
+    Services that run see within seconds that their position has moved.
+
+    Returns:
+        Whether all of them are behind the batch; else one of them does not look.
+
+    Raises:
+        RefusedError: a service has moved meanwhile.
+        StepstreamError: Kafka or the database cannot be reached.
+    """
+    if RECORDER in plan.services:
+        await _keep(settings, plan)
+    words = await _move(settings, plan)
+    waiting, deadline = list(plan.services), time.monotonic() + _TAKE_UP_SECONDS
+    while waiting and time.monotonic() < deadline:
+        for service in list(waiting):
+            if await _has_taken_up(settings, plan, service, words):
+                waiting.remove(service)
+        if waiting:
+            await asyncio.sleep(_LOOK_SECONDS)
+    return not waiting
+
+
+async def _keep(settings: Settings, plan: Skip) -> None:
+    """Sends the batch to the dead letters, and returns when it is acknowledged."""
+    batch = plan.batch
+    size = f"{len(batch.raw)} bytes{'' if plan.is_kept else ', too large to be kept'}"
+    told = (
+        plan.topic,
+        plan.partition,
+        plan.offset,
+        batch.timestamp,
+        ERROR_CLASS,
+        f"offsets {plan.offset} to {batch.until - 1}, {size}, codec {batch.codec}: {batch.cause}",
+    )
+    headers = [(name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)]
+    value = batch.raw if plan.is_kept else NULL
+    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
+    try:
+        producer = await letters.start()
+        letter = {"key": None, "value": value, "headers": headers}
+        await send_all(producer, settings.dead_letter_topic, [letter])
+    except KafkaError as error:
+        raise unreachable(settings, error) from error
+    finally:
+        await letters.stop()
+
+
+async def _move(settings: Settings, plan: Skip) -> str:
+    """Moves the positions in the database; returns what goes with offsets of this database."""
+    partition, until = plan.partition, plan.batch.until
+    async with (
+        connected(settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS) as db,
+        db.transaction(),
+    ):
+        recorded: Position | None = None
+        for service in GROUPS:
+            await lock_positions(db, service, plan.topic, [partition])
+            stored = (await read_positions(db, service, plan.topic, [partition])).get(partition)
+            position = stored or Position(plan.offset, plan.offset, digest=Digest(plan.offset))
+            if service == RECORDER:
+                recorded = position
+            if service not in plan.services:
+                continue
+            if stored is not None and stored.reads_from < plan.offset:
+                raise RefusedError(f"{service} has moved meanwhile: look at the plan again")
+            after = replace(position, reads_from=until)
+            if until > position.next_offset:
+                after = replace(after, next_offset=until, digest=Digest(until))
+            await set_positions(db, service, plan.topic, {partition: after})
+        assert recorded is not None  # noqa: S101 - one of the groups
+        had = min(recorded.next_offset, until)
+        last = recorded.last.timestamp if recorded.last else None
+        gone = Gone("skipped", plan.offset, until, last, judged_until=had if had > plan.offset else None)
+        await name_gone(db, plan.topic, {partition: [gone]})
+        if AGGREGATOR in plan.services and had > plan.offset:
+            # What the recorder has of these events, no event will tell it.
+            await aggregator_store.mark_all(db)
+        return (await read_identity(db)).words
+
+
+async def _has_taken_up(settings: Settings, plan: Skip, service: str, words: str) -> bool:
+    """Whether a service is behind the batch; for one that does not run, this commits its offset."""
+    (group,) = await look(settings, [service], ages=False)
+    position = next(p for p in group.positions if p.partition == plan.partition)
+    if position.committed is not None and position.committed >= plan.batch.until:
+        return True
+    async with connected(settings) as db:
+        stored = (await read_positions(db, service, plan.topic, [plan.partition]))[plan.partition]
+    if stored.reads_from < plan.batch.until:  # it was starting, and has believed the group's offset
+        await _move(settings, replace(plan, services=[service]))
+    if not group.members:
+        tp = TopicPartition(plan.topic, plan.partition)
+        try:
+            await commit_for(settings, service, {tp: plan.batch.until}, words)
+        except RefusedError:
+            return False  # it has just started
+        return True
+    return False
+
+
+def show_skip(plan: Skip, *, as_json: bool, executed: bool, taken_up: bool) -> None:
+    """Tells the plan, and whether it was carried out."""
+    batch = plan.batch
+    if as_json:
+        print_json(_as_json(plan, executed=executed, taken_up=taken_up))
+    else:
+        rows = [
+            ("partition", f"{plan.partition} of {plan.topic}"),
+            ("left behind", f"offsets {plan.offset:,} to {batch.until - 1:,}"),
+            (
+                "the batch",
+                f"offsets {batch.first:,} to {batch.until - 1:,}, says that it has {batch.records:,} records",
+            ),
+            ("size", f"{len(batch.raw):,} bytes{'' if plan.is_kept else ', too large for a dead letter'}"),
+            ("codec", batch.codec),
+            ("format", batch.magic),
+            ("came", told_time(batch.timestamp) or ""),
+            ("cause", batch.cause),
+            ("goes on", ", ".join(plan.services)),
+        ]
+        print_table("", ("what", "value"), rows)
+    for service, at in plan.elsewhere.items():
+        if at < plan.offset:
+            say(
+                f"[yellow]{service} is at {at:,}[/] and has yet to come to it: run this again when it stands "
+                "there"
+            )
+    if not executed:
+        not_executed()
+        return
+    say(
+        f"[green]done[/]: {many(plan.offsets, 'offset')} are left behind; `stepstream status` names them "
+        "until somebody acknowledges them"
+    )
+    if not taken_up:
+        say(
+            "[yellow]a service has not gone on yet[/]: look at `stepstream status`, and run this "
+            "again if it stays"
+        )
+
+
+def _as_json(plan: Skip, *, executed: bool, taken_up: bool) -> dict[str, Any]:
+    batch = {k: v for k, v in asdict(plan.batch).items() if k != "raw"}
+    return {
+        "topic": plan.topic,
+        "partition": plan.partition,
+        "from_offset": plan.offset,
+        "until_offset": plan.batch.until,
+        "offsets": plan.offsets,
+        "batch": batch | {"bytes": len(plan.batch.raw), "timestamp": told_time(plan.batch.timestamp)},
+        "kept": plan.is_kept,
+        "services": list(plan.services),
+        "elsewhere": dict(plan.elsewhere),
+        "executed": executed,
+        "taken_up": taken_up if executed else None,
+    }
