@@ -159,7 +159,7 @@ async def _keep(settings: Settings, plan: Skip) -> None:
     try:
         producer = await letters.start()
         letter = {"key": None, "value": value, "headers": headers}
-        await send_all(producer, settings.dead_letter_topic, [letter])
+        await send_all(producer, settings.dead_letter_topic, {plan.partition: [letter]})
     except KafkaError as error:
         raise unreachable(settings, error) from error
     finally:
