@@ -70,9 +70,10 @@ cross join lateral (
 where walkthroughs.id = $1 and walkthroughs.organization_id = $2;
 
 -- name: changes
--- How often the counts of these walkthroughs changed, and what their steps are now.
+-- Whose these walkthroughs are, how often their counts changed, and what their steps are now.
 select
   walkthroughs.id,
+  walkthroughs.organization_id,
   coalesce(sankey_freshness.changes, 0) as changes,
   nullif(sankey_freshness.newest_at, 0) as newest_at,
   recorded.newest_at as recorded_at,

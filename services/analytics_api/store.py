@@ -87,6 +87,15 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """How a walkthrough is: whose, the times of its newest events, and what changes with its figures."""
+
+    organization: str
+    newest: Newest
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredKey:
     """What is kept of a key."""
 
@@ -344,10 +353,13 @@ class Store:
         """The ids of the walkthroughs that a server offers."""
         return {row["walkthrough_id"] for row in await self.pool.fetch(SQL["offered_by"], server)}
 
-    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[Newest, str]]:
-        """For each walkthrough, its newest events' times, and what changes with its figures."""
+    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, Change]:
+        """How each walkthrough is, of those that there are."""
         rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
-        return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
+        return {
+            r["id"]: Change(r["organization_id"], Newest(r["newest_at"], r["recorded_at"]), version_of(r))
+            for r in rows
+        }
 
     async def marks(self, topic: str) -> Marks:
         """Journeys that wait to be counted again, events that wait for a lock, and where the services are."""
