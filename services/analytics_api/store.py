@@ -312,14 +312,16 @@ class Store:
         ):
             yield aiter(_cursor(connection, SQL["journeys"], arguments))
 
-    async def journey(self, context: Context, user: str) -> asyncpg.Record | None:
-        """Somebody's journey as it was counted."""
-        row: asyncpg.Record | None = await self.pool.fetchrow(SQL["journey"], user, context.id)
+    async def journey(self, context: Context, user: str, servers: list[str]) -> asyncpg.Record | None:
+        """Somebody's journey as it was counted, if it began on one of these servers."""
+        row: asyncpg.Record | None = await self.pool.fetchrow(SQL["journey"], user, context.id, servers)
         return row
 
     async def journey_events(self, context: Context, user: str) -> list[asyncpg.Record]:
-        """What somebody did in a walkthrough."""
-        rows: list[asyncpg.Record] = await self.pool.fetch(SQL["journey_events"], user, context.id)
+        """What somebody did in a walkthrough, on servers of the organization."""
+        rows: list[asyncpg.Record] = await self.pool.fetch(
+            SQL["journey_events"], user, context.id, context.turn.asker.organization
+        )
         return rows
 
     async def session(

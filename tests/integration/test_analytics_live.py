@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -227,10 +228,23 @@ async def test_no_answer_names_another_organizations_server(world: World) -> Non
     )
     await world.people(["xan"], "srv_x")
     await world.insert(completed("xan", STEPS[0], 10**12, walkthrough_id=WALKTHROUGH, mcp_server_id="srv_x"))
+    ours = await world.db.fetchval(
+        "update walkthrough_step_completions set mcp_server_id = 'srv_x', mcp_server_session_id = 's_xan'"
+        " where id = (select (array_agg(id order by completed_at desc))[1] from walkthrough_step_completions"
+        " where walkthrough_id = $1 group by mcp_server_user_id order by count(*) desc limit 1)"
+        " returning mcp_server_user_id",
+        WALKTHROUGH,
+    )
     await world.drain_marks()
     for route in (WT, *(f"{WT}/{name}" for name in ("sankey", "funnel", "steps", "endings", "trends"))):
         assert "srv_x" not in (await api.ask(route)).text, route
         assert (await api.ask(route, server="srv_x")).status_code == 404, route
+    page, own = await api.ask(f"{WT}/journeys", limit=500), await api.ask(f"{WT}/journeys/{ours}")
+    assert (page.status_code, own.status_code) == (200, 200)
+    for told in (page.text, own.text):
+        assert not {"srv_x", "s_xan", "xan"} & set(re.findall(r"\w+", told))
+    assert len(own.json()["events"]) > 0
+    assert (await api.ask(f"{WT}/journeys/xan")).status_code == 404
     (row, *_) = (await api.get("organization"))["walkthroughs"]
     assert "srv_x" not in {server["mcp_server_id"] for server in row["servers"]}
 
