@@ -36,7 +36,8 @@ from services.runtime.lag import RECORDER, committed_offsets
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store
 
-SQL = load_queries(__file__)
+_QUERIES = load_queries(__file__)
+SQL = {name: text.replace("IS_THEIRS", _QUERIES["erase_is_theirs"]) for name, text in _QUERIES.items()}
 #: How long to wait for the recorder to pass the event, so that no dead letter comes later, in seconds.
 _RECORDER_SECONDS = 30.0
 _LOOK_AGAIN = 0.2
