@@ -317,7 +317,7 @@ class Answers:
 
     async def journey(self, context: Context, user: str) -> JourneyDetail:
         """Somebody's journey, with what happened in it."""
-        row = await self.store.journey(context, user)
+        row = await self.store.journey(context, user, _servers_of(context))
         journey = row and _journey(context, JourneysQuestion(), View(), row, self.today)
         if not journey:
             raise not_found(f"journey in `{context.id}` of a person", user)
@@ -633,7 +633,7 @@ def _narrowed(context: Context, question: JourneysQuestion) -> list[Any]:
     at, user = _read_cursor(question.after)
     return [
         context.id,
-        question.server or None,
+        question.server or _servers_of(context),
         day_ms(question.since),
         day_ms(question.until, 1),
         day_ms(question.active_from),
@@ -643,6 +643,11 @@ def _narrowed(context: Context, question: JourneysQuestion) -> list[Any]:
         at,
         user,
     ]
+
+
+def _servers_of(context: Context) -> list[str]:
+    """The organization's servers: journeys that began on another's, before either moved, are not shown."""
+    return [server.id for server in context.walkthrough.servers]
 
 
 def _journey(

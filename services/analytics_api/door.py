@@ -82,7 +82,8 @@ class Door:
             raise unanswerable(f"there are more than {_MOST_PARAMETERS:,} parameters", "query")
         if request.url.path.endswith("/live"):
             self._streams.check(asker)
-        turn = await stack.enter_async_context(self._lanes.turn(asker))
+        is_of_a_key = not asker.key and self._lanes.is_crowded and await self._guard.knows_id(request)
+        turn = await stack.enter_async_context(self._lanes.turn(asker, is_of_a_key=is_of_a_key))
         if request.method in ("GET", "HEAD"):  # nobody keeps a place while a body comes
             await turn.begin()
         return turn

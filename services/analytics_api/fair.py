@@ -21,6 +21,8 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 
 #: Questions of all organizations together that a process has in hand, in shares of one organization.
 _SHARES: Final = 10
+#: Of as many of strangers, those that are kept for ids of keys that exist.
+_RESERVED_SHARES: Final = 2
 #: Connections that no question takes: for the keys of strangers and of live streams, for their figures,
 #: freshness and health.
 _OTHER_CONNECTIONS: Final = 5
@@ -228,17 +230,25 @@ class Lanes:
         #: Those of strangers are counted apart: whoever has many addresses shuts out nobody with a good key.
         self._strangers = Shares("questions", settings.api_organization_questions)
         self._most = settings.api_organization_questions * _SHARES
+        self._most_unknown = settings.api_organization_questions * (_SHARES - _RESERVED_SHARES)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether strangers have all places but those that are reserved for ids of keys that exist."""
+        return self._strangers.total >= self._most_unknown
 
     @contextlib.asynccontextmanager
-    async def turn(self, asker: Asker) -> AsyncIterator["Turn"]:
+    async def turn(self, asker: Asker, *, is_of_a_key: bool = False) -> AsyncIterator["Turn"]:
         """A question, from its beginning to its answer.
+
+        A stranger's `is_of_a_key` where the id in it is that of some key: such have places of their own.
 
         Raises:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
                 stranger, all strangers together.
         """
         asked = self._asked if asker.key else self._strangers
-        if asked.total >= self._most:
+        if asked.total >= (self._most if asker.key or is_of_a_key else self._most_unknown):
             API_CROWDED.labels("questions").inc()
             raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
         with asked.held(asker):

@@ -83,6 +83,11 @@ class Guard:
         self._check_asker(known)
         return known
 
+    async def knows_id(self, request: Request) -> bool:
+        """Whether the id in a request's key is that of some key."""
+        parts = _parts(_text(request.headers["authorization"]))
+        return parts is not None and parts[0] in await self._known_ids()
+
     async def admit(self, authorization: str, who: Asker) -> Asker:
         """Whose key it is; `who` is what `arrive` said.
 

@@ -18,9 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Asker, Shares
-from services.analytics_api.freshness import SERVICE
+from services.analytics_api.freshness import SERVICE, Look
 from services.analytics_api.models import Freshness
 from services.analytics_api.problems import ProblemError
+from services.analytics_api.store import Change
+from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import is_away, may_pass
 from services.runtime.faults import Beside
 from services.runtime.settings import Settings
@@ -43,9 +45,10 @@ class Changes:
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
         self._faults = Beside(SERVICE, "live streams wait")
+        self.unchecked = Seldom(log, "live streams wait, keys cannot be checked", OUTAGE_SECONDS)
         self._watched: Counter[str] = Counter()
-        #: Of each that the last look was for; None where it is gone.
-        self._known: dict[str, Freshness | None] = {}
+        #: Of each that the last look was for, whose it is and how it is; None where it is gone.
+        self._known: dict[str, tuple[str, Freshness] | None] = {}
         self._looked = asyncio.Condition()
         self._somebody = asyncio.Event()
 
@@ -64,13 +67,14 @@ class Changes:
                 del self._watched[walkthrough]
                 self._known.pop(walkthrough, None)
 
-    async def next(self, walkthrough: str) -> Freshness | None:
-        """How it is at the next look that is for it, too; None where the walkthrough is gone."""
+    async def next(self, walkthrough: str, organization: str) -> Freshness | None:
+        """How it is at the next look that is for it, too; None where the organization has no such one."""
         async with self._looked:
             await self._looked.wait()
             while walkthrough not in self._known:  # it was not yet watched when that look began
                 await self._looked.wait()
-            return self._known[walkthrough]
+            known = self._known[walkthrough]
+            return known[1] if known is not None and known[0] == organization else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -87,9 +91,7 @@ class Changes:
                 look = await self._answers.look()
                 watched = list(self._watched)
                 found = await self._answers.store.changes(watched)
-                self._known = {
-                    w: self._answers.fresh_of(look, *found[w]) if w in found else None for w in watched
-                }
+                self._known = {w: self._known_of(look, found.get(w)) for w in watched}
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
                 if may_pass(error):
                     log.warning("live streams wait: %s", type(error).__name__)
@@ -101,6 +103,11 @@ class Changes:
             async with self._looked:
                 self._looked.notify_all()
             await asyncio.sleep(_EVERY_SECONDS)
+
+    def _known_of(self, look: Look, change: Change | None) -> tuple[str, Freshness] | None:
+        if change is None:
+            return None
+        return change.organization, self._answers.fresh_of(look, change.newest, change.version)
 
 
 class Streams:
@@ -147,24 +154,24 @@ class LiveResponse(EventSourceResponse):
 class Stream:
     """The events of one client."""
 
-    def __init__(self, changes: Changes, answers: Answers, walkthrough: str) -> None:
+    def __init__(self, changes: Changes, walkthrough: str, organization: str) -> None:
         self._changes = changes
-        self._answers = answers
         self._walkthrough = walkthrough
+        self._organization = organization
 
     async def events(
         self, last_id: str | None, is_admitted: Callable[[], Awaitable[bool]], stopping: asyncio.Event
     ) -> AsyncIterator[ServerSentEvent]:
-        """Until the key is no longer good, the walkthrough is gone, or the service stops."""
+        """Until the key is no longer good, the organization has no such walkthrough, or the service stops."""
         seen, told = last_id, None
         clock = asyncio.get_running_loop().time
         freshness_at, key_at = clock(), clock() + _KEY_SECONDS
         with self._changes.watching(self._walkthrough):
             while not stopping.is_set():
-                fresh = await self._changes.next(self._walkthrough)
+                fresh = await self._changes.next(self._walkthrough, self._organization)
                 is_good: bool | None = True
                 if fresh is not None and clock() >= key_at:
-                    is_good = await _checked(is_admitted)
+                    is_good = await self._checked(is_admitted)
                     if is_good is None:  # nothing is told until it is known
                         continue
                     key_at = clock() + _KEY_SECONDS
@@ -178,16 +185,15 @@ class Stream:
                     told, freshness_at = _notable(fresh), clock()
                     yield ServerSentEvent(event="freshness", data=fresh.model_dump_json())
 
-
-async def _checked(is_admitted: Callable[[], Awaitable[bool]]) -> bool | None:
-    """Whether the key is still good; None while the database cannot say."""
-    try:
-        return await is_admitted()
-    except Exception as error:
-        if not is_away(error):
-            raise
-        log.warning("a live stream waits, its key cannot be checked: %s", type(error).__name__)
-        return None
+    async def _checked(self, is_admitted: Callable[[], Awaitable[bool]]) -> bool | None:
+        """Whether the key is still good; None while the database cannot say."""
+        try:
+            return await is_admitted()
+        except Exception as error:
+            if not is_away(error):
+                raise
+            self._changes.unchecked.tell(type(error).__name__)
+            return None
 
 
 def _notable(fresh: Freshness) -> Freshness:

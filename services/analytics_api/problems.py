@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Scope
 
 from services.analytics_api.models import Problem
-from services.runtime.database import DATABASE_ERRORS, is_away, without_values
+from services.runtime.bounds import OUTAGE_SECONDS, Seldom
+from services.runtime.database import DATABASE_ERRORS, in_a_line, is_away
 from services.runtime.faults import route_of
 from services.runtime.http import Failure, leave_unanswered
 from services.runtime.telemetry import API_REFUSED
@@ -122,13 +123,19 @@ def install(app: FastAPI) -> None:
             detail = f"{request.method} is not taken at {request.url.path}"
         return respond(ProblemError(error.status_code, str(error.detail), detail, error.headers))
 
+    away = Seldom(log, "questions failed, the database is away", OUTAGE_SECONDS)
+
+    async def answer_away(request: Request, error: Exception) -> Response:
+        if not is_away(error):
+            raise error
+        away.tell(f"{route_of(request.scope)}: {told_shortly(error)}")
+        return respond(of_database(error))
+
     app.add_exception_handler(Exception, leave_unanswered)
     for passing in DATABASE_ERRORS:
-        app.add_exception_handler(passing, _of_database)
+        app.add_exception_handler(passing, answer_away)
 
 
-async def _of_database(request: Request, error: Exception) -> Response:
-    if not is_away(error):
-        raise error
-    log.warning("%s: %s: %s", route_of(request.scope), type(error).__name__, without_values(error))
-    return respond(of_database(error))
+def told_shortly(error: Exception) -> str:
+    """An error of the database in a line of the log, without values."""
+    return f"{type(error).__name__}: {in_a_line(error)}"

@@ -70,9 +70,10 @@ cross join lateral (
 where walkthroughs.id = $1 and walkthroughs.organization_id = $2;
 
 -- name: changes
--- How often the counts of these walkthroughs changed, and what their steps are now.
+-- Whose these walkthroughs are, how often their counts changed, and what their steps are now.
 select
   walkthroughs.id,
+  walkthroughs.organization_id,
   coalesce(sankey_freshness.changes, 0) as changes,
   nullif(sankey_freshness.newest_at, 0) as newest_at,
   recorded.newest_at as recorded_at,
@@ -320,8 +321,7 @@ select
 from sankey_journeys
 where
   walkthrough_id = $1
-  and mcp_server_id is not null
-  and ($2::text[] is null or mcp_server_id = any($2))
+  and mcp_server_id = any($2::text[])
   and ($3::bigint is null or coalesce(started_at, completed_at[1]) >= $3)
   and ($4::bigint is null or coalesce(started_at, completed_at[1]) < $4)
   and ($5::bigint is null or coalesce(completed_at[cardinality(completed_at)], started_at) >= $5)
@@ -344,10 +344,10 @@ select
   completed_at,
   coalesce(completed_at[cardinality(completed_at)], started_at) as last_active_at
 from sankey_journeys
-where mcp_server_user_id = $1 and walkthrough_id = $2 and mcp_server_id is not null;
+where mcp_server_user_id = $1 and walkthrough_id = $2 and mcp_server_id = any($3::text[]);
 
 -- name: journey_events
--- What a person did in a walkthrough, in order.
+-- What a person did in a walkthrough on servers of the organization, in order.
 select
   walkthrough_id,
   step_id,
@@ -357,7 +357,9 @@ select
   completed_at as at,
   id
 from walkthrough_step_completions
-where mcp_server_user_id = $1 and walkthrough_id = $2
+where
+  mcp_server_user_id = $1 and walkthrough_id = $2
+  and mcp_server_id in (select id from mcp_servers where organization_id = $3)
 union all
 select
   walkthrough_id,
@@ -368,7 +370,9 @@ select
   started_at,
   id
 from walkthrough_starts
-where mcp_server_user_id = $1 and walkthrough_id = $2
+where
+  mcp_server_user_id = $1 and walkthrough_id = $2
+  and mcp_server_id in (select id from mcp_servers where organization_id = $3)
 order by at, step_id nulls first, id;
 
 -- name: session

@@ -338,7 +338,8 @@ async def live(
     last_event_id: Annotated[str | None, Header(max_length=100)] = None,
 ) -> Response:
     """Server-sent events: `changed` when figures change, with their version as id; `freshness` when that
-    changes; `gone` at the end, when the key is no longer good or the walkthrough is deleted.
+    changes; `gone` at the end, when the key is no longer good, or the walkthrough is deleted or belongs to
+    another organization.
 
     Each carries the freshness. Who comes back with `Last-Event-ID` learns of what changed meanwhile.
     """
@@ -351,7 +352,7 @@ async def live(
             now = await uses.guard.find(text)
         return now is not None and now.organization == asker.organization
 
-    stream = Stream(uses.changes, uses.answers, context.id)
+    stream = Stream(uses.changes, context.id, asker.organization)
     return LiveResponse(
         uses.streams.held(asker),
         stream.events(last_event_id, is_admitted, uses.stopping),

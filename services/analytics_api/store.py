@@ -88,6 +88,15 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """How a walkthrough is: whose, the times of its newest events, and what changes with its figures."""
+
+    organization: str
+    newest: Newest
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoredKey:
     """What is kept of a key."""
 
@@ -304,14 +313,16 @@ class Store:
         ):
             yield aiter(_cursor(connection, SQL["journeys"], arguments))
 
-    async def journey(self, context: Context, user: str) -> asyncpg.Record | None:
-        """Somebody's journey as it was counted."""
-        row: asyncpg.Record | None = await self.pool.fetchrow(SQL["journey"], user, context.id)
+    async def journey(self, context: Context, user: str, servers: list[str]) -> asyncpg.Record | None:
+        """Somebody's journey as it was counted, if it began on one of these servers."""
+        row: asyncpg.Record | None = await self.pool.fetchrow(SQL["journey"], user, context.id, servers)
         return row
 
     async def journey_events(self, context: Context, user: str) -> list[asyncpg.Record]:
-        """What somebody did in a walkthrough."""
-        rows: list[asyncpg.Record] = await self.pool.fetch(SQL["journey_events"], user, context.id)
+        """What somebody did in a walkthrough, on servers of the organization."""
+        rows: list[asyncpg.Record] = await self.pool.fetch(
+            SQL["journey_events"], user, context.id, context.turn.asker.organization
+        )
         return rows
 
     async def session(
@@ -355,10 +366,13 @@ class Store:
         """The ids of the walkthroughs that a server offers."""
         return {row["walkthrough_id"] for row in await self.pool.fetch(SQL["offered_by"], server)}
 
-    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[Newest, str]]:
-        """For each walkthrough, its newest events' times, and what changes with its figures."""
+    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, Change]:
+        """How each walkthrough is, of those that there are."""
         rows = await self.pool.fetch(SQL["changes"], list(walkthroughs))
-        return {r["id"]: (Newest(r["newest_at"], r["recorded_at"]), version_of(r)) for r in rows}
+        return {
+            r["id"]: Change(r["organization_id"], Newest(r["newest_at"], r["recorded_at"]), version_of(r))
+            for r in rows
+        }
 
     async def marks(self, topic: str) -> Marks:
         """Journeys that wait to be counted again, events that wait for a lock, and where the services are."""

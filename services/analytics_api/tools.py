@@ -48,10 +48,11 @@ from services.analytics_api.models import (
     Trends,
     TrendsQuestion,
 )
-from services.analytics_api.problems import ProblemError, invalid, of_database, respond
+from services.analytics_api.problems import ProblemError, invalid, of_database, respond, told_shortly
 from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
-from services.runtime.database import is_away, without_values
+from services.runtime.bounds import OUTAGE_SECONDS, Seldom
+from services.runtime.database import is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
@@ -266,6 +267,7 @@ class Tools:
         self._uses = uses
         self._described = [tool.described(name) for name, tool in TOOLS.items()]
         self._schemas = {tool.name: tool.input_schema for tool in self._described}
+        self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     def server(self) -> McpServer[Any]:
         """The MCP server with them."""
@@ -310,7 +312,7 @@ class Tools:
             except Exception as error:
                 if not is_away(error):
                     raise
-                log.warning("%s: %s: %s", params.name, type(error).__name__, without_values(error))
+                self._away.tell(f"{params.name}: {told_shortly(error)}")
                 return _complaint(str(of_database(error)))
             finally:
                 MCP_CALLS.labels(params.name, outcome).inc()

@@ -397,5 +397,5 @@ class _stack_errors:  # noqa: N801 - reads as a block
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         from services.devstack import StackError
 
-        if isinstance(error, StackError):
+        if isinstance(error, StackError | OSError):
             raise StepstreamError(str(error)) from error

@@ -800,15 +800,25 @@ select
   (select count(*) from mcp_user_identities where mcp_server_user_id = $1) as identities,
   (
     select count(*) from outbox
-    where
-      shard = (hashtextextended($1, 0) & 63)::integer and key = $1
-      and is_erasure_of($1, type, headers) is not true
+    where IS_THEIRS and is_erasure_of($1, type, headers) is not true
   ) as outbox,
   (
     select count(*) from outbox_set_aside
-    where key = $1 and is_erasure_of($1, type, headers) is not true
+    where IS_THEIRS and is_erasure_of($1, type, headers) is not true
   ) as outbox_set_aside,
   (select count(*) from waiting_events where mcp_server_user_id = $1) as waiting_events;
+
+-- name: erase_is_theirs
+-- Whether an event of the outbox, or one that was set aside, is a person's: by its key, or by what its value says,
+-- for whoever writes there may choose another key. One that cannot be read is theirs if it names them.
+(
+  key = $1
+  or position($1 in value) > 0
+  and case
+    when pg_input_is_valid(value, 'jsonb') then coalesce(value::jsonb ->> 'mcp_server_user_id', $1) = $1
+    else true
+  end
+)
 
 -- name: erase_waiting_events
 delete from waiting_events where mcp_server_user_id = $1;
@@ -833,15 +843,13 @@ union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 
 -- name: erase_outbox
--- All that is on its way of a person but the event that says that they are erased.
+-- All that is on its way of a person but the event that says that they are erased. IS_THEIRS is `erase_is_theirs`.
 delete from outbox
-where
-  shard = (hashtextextended($1, 0) & 63)::integer and key = $1
-  and is_erasure_of($1, type, headers) is not true;
+where IS_THEIRS and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_set_aside
 delete from outbox_set_aside
-where key = $1 and is_erasure_of($1, type, headers) is not true;
+where IS_THEIRS and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_user
 delete from mcp_server_user where id = $1;

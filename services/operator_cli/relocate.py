@@ -95,7 +95,9 @@ async def skip(settings: Settings, plan: Skip) -> None:
         await set_positions(db, plan.service, plan.topic, {plan.partition: after})
         if plan.service == RECORDER:
             last = position.last.timestamp if position.last else None
-            gone = [Gone("skipped", plan.present, plan.to, last)]
+            judged = min(position.next_offset, plan.to)
+            known = judged if judged > plan.present else None
+            gone = [Gone("skipped", plan.present, plan.to, last, judged_until=known)]
             await name_gone(db, plan.topic, {plan.partition: gone})
         else:  # what the recorder has of these events, no event will tell it
             await aggregator_store.mark_all(db)

@@ -26,6 +26,9 @@ SQL = load_queries(__file__)
 #: Rows of completions and starts that are looked at in one go: they fit into `work_mem`.
 _SHARE_ROWS = 500_000
 _WORK_MEM = "128MB"
+#: A survey may take hours, but not so long between two statements, nor with an answer unread: its snapshot
+#: keeps vacuum from old rows. `settle` asks others meanwhile, each of which has a time limit.
+_SILENCE_SECONDS = 900
 #: Users fall into so many classes by the hash of their id (queries.sql knows the number too).
 _CLASSES = 2**20
 #: More journeys than this are not looked at one by one.
@@ -64,7 +67,12 @@ async def prepare(connection: Connection) -> None:
 
 
 async def begin(connection: Connection, topic: str) -> Horizon:
-    """The first statements in the survey's transaction, which is repeatable read."""
+    """The first statements in the survey's transaction, which is repeatable read.
+
+    A command that is frozen in it, or cut off, loses its connection.
+    """
+    for name in ("idle_in_transaction_session_timeout", "tcp_user_timeout"):
+        await connection.execute(f"set local {name} = '{_SILENCE_SECONDS}s'")
     await connection.execute(f"set local work_mem = '{_WORK_MEM}'")
     return await _horizon(connection, topic)
 

@@ -17,6 +17,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 #: Between two log lines of the same kind, and how many clients one names.
 _QUIET_SECONDS: Final = 60.0
+#: The same, of what everybody meets while the database is away.
+OUTAGE_SECONDS: Final = 1.0
 _NAMED: Final = 5
 #: How many clients are counted for a log line; of more, the others are counted together.
 _COUNTED: Final = 1_000
@@ -118,21 +120,23 @@ class BoundedStorage(Storage):
 
 
 class Seldom:
-    """A warning about clients that is logged at once, then at most once a minute, with counts.
+    """A warning that is logged at once, then at most once in a while, with counts.
 
     Args:
         log: where.
         what: how the line begins.
+        quiet_seconds: how long that while is.
     """
 
-    def __init__(self, log: logging.Logger, what: str) -> None:
+    def __init__(self, log: logging.Logger, what: str, quiet_seconds: float = _QUIET_SECONDS) -> None:
         self._log = log
         self._what = what
+        self._quiet_seconds = quiet_seconds
         self._counts: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
     def tell(self, who: str) -> None:
-        """Counts something that a client did."""
+        """Counts something that a client did or met."""
         self._counts[who if who in self._counts or len(self._counts) < _COUNTED else "others"] += 1
         if self._timer is None:
             self._write()
@@ -146,4 +150,4 @@ class Seldom:
         told = ", ".join(f"{who}: {many:,}" for who, many in named) + (f", {more:,} more" if more else "")
         self._log.warning("%s: %s", self._what, told)
         self._counts.clear()
-        self._timer = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._write)
+        self._timer = asyncio.get_running_loop().call_later(self._quiet_seconds, self._write)

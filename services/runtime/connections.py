@@ -100,7 +100,9 @@ class Connections:
     When there is no room for a new one, a connection that waits for its client goes: of the address that has
     most of these, the one that has waited longest. It waits for a request, or for its answer to be read.
     Streams that are read, and answers that are being made, stay; but where nobody waits, the newest
-    connection of the address that has most goes for an address that has fewer.
+    connection of the address that has most goes for an address that has fewer. Where each address has one,
+    the one whose client has sent nothing for longest goes for an address that has none, if that is longer
+    than a connection may be idle.
 
     Args:
         service: whose port it is.
@@ -136,7 +138,8 @@ class Connections:
             has_room = self._make_room("address", address, self._waiting.get(address))
         elif self._count >= self.limits.total:
             greediest = max(self._waiting.values(), key=len, default=None)
-            has_room = self._make_room("full", address, greediest or self._newest_of_greediest(address))
+            in_use = self._newest_of_greediest(address) or self._idlest(address)
+            has_room = self._make_room("full", address, greediest or in_use)
         if has_room:
             self._open.setdefault(address, {})[connection] = None
             self._count += 1
@@ -149,6 +152,16 @@ class Connections:
         if most is None or len(most) <= len(self._open.get(newcomer, ())) + 1:
             return None
         return {next(reversed(most)): None}
+
+    def _idlest(self, newcomer: str) -> "dict[Connection, None] | None":
+        """What goes for a newcomer where no address has more than one."""
+        known = (next(iter(of)) for of in self._open.values())
+        idlest = min(
+            (one for one in known if not one.is_of_proxy), key=lambda one: one.heard_at, default=None
+        )
+        if newcomer in self._open or idlest is None or not idlest.is_idle_for(self.limits.seconds["idle"]):
+            return None
+        return {idlest: None}
 
     def _make_room(self, reason: str, address: str, waiting: "dict[Connection, None] | None") -> bool:
         victim = next(iter(waiting), None) if waiting else None
@@ -205,6 +218,8 @@ class Connection(HttpToolsProtocol):
         self.address = ""
         self.is_counted = False
         self.is_of_proxy = False
+        #: When its client sent something, by the loop's clock.
+        self.heard_at = self.loop.time()
         self._connections = connections
         self._part: Part | None = "head"
         self._requests = 0
@@ -240,6 +255,10 @@ class Connection(HttpToolsProtocol):
                 timer.cancel()
         self._connections.leave(self)
 
+    def is_idle_for(self, seconds: float) -> bool:
+        """Whether its client has sent nothing for so long."""
+        return self.loop.time() - self.heard_at >= seconds
+
     def end(self) -> None:
         """Closes it at once, whatever its client has yet to read or send."""
         self.transport.abort()
@@ -260,6 +279,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Reads what came, and watches for what is missing."""
+        self.heard_at = self.loop.time()
         if self._part is not None:
             self._head_bytes += len(data)
         super().data_received(data)

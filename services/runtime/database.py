@@ -217,7 +217,12 @@ def explaining() -> Iterator[None]:
         yield
     except _OF_POSTGRESQL as error:
         told = explained(error)
-        if not isinstance(told, StepstreamError):
+        if _ARGUMENT.search(str(error)):
+            told = StepstreamError(
+                "PostgreSQL takes no text with a NUL or with bytes that are no UTF-8, and no number that is "
+                "too large: is what was given right?"
+            )
+        elif not isinstance(told, StepstreamError):
             told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
         raise told from error
     except (ConnectionResetError, ConnectionRefusedError) as error:

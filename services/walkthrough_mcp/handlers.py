@@ -19,6 +19,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool, is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
@@ -183,6 +184,7 @@ class Tools:
         self._caller_of = caller_of
         self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
+        self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
         """The tools, for this caller."""
@@ -240,7 +242,7 @@ class Tools:
         except Exception as error:
             if not is_away(error):
                 raise
-            log.warning("a call failed, the database is away: %s", type(error).__name__)
+            self._away.tell(type(error).__name__)
             raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
         return guidance(done.move, done.offers, done.content, done.visitor)
 

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.bounds import BoundedStorage, Seldom, client_of_scope
+from services.runtime.bounds import OUTAGE_SECONDS, BoundedStorage, Seldom, client_of_scope
 from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
@@ -201,6 +201,7 @@ class Entrance:
         self._rates = Rates(settings)
         self._issuers = Issuers()
         self._unverified = Seldom(log, "tokens cannot be verified")
+        self._away = Seldom(log, "requests failed, the database is away", OUTAGE_SECONDS)
         #: Servers whose sign-in is not set up, of which the log has a line.
         self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
         security = transport_security(settings)
@@ -287,7 +288,7 @@ class Entrance:
             except Exception as error:
                 if not is_away(error):
                     raise
-                log.warning("a request failed, the database is away: %s", type(error).__name__)
+                self._away.tell(type(error).__name__)
                 raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
         if server is None:
             self._known.pop(slug, None)

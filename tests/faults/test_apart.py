@@ -616,6 +616,28 @@ async def test_what_cannot_be_read_is_skipped_and_named(world: World) -> None:
     assert await gone(world) == [(partition, "skipped", ends[partition], ends[partition] + 1)]
 
 
+async def test_of_what_is_skipped_it_is_known_how_far_it_was_judged_before(world: World) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    recorder = await world.start(RECORDER).ready()
+    await world.produce([completed("ann", step, 1) for step in "abc"])
+
+    async def recorded() -> bool:
+        return await world.recorded() == 3
+
+    await eventually(recorded, "all is recorded")
+    assert recorder.terminate() == 0
+    (partition,) = {p for p, end in (await ends_of(world)).items() if end}
+    for command in (
+        ("replay", "--from-beginning"),
+        ("skip", "--partition", str(partition), "--to-offset", "2"),
+    ):
+        done = await world.invoke(*command, "--group", RECORDER, "--execute")
+        assert done.returncode == 0, done.stderr
+    (row,) = await world.db.fetch("select from_offset, until_offset, judged_until from gone_events")
+    assert tuple(row) == (0, 2, 2)
+
+
 async def ends_of(world: World) -> dict[int, int]:
     async with reader(world.settings) as consumer:
         tps = [TopicPartition(world.settings.topic, p) for p in range(3)]

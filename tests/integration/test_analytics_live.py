@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -123,6 +124,16 @@ async def test_a_stream_ends_when_its_key_is_revoked_and_when_the_walkthrough_is
     assert (await api.ask(f"{WT}/live")).status_code == 404
 
 
+async def test_a_stream_ends_when_the_walkthrough_moves_to_another_organization(world: World) -> None:
+    api = await begin(world)
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_b', 'b', now())")
+    async with listening(api) as heard:
+        await heard.next("changed")
+        await world.db.execute("update walkthroughs set organization_id = 'org_b' where id = $1", WALKTHROUGH)
+        assert await heard.next("gone") == {}
+    assert (await api.ask(f"{WT}/live")).status_code == 404
+
+
 async def test_no_more_streams_than_allowed(world: World) -> None:
     await begin(world)
     api = await world.start_api(api_streams=1)
@@ -217,10 +228,23 @@ async def test_no_answer_names_another_organizations_server(world: World) -> Non
     )
     await world.people(["xan"], "srv_x")
     await world.insert(completed("xan", STEPS[0], 10**12, walkthrough_id=WALKTHROUGH, mcp_server_id="srv_x"))
+    ours = await world.db.fetchval(
+        "update walkthrough_step_completions set mcp_server_id = 'srv_x', mcp_server_session_id = 's_xan'"
+        " where id = (select (array_agg(id order by completed_at desc))[1] from walkthrough_step_completions"
+        " where walkthrough_id = $1 group by mcp_server_user_id order by count(*) desc limit 1)"
+        " returning mcp_server_user_id",
+        WALKTHROUGH,
+    )
     await world.drain_marks()
     for route in (WT, *(f"{WT}/{name}" for name in ("sankey", "funnel", "steps", "endings", "trends"))):
         assert "srv_x" not in (await api.ask(route)).text, route
         assert (await api.ask(route, server="srv_x")).status_code == 404, route
+    page, own = await api.ask(f"{WT}/journeys", limit=500), await api.ask(f"{WT}/journeys/{ours}")
+    assert (page.status_code, own.status_code) == (200, 200)
+    for told in (page.text, own.text):
+        assert not {"srv_x", "s_xan", "xan"} & set(re.findall(r"\w+", told))
+    assert len(own.json()["events"]) > 0
+    assert (await api.ask(f"{WT}/journeys/xan")).status_code == 404
     (row, *_) = (await api.get("organization"))["walkthroughs"]
     assert "srv_x" not in {server["mcp_server_id"] for server in row["servers"]}
 
@@ -277,7 +301,9 @@ async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: Wo
         assert (stream.status_code, stream.headers["allow"]) == (405, "POST"), "no stream is open for ever"
 
 
-async def test_while_the_database_is_away_it_says_so_and_then_answers_again(world: World) -> None:
+async def test_while_the_database_is_away_it_says_so_and_then_answers_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     await begin(world)
     async with proxied(world.settings.dsn) as (proxy, url):
         api = await world.start_api(database_url=url)
@@ -287,6 +313,9 @@ async def test_while_the_database_is_away_it_says_so_and_then_answers_again(worl
             response = await api.ask(route)
             assert (response.status_code, response.json()["title"]) == (503, "Database away")
             assert response.headers["retry-after"]
+        await asyncio.gather(*(api.ask("organization") for _ in range(40)))
+        lines = [r for r in caplog.records if r.getMessage().startswith("questions failed, the database")]
+        assert 1 <= len(lines) < 20, "a line a second, and not a line a question"
         assert (await api.http.get("/health/live")).status_code == 200
         assert (await api.http.get("/health/ready")).status_code == 503
         await proxy.listen()

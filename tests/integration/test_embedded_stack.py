@@ -97,6 +97,14 @@ def test_without_a_stack_env_says_how_to_start_one(short_tmp: Path) -> None:
     assert told.stdout == ""
 
 
+def test_a_folder_that_cannot_be_made_is_named(short_tmp: Path) -> None:
+    (short_tmp / "file").touch()
+    told = stack("up", folder=short_tmp / "file" / "folder")
+    assert told.returncode == 1
+    assert told.stderr.startswith("error: [Errno 20]")
+    assert "file/folder" in told.stderr
+
+
 def test_a_state_that_cannot_be_read_is_told(short_tmp: Path) -> None:
     (short_tmp / "stack.json").write_text("{broken")
     told = stack("up", folder=short_tmp)

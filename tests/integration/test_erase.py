@@ -271,6 +271,29 @@ async def test_an_event_that_only_speaks_of_erasure_goes_with_the_others(world: 
     assert json.loads(event.value or b"")["event_id"] == json.loads(done.stdout)["event_id"]
 
 
+async def test_what_waits_under_another_key_goes_too_and_what_is_of_others_stays(world: World) -> None:
+    await world.offer()
+    await world.people(["ann", "bob"])
+    values = [
+        json.dumps(completed("ann", "a", 1)),
+        "no JSON, of ann",
+        '"of ann"',
+        json.dumps(completed("bob", "a", 1) | {"metadata": {"by": "ann"}}),
+        "no JSON",
+    ]
+    for table in ("outbox (key, value", "outbox_set_aside (headers, created_at, error, id, key, value"):
+        more = "'{}', now(), 'refused', n, " if "aside" in table else ""
+        await world.db.execute(
+            f"insert into {table}) select {more}'k', v from unnest($1::text[]) with ordinality as u (v, n)",
+            values,
+        )
+    removed = (await erasing.erase(world.settings, "ann", unknown_too=False)).removed
+    assert (removed["outbox"], removed["outbox_set_aside"]) == (3, 3)
+    for table in ("outbox", "outbox_set_aside"):
+        left = await world.db.fetch(f"select value from {table} order by value")
+        assert [row["value"] for row in left] == sorted(values[3:])
+
+
 async def test_an_announcement_that_kafka_refused_waits_for_whoever_sends_it_again(world: World) -> None:
     await world.offer()
     await world.people(["ann"])

@@ -213,7 +213,7 @@ async def test_a_stream_waits_for_a_key_that_cannot_be_checked_now(
         await heard.next("changed")
         async with world.connection() as other, other.transaction():
             await other.execute("lock table api_keys in access exclusive mode")
-            await told(caplog, "key cannot be checked: QueryCanceledError")
+            await told(caplog, "keys cannot be checked: QueryCanceledError")
         await world.insert(completed("bob", "a", 2000))
         await world.drain_marks()
         await heard.next("changed")

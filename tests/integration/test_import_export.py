@@ -220,6 +220,12 @@ def test_what_is_no_export_at_all_is_refused(text: bytes, tmp_path: Path) -> Non
         read_export(file)
 
 
+async def test_an_id_that_is_no_utf_8_is_told_in_words(world: World) -> None:
+    done = world.command("export", "a\udcff")
+    assert done.returncode == 1
+    assert "bytes that are no UTF-8" in done.stderr.replace("\n", " ")
+
+
 async def test_a_refused_file_changes_nothing(world: World, tmp_path: Path) -> None:
     await world.offer(server="docs")
     before = await rows(world)

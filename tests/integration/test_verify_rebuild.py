@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import getpass
 import json
 import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +18,9 @@ import asyncpg
 import pytest
 
 from services.operator_cli import rebuild as rebuilding
-from services.operator_cli.rebuild import Rebuilt
+from services.operator_cli import survey
+from services.operator_cli.rebuild import Rebuilt, rebuild
+from services.operator_cli.verify import verify
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import make_producer
 from services.sankey_aggregator import store
@@ -129,6 +133,29 @@ async def test_corrupted_in_every_way_and_rebuilt_under_traffic(world: World) ->
     await world.drained()
     await world.assert_exact()
     assert not await leftovers(world)
+
+
+@pytest.mark.parametrize("command", [verify, functools.partial(rebuild, execute=True)])
+async def test_a_survey_that_is_frozen_lets_its_snapshot_go(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    monkeypatch.setattr(survey, "_SILENCE_SECONDS", 1)
+
+    async def is_gone() -> bool:
+        async with world.connection() as db:
+            return not await db.fetchval(
+                "select count(*) from pg_stat_activity where datname = current_database()"
+                " and state = 'idle in transaction'"
+            )
+
+    def freeze(*_: int) -> None:
+        """Keeps the whole event loop until the session has ended."""
+        thread = threading.Thread(target=lambda: asyncio.run(eventually(is_gone, "the session has ended")))
+        thread.start()
+        thread.join()
+
+    with pytest.raises(StepstreamError, match="PostgreSQL"):
+        await command(world.settings, progress=freeze)
 
 
 async def do(world: World, statement: str) -> None:

@@ -78,6 +78,10 @@ class Client:
                 return await self.reader.read()
         return b""
 
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.writer.get_extra_info("sockname")[:2]  # type: ignore[no-any-return]
+
     async def answer(self) -> bytes:
         return await self.reader.readuntil(b"well\r\n0\r\n\r\n")
 
@@ -257,6 +261,27 @@ async def test_where_nobody_waits_an_address_with_most_makes_room_for_one_with_f
         assert (await refused.all()).startswith(b"HTTP/1.1 503 "), "it has as many as everybody"
         assert len(site.server.server_state.connections) == 3
         for client in (proxy, older, third):
+            client.writer.transport.abort()
+
+
+async def test_where_each_address_has_one_stream_the_idlest_makes_room_for_a_newcomer() -> None:
+    async with served(replace(impatient("idle"), total=3)) as site:
+
+        async def stream(address: str) -> Client:
+            client = await site.client(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n", address=address)
+            await client.reader.readuntil(b"begun")
+            return client
+
+        proxy, oldest, other = [await stream(f"127.0.0.{n}") for n in (9, 2, 3)]
+
+        async def lets_a_newcomer_in() -> bool:  # at first nobody is idle for long enough
+            newcomer = await site.client(ASKS, address="127.0.0.4")
+            return b" 200 " in await newcomer.reader.readline()
+
+        await eventually(lets_a_newcomer_in, "a newcomer gets in", every=0.02)
+        assert await oldest.all() == b"\r\n", "the idlest goes"
+        assert {proxy.address, other.address} <= {c.client for c in site.server.server_state.connections}  # type: ignore[union-attr]
+        for client in (proxy, other):
             client.writer.transport.abort()
 
 

@@ -79,6 +79,45 @@ async def test_what_is_answered_at_once_is_answered_for_a_few_in_each_round_too(
     await asyncio.wait(asked)
 
 
+async def test_where_strangers_have_all_places_a_key_that_exists_still_gets_in() -> None:
+    class Strange(Site):
+        async def arrive(self, request: Any) -> Asker:
+            return Asker.stranger(request.client.host)
+
+        async def knows_id(self, request: Any) -> bool:
+            return bool(request.client.host == "10.1.0.1")
+
+    site, statuses = Strange(), list[int]()
+    settings = SETTINGS.model_copy(update={"api_organization_questions": 1})
+    site.door = Door(site._answer, cast("Guard", site), Lanes(settings), cast("Any", None))
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    def ask(address: str) -> "asyncio.Task[None]":
+        scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": [], "client": (address, 1)}
+        return asyncio.create_task(site.door(scope, cast("Any", None), send))
+
+    asked = [ask(f"10.0.0.{n}") for n in range(30)]
+
+    async def refused() -> bool:
+        return statuses.count(503) == 22
+
+    await eventually(refused, "strangers have all places that they may have")
+    asked.append(ask("10.1.0.1"))
+    site.may_answer.set()
+
+    async def all_answered() -> bool:
+        return len(site.begun) == 9
+
+    await eventually(all_answered, "whoever got in is answered")
+    assert site.begun[-1] == "10.1.0.1"
+    assert statuses.count(503) == 22
+    for task in asked:
+        task.cancel()
+    await asyncio.wait(asked)
+
+
 async def test_a_question_with_more_parameters_than_any_has_is_refused_unread() -> None:
     class Guarded(Site):
         async def arrive(self, _: Any) -> Asker:

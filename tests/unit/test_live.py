@@ -11,6 +11,7 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.freshness import Look, Newest
 from services.analytics_api.live import Changes
 from services.analytics_api.models import Freshness
+from services.analytics_api.store import Change
 from tests.support.world import eventually
 
 
@@ -25,10 +26,10 @@ class Slow:
     async def look(self) -> Look:
         return Look()
 
-    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, tuple[Newest, str]]:
+    async def changes(self, walkthroughs: Sequence[str]) -> dict[str, Change]:
         self.asked.append(list(walkthroughs))
         await self.pause.wait()
-        return {w: (Newest(), w) for w in walkthroughs if w in {"a", "b"}}
+        return {w: Change("org", Newest(), w) for w in walkthroughs if w in {"a", "b"}}
 
     def fresh_of(self, look: Look, newest: Newest, version: str) -> Freshness:
         return look.freshness(newest, version)
@@ -46,7 +47,7 @@ async def test_a_look_that_began_before_says_nothing_of_it(monkeypatch: pytest.M
         with changes.watching("a"):
             await eventually(is_asking, "a look is under way")
             with changes.watching("b"), changes.watching("gone"):
-                nexts = [asyncio.create_task(changes.next(w)) for w in ("a", "b", "gone")]
+                nexts = [asyncio.create_task(changes.next(w, "org")) for w in ("a", "b", "gone")]
                 await asyncio.sleep(0)
                 answers.pause.set()
                 a, b, gone = await asyncio.wait_for(asyncio.gather(*nexts), 5)

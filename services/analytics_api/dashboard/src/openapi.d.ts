@@ -280,7 +280,8 @@ export interface paths {
         /**
          * Live
          * @description Server-sent events: `changed` when figures change, with their version as id; `freshness` when that
-         *     changes; `gone` at the end, when the key is no longer good or the walkthrough is deleted.
+         *     changes; `gone` at the end, when the key is no longer good, or the walkthrough is deleted or belongs to
+         *     another organization.
          *
          *     Each carries the freshness. Who comes back with `Last-Event-ID` learns of what changed meanwhile.
          */
