@@ -120,7 +120,7 @@ class Recorder:
     async def _write_counts(self) -> None:
         """Writes counts by source where no load comes with which they would be written."""
         taken = self._take_counts()
-        if taken is not None and (taken.counts or taken.places):
+        if taken is not None and (taken.counts or taken.places or taken.refused):
             try:
                 await store.note_sources(self._pool, self._settings.topic, taken)
             except BaseException:
@@ -181,8 +181,13 @@ class Recorder:
                 self._tally.give_back(taken)
             raise
         self._recent = watch.recent
+        left = Unwritten()
         if taken is None:
-            self._tally.give_back(Unwritten(watch.counts))
+            left.add(Unwritten(watch.counts))
+        if not judged.is_noted and watch.noted is not None:
+            left.add(watch.noted.sources or Unwritten())
+            left.add(Unwritten(refused=list(watch.noted.refused)))
+        self._tally.give_back(left)
         self._tally.note_recorded(watch.counts)
         self._tally.note_places(accepted)
         for source, counts in watch.counts.items():
@@ -385,6 +390,7 @@ class _Watch:
         self.recent = recent
         self.read_again = 0
         self.counts: dict[str, Counts] = {}
+        self.noted: Noted | None = None
         self._taken = taken
         self._before = recent
         self._seen = seen
@@ -402,18 +408,20 @@ class _Watch:
         sources = None
         if self._taken is not None:
             sources = Unwritten()
-            sources.add(self._taken)
+            sources.add(Unwritten(self._taken.counts, self._taken.places))
             sources.add(Unwritten(self.counts))
         guard = self._settings.wrong_database_guard
         if not guard:
             self.recent = Recent()
-        return Noted(
+        waited = self._taken.refused if self._taken is not None else []
+        self.noted = Noted(
             self.recent,
             sources,
-            self._tally.kinds(new_refused),
+            [*waited, *self._tally.kinds(new_refused)],
             self._tally.has_recorded,
             self._if_wrong(new_refused) if guard and new_refused and self.recent.is_suspect else "",
         )
+        return self.noted
 
     def _resumed(self, before: Mapping[int, Before]) -> Recent:
         recent = self._before

@@ -149,6 +149,8 @@ class Judged(NamedTuple):
     waiting: int
     #: How many completions do not count because a correction covers them.
     covered: int
+    #: Whether what was to be noted beside the rows is.
+    is_noted: bool = True
 
 
 class Waiting(NamedTuple):
@@ -234,11 +236,12 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         passed = {partition: known.next_offset for partition, known in before.items()}
         outcome = await write(connection, batch.accepted, batch.unreadable, passed)
         await _set_aside(connection, outcome.waiting)
+        is_noted = True
         if watch is not None:
             noted = watch(outcome.refused, before)
             if noted.if_wrong and not await _is_ours(connection, batch.topic, noted):
                 raise WrongDatabaseError(noted.if_wrong)
-            await _note(connection, batch.topic, before, noted)
+            is_noted = await _note(connection, batch.topic, before, noted)
         passing("recorder.in-transaction")
     passing("recorder.database-committed")
     erased, of_erased = outcome.erased, 0
@@ -246,7 +249,7 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         of_erased = sum(_who(a.event) in erased for a in batch.accepted) + sum(
             key_of(r.record) in erased for r in batch.unreadable
         )
-    return Judged(outcome.refused, of_erased, len(outcome.waiting), outcome.covered)
+    return Judged(outcome.refused, of_erased, len(outcome.waiting), outcome.covered, is_noted)
 
 
 async def _write_at_once(
@@ -447,33 +450,50 @@ async def _is_ours(connection: Connection, topic: str, noted: Noted) -> bool:
     return bool(await connection.fetchval(SQL["is_ours"], topic, servers, walkthroughs, noted.has_recorded))
 
 
-async def _note(connection: Connection, topic: str, before: Mapping[int, Before], noted: Noted) -> None:
-    """Writes what is recent, where there is something bad to tell, or was; and who sent what."""
+async def _note(connection: Connection, topic: str, before: Mapping[int, Before], noted: Noted) -> bool:
+    """Writes what is recent, where there is something bad to tell, or was; and who sent what.
+
+    Returns whether who sent what could be written: somebody who has locked these rows holds up no event.
+    """
     total = noted.recent.total
     if total.refused or any(known.recent.refused for known in before.values()):
         await connection.execute(SQL["note_recent"], topic, *total, list(before))
-    if noted.refused:
-        examples = [kind.example for kind in noted.refused]
-        await connection.execute(
-            SQL["note_refused"],
-            topic,
-            [kind.source for kind in noted.refused],
-            [kind.rejection for kind in noted.refused],
-            [kind.server_id for kind in noted.refused],
-            [kind.walkthrough_id for kind in noted.refused],
-            [kind.events for kind in noted.refused],
-            [one.record.partition for one in examples],
-            [one.record.offset for one in examples],
-            [_without_person(one) for one in examples],
-            [json.dumps(masked(one.record.value)) for one in examples],
-        )
-    if noted.sources is not None:
-        await _note_sources(connection, topic, noted.sources)
+    if not (noted.refused or noted.sources):
+        return True
+    try:
+        async with connection.transaction():
+            await connection.execute(f"set local lock_timeout = '{_PATIENCE}'")
+            if noted.refused:
+                await _note_refused(connection, topic, noted.refused)
+            if noted.sources is not None:
+                await _note_sources(connection, topic, noted.sources)
+    except asyncpg.LockNotAvailableError:
+        return False
+    return True
+
+
+async def _note_refused(connection: Connection, topic: str, refused: Sequence[RefusedKind]) -> None:
+    examples = [kind.example for kind in refused]
+    await connection.execute(
+        SQL["note_refused"],
+        topic,
+        [kind.source for kind in refused],
+        [kind.rejection for kind in refused],
+        [kind.server_id for kind in refused],
+        [kind.walkthrough_id for kind in refused],
+        [kind.events for kind in refused],
+        [one.record.partition for one in examples],
+        [one.record.offset for one in examples],
+        [_without_person(one) for one in examples],
+        [json.dumps(masked(one.record.value)) for one in examples],
+    )
 
 
 async def note_sources(pool: Pool, topic: str, sources: Unwritten) -> None:
     """Writes who sent what."""
     async with pool.acquire() as connection, connection.transaction():
+        if sources.refused:
+            await _note_refused(connection, topic, sources.refused)
         await _note_sources(connection, topic, sources)
 
 

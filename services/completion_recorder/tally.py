@@ -21,6 +21,8 @@ MOST_SOURCES: Final = 10_000
 _LOOKED_AT: Final = 100
 #: Larger values are not looked into, for whose they are and what they look like.
 _MOST_BYTES: Final = 64 * 1024
+#: So much is kept while somebody has locked the rows that it belongs to.
+_MOST_KINDS: Final = 10_000
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
 #: A source is known once so many of its events, and one in so many, were recorded; as `note_sources` has it.
@@ -81,16 +83,18 @@ class RefusedKind:
 
 @dataclass(slots=True)
 class Unwritten:
-    """Counts by source, and sources with the servers of which they send events."""
+    """Counts by source, sources with the servers of which they send events, and what was refused."""
 
     counts: dict[str, Counts] = field(default_factory=dict)
     places: set[tuple[str, str]] = field(default_factory=set)
+    refused: list[RefusedKind] = field(default_factory=list)
 
     def add(self, other: "Unwritten") -> None:
         """Adds those of another."""
         for source, of in other.counts.items():
             self.counts.setdefault(source, Counts()).add(of)
         self.places |= other.places
+        self.refused += other.refused[: _MOST_KINDS - len(self.refused)]
 
 
 class Tally:

@@ -610,3 +610,30 @@ async def test_a_server_does_not_offer_what_another_organization_has(world: Worl
     async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
         assert (await ann.start())["step"]["id"] == "a"
         assert (await ann.start(name="wt_of_b"))["outcome"] == "unknown-name"
+
+
+async def test_who_locks_what_is_counted_by_source_holds_up_no_event(world: World) -> None:
+    """Counts are hints: they come when the lock goes, and events do not wait for them."""
+    await world.offer()
+    await world.people(["ann"])
+    bad = Message(b"x", b"no event", [("ce_source", b"/shop")])
+    await world.produce([bad])
+    world.start_both()
+    await world.drained()
+    other = await asyncpg.connect(world.settings.dsn)
+    try:
+        async with other.transaction():
+            await other.execute("select from refused_events for update")
+            await other.execute("select from event_sources for update")
+            await world.produce([bad, completed("ann", "a", 1), bad])
+            await world.drained()
+            assert len(await world.dead_letters()) == 3
+            assert await world.db.fetchval("select sum(events) from refused_events") == 1
+    finally:
+        await other.close()
+
+    async def counted() -> bool:
+        return bool(await world.db.fetchval("select sum(events) = 3 from refused_events"))
+
+    await eventually(counted, "what waited for the lock is counted")
+    await world.assert_exact()
