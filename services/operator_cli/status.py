@@ -48,6 +48,8 @@ _UNKNOWN = "not known"
 _PATIENCE = 15.0
 #: How long each part of the database may take.
 _PART_SECONDS = 4.0
+#: How often it looks again where database, topic and groups do not seem to agree.
+_LOOKS_MORE = 2
 #: What keeps a part from being read, and not the others.
 _UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 #: Services that keep connections to the database, which say who they are.
@@ -109,6 +111,16 @@ async def status(settings: Settings) -> Status:
     seen = Status(int(time.time() * 1000))
     await asyncio.gather(_look_at_kafka(settings, seen), _look_at_database(settings, seen))
     await _look_whether_they_agree(settings, seen)
+    for _ in range(_LOOKS_MORE):
+        if seen.agreement is None or not seen.agreement.problems:
+            break
+        # What only came between two answers, under traffic, is gone at the next look; what is apart stays.
+        again = Status(seen.at, database=seen.database, migrations_pending=seen.migrations_pending)
+        await _look_at_kafka(settings, again)
+        await _look_whether_they_agree(settings, again)
+        if again.agreement is None:
+            break
+        seen.groups, seen.agreement, seen.gone = again.groups, again.agreement, again.gone
     _judge(seen)
     return seen
 

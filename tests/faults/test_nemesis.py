@@ -52,7 +52,7 @@ async def test_a_round_is_exact_and_one_completion_taken_away_is_found_with_its_
 
 @pytest.mark.parametrize(
     ("faults", "seed"),
-    [("database-killed+kill-aggregator", 6), ("promote-standby-then-quiet", 1), ("kafka-lost-tail", 11)],
+    [("database-killed+kill-aggregator", 6), ("promote-standby-then-quiet", 1)],
 )
 async def test_a_round_is_exact(bench: Bench, faults: str, seed: int) -> None:
     verdict = await play(bench, draw(seed, 0, FAULTS, [faults]))
