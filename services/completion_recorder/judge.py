@@ -34,8 +34,6 @@ class Refused:
     record: Record
     rejection: Rejection
     message: str
-    #: Some of what it refers to exists.
-    known_in_part: bool = False
 
 
 @dataclass(slots=True)
@@ -141,7 +139,7 @@ def check_references(accepted: Iterable[Accepted], known: Known) -> tuple[list[A
         if isinstance(event, UserErased) or problem is None:
             good.append(item)
         else:
-            refused.append(Refused(item.record, *problem, _known_in_part(event, known)))
+            refused.append(Refused(item.record, *problem))
     return good, refused
 
 
@@ -187,15 +185,6 @@ def _problem(event: OfStep | WalkthroughStarted, known: Known) -> tuple[Rejectio
     )
     wrong = [rejection for holds, rejection in checks if not holds]
     return (wrong[0], "; ".join(_MESSAGES[rejection] for rejection in wrong)) if wrong else None
-
-
-def _known_in_part(event: OfStep | WalkthroughStarted, known: Known) -> bool:
-    return (
-        event.mcp_server_user_id in known.users
-        or event.walkthrough_id in known.walkthroughs
-        or event.mcp_server_id in known.servers
-        or event.mcp_server_session_id in known.sessions
-    )
 
 
 _MESSAGES = {

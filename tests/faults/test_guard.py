@@ -14,7 +14,7 @@ PEOPLE = [f"p{i:03}" for i in range(200)]
 
 
 async def ended(service: Service) -> str:
-    """Waits for the end by the flood; returns what it said last."""
+    """Waits for the end by the guard; returns what it said last."""
 
     async def over() -> bool:
         return service.process.poll() is not None
