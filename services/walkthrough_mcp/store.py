@@ -12,6 +12,7 @@ from tenacity import (
     retry_if_exception_type,
     stop_after_attempt,
     stop_after_delay,
+    stop_all,
     wait_random,
     wait_random_exponential,
 )
@@ -35,6 +36,9 @@ SERVER_SETTINGS = {
 }
 #: How long a call waits for other calls of the same person, and for rows that somebody has locked.
 _PATIENCE_SECONDS = 10.0
+#: So many tries at least: where a connection took as long to come, a lock that is gone in a moment refuses
+#: nobody. PostgreSQL has such locks of its own, to make a table's file longer.
+_LEAST_TRIES = 8
 #: So many calls of one person wait, beside the one that goes on.
 WAITING = 16
 
@@ -123,7 +127,7 @@ async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -
     left = max(0.0, came + _PATIENCE_SECONDS - time.monotonic())
     tries = AsyncRetrying(
         retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
-        stop=stop_after_delay(left),
+        stop=stop_all(stop_after_delay(left), stop_after_attempt(_LEAST_TRIES)),
         wait=wait_random_exponential(multiplier=0.01, max=1),
         reraise=True,
     )

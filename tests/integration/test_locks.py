@@ -565,6 +565,35 @@ async def test_calls_of_a_locked_person_hold_up_nobody_else_and_few_of_them_wait
         assert (await ann.next(current_step_id="b"))["step"]["id"] == "c"
 
 
+async def test_a_call_that_waited_for_long_meets_a_lock_of_a_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its patience went into waiting for a connection: that is no reason to turn it away."""
+    await world.offer()
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        await ann.start()
+        async with world.connection() as other:
+            lock = other.transaction()
+            await lock.start()
+            await other.execute("select from mcp_server_user where distinct_id = 'ann' for update")
+            refused, real = asyncio.Event(), store_of_mcp._until_there
+
+            async def tries(*arguments: Any) -> store_of_mcp.Done:
+                try:
+                    return await real(*arguments)
+                except asyncpg.LockNotAvailableError:
+                    if not refused.is_set():
+                        refused.set()
+                        await lock.rollback()
+                    raise
+
+            monkeypatch.setattr(store_of_mcp, "_until_there", tries)
+            monkeypatch.setattr(store_of_mcp, "_PATIENCE_SECONDS", 0.0)
+            assert (await ann.next(current_step_id="a"))["outcome"] == "advanced"
+            assert refused.is_set()
+
+
 async def test_a_locked_walkthrough_holds_up_no_call_in_another(world: World) -> None:
     await world.offer()
     await world.offer("wt_b", "xyz", "srv_2")
