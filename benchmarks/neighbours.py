@@ -239,6 +239,7 @@ async def run(args: argparse.Namespace, base_url: str) -> None:
             if stopped:
                 raise SystemExit(1)
         watching.cancel()
+        await asyncio.wait({watching})
 
 
 async def main() -> None:

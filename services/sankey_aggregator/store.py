@@ -7,11 +7,11 @@ import asyncpg
 
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import passing
-from services.runtime.database import Connection, Pool, load_queries, no_longer_than
+from services.runtime.database import PLANNED_ANEW, Connection, Pool, load_queries, no_longer_than
 from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
-SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem": "64MB"}
+SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem": "64MB"} | PLANNED_ANEW
 
 #: It reads both tables whole.
 _MARK_ALL_SECONDS = 3600.0

@@ -67,6 +67,34 @@ async def test_a_second_look_changes_and_writes_nothing(world: World) -> None:
     assert await world.db.fetchrow(everything) == before
 
 
+async def test_a_plan_that_was_made_for_small_tables_is_not_kept_when_they_grow(world: World) -> None:
+    """It reads all completions for each journey, until the tables are analysed again."""
+    people = [f"p{n}" for n in range(1_000)]
+    await world.offer()
+    await world.people(people)
+    await world.db.execute("alter table walkthrough_step_completions set (autovacuum_enabled = off)")
+    await world.db.execute("vacuum analyze walkthrough_step_completions")
+    pool = await world.aggregator_pool()
+    async with pool.acquire() as connection:
+
+        async def follow(some: list[str]) -> None:
+            async with connection.transaction():
+                await store.follow_within(connection, [(person, "wt_a") for person in some])
+
+        async def read_whole() -> int:
+            await connection.execute("select pg_stat_force_next_flush()")
+            return await world.db.fetchval(
+                "select seq_tup_read from pg_stat_user_tables where relname = 'walkthrough_step_completions'"
+            )
+
+        for person in people[:10]:
+            await follow([person])
+        await world.insert(*(completed(person, "a", 1) for person in people))
+        before = await read_whole()
+        await follow(people)
+        assert await read_whole() - before < 10 * len(people)
+
+
 async def test_a_journey_without_completions_leaves_no_row(world: World) -> None:
     pool = await world.aggregator_pool()
     assert await store.follow(pool, [("nobody", "nothing"), ("who", "wt_a")]) == 0
