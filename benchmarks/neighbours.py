@@ -193,7 +193,7 @@ async def drained() -> None:
 
 def told(took: list[float]) -> str:
     cuts = statistics.quantiles(took, n=100)
-    return f"p50 {cuts[49] * 1000:6,.0f} ms  p99 {cuts[98] * 1000:7,.0f} ms"
+    return f"p50 {cuts[49] * 1000:6,.0f} ms  p99 {cuts[98] * 1000:7,.0f} ms  most {max(took):4.1f} s"
 
 
 def ratio(alone: list[float], beside: list[float]) -> str:

@@ -1,6 +1,8 @@
 """A wrong database stops the recorder, and nothing has moved; a broken producer stops nobody."""
 
+import asyncio
 import random
+import uuid
 from typing import Any
 
 import pytest
@@ -34,6 +36,11 @@ def good(chance: random.Random, count: int) -> list[dict[str, Any]]:
 
 def of_source(source: str, key: bytes | None, value: bytes) -> Message:
     return Message(key, value, [("ce_source", source.encode())])
+
+
+def event_of(source: str, event: dict[str, Any], *, keyed: bool = True) -> Message:
+    message = Message.of(event)
+    return of_source(source, message.key if keyed else None, message.value or b"")
 
 
 async def test_a_newcomers_flood_goes_to_the_dead_letters_and_stops_nobody(world: World) -> None:
@@ -89,6 +96,55 @@ async def test_a_newcomers_flood_goes_to_the_dead_letters_and_stops_nobody(world
     assert "events of /old: 100% without a key: counted exactly" in page
     assert "6,000 events of newcomer refused" in page
     assert "not-json, unknown-user" in page
+    await world.assert_exact()
+
+
+#: What producers do wrong, and how many of it are dead letters.
+MISTAKES: dict[str, tuple[list[Message], int]] = {
+    "/log": ([of_source("/log", None, b"INFO started")] * 500, 500),
+    "/avro": ([of_source("/avro", b"p001", b"\x00\x00\x00\x00\x07avro")] * 500, 500),
+    "/seconds": (
+        [event_of("/seconds", completed("p001", "a", n, completed_at=1_750_000_000)) for n in range(500)],
+        500,
+    ),
+    "/other-database": ([event_of("/other-database", completed("x", "a", n)) for n in range(500)], 500),
+    "/one-id": (
+        [event_of("/one-id", completed(person, "a", 1, event_id=str(uuid.UUID(int=7)))) for person in PEOPLE],
+        len(PEOPLE) - 1,
+    ),
+    "/one-person": ([event_of("/one-person", completed("p001", "b", n)) for n in range(500)], 0),
+    "/no-key": ([event_of("/no-key", completed(p, "c", 1), keyed=False) for p in PEOPLE], 0),
+    "/large": ([of_source("/large", b"p001", b"x" * 1_000_000)] * 5, 5),
+    "/eraser": (
+        [of_source("/eraser", None, b'{"type":"user-erased","mcp_server_user_id":"p001","erased_at":1}')]
+        * 50,
+        50,
+    ),
+}
+
+
+async def test_each_mistake_beside_a_good_producer_whose_events_are_counted_meanwhile(world: World) -> None:
+    await world.offer()
+    newcomers = [f"q{number}" for number in range(len(MISTAKES))]
+    await world.people([*PEOPLE, *newcomers])
+    await world.produce(event_of("/good", event) for event in good(random.Random(5), 300))
+    services = world.start_both(poll_max_records=200)
+    for newcomer, (messages, _) in zip(newcomers, MISTAKES.values(), strict=True):
+        mistakes = asyncio.create_task(world.produce(messages))
+        await world.produce([event_of("/good", completed(newcomer, "a", 1))])
+
+        async def is_counted(person: str = newcomer) -> bool:
+            return await world.db.fetchval(
+                "select true from sankey_journeys where mcp_server_user_id = $1", person
+            )
+
+        await eventually(is_counted, "the good event is counted")
+        await mistakes
+    await world.drained()
+    assert all(service.process.poll() is None for service in services)
+    refused = await world.db.fetch("select source, sum(events)::int from refused_events group by source")
+    assert dict(refused) == {source: count for source, (_, count) in MISTAKES.items() if count}
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == len(PEOPLE) + len(newcomers)
     await world.assert_exact()
 
 
