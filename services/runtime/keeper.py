@@ -19,7 +19,7 @@ from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
 from services.runtime.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
-from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
+from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
     Advance,
@@ -33,11 +33,13 @@ from services.runtime.stored_positions import (
     read_positions,
     read_sent,
     read_skipped,
+    read_witnessed,
     set_positions,
+    settle_witnessed,
     trust_sent,
 )
 from services.runtime.telemetry import EXPIRED, REWINDS
-from services.runtime.topic import TopicLog, describe_log, ends_of_epochs
+from services.runtime.topic import TopicLog, describe_log, ends_of_epochs, high_watermarks
 
 log = logging.getLogger("stepstream.positions")
 
@@ -369,15 +371,7 @@ class Keeper:
                 missed,
             )
         for p, new in sorted(placements.items()):
-            for gone in new.gone:
-                log.error(
-                    "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
-                    "names them until somebody acknowledges them with `stepstream gone acknowledge`",
-                    p,
-                    gone.from_offset,
-                    "an unknown one" if gone.until is None else gone.until - 1,
-                    gone.cause,
-                )
+            _tell_gone({p: new.gone})
             if p in stored and new.position.reads_from < stored[p].next_offset:
                 REWINDS.labels(self._service).inc()
             if p in stored and new.why:
@@ -415,6 +409,8 @@ class Keeper:
         if as_they_were := sorted(contested & known.keys() & self.positions.keys()):
             async with pool.acquire() as connection:
                 await trust_sent(connection, topic, as_they_were)
+        if self._service == RECORDER:
+            await self._look_for_witnessed(consumer, pool, owned, topic_log)
         begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:
@@ -432,6 +428,47 @@ class Keeper:
             async with asyncio.timeout(self._settings.commit_timeout_seconds):
                 await consumer.commit(stale)
         self.ours = ours
+
+    async def _look_for_witnessed(
+        self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int], topic_log: TopicLog
+    ) -> None:
+        """Names what was cut off and a relay alone knows of: the database came from another server since."""
+        topic = self._settings.topic
+        async with pool.acquire() as connection:
+            witnessed = await read_witnessed(connection, topic, owned)
+        if not witnessed:
+            return
+        begins = await consumer.beginning_offsets([TopicPartition(topic, w.partition) for w in witnessed])
+        ends = await high_watermarks(consumer._client, topic, topic_log)  # noqa: SLF001
+        for one in witnessed:
+            begin = begins[TopicPartition(topic, one.partition)]
+            is_old = one.topic_id != topic_log.topic_id or one.record.offset < begin
+            there = False if is_old else await self._is_there(consumer, one, ends.get(one.partition, 0))
+            if there is None:
+                continue
+            cut = [] if is_old or there else [await self._cut_before(consumer, one, begin, topic_log)]
+            async with pool.acquire() as connection, connection.transaction():
+                await name_gone(connection, topic, {one.partition: cut})
+                await settle_witnessed(connection, topic, one, is_there=there)
+            _tell_gone({one.partition: cut})
+
+    async def _is_there(self, consumer: AIOKafkaConsumer, one: Witnessed, end: int) -> bool | None:
+        """Whether a record is in the log; None while a codec, or an open transaction, hides it."""
+        tp = TopicPartition(self._settings.topic, one.partition)
+        if (await consumer.end_offsets([tp]))[tp] <= one.record.offset < end:
+            return None
+        return await self._are_still_there([one.record], tp, 0)
+
+    async def _cut_before(
+        self, consumer: AIOKafkaConsumer, one: Witnessed, begin: int, topic_log: TopicLog
+    ) -> Gone:
+        """What is gone with a record that is not there any more."""
+        client, epoch = consumer._client, {one.partition: one.leader_epoch}  # noqa: SLF001
+        end = (await ends_of_epochs(client, self._settings.topic, topic_log, epoch))[one.partition]
+        first = min(begin if end is None else end, one.record.offset)
+        return await self._with_time(
+            TopicPartition(self._settings.topic, one.partition), Gone("cut", first, None)
+        )
 
     async def _take_up_skips(
         self,
@@ -506,6 +543,19 @@ def _marking_what_is_counted(placement: Placement, counted: Position | None) -> 
     if counted is None or counted.next_offset <= max(position.next_offset, position.marks_until):
         return placement
     return replace(placement, position=replace(position, marks_until=counted.next_offset))
+
+
+def _tell_gone(gone: Mapping[int, Sequence[Gone]]) -> None:
+    for partition, ranges in sorted(gone.items()):
+        for one in ranges:
+            log.error(
+                "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
+                "names them until somebody acknowledges them with `stepstream gone acknowledge`",
+                partition,
+                one.from_offset,
+                "an unknown one" if one.until is None else one.until - 1,
+                one.cause,
+            )
 
 
 def _is_of(position: Position, topic_log: TopicLog) -> bool:

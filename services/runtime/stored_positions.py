@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 
 from services.runtime.database import Connection, load_queries
 from services.runtime.kafka import Record
-from services.runtime.positions import Digest, Fingerprint, Gone, Position
+from services.runtime.positions import Digest, Fingerprint, Gone, Position, Witnessed
 
 SQL = load_queries(__file__)
 
@@ -124,6 +124,27 @@ async def trust_sent(connection: Connection, topic: str, partitions: Collection[
 async def forget_sent(connection: Connection, topic: str, partitions: Collection[int]) -> None:
     """Forgets those of these partitions: their log is another one now."""
     await connection.execute(SQL["forget_sent"], topic, list(partitions))
+
+
+async def read_witnessed(connection: Connection, topic: str, partitions: Collection[int]) -> list[Witnessed]:
+    """What relays knew to be in these partitions before this database took the place of another."""
+    return [
+        Witnessed(
+            r["topic_id"],
+            r["partition"],
+            r["leader_epoch"],
+            Fingerprint(r["last_offset"], r["last_timestamp"], r["last_checksum"]),
+        )
+        for r in await connection.fetch(SQL["read_witnessed"], topic, list(partitions))
+    ]
+
+
+async def settle_witnessed(connection: Connection, topic: str, one: Witnessed, *, is_there: bool) -> None:
+    """Removes one that was looked for; if it is there, it is kept as the last that was sent."""
+    if is_there:
+        await connection.execute(SQL["keep_witnessed"], topic, one.partition, *one.record)
+    place = (one.topic_id, one.partition, one.leader_epoch, one.record.offset)
+    await connection.execute(SQL["forget_witnessed"], topic, *place)
 
 
 class Advance:
