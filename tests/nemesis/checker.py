@@ -84,7 +84,7 @@ def check_gone(
     """Nothing is named as gone that is not: where no fault took anything out of Kafka, nothing at all.
 
     `there` are the records that the topic holds at the end: event, partition and offset. One that was there before the
-    fault, too, is not gone.
+    fault, and that the fault did not take away, is not gone. One that it took may have been sent again to its old place.
     """
     if not history.losses:
         return [Finding("not gone", f"named as gone without a reason: {g}") for g in gone]
@@ -92,7 +92,10 @@ def check_gone(
         copy
         for event in history.sent.values()
         for copy in event.copies
-        if history.is_excused(copy, gone) and (event.rank.event_id, copy.partition, copy.offset) in there
+        if (event.rank.event_id, copy.partition, copy.offset) in there
+        and any(copy.at <= loss.at for loss in history.losses)
+        and not any(loss.took(copy) for loss in history.losses)
+        and any(g.covers(copy) for g in gone)
     ]
     return [
         Finding("not gone", f"{len(kept)} records are named as gone, and are there", tuple(kept[:5]))
