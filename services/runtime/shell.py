@@ -40,6 +40,7 @@ from services.runtime.kafka import (
     check_codecs,
     commit_offsets,
     kafka_may_return,
+    refuse_compacted,
     renew_password,
     subscriber_options,
     tls_context,
@@ -610,13 +611,16 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
     """Looks for what a service cannot do without.
 
     Raises:
-        ConfigurationError: a codec cannot be read, migrations are pending, or the topics do not exist.
+        ConfigurationError: a codec cannot be read, migrations are pending, or the topics do not exist or are
+            compacted.
     """
     check_codecs()
     await check_migrated(pool)
     async with admin_client(settings) as admin:
         there = await admin.list_topics()
-    absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
+        absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
+        if not absent:
+            await refuse_compacted(admin, [settings.topic, settings.dead_letter_topic])
     if absent:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"

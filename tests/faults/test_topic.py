@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
+from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import ensure_topics
 from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually, moment
 
@@ -52,6 +54,24 @@ async def exact(world: World) -> None:
     await world.drained()
     assert await world.transitions() == await world.walked()
     await world.assert_exact()
+
+
+async def test_a_compacted_topic_is_refused(world: World, admin: AIOKafkaAdminClient) -> None:
+    topic = world.settings.topic
+    for policy in ("compact", "compact,delete"):
+        compacted = ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})
+        await admin.alter_configs([compacted])
+        with pytest.raises(ConfigurationError, match=f"{topic} is compacted"):
+            await ensure_topics(world.settings)
+    recorder = world.start(RECORDER)
+
+    async def ended() -> bool:
+        return recorder.process.poll() is not None
+
+    await eventually(ended, "the recorder ends")
+    assert recorder.process.poll() == 2
+    assert f"{topic} is compacted" in recorder.log.read_text()
+    world.services.clear()
 
 
 @pytest.mark.parametrize("running", [True, False])
