@@ -65,6 +65,13 @@ def _check_row(
     return None
 
 
+def check_told(history: History, done: Container[tuple[str, str]]) -> list[Finding]:
+    """Each step that an agent was told is done is a completion; `done` are those, by person and step."""
+    lost = sorted(told for told in history.told if told not in done)
+    what = f"{len(lost)} steps that agents were told are done, for one {lost[0]}" if lost else ""
+    return [Finding("told and lost", what)] * bool(lost)
+
+
 def check_erased(history: History, left: Mapping[str, int], gone: Sequence[Gone]) -> list[Finding]:
     """Of erased people nothing is left; `left` are rows by person. Whose event may be gone is not judged."""
     return [

@@ -117,6 +117,8 @@ class History:
     deleted: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    #: Steps that agents were told are done: by the person as their agent names them, and step.
+    told: set[tuple[str, str]] = field(default_factory=set)
 
     def send(self, event: dict[str, Any], at: float) -> None:
         """Notes a good event before it is sent; a second copy changes nothing."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows
+from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows, check_told
 from tests.nemesis.faults import FAULTS
 from tests.nemesis.faults.kafka import _BATCH, truncate
 from tests.nemesis.history import Answer, Copy, Gone, History, Key, Kind, Loss, Rank, Row
@@ -142,6 +142,12 @@ def test_what_was_sent_again_to_the_place_that_it_was_cut_from_was_gone_and_is_o
     there = rows()
     del there[key("bob")]
     assert kinds(check_rows(history, there, named)) == ["lost"]
+
+
+def test_a_step_that_an_agent_was_told_is_done_has_to_be_done(history: History) -> None:
+    history.told |= {("ann", "a"), ("ann", "b")}
+    assert check_told(history, {("ann", "a"), ("ann", "b"), ("bob", "a")}) == []
+    assert kinds(check_told(history, {("ann", "a")})) == ["told and lost"]
 
 
 def test_what_refers_to_something_deleted_is_not_there(history: History) -> None:

@@ -24,6 +24,8 @@ class Fault(ABC):
     touches: ClassVar[frozenset[str]] = frozenset()
     #: Whether acknowledged events may be gone for good; they then have to be named.
     may_lose: ClassVar[bool] = False
+    #: Whether the database forgets what was committed.
+    forgets: ClassVar[bool] = False
     lasts: ClassVar[tuple[float, float]] = (2.0, 5.0)
 
     def __init__(self, deployment: Deployment, workload: Workload, choices: Mapping[str, Any]) -> None:
