@@ -248,11 +248,11 @@ async def commit_offsets(
     consumer: AIOKafkaConsumer,
     offsets: Offsets,
     timeout: float,  # noqa: ASYNC109
-    words: str = "",
+    words: Mapping[TopicPartition, str],
 ) -> Offsets:
     """Commits exactly these offsets, for the partitions still owned, and returns those.
 
-    `words` goes with each of them.
+    What `words` says of a partition goes with its offset.
 
     A partition that has moved to another member is left out: its new owner reads the records again,
     which changes nothing.
@@ -265,7 +265,7 @@ async def commit_offsets(
         return {}
     try:
         async with asyncio.timeout(timeout):
-            await consumer.commit({p: (o, words) for p, o in owned.items()})
+            await consumer.commit({p: (o, words.get(p, "")) for p, o in owned.items()})
     except (CommitFailedError, IllegalStateError, RebalanceInProgressError):
         return {}
     return owned

@@ -26,6 +26,8 @@ from services.runtime.stored_positions import (
     MovedError,
     Ours,
     forget_sent,
+    identity_in,
+    last_in,
     lock_positions,
     name_gone,
     read_contested,
@@ -57,10 +59,14 @@ OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitab
 
 
 class _Offset(NamedTuple):
-    """A committed offset, and what was said with it: whose database has all before it."""
+    """A committed offset, and what was said with it: whose it is, and the last record before it."""
 
     offset: int
     words: str
+
+    @property
+    def whose(self) -> str:
+        return identity_in(self.words)
 
 
 class Keeper:
@@ -115,6 +121,11 @@ class Keeper:
         """How these records, which follow on what was handled, move positions on."""
         return Advance.over(self._service, self._settings.topic, self.positions, records)
 
+    def words_of(self, advance: Advance) -> dict[TopicPartition, str]:
+        """What goes with its offsets when they are committed."""
+        topic = self._settings.topic
+        return {TopicPartition(topic, p): self.ours.words_of(new) for p, (_, new) in advance.moves.items()}
+
     def done(self, advance: Advance) -> None:
         """It is committed to the database."""
         self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
@@ -153,7 +164,7 @@ class Keeper:
                 await pause(_AGAIN_SECONDS)
 
     def _problem_of(self, group: Committed) -> StepstreamError | None:
-        relations = {self.ours.relation_to(words): words for words in group.words.values()}
+        relations = {self.ours.relation_to(words): identity_in(words) for words in group.words.values()}
         if "newer" in relations:
             return RefusedError(_left_behind(self._service, self.ours, relations["newer"]))
         if "other" in relations and group.members and "same" not in relations:
@@ -198,7 +209,7 @@ class Keeper:
         for offset in committed.values():
             if ours.relation_to(offset.words) == "newer":
                 await pool.expire_connections()  # new ones may find the primary
-                raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
+                raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.whose))
         seen = await self._see(consumer, topic_log, stored, committed, sent, tps)
         placements = {p: place(stored.get(p), seen[p]) for p in partitions}
         if self._service == RECORDER:
@@ -208,7 +219,9 @@ class Keeper:
             placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
         await self._place_absent(pool, every, topic_log)
-        wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
+        wanted = {
+            tps[p]: (new.position.reads_from, ours.words_of(new.position)) for p, new in placements.items()
+        }
         went = False
         for tp, (reads_from, _) in wanted.items():
             if not at_committed or tp not in committed or committed[tp].offset != reads_from:
@@ -278,20 +291,21 @@ class Keeper:
         ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
         for p, position in elected.items():
             end = ends.get(p)
-            behind = self._known_behind(p, position, sent, end or 0)
+            said = last_in(committed[tps[p]].words) if tps[p] in committed else None
+            behind = self._known_behind(p, position, (sent.get(p), said), end or 0)
             same = await self._are_still_there(behind, tps[p], begins[tps[p]])
             seen[p] = replace(seen[p], epoch_end=end, same_record=same)
         return seen
 
     def _known_behind(
-        self, partition: int, position: Position, sent: Mapping[int, Fingerprint], end: int
+        self, partition: int, position: Position, told: Sequence[Fingerprint | None], end: int
     ) -> set[Fingerprint]:
-        """Records that were in the log at this offset or later.
+        """Records that were in the log at this offset or later; some the relay or the group has told of.
 
         Of what was fetched the first that came: later ones were perhaps read behind a cut already.
         """
         fetched = next((f for f in self._fetched.get(partition, ()) if f.offset >= end), None)
-        known = (position.last, self._checked.get(partition), fetched, sent.get(partition))
+        known = (position.last, self._checked.get(partition), fetched, *told)
         return {f for f in known if f is not None and f.offset >= end}
 
     async def _are_still_there(
@@ -420,7 +434,7 @@ class Keeper:
             return
         # What a rebalance has kept from being committed.
         wanted = {
-            tp: (self.positions[tp.partition].reads_from, ours.words)
+            tp: (self.positions[tp.partition].reads_from, ours.words_of(self.positions[tp.partition]))
             for tp in committed
             if tp.partition in known and tp.partition in self.positions
         }
@@ -516,12 +530,12 @@ class Keeper:
         for tp, offset in committed.items():
             relation = ours.relation_to(offset.words)
             if relation == "newer":
-                conflict = _left_behind(self._service, ours, offset.words)
+                conflict = _left_behind(self._service, ours, offset.whose)
             elif relation in {"other", "older"}:
                 self._met[tp.partition] = offset
                 if relation == "other" and before.get(tp.partition, offset) != offset:
                     conflict = (
-                        f"services of another database ({offset.words}; this one is {ours.words}) work in "
+                        f"services of another database ({offset.whose}; this one is {ours.words}) work in "
                         f"the group {self._settings.group(self._service)}, too. Stop those, or these; each "
                         "database needs its own groups: STEPSTREAM_GROUP_PREFIX"
                     )

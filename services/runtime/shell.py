@@ -344,7 +344,10 @@ class ConsumerShell(Process):
         self._keeper.done(advance)
         with _moving():
             await commit_offsets(
-                self.consumer, advance.offsets, self.settings.commit_timeout_seconds, self._keeper.ours.words
+                self.consumer,
+                advance.offsets,
+                self.settings.commit_timeout_seconds,
+                self._keeper.words_of(advance),
             )
 
     async def _place(self, owned: Collection[TopicPartition]) -> None:
@@ -390,7 +393,7 @@ class ConsumerShell(Process):
                         self.consumer,
                         advance.offsets,
                         self.settings.commit_timeout_seconds,
-                        self._keeper.ours.words,
+                        self._keeper.words_of(advance),
                     )
         self._progress = time.monotonic()
 

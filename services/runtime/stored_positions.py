@@ -206,6 +206,7 @@ class Advance:
 
 Relation: TypeAlias = Literal["same", "newer", "older", "other", "unknown"]
 _WORDS = re.compile(r"database=(\d+)/(\d+) timeline=(\d+)")
+_LAST = re.compile(r"last=(\d+)/(\d+)/(\d+)")
 
 
 class DatabaseIdentity(NamedTuple):
@@ -230,6 +231,11 @@ class Ours:
         """What goes with each committed offset."""
         return "" if self.identity is None else str(self.identity)
 
+    def words_of(self, position: Position) -> str:
+        """The same with the last record before the offset: a database that comes from a backup forgot it."""
+        last = "" if position.last is None else "last={}/{}/{}".format(*position.last)
+        return f"{self.words} {last}".strip()
+
     def relation_to(self, words: str) -> Relation:
         """What the database behind a committed offset is to ours: the same, or on a newer timeline, or ..."""
         found = _WORDS.search(words)
@@ -241,6 +247,18 @@ class Ours:
         if theirs.timeline == self.identity.timeline:
             return "same"
         return "newer" if theirs.timeline > self.identity.timeline else "older"
+
+
+def identity_in(words: str) -> str:
+    """The part of what goes with a committed offset that says whose it is."""
+    found = _WORDS.search(words)
+    return found[0] if found else words
+
+
+def last_in(words: str) -> Fingerprint | None:
+    """The last record before a committed offset, where it is said."""
+    found = _LAST.search(words)
+    return None if found is None else Fingerprint(*map(int, found.groups()))
 
 
 async def read_identity(connection: Connection) -> Ours:

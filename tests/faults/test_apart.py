@@ -546,6 +546,46 @@ async def test_what_only_a_lost_server_knew_as_sent_is_named_when_kafka_loses_it
         cluster.stop()
 
 
+@embedded
+async def test_what_only_the_database_after_a_backup_had_read_is_named_when_kafka_loses_it(
+    on_own_broker: tuple[World, Cluster],
+) -> None:
+    """All services are started anew; what was read last is said with the group's offset."""
+    world, cluster = on_own_broker
+    (broker,) = cluster.brokers
+    services = world.start_both()
+    first = traffic(141, 150)
+    await world.produce(first)
+    await world.drained()
+    async with copy_of(world) as url:
+        for seed in range(142, 162):
+            await world.produce(traffic(seed, 30))
+        await world.drained()
+        before = {(r.partition, r.offset): r.value for r in await world.events()}
+        assert [service.terminate() for service in services] == [0, 0]
+        world.services.clear()
+        broker.kill()
+        cut_logs(broker.folder, world.settings.topic, 0.7)
+        cluster.start(broker)
+        await cluster.answers()
+        await world.produce(traffic(162, 300))
+        original, world.db = world.db, await asyncpg.connect(url)
+        try:
+            world.start_both(database_url=url)
+            there = {(r.partition, r.offset): r.value for r in await world.events()}
+            await becomes(world, [json.loads(value or b"") for value in there.values()])
+            lost = {place for place, value in before.items() if there.get(place) != value}
+            assert await gone(world) == [
+                (p, "cut", min(o for q, o in lost if q == p), None) for p in range(3)
+            ]
+        finally:
+            for service in world.services:
+                service.kill()
+            world.services.clear()
+            await world.db.close()
+            world.db = original
+
+
 async def put_in_outbox(world: World, events: list[dict[str, Any]]) -> None:
     await world.put_in_outbox([(e["mcp_server_user_id"], json.dumps(e)) for e in events])
 
