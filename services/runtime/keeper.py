@@ -443,6 +443,22 @@ class Keeper:
                 await consumer.commit(stale)
         self.ours = ours
 
+    async def moved(self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]) -> list[int]:
+        """Those of these partitions that are not any more what they were when they were placed.
+
+        Raises:
+            KafkaError, PostgresError: somebody is away.
+        """
+        async with pool.acquire() as connection:
+            stored = await read_positions(connection, self._service, self._settings.topic, partitions)
+        topic_log = await describe_log(consumer._client, self._settings.topic)  # noqa: SLF001
+        known = {p: self.positions.get(p) for p in partitions}
+        return [
+            p
+            for p, position in known.items()
+            if position is None or stored.get(p) != position or not _is_of(position, topic_log)
+        ]
+
     async def _look_for_witnessed(
         self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int], topic_log: TopicLog
     ) -> None:

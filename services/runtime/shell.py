@@ -89,6 +89,13 @@ class Batches(Protocol):
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
 
+    async def look_again(self, records: Sequence[Record]) -> None:
+        """Looks whether these records, which wait, are still what comes next.
+
+        Raises:
+            MovedError: the database or the log went elsewhere meanwhile; they are to be fetched again.
+        """
+
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
     """The batch in hand is given up, uncommitted, because the service stops or loses its partitions."""
@@ -378,6 +385,23 @@ class ConsumerShell(Process):
     def over(self, records: Sequence[Record]) -> Advance:
         """How these records move positions on."""
         return self._keeper.over(records)
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        """Looks whether records of the batch in hand, which wait, are still what comes next.
+
+        Raises:
+            MovedError: the database or the log went elsewhere meanwhile.
+        """
+        partitions = sorted({r.partition for r in records})
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                moved = await self._keeper.moved(self.consumer, self._opened, partitions)
+        except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
+            if not (may_pass(error) or kafka_may_return(error)):
+                raise
+            return
+        if moved:
+            raise MovedError(f"partitions {', '.join(map(str, moved))}, while events of theirs waited")
 
     async def commit(self, advance: Advance) -> None:
         """Commits offsets; while Kafka is away, again and again.
@@ -674,6 +698,9 @@ class _Batch:
 
     def over(self, records: Sequence[Record]) -> Advance:
         return self._shell.over(records)
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        await self._shell.look_again(records)
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         if advance is not None:
