@@ -456,7 +456,10 @@ class Keeper:
         return [
             p
             for p, position in known.items()
-            if position is None or stored.get(p) != position or not _is_of(position, topic_log)
+            if position is None
+            or stored.get(p) != position
+            or not _is_of(position, topic_log)
+            or topic_log.epochs.get(p, position.leader_epoch) != position.leader_epoch
         ]
 
     async def _look_for_witnessed(
