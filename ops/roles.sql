@@ -121,7 +121,8 @@ grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_step
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
 grant select, insert, update, delete on waiting_events to stepstream_recorder;
 grant select, insert on gone_events to stepstream_recorder;
-grant select, update (contested), delete on sent_events to stepstream_recorder;
+grant select, insert, update, delete on sent_events to stepstream_recorder;
+grant select, delete on witnessed_events to stepstream_recorder;
 grant select on counted_offsets to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.
@@ -139,6 +140,7 @@ grant select, delete on outbox to stepstream_relay;
 grant select, update on outbox_shards to stepstream_relay;
 grant select, insert on outbox_set_aside to stepstream_relay;
 grant select, insert, update on sent_events to stepstream_relay;
+grant insert on witnessed_events to stepstream_relay;
 
 -- The MCP layer: people, their sessions and progress; events into the outbox, which it does not read.
 grant select, insert, update (first_seen_at) on mcp_server_user to stepstream_mcp;

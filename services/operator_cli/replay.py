@@ -327,6 +327,9 @@ class _Feeding:
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         pass
 
+    async def look_again(self, records: Sequence[Record]) -> None:
+        pass
+
 
 async def _read_ranges(
     settings: Settings,

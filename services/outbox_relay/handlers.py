@@ -15,6 +15,7 @@ from services.runtime.crashpoints import passing
 from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
+from services.runtime.stored_positions import DatabaseIdentity, read_identity
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from services.runtime.tracing import message_spans, parents_of
 
@@ -32,6 +33,8 @@ class Relay:
         self._sender = sender
         self._process = process
         self._wake = asyncio.Event()
+        #: Which database has what this relay knows to be in Kafka.
+        self._database: DatabaseIdentity | None = None
         self.progress = time.monotonic()
 
     async def run(self) -> None:
@@ -72,6 +75,7 @@ class Relay:
     async def _round(self) -> int:
         """Sends one load; returns how many messages left the outbox."""
         self.progress = time.monotonic()
+        await self._tell_another_database()
         await self._sender.start()
         failure: BaseException | None = None
         async with store.take(self._pool, self._settings.topic, self._settings.relay_batch_records) as load:
@@ -99,6 +103,15 @@ class Relay:
         if failure is not None:
             raise failure
         return len(load.sent) + len(load.refused)
+
+    async def _tell_another_database(self) -> None:
+        """Tells a database that took the place of another what it may have forgotten: what was sent."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            identity = (await read_identity(connection)).identity
+            if identity is not None and self._database not in {None, identity}:
+                log.warning("the database is another one than before: it is told what this relay has sent")
+                await store.witness(connection, self._settings.topic, self._sender.memory.all())
+        self._database = identity or self._database
 
     async def _stoppable(self, work: Coroutine[None, None, int]) -> int:
         """Waits for the work; once the process stops, only so long as its end may take."""

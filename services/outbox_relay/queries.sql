@@ -68,6 +68,17 @@ set
     else excluded.last_checksum
   end;
 
+-- name: witness
+-- What this relay knew before the database took the place of another, for the recorder to look for.
+insert into witnessed_events (
+  topic, topic_id, partition, leader_epoch, last_offset, last_timestamp, last_checksum
+)
+select
+  $1,
+  given.*
+from unnest($2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::bigint[], $7::bigint[]) as given
+on conflict do nothing;
+
 -- name: set_aside
 -- Moves rows that Kafka refuses out of the way, with the reason.
 with refused as (

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import time
 import zlib
 from collections import defaultdict
@@ -22,8 +23,9 @@ from aiokafka.errors import (
 )
 
 from services.runtime.kafka import RenewedProducer
-from services.runtime.positions import Fingerprint
+from services.runtime.positions import Fingerprint, Witnessed
 from services.runtime.settings import Settings
+from services.runtime.topic import TopicLog, describe_log
 
 log = logging.getLogger("stepstream.relay")
 
@@ -40,6 +42,10 @@ _UNCLEAR = UnknownError
 _LOAD_SECONDS = 1.0
 #: Who waits so long for Kafka's answers does not know what became of Kafka meanwhile.
 _SLOW_SECONDS = 1.0
+#: How long leader epochs are believed to be what they were.
+_EPOCHS_SECONDS = 5.0
+#: Of so many times between two outages the last event of each partition is known.
+_MOST_TIMES = 8
 
 
 class UnreadableError(Exception):
@@ -118,6 +124,35 @@ def waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
         yield [queue[i] for queue in queues.values() if i < len(queue)]
 
 
+class Memory:
+    """The last event acknowledged in each partition, before and after each outage and election.
+
+    The database has forgotten the newest of them where a standby took its place that lacks commits.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, dict[tuple[int, str, int], Fingerprint]] = {}
+
+    def note(self, partition: int, acknowledged: Fingerprint, topic_log: TopicLog, outages: int) -> None:
+        """This was acknowledged after so many outages, by the log as it was last described."""
+        epoch = topic_log.epochs.get(partition)
+        if epoch is None:  # an old broker: nothing tells where its log was cut
+            return
+        times = self._known.setdefault(partition, {})
+        time_ = (outages, topic_log.topic_id, epoch)
+        times[time_] = max(acknowledged, times.get(time_, acknowledged))
+        if len(times) > _MOST_TIMES:
+            del times[next(iter(times))]
+
+    def all(self) -> list[Witnessed]:
+        """All that is known."""
+        return [
+            Witnessed(topic_id, partition, epoch, record)
+            for partition, times in self._known.items()
+            for (_, topic_id, epoch), record in times.items()
+        ]
+
+
 class Sender:
     """Sends through a producer that is made anew after every failure."""
 
@@ -129,6 +164,11 @@ class Sender:
         self._known: AIOKafkaProducer | None = None
         self._outages = 0
         self._seen: dict[int, int] = {}
+        self.memory = Memory()
+        #: The topic's log as it was before an event is sent; which producer asked for it, and when.
+        self._log = TopicLog()
+        self._log_of: AIOKafkaProducer | None = None
+        self._log_at = -math.inf
 
     @property
     def connected(self) -> bool:
@@ -142,7 +182,12 @@ class Sender:
             KafkaError: Kafka cannot be reached.
             ConfigurationError: there is no such topic.
         """
-        return await self._producer.start()
+        producer = await self._producer.start()
+        if producer is not self._log_of or time.monotonic() - self._log_at > _EPOCHS_SECONDS:
+            async with asyncio.timeout(self._settings.relay_send_timeout_seconds):
+                self._log = await describe_log(producer.client, self._settings.topic)
+            self._log_of, self._log_at = producer, time.monotonic()
+        return producer
 
     def take_acknowledged(self) -> dict[int, Acknowledged]:
         """What was acknowledged in each partition since this was asked for."""
@@ -155,6 +200,7 @@ class Sender:
             return
         crc = zlib.crc32(message.value.encode(), zlib.crc32(message.key.encode()))
         following = Fingerprint(place.offset, place.timestamp or 0, crc)
+        self.memory.note(partition, following, self._log, self._outages)
         follows_on = self._seen.get(partition) == self._outages
         self._seen[partition] = self._outages
         before = self._acknowledged.get(partition)
@@ -168,6 +214,7 @@ class Sender:
         """Kafka was perhaps away where the producer is another one, or waited long for its answers."""
         if producer is not self._known or time.monotonic() - began > _SLOW_SECONDS:
             self._outages += 1
+            self._log_at = -math.inf
         self._known = producer
 
     async def stop(self) -> None:

@@ -8,6 +8,7 @@ import asyncpg
 
 from services.outbox_relay.sender import Acknowledged, Message, Refused
 from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.positions import Witnessed
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
@@ -57,6 +58,13 @@ async def note_sent(connection: Connection, topic: str, acknowledged: Mapping[in
         for p, of in sorted(acknowledged.items())
     ]
     await connection.execute(SQL["note_sent"], topic, *map(list, zip(*rows, strict=True)))
+
+
+async def witness(connection: Connection, topic: str, witnessed: Collection[Witnessed]) -> None:
+    """Tells this database what was known to be in Kafka before it took the place of another."""
+    if witnessed:
+        rows = [(w.topic_id, w.partition, w.leader_epoch, *w.record) for w in witnessed]
+        await connection.execute(SQL["witness"], topic, *map(list, zip(*rows, strict=True)))
 
 
 async def _finish(connection: Connection, sent: Collection[int], refused: Collection[Refused]) -> None:

@@ -21,7 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from services.runtime.errors import StepstreamError
+from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.refusals import SIGN_IN, Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import RETRIES
@@ -77,6 +77,14 @@ async def no_longer_than(connection: Connection, seconds: float) -> None:
     await connection.execute(f"set local transaction_timeout = '{int(seconds * 1000)}ms'")
 
 
+#: Settings that did not come with the connection.
+_SETTINGS_OF_OTHERS = """
+select name from pg_settings
+where name = any($1::text[]) and source <> 'client'
+order by name
+"""
+
+
 async def open_pool(
     settings: Settings,
     setup: Setup | None = None,
@@ -126,6 +134,7 @@ async def connect(
     Raises:
         OSError: the database is away, or the file of the password cannot be read.
         PostgresError: the database refuses.
+        ConfigurationError: a pooler is in between.
     """
     try:
         password = settings.read_database_password()
@@ -135,6 +144,7 @@ async def connect(
         raise
     try:
         made = await _open(*args, password=password, **options)
+        await _refuse_poolers(made, options.get("server_settings") or {})
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
         if refusals is not None:
             refusals.refused(SIGN_IN, str(explained(error)))
@@ -153,7 +163,37 @@ async def _open(*args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Recor
         raise asyncpg.InvalidAuthorizationSpecificationError(str(error)) from error
     except asyncpg.ObjectNotInPrerequisiteStateError as error:  # the database is closed for a while
         raise asyncpg.CannotConnectNowError(str(error)) from error
+    except asyncpg.ProtocolViolationError as error:
+        if "startup parameter" not in str(error):
+            raise
+        raise _a_pooler(in_a_line(error)) from error
     return made
+
+
+async def _refuse_poolers(made: "asyncpg.Connection[asyncpg.Record]", asked: Mapping[str, str]) -> None:
+    """Ends a connection whose session is not its own: a pooler gives that to others between transactions.
+
+    It shows by settings that did not come through. Without them a session that hangs keeps its locks;
+    temporary tables and prepared statements would be another session's.
+    """
+    try:
+        absent = await made.fetch(_SETTINGS_OF_OTHERS, [name for name in asked if "." not in name])
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+        made.terminate()
+        raise _a_pooler("prepared statements are lost") from error
+    except BaseException:
+        made.terminate()
+        raise
+    if absent:
+        made.terminate()
+        raise _a_pooler(f"these settings of the session are lost: {', '.join(r['name'] for r in absent)}")
+
+
+def _a_pooler(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"there is a pooler between this and PostgreSQL ({why}). Services and commands need sessions of "
+        "their own: lead STEPSTREAM_DATABASE_URL to PostgreSQL itself. Each service keeps a small pool"
+    )
 
 
 def _note(refusals: Refusals, statement: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
 from aiokafka.errors import (
     CommitFailedError,
@@ -46,6 +47,7 @@ Offsets: TypeAlias = Mapping[TopicPartition, int]
 
 #: A dead letter is its event and some headers more: the largest event has to fit.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
+_CLEANUP = "cleanup.policy"
 _STOP_SECONDS = 5.0
 _KNOWN_SECONDS = 10.0
 #: The codecs of Kafka, and whether this installation has what reads them.
@@ -76,7 +78,28 @@ async def ensure_topics(settings: Settings) -> list[str]:
                     f"topic {name} cannot be created: {error.__name__} {' '.join(filter(None, message))}"
                 )
         await _known(admin, [topic.name for topic in wanted])
+        await refuse_compacted(admin, [topic.name for topic in wanted])
         return made
+
+
+async def refuse_compacted(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> None:
+    """Looks whether Kafka keeps each record of these topics for as long as it keeps any of its time.
+
+    Compaction removes all but the last record of a key, and all steps of a person have one key. Where nobody
+    may ask for the configuration, that is not known.
+
+    Raises:
+        ConfigurationError: one of them is compacted.
+    """
+    resources = [ConfigResource(ConfigResourceType.TOPIC, t, {_CLEANUP: None}) for t in topics]
+    answers: Any = await admin.describe_configs(resources)
+    for answer in answers:
+        for code, _, _, name, configs in answer.resources:
+            if code == 0 and any(key == _CLEANUP and "compact" in value for key, value, *_ in configs):
+                raise ConfigurationError(
+                    f"the topic {name} is compacted: Kafka removes all but the last event of a person, read "
+                    f"or not. Set its {_CLEANUP} to delete; what is gone already has to be sent again"
+                )
 
 
 async def _known(admin: AIOKafkaAdminClient, topics: list[str]) -> None:
@@ -225,11 +248,11 @@ async def commit_offsets(
     consumer: AIOKafkaConsumer,
     offsets: Offsets,
     timeout: float,  # noqa: ASYNC109
-    words: str = "",
+    words: Mapping[TopicPartition, str],
 ) -> Offsets:
     """Commits exactly these offsets, for the partitions still owned, and returns those.
 
-    `words` goes with each of them.
+    What `words` says of a partition goes with its offset.
 
     A partition that has moved to another member is left out: its new owner reads the records again,
     which changes nothing.
@@ -242,7 +265,7 @@ async def commit_offsets(
         return {}
     try:
         async with asyncio.timeout(timeout):
-            await consumer.commit({p: (o, words) for p, o in owned.items()})
+            await consumer.commit({p: (o, words.get(p, "")) for p, o in owned.items()})
     except (CommitFailedError, IllegalStateError, RebalanceInProgressError):
         return {}
     return owned

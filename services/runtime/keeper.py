@@ -19,13 +19,15 @@ from services.runtime.database import Connection, Pool
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
 from services.runtime.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
-from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, place
+from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
     Advance,
     MovedError,
     Ours,
     forget_sent,
+    identity_in,
+    last_in,
     lock_positions,
     name_gone,
     read_contested,
@@ -33,11 +35,13 @@ from services.runtime.stored_positions import (
     read_positions,
     read_sent,
     read_skipped,
+    read_witnessed,
     set_positions,
+    settle_witnessed,
     trust_sent,
 )
 from services.runtime.telemetry import EXPIRED, REWINDS
-from services.runtime.topic import TopicLog, describe_log, ends_of_epochs
+from services.runtime.topic import TopicLog, describe_log, ends_of_epochs, high_watermarks
 
 log = logging.getLogger("stepstream.positions")
 
@@ -55,10 +59,14 @@ OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitab
 
 
 class _Offset(NamedTuple):
-    """A committed offset, and what was said with it: whose database has all before it."""
+    """A committed offset, and what was said with it: whose it is, and the last record before it."""
 
     offset: int
     words: str
+
+    @property
+    def whose(self) -> str:
+        return identity_in(self.words)
 
 
 class Keeper:
@@ -113,6 +121,11 @@ class Keeper:
         """How these records, which follow on what was handled, move positions on."""
         return Advance.over(self._service, self._settings.topic, self.positions, records)
 
+    def words_of(self, advance: Advance) -> dict[TopicPartition, str]:
+        """What goes with its offsets when they are committed."""
+        topic = self._settings.topic
+        return {TopicPartition(topic, p): self.ours.words_of(new) for p, (_, new) in advance.moves.items()}
+
     def done(self, advance: Advance) -> None:
         """It is committed to the database."""
         self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
@@ -151,7 +164,7 @@ class Keeper:
                 await pause(_AGAIN_SECONDS)
 
     def _problem_of(self, group: Committed) -> StepstreamError | None:
-        relations = {self.ours.relation_to(words): words for words in group.words.values()}
+        relations = {self.ours.relation_to(words): identity_in(words) for words in group.words.values()}
         if "newer" in relations:
             return RefusedError(_left_behind(self._service, self.ours, relations["newer"]))
         if "other" in relations and group.members and "same" not in relations:
@@ -196,7 +209,7 @@ class Keeper:
         for offset in committed.values():
             if ours.relation_to(offset.words) == "newer":
                 await pool.expire_connections()  # new ones may find the primary
-                raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.words))
+                raise asyncpg.ReadOnlySQLTransactionError(_left_behind(self._service, ours, offset.whose))
         seen = await self._see(consumer, topic_log, stored, committed, sent, tps)
         placements = {p: place(stored.get(p), seen[p]) for p in partitions}
         if self._service == RECORDER:
@@ -206,7 +219,9 @@ class Keeper:
             placements[p] = replace(new, gone=named)
         await self._store(pool, stored, placements)
         await self._place_absent(pool, every, topic_log)
-        wanted = {tps[p]: (placements[p].position.reads_from, ours.words) for p in partitions}
+        wanted = {
+            tps[p]: (new.position.reads_from, ours.words_of(new.position)) for p, new in placements.items()
+        }
         went = False
         for tp, (reads_from, _) in wanted.items():
             if not at_committed or tp not in committed or committed[tp].offset != reads_from:
@@ -276,20 +291,21 @@ class Keeper:
         ends = await ends_of_epochs(consumer._client, self._settings.topic, topic_log, epochs)  # noqa: SLF001
         for p, position in elected.items():
             end = ends.get(p)
-            behind = self._known_behind(p, position, sent, end or 0)
+            said = last_in(committed[tps[p]].words) if tps[p] in committed else None
+            behind = self._known_behind(p, position, (sent.get(p), said), end or 0)
             same = await self._are_still_there(behind, tps[p], begins[tps[p]])
             seen[p] = replace(seen[p], epoch_end=end, same_record=same)
         return seen
 
     def _known_behind(
-        self, partition: int, position: Position, sent: Mapping[int, Fingerprint], end: int
+        self, partition: int, position: Position, told: Sequence[Fingerprint | None], end: int
     ) -> set[Fingerprint]:
-        """Records that were in the log at this offset or later.
+        """Records that were in the log at this offset or later; some the relay or the group has told of.
 
         Of what was fetched the first that came: later ones were perhaps read behind a cut already.
         """
         fetched = next((f for f in self._fetched.get(partition, ()) if f.offset >= end), None)
-        known = (position.last, self._checked.get(partition), fetched, sent.get(partition))
+        known = (position.last, self._checked.get(partition), fetched, *told)
         return {f for f in known if f is not None and f.offset >= end}
 
     async def _are_still_there(
@@ -369,15 +385,7 @@ class Keeper:
                 missed,
             )
         for p, new in sorted(placements.items()):
-            for gone in new.gone:
-                log.error(
-                    "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
-                    "names them until somebody acknowledges them with `stepstream gone acknowledge`",
-                    p,
-                    gone.from_offset,
-                    "an unknown one" if gone.until is None else gone.until - 1,
-                    gone.cause,
-                )
+            _tell_gone({p: new.gone})
             if p in stored and new.position.reads_from < stored[p].next_offset:
                 REWINDS.labels(self._service).inc()
             if p in stored and new.why:
@@ -415,6 +423,8 @@ class Keeper:
         if as_they_were := sorted(contested & known.keys() & self.positions.keys()):
             async with pool.acquire() as connection:
                 await trust_sent(connection, topic, as_they_were)
+        if self._service == RECORDER:
+            await self._look_for_witnessed(consumer, pool, owned, topic_log)
         begins = await consumer.beginning_offsets([TopicPartition(topic, p) for p in owned])
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:
@@ -424,7 +434,7 @@ class Keeper:
             return
         # What a rebalance has kept from being committed.
         wanted = {
-            tp: (self.positions[tp.partition].reads_from, ours.words)
+            tp: (self.positions[tp.partition].reads_from, ours.words_of(self.positions[tp.partition]))
             for tp in committed
             if tp.partition in known and tp.partition in self.positions
         }
@@ -432,6 +442,66 @@ class Keeper:
             async with asyncio.timeout(self._settings.commit_timeout_seconds):
                 await consumer.commit(stale)
         self.ours = ours
+
+    async def moved(self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]) -> list[int]:
+        """Those of these partitions that are not any more what they were when they were placed.
+
+        Raises:
+            KafkaError, PostgresError: somebody is away.
+        """
+        async with pool.acquire() as connection:
+            stored = await read_positions(connection, self._service, self._settings.topic, partitions)
+        topic_log = await describe_log(consumer._client, self._settings.topic)  # noqa: SLF001
+        known = {p: self.positions.get(p) for p in partitions}
+        return [
+            p
+            for p, position in known.items()
+            if position is None
+            or stored.get(p) != position
+            or not _is_of(position, topic_log)
+            or topic_log.epochs.get(p, position.leader_epoch) != position.leader_epoch
+        ]
+
+    async def _look_for_witnessed(
+        self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int], topic_log: TopicLog
+    ) -> None:
+        """Names what was cut off and a relay alone knows of: the database came from another server since."""
+        topic = self._settings.topic
+        async with pool.acquire() as connection:
+            witnessed = await read_witnessed(connection, topic, owned)
+        if not witnessed:
+            return
+        begins = await consumer.beginning_offsets([TopicPartition(topic, w.partition) for w in witnessed])
+        ends = await high_watermarks(consumer._client, topic, topic_log)  # noqa: SLF001
+        for one in witnessed:
+            begin = begins[TopicPartition(topic, one.partition)]
+            is_old = one.topic_id != topic_log.topic_id or one.record.offset < begin
+            there = False if is_old else await self._is_there(consumer, one, ends.get(one.partition, 0))
+            if there is None:
+                continue
+            cut = [] if is_old or there else [await self._cut_before(consumer, one, begin, topic_log)]
+            async with pool.acquire() as connection, connection.transaction():
+                await name_gone(connection, topic, {one.partition: cut})
+                await settle_witnessed(connection, topic, one, is_there=there)
+            _tell_gone({one.partition: cut})
+
+    async def _is_there(self, consumer: AIOKafkaConsumer, one: Witnessed, end: int) -> bool | None:
+        """Whether a record is in the log; None while a codec, or an open transaction, hides it."""
+        tp = TopicPartition(self._settings.topic, one.partition)
+        if (await consumer.end_offsets([tp]))[tp] <= one.record.offset < end:
+            return None
+        return await self._are_still_there([one.record], tp, 0)
+
+    async def _cut_before(
+        self, consumer: AIOKafkaConsumer, one: Witnessed, begin: int, topic_log: TopicLog
+    ) -> Gone:
+        """What is gone with a record that is not there any more."""
+        client, epoch = consumer._client, {one.partition: one.leader_epoch}  # noqa: SLF001
+        end = (await ends_of_epochs(client, self._settings.topic, topic_log, epoch))[one.partition]
+        first = min(begin if end is None else end, one.record.offset)
+        return await self._with_time(
+            TopicPartition(self._settings.topic, one.partition), Gone("cut", first, None)
+        )
 
     async def _take_up_skips(
         self,
@@ -479,12 +549,12 @@ class Keeper:
         for tp, offset in committed.items():
             relation = ours.relation_to(offset.words)
             if relation == "newer":
-                conflict = _left_behind(self._service, ours, offset.words)
+                conflict = _left_behind(self._service, ours, offset.whose)
             elif relation in {"other", "older"}:
                 self._met[tp.partition] = offset
                 if relation == "other" and before.get(tp.partition, offset) != offset:
                     conflict = (
-                        f"services of another database ({offset.words}; this one is {ours.words}) work in "
+                        f"services of another database ({offset.whose}; this one is {ours.words}) work in "
                         f"the group {self._settings.group(self._service)}, too. Stop those, or these; each "
                         "database needs its own groups: STEPSTREAM_GROUP_PREFIX"
                     )
@@ -506,6 +576,19 @@ def _marking_what_is_counted(placement: Placement, counted: Position | None) -> 
     if counted is None or counted.next_offset <= max(position.next_offset, position.marks_until):
         return placement
     return replace(placement, position=replace(position, marks_until=counted.next_offset))
+
+
+def _tell_gone(gone: Mapping[int, Sequence[Gone]]) -> None:
+    for partition, ranges in sorted(gone.items()):
+        for one in ranges:
+            log.error(
+                "partition %d: events from offset %d to %s are gone from Kafka (%s). `stepstream status` "
+                "names them until somebody acknowledges them with `stepstream gone acknowledge`",
+                partition,
+                one.from_offset,
+                "an unknown one" if one.until is None else one.until - 1,
+                one.cause,
+            )
 
 
 def _is_of(position: Position, topic_log: TopicLog) -> bool:

@@ -30,6 +30,15 @@ class Fingerprint(NamedTuple):
         return cls(record.offset, record.timestamp, checksum(record))
 
 
+class Witnessed(NamedTuple):
+    """A record that was in the log of this topic id, in this leader epoch of its partition or a later one."""
+
+    topic_id: str
+    partition: int
+    leader_epoch: int
+    record: Fingerprint
+
+
 def checksum(record: Record) -> int:
     """CRC-32 of key and value."""
     return zlib.crc32(record.value or b"", zlib.crc32(record.key or b""))

@@ -40,6 +40,7 @@ from services.runtime.kafka import (
     check_codecs,
     commit_offsets,
     kafka_may_return,
+    refuse_compacted,
     renew_password,
     subscriber_options,
     tls_context,
@@ -87,6 +88,13 @@ class Batches(Protocol):
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        """Looks whether these records, which wait, are still what comes next.
+
+        Raises:
+            MovedError: the database or the log went elsewhere meanwhile; they are to be fetched again.
+        """
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
@@ -343,7 +351,10 @@ class ConsumerShell(Process):
         self._keeper.done(advance)
         with _moving():
             await commit_offsets(
-                self.consumer, advance.offsets, self.settings.commit_timeout_seconds, self._keeper.ours.words
+                self.consumer,
+                advance.offsets,
+                self.settings.commit_timeout_seconds,
+                self._keeper.words_of(advance),
             )
 
     async def _place(self, owned: Collection[TopicPartition]) -> None:
@@ -375,6 +386,23 @@ class ConsumerShell(Process):
         """How these records move positions on."""
         return self._keeper.over(records)
 
+    async def look_again(self, records: Sequence[Record]) -> None:
+        """Looks whether records of the batch in hand, which wait, are still what comes next.
+
+        Raises:
+            MovedError: the database or the log went elsewhere meanwhile.
+        """
+        partitions = sorted({r.partition for r in records})
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                moved = await self._keeper.moved(self.consumer, self._opened, partitions)
+        except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
+            if not (may_pass(error) or kafka_may_return(error)):
+                raise
+            return
+        if moved:
+            raise MovedError(f"partitions {', '.join(map(str, moved))}, while events of theirs waited")
+
     async def commit(self, advance: Advance) -> None:
         """Commits offsets; while Kafka is away, again and again.
 
@@ -389,7 +417,7 @@ class ConsumerShell(Process):
                         self.consumer,
                         advance.offsets,
                         self.settings.commit_timeout_seconds,
-                        self._keeper.ours.words,
+                        self._keeper.words_of(advance),
                     )
         self._progress = time.monotonic()
 
@@ -610,13 +638,16 @@ async def check_ready_to_start(settings: Settings, pool: Pool) -> None:
     """Looks for what a service cannot do without.
 
     Raises:
-        ConfigurationError: a codec cannot be read, migrations are pending, or the topics do not exist.
+        ConfigurationError: a codec cannot be read, migrations are pending, or the topics do not exist or are
+            compacted.
     """
     check_codecs()
     await check_migrated(pool)
     async with admin_client(settings) as admin:
         there = await admin.list_topics()
-    absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
+        absent = [t for t in (settings.topic, settings.dead_letter_topic) if t not in there]
+        if not absent:
+            await refuse_compacted(admin, [settings.topic, settings.dead_letter_topic])
     if absent:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
@@ -667,6 +698,9 @@ class _Batch:
 
     def over(self, records: Sequence[Record]) -> Advance:
         return self._shell.over(records)
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        await self._shell.look_again(records)
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         if advance is not None:

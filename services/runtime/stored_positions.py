@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 
 from services.runtime.database import Connection, load_queries
 from services.runtime.kafka import Record
-from services.runtime.positions import Digest, Fingerprint, Gone, Position
+from services.runtime.positions import Digest, Fingerprint, Gone, Position, Witnessed
 
 SQL = load_queries(__file__)
 
@@ -126,6 +126,27 @@ async def forget_sent(connection: Connection, topic: str, partitions: Collection
     await connection.execute(SQL["forget_sent"], topic, list(partitions))
 
 
+async def read_witnessed(connection: Connection, topic: str, partitions: Collection[int]) -> list[Witnessed]:
+    """What relays knew to be in these partitions before this database took the place of another."""
+    return [
+        Witnessed(
+            r["topic_id"],
+            r["partition"],
+            r["leader_epoch"],
+            Fingerprint(r["last_offset"], r["last_timestamp"], r["last_checksum"]),
+        )
+        for r in await connection.fetch(SQL["read_witnessed"], topic, list(partitions))
+    ]
+
+
+async def settle_witnessed(connection: Connection, topic: str, one: Witnessed, *, is_there: bool) -> None:
+    """Removes one that was looked for; if it is there, it is kept as the last that was sent."""
+    if is_there:
+        await connection.execute(SQL["keep_witnessed"], topic, one.partition, *one.record)
+    place = (one.topic_id, one.partition, one.leader_epoch, one.record.offset)
+    await connection.execute(SQL["forget_witnessed"], topic, *place)
+
+
 class Advance:
     """How a batch moves positions on; to be written in the transaction of what it covers.
 
@@ -185,6 +206,7 @@ class Advance:
 
 Relation: TypeAlias = Literal["same", "newer", "older", "other", "unknown"]
 _WORDS = re.compile(r"database=(\d+)/(\d+) timeline=(\d+)")
+_LAST = re.compile(r"last=(\d+)/(\d+)/(\d+)")
 
 
 class DatabaseIdentity(NamedTuple):
@@ -209,6 +231,11 @@ class Ours:
         """What goes with each committed offset."""
         return "" if self.identity is None else str(self.identity)
 
+    def words_of(self, position: Position) -> str:
+        """The same with the last record before the offset: a database that comes from a backup forgot it."""
+        last = "" if position.last is None else "last={}/{}/{}".format(*position.last)
+        return f"{self.words} {last}".strip()
+
     def relation_to(self, words: str) -> Relation:
         """What the database behind a committed offset is to ours: the same, or on a newer timeline, or ..."""
         found = _WORDS.search(words)
@@ -220,6 +247,18 @@ class Ours:
         if theirs.timeline == self.identity.timeline:
             return "same"
         return "newer" if theirs.timeline > self.identity.timeline else "older"
+
+
+def identity_in(words: str) -> str:
+    """The part of what goes with a committed offset that says whose it is."""
+    found = _WORDS.search(words)
+    return found[0] if found else words
+
+
+def last_in(words: str) -> Fingerprint | None:
+    """The last record before a committed offset, where it is said."""
+    found = _LAST.search(words)
+    return None if found is None else Fingerprint(*map(int, found.groups()))
 
 
 async def read_identity(connection: Connection) -> Ours:

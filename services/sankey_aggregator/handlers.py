@@ -26,6 +26,8 @@ _LOOK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
 MARKS_INTERVAL = 0.25
 #: Seconds of waiting for the recorder after which a line is logged.
 _WAIT_IS_LONG = 10.0
+#: And after which it is asked whether what waits is still what comes next.
+_WAIT_IS_ODD = 2.0
 
 
 class Aggregator:
@@ -42,7 +44,7 @@ class Aggregator:
         passing("aggregator.polled")
         rest = list(records)
         looks = 0
-        began = time.monotonic()
+        began = asked = time.monotonic()
         while rest:
             horizon = await self._recorded({r.partition for r in rest})
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
@@ -55,12 +57,16 @@ class Aggregator:
                 passing("aggregator.offsets-committed")
                 looks = 0
                 WAITING.set(0)
-                began = time.monotonic()
+                began = asked = time.monotonic()
             else:
                 WAITING.set(1)
                 if looks and time.monotonic() - began > _WAIT_IS_LONG:
                     log.warning("waiting for the completion-recorder to judge %d events", len(rest))
                     began = time.monotonic()
+                if time.monotonic() - asked > _WAIT_IS_ODD:
+                    # The recorder may be in another log or database by now: then it never comes here.
+                    await batches.look_again(rest)
+                    asked = time.monotonic()
                 await self._pause(_LOOK_AGAIN[min(looks, len(_LOOK_AGAIN) - 1)])
                 looks += 1
         WAITING.set(0)

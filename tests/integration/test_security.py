@@ -320,7 +320,7 @@ def give_rights_of_the_page(world: World, secure: Secure) -> None:
                 ResourcePatternType.LITERAL,
                 f"User:{user}",
                 "*",
-                AclOperation[operation.upper()],
+                AclOperation[re.sub(r"(?<=[a-z])(?=[A-Z])", "_", operation).upper()],
                 AclPermissionType.ALLOW,
             )
             for operation in operations.replace("--operation", "").split()

@@ -65,6 +65,13 @@ def _check_row(
     return None
 
 
+def check_told(history: History, done: Container[tuple[str, str]]) -> list[Finding]:
+    """Each step that an agent was told is done is a completion; `done` are those, by person and step."""
+    lost = sorted(told for told in history.told if told not in done)
+    what = f"{len(lost)} steps that agents were told are done, for one {lost[0]}" if lost else ""
+    return [Finding("told and lost", what)] * bool(lost)
+
+
 def check_erased(history: History, left: Mapping[str, int], gone: Sequence[Gone]) -> list[Finding]:
     """Of erased people nothing is left; `left` are rows by person. Whose event may be gone is not judged."""
     return [
@@ -84,7 +91,7 @@ def check_gone(
     """Nothing is named as gone that is not: where no fault took anything out of Kafka, nothing at all.
 
     `there` are the records that the topic holds at the end: event, partition and offset. One that was there before the
-    fault, too, is not gone.
+    fault, and that the fault did not take away, is not gone. One that it took may have been sent again to its old place.
     """
     if not history.losses:
         return [Finding("not gone", f"named as gone without a reason: {g}") for g in gone]
@@ -92,7 +99,10 @@ def check_gone(
         copy
         for event in history.sent.values()
         for copy in event.copies
-        if history.is_excused(copy, gone) and (event.rank.event_id, copy.partition, copy.offset) in there
+        if (event.rank.event_id, copy.partition, copy.offset) in there
+        and any(copy.at <= loss.at for loss in history.losses)
+        and not any(loss.took(copy) for loss in history.losses)
+        and any(g.covers(copy) for g in gone)
     ]
     return [
         Finding("not gone", f"{len(kept)} records are named as gone, and are there", tuple(kept[:5]))

@@ -27,6 +27,7 @@ from tests.support.world import (
     _OF_DATABASE,
     AGGREGATOR,
     API,
+    MCP,
     RECORDER,
     RELAY,
     Api,
@@ -38,6 +39,8 @@ from tests.support.world import (
 
 SERVICES = (RECORDER, AGGREGATOR, RELAY, API)
 CONSUMERS = (RECORDER, AGGREGATOR)
+#: All that run in a round; faults of the network are drawn of `SERVICES`.
+EVERYBODY = (*SERVICES, MCP)
 #: What a fault may ask of the deployment.
 STANDBY, THREE_BROKERS, SMALL_DATABASE, SMALL_KAFKA, SLOW_FSYNC = (
     "a standby",
@@ -49,6 +52,8 @@ STANDBY, THREE_BROKERS, SMALL_DATABASE, SMALL_KAFKA, SLOW_FSYNC = (
 
 WALKTHROUGHS = {f"wt_{x}": [f"{x}{n}" for n in range(1, 6)] for x in "abc"}
 SERVERS = ("srv_1", "srv_2")
+#: What agents are led through: a walkthrough, its steps, and the server that offers it.
+LED, LED_STEPS, LED_BY = "wt_led", [f"led{n:02}" for n in range(20)], "srv_led"
 PEOPLE = {f"u{n:03}": SERVERS[n % 2] for n in range(600)}
 
 #: So that a connection on which nothing comes back is given up within a round.
@@ -132,6 +137,7 @@ class Deployment:
         self._expected: set[int] = set()
         self._clocks: dict[str, Mapping[str, str]] = {}
         self._api_port = free_port()
+        self.mcp_port = free_port()
         self._shared = shared
         self._servers = [primary]
         self._supervisor: asyncio.Task[None] | None = None
@@ -179,12 +185,13 @@ class Deployment:
         for walkthrough, steps in WALKTHROUGHS.items():
             for server in SERVERS:
                 await world.offer(walkthrough, steps, server)
+        await world.offer(LED, LED_STEPS, LED_BY)
         for server in SERVERS:
             await world.people([user for user, its in PEOPLE.items() if its == server], server)
         key = (await make_key(world.db, "org", "nemesis", None)).text
         if STANDBY in needs:
             await self._make_standby()
-        for name in SERVICES:
+        for name in EVERYBODY:
             self.database_proxies[name] = Proxy("127.0.0.1", self.primary.port)
             await self.database_proxies[name].listen()
             self.start_service(name)
@@ -261,8 +268,10 @@ class Deployment:
 
     def start_service(self, name: str) -> None:
         """Starts, or starts again, a service; with another clock, where it is to have one."""
-        port = self._api_port if name == API else 0
+        port = {API: self._api_port, MCP: self.mcp_port}.get(name, 0)
         settings = self.settings_of(name)
+        if name == MCP:
+            settings["public_url"] = f"http://127.0.0.1:{port}"
         clock = self._clocks.get(name)
         if clock is None:
             self._fleet[name] = self.world.start(name, port, **settings)

@@ -1,6 +1,6 @@
 """What was sent, what Kafka acknowledged and where, what was answered: noted during a round, judged after it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -77,10 +77,20 @@ class Gone(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A fault took records out of Kafka: of those acknowledged before `at`."""
+    """A fault took records out of Kafka: of those acknowledged before `at`.
+
+    `removed` is the first offset of each partition that was taken away; None is everything.
+    """
 
     fault: str
     at: float
+    removed: Mapping[int, int] | None = None
+
+    def took(self, copy: Copy) -> bool:
+        """Whether a record was taken away, whatever is at its place now."""
+        if copy.at > self.at:
+            return False
+        return self.removed is None or copy.offset >= self.removed.get(copy.partition, copy.offset + 1)
 
 
 class Answer(NamedTuple):
@@ -107,6 +117,8 @@ class History:
     deleted: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
+    #: Steps that agents were told are done: by the person as their agent names them, and step.
+    told: set[tuple[str, str]] = field(default_factory=set)
 
     def send(self, event: dict[str, Any], at: float) -> None:
         """Notes a good event before it is sent; a second copy changes nothing."""
@@ -114,16 +126,24 @@ class History:
             self.sent[event["event_id"]] = sent_of(event, at)
 
     def acknowledge(self, event_id: str, copy: Copy) -> None:
-        """Notes where an event is; told of twice, the first time counts. Events that are not ours are passed over."""
+        """Notes where an event is; told of twice, the first time counts. Events that are not ours are passed over.
+
+        Where a fault has taken it away since, it was sent again and came to the same place.
+        """
         sent = self.sent.get(event_id)
-        if sent is not None and all(known[:3] != copy[:3] for known in sent.copies):
+        if sent is not None and not any(self._is_known(known, copy) for known in sent.copies):
             sent.copies.append(copy)
+
+    def _is_known(self, known: Copy, copy: Copy) -> bool:
+        return known[:3] == copy[:3] and not any(
+            loss.took(known) and not loss.took(copy) for loss in self.losses
+        )
 
     def erase(self, user: str, copy: Copy | None = None) -> None:
         """Notes that an erasure is committed, or where its event is."""
         self.erasing.add(user)
         copies = self.erased.setdefault(user, [])
-        if copy is not None and all(known[:3] != copy[:3] for known in copies):
+        if copy is not None and not any(self._is_known(known, copy) for known in copies):
             copies.append(copy)
 
     def is_deleted(self, sent: Sent) -> bool:
@@ -132,7 +152,7 @@ class History:
 
     def is_excused(self, copy: Copy, gone: Iterable[Gone]) -> bool:
         """Whether a record was taken away by a fault, and the database says so."""
-        return any(copy.at <= loss.at for loss in self.losses) and any(g.covers(copy) for g in gone)
+        return any(loss.took(copy) for loss in self.losses) and any(g.covers(copy) for g in gone)
 
     def is_owed(self, copies: Sequence[Copy], gone: Sequence[Gone], until: float = float("inf")) -> bool:
         """Whether an event must count: one of its copies was acknowledged by then, and is not excused."""

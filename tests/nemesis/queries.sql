@@ -1,6 +1,7 @@
 -- What the tables hold, for a judge who shares no text with what it judges.
 
 -- name: rows
+-- All but those of a walkthrough that is judged by itself.
 select
   'step' as kind,
   mcp_server_user_id,
@@ -11,6 +12,7 @@ select
   mcp_server_id,
   mcp_server_session_id
 from walkthrough_step_completions
+where walkthrough_id <> $1
 union all
 select
   'start',
@@ -21,7 +23,17 @@ select
   walkthrough_id,
   mcp_server_id,
   mcp_server_session_id
-from walkthrough_starts;
+from walkthrough_starts
+where walkthrough_id <> $1;
+
+-- name: led
+-- What people have done whom agents led, by the name that their agent gives them.
+select
+  mcp_server_user.distinct_id as person,
+  done.step_id
+from walkthrough_step_completions as done
+join mcp_server_user on done.mcp_server_user_id = mcp_server_user.id
+where done.walkthrough_id = $1;
 
 -- name: left
 -- Rows that are left of people who are to be forgotten.

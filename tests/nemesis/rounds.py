@@ -17,8 +17,15 @@ from aiokafka.errors import KafkaError
 from services.runtime.database import DATABASE_ERRORS, load_queries
 from services.runtime.errors import StepstreamError
 from services.runtime.lag import look
-from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows
-from tests.nemesis.deployment import WALKTHROUGHS, Bench, Deployment, Timeline
+from tests.nemesis.checker import (
+    Finding,
+    check_answers,
+    check_erased,
+    check_gone,
+    check_rows,
+    check_told,
+)
+from tests.nemesis.deployment import LED, WALKTHROUGHS, Bench, Deployment, Timeline
 from tests.nemesis.faults import FAULTS, Fault
 from tests.nemesis.history import Answer, Gone, History, Key, Kind, Rank, Row
 from tests.nemesis.plan import Plan, Planned
@@ -207,6 +214,9 @@ async def _judge(
     gone = await _gone(deployment)
     findings += check_gone(workload.history, gone, there)
     findings += check_answers(workload.history, gone)
+    if not any(FAULTS[p.fault].forgets or FAULTS[p.fault].may_lose for p in planned):
+        done = {(r["person"], r["step_id"]) for r in await deployment.sql(SQL["led"], LED)}
+        findings += check_told(workload.history, done)
     if not any("the primary" in FAULTS[p.fault].touches or FAULTS[p.fault].may_lose for p in planned):
         sent = workload.history.sent
         known = {e for e, its in sent.items() if its.copies or its.key.user in workload.history.erasing}
@@ -220,6 +230,7 @@ async def _judge(
     counts["acknowledged"] = sum(bool(sent.copies) for sent in history.sent.values())
     counts["answers called current"] = sum(bool(answer.current) for answer in history.answers)
     counts["answers"] = len(history.answers)
+    counts["steps told"] = len(history.told)
     counts["named as gone"] = len(gone)
     return findings
 
@@ -230,7 +241,7 @@ async def _look(deployment: Deployment, history: History, counts: Counter[str]) 
     gone = await _gone(deployment)
     db = deployment.world.db
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        for row in await db.fetch(SQL["rows"]):
+        for row in await db.fetch(SQL["rows"], LED):
             key = Key(Kind(row["kind"]), row["mcp_server_user_id"], row["thing"])
             rank = Rank(row["at"], row["id"].partition("_")[2])
             rows[key] = Row(rank, row["walkthrough_id"], row["mcp_server_id"], row["mcp_server_session_id"])

@@ -16,14 +16,17 @@ from confluent_kafka import KafkaException, Producer
 
 from schemas import OPERATOR_SOURCES
 from services.runtime.database import DATABASE_ERRORS
-from tests.nemesis.deployment import PEOPLE, WALKTHROUGHS, Deployment
+from tests.nemesis.deployment import LED_BY, PEOPLE, WALKTHROUGHS, Deployment
 from tests.nemesis.history import Answer, Copy, History
+from tests.support.agents import Agent, agent
 
 DAY = 86_400_000
 #: What goes into the topic at once, and how often.
 _FOREIGN, _FOREIGN_EVERY = 20, 0.1
 _OUTBOX, _OUTBOX_EVERY = 20, 0.2
 _ASK_EVERY = 0.35
+#: How many agents there are, how long a person takes for a step, and how long an agent waits for an answer.
+_AGENTS, _STEP_SECONDS, _ANSWER_SECONDS = 2, 0.3, 8.0
 #: How long there is traffic, and how long none, so that figures are called current now and then.
 _BUSY, _IDLE = 1.6, 1.3
 
@@ -135,7 +138,8 @@ class Workload:
         return self.deployment.world.settings.topic
 
     def start(self) -> None:
-        self._writers = [asyncio.create_task(w) for w in (self._produce(), self._fill_outbox())]
+        agents = [self._lead(number) for number in range(_AGENTS)]
+        self._writers = [asyncio.create_task(w) for w in (self._produce(), self._fill_outbox(), *agents)]
         self._others = [asyncio.create_task(w) for w in (self._poll(), self._watch(), self._ask())]
 
     async def quieten(self) -> None:
@@ -235,6 +239,30 @@ class Workload:
             await self._pause(_OUTBOX_EVERY)
         if db is not None:
             db.terminate()
+
+    # --- agents ---------------------------------------------------------------------------------------
+
+    async def _lead(self, number: int) -> None:
+        """Leads one person after the other; one whose agent had no answer is led on from where they are."""
+        person = 0
+        while not self._calm.is_set():
+            try:
+                name = f"led-{number}-{person}"
+                async with agent(f"http://127.0.0.1:{self.deployment.mcp_port}/mcp/{LED_BY}/{name}") as who:
+                    await self._lead_on(name, who)
+                person += 1
+            except (Exception, BaseExceptionGroup):  # it is away, or does not answer in time
+                await asyncio.sleep(_STEP_SECONDS)
+
+    async def _lead_on(self, name: str, who: Agent) -> None:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            answer = await who.start()
+        while answer["step"] and not self._calm.is_set():
+            step = answer["step"]["id"]
+            await asyncio.sleep(_STEP_SECONDS)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = await who.next(current_step_id=step)
+            self.history.told.add((name, step))
 
     # --- readers --------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows
+from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows, check_told
 from tests.nemesis.faults import FAULTS
 from tests.nemesis.faults.kafka import _BATCH, truncate
 from tests.nemesis.history import Answer, Copy, Gone, History, Key, Kind, Loss, Rank, Row
@@ -123,10 +123,31 @@ def test_an_event_with_a_second_copy_is_owed_when_the_first_is_gone(history: His
 def test_nothing_may_be_named_as_gone_where_nothing_is(history: History) -> None:
     named = [Gone("topic", 0, "cut off", 2, 3)]
     assert kinds(check_gone(history, named)) == ["not gone"]
-    history.losses.append(Loss("tail", 11.0))
+    history.losses.append(Loss("tail", 11.0, {0: 3}))
     assert check_gone(history, named) == []
     assert kinds(check_gone(history, named, {("3", 0, 2)})) == ["not gone"]  # it is there
+    there = rows()
+    del there[key("bob")]
+    assert kinds(check_rows(history, there, named)) == ["lost"]  # and owed
     assert check_gone(history, named, {("9", 0, 2), ("2", 0, 1)}) == []  # another one is at its place
+
+
+def test_what_was_sent_again_to_the_place_that_it_was_cut_from_was_gone_and_is_owed(history: History) -> None:
+    """A relay whose database was killed sends its rows again: the first comes to where it had been."""
+    named = [Gone("topic", 0, "cut", 2, None)]
+    history.losses.append(Loss("tail", 11.0, {0: 2}))
+    history.acknowledge("3", copy(2, at=12.0))
+    assert check_gone(history, named, {("3", 0, 2)}) == []
+    assert check_rows(history, rows(), named) == []
+    there = rows()
+    del there[key("bob")]
+    assert kinds(check_rows(history, there, named)) == ["lost"]
+
+
+def test_a_step_that_an_agent_was_told_is_done_has_to_be_done(history: History) -> None:
+    history.told |= {("ann", "a"), ("ann", "b")}
+    assert check_told(history, {("ann", "a"), ("ann", "b"), ("bob", "a")}) == []
+    assert kinds(check_told(history, {("ann", "a")})) == ["told and lost"]
 
 
 def test_what_refers_to_something_deleted_is_not_there(history: History) -> None:
@@ -237,7 +258,7 @@ def test_the_tail_of_a_log_is_cut_off_at_a_batch(tmp_path: Any) -> None:
     log = folder / "00000000000000000000.log"
     log.write_bytes(b"".join(batch))
     (folder / "00000000000000000000.index").write_bytes(b"x")
-    assert truncate(folder, 3) == 2
+    assert truncate(folder, 3) == (2, 3)
     assert log.read_bytes() == batch[0]
     assert [file.name for file in folder.iterdir()] == [log.name]
-    assert truncate(folder, None) == 0
+    assert truncate(folder, None) == (0, None)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.runtime.kafka import Record
 from services.runtime.positions import Digest, Fingerprint, Gone, Position, Seen, place
-from services.runtime.stored_positions import DatabaseIdentity, Ours
+from services.runtime.stored_positions import DatabaseIdentity, Ours, identity_in, last_in
 
 LAST = Fingerprint(99, 5_000, 7)
 STORED = Position(
@@ -201,3 +201,13 @@ def test_whose_offset_it_is(words: str, relation: str) -> None:
     assert ours.relation_to(words) == relation
     assert ours.relation_to(ours.words) == "same"
     assert Ours(None).relation_to(words) == "unknown"
+
+
+def test_with_an_offset_goes_the_last_record_before_it() -> None:
+    ours, last = Ours(DatabaseIdentity(1, 5, 2)), Fingerprint(8, 1_700, 77)
+    words = ours.words_of(Position(9, 9, last=last))
+    assert ours.relation_to(words) == "same"
+    assert (identity_in(words), last_in(words)) == (ours.words, last)
+    assert last_in(Ours(None).words_of(Position(9, 9, last=last))) == last
+    assert ours.words_of(Position()) == ours.words
+    assert last_in(ours.words) is None

@@ -24,6 +24,8 @@ class Fault(ABC):
     touches: ClassVar[frozenset[str]] = frozenset()
     #: Whether acknowledged events may be gone for good; they then have to be named.
     may_lose: ClassVar[bool] = False
+    #: Whether the database forgets what was committed.
+    forgets: ClassVar[bool] = False
     lasts: ClassVar[tuple[float, float]] = (2.0, 5.0)
 
     def __init__(self, deployment: Deployment, workload: Workload, choices: Mapping[str, Any]) -> None:
@@ -56,7 +58,10 @@ class Fault(ABC):
         """Writes a line into the timeline."""
         self.deployment.timeline.note(what)
 
-    async def note_loss(self) -> None:
-        """What was acknowledged until now may be gone; waits until acknowledgements under way are known."""
+    async def note_loss(self, removed: Mapping[int, int] | None = None) -> None:
+        """What was acknowledged until now may be gone; waits until acknowledgements under way are known.
+
+        `removed` is the first offset of each partition that is gone, and may be filled in later; None is everything.
+        """
         await asyncio.sleep(0.4)
-        self.history.losses.append(Loss(self.name, time.time()))
+        self.history.losses.append(Loss(self.name, time.time(), removed))

@@ -13,8 +13,8 @@ from services.runtime.database import DATABASE_ERRORS
 from tests.nemesis import tools
 from tests.nemesis.deployment import (
     CONSUMERS,
+    EVERYBODY,
     PEOPLE,
-    SERVICES,
     SLOW_FSYNC,
     SMALL_DATABASE,
     STANDBY,
@@ -33,6 +33,7 @@ class PromoteStandby(Fault):
     what = "an asynchronous standby is promoted, the last seconds of commits are missing"
     needs = frozenset({STANDBY})
     touches = PRIMARY
+    forgets = True
     lasts = (0.5, 1.0)
 
     @staticmethod
@@ -120,6 +121,7 @@ class RestoreDump(Fault):
     name = "restore-dump"
     what = "a dump is made under load and restored later; services are restarted against it"
     touches = PRIMARY
+    forgets = True
     lasts = (0.5, 1.0)
 
     @staticmethod
@@ -131,11 +133,11 @@ class RestoreDump(Fault):
         await asyncio.to_thread(deployment.primary.dump, deployment.database, file)
         self.note("dumped")
         await asyncio.sleep(self.choices["seconds_ago"])
-        await deployment.end(*SERVICES)
+        await deployment.end(*EVERYBODY)
         await deployment.copy_database("restored", file)
         await deployment.use(deployment.primary, "restored")
         file.unlink()
-        deployment.release(*SERVICES)
+        deployment.release(*EVERYBODY)
         self.note("restored, and services are started against it")
 
 

@@ -54,11 +54,14 @@ class LostTail(Fault):
             await deployment.end(*CONSUMERS, how=signal.SIGKILL)
         elif self.choices["recorder"] == "had not read it":
             deployment.send(RECORDER, signal.SIGCONT)
-        await self.note_loss()
+        removed: dict[int, int] = {}
+        await self.note_loss(removed)
         cut = self._offsets_since(since)
         for partition in self.choices["partitions"]:
             folder = broker.folder / "data" / f"{self.workload.topic}-{partition}"
-            lost = await asyncio.to_thread(truncate, folder, cut.get(partition))
+            lost, first = await asyncio.to_thread(truncate, folder, cut.get(partition))
+            if first is not None:
+                removed[partition] = first
             self.note(f"partition {partition} loses {lost} batches from offset {cut.get(partition)} on")
         await asyncio.to_thread(deployment.cluster.start, broker)
         await deployment.cluster.answers()
@@ -79,17 +82,23 @@ class LostTail(Fault):
             self.deployment.release(*CONSUMERS)
 
 
-def truncate(folder: Path, offset: int | None) -> int:
-    """Cuts the newest segment off before an offset, and what was derived from it; returns how many batches."""
+def truncate(folder: Path, offset: int | None) -> tuple[int, int | None]:
+    """Cuts the newest segment off before an offset, and what was derived from it.
+
+    Returns:
+        How many batches are gone, and the first offset of them.
+    """
     log = max(folder.glob("*.log"))
     content = log.read_bytes()
     position, keep, lost = 0, len(content), 0
+    first: int | None = None
     while offset is not None and position + _BATCH.size <= len(content):
         base, length = _BATCH.unpack_from(content, position)
         if length <= 0:
             break
         if base >= offset:
             keep = min(keep, position)
+            first = base if first is None else first
             lost += 1
         position += _BATCH.size + length
     with log.open("r+b") as file:
@@ -98,7 +107,7 @@ def truncate(folder: Path, offset: int | None) -> int:
     for file_ in [*derived, folder / "leader-epoch-checkpoint"]:
         file_.unlink(missing_ok=True)
     (folder.parent / "recovery-point-offset-checkpoint").unlink(missing_ok=True)
-    return lost
+    return lost, first
 
 
 class PauseBroker(Fault):
