@@ -90,8 +90,50 @@ def test_a_password_may_have_any_character(name: str) -> None:
     """In a URL an `@` or a `/` of it would be taken for something else, and shown in the log."""
     environment = SERVICES[name].get("environment", {})
     for value in environment.values():
-        assert "PASSWORD" not in str(value) or re.fullmatch(r"\$\{\w+:-\w+\}", value), value
+        assert "PASSWORD" not in str(value) or re.fullmatch(r"\$\{\w+:-(\w+|\$\{\w+:-\w+\})\}", value), value
     if "STEPSTREAM_DATABASE_URL" in environment:
-        is_owner = environment["STEPSTREAM_DATABASE_URL"].startswith("postgresql://stepstream@")
-        whose = "POSTGRES_PASSWORD" if is_owner else "SERVICE_PASSWORD"
-        assert environment["STEPSTREAM_DATABASE_PASSWORD"] == f"${{{whose}:-stepstream}}"
+        role = re.match(r"postgresql://stepstream(?:_(\w+))?@", environment["STEPSTREAM_DATABASE_URL"])
+        assert role
+        assert environment["STEPSTREAM_DATABASE_PASSWORD"] == password_of(role[1])
+
+
+def password_of(role: str | None) -> str:
+    """The variable that has the password of a role; of the owner, who has none, without a name."""
+    if role is None:
+        return "${POSTGRES_PASSWORD:-stepstream}"
+    return f"${{{role.upper()}_PASSWORD:-${{SERVICE_PASSWORD:-stepstream}}}}"
+
+
+def test_each_role_can_have_a_password_of_its_own() -> None:
+    """Whoever gets into one service has its password, and opens nothing else with it."""
+    given = SERVICES["roles"]["environment"]
+    roles = re.findall(r"for role in ([\w ]+);", SERVICES["roles"]["command"][0])[0].split()
+    assert {name for name in given if name.endswith("_PASSWORD")} == {f"{r.upper()}_PASSWORD" for r in roles}
+    assert all(given[f"{role.upper()}_PASSWORD"] == password_of(role) for role in roles)
+
+
+def test_no_password_is_an_argument_of_a_command() -> None:
+    """Arguments of processes are for everybody on the machine to see."""
+    for name, service in SERVICES.items():
+        for line in "\n".join(map(str, service.get("command", ()))).splitlines():
+            assert not re.search(r"(--\S+|-v)[ =]\S*=?\S*PASSWORD", line), f"{name}: {line}"
+
+
+@every_service
+def test_it_can_use_up_neither_memory_nor_disk_nor_processes_of_the_machine(name: str) -> None:
+    service = SERVICES[name]
+    for place in service.get("tmpfs", ()):
+        assert re.search(r"[:,]size=\d+m\b", place), f"{place}: memory without a bound"
+    assert service.get("pids_limit"), "merge x-hardened into it"
+    assert service.get("logging", {}).get("options", {}).get("max-size"), "merge x-hardened into it"
+
+
+def test_who_needs_no_kafka_cannot_reach_it() -> None:
+    """Its Kafka asks nobody who they are, and agents from anywhere speak to walkthrough-mcp."""
+    on_events = {name for name, service in SERVICES.items() if "events" in service.get("networks", ())}
+    assert "kafka" in on_events
+    assert not on_events & {"walkthrough-mcp", "roles", "postgres"}
+    assert all(
+        set(service.get("networks", ())) <= COMPOSE["networks"].keys() for service in SERVICES.values()
+    )
+    assert all(service.get("networks") for service in SERVICES.values()), "else it is in a network of its own"
