@@ -85,6 +85,52 @@ def test_what_the_image_installs_is_what_the_lock_says() -> None:
     assert "--require-hashes -r requirements.txt" in DOCKERFILE
 
 
+def is_sent(path: str) -> bool:
+    """Whether a build takes a file: by the last pattern of .dockerignore that is of it, or of a folder of it."""
+    sent = True
+    for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = re.escape(line.removeprefix("!"))
+        for written, meant in ((r"\*\*/", "(?:.*/)?"), (r"\*\*", ".*"), (r"\*", "[^/]*")):
+            pattern = pattern.replace(written, meant)
+        if re.fullmatch(rf"{pattern}(/.*)?", path):
+            sent = line.startswith("!")
+    return sent
+
+
+def test_all_code_goes_into_the_image() -> None:
+    code = {".py", ".sql", ".json", ".html", ".js", ".css", ".svg"}
+    for folder in ("migrations", "schemas", "services"):
+        for file in (ROOT / folder).rglob("*"):
+            path = file.relative_to(ROOT)
+            left_out = any(
+                part == "dashboard" or part.startswith((".", "__pycache__")) for part in path.parts
+            )
+            if file.suffix in code and not left_out:
+                assert is_sent(path.as_posix()), f"{path}: name its kind in .dockerignore"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".env",
+        ".git/config",
+        "services/operator_cli/.env",
+        "services/runtime/server.pem",
+        "services/runtime/server.key",
+        "services/analytics_api/static/.env",
+        "services/analytics_api/dashboard/node_modules/x/index.js",
+        "services/notes.txt",
+        "migrations/.0001.sql.swp",
+        "tests/conftest.py",
+        "docs/security.md",
+    ],
+)
+def test_what_else_lies_about_in_a_checkout_does_not(path: str) -> None:
+    assert not is_sent(path)
+
+
 @every_service
 def test_a_password_may_have_any_character(name: str) -> None:
     """In a URL an `@` or a `/` of it would be taken for something else, and shown in the log."""
