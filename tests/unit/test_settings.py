@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from services.runtime.errors import ConfigurationError
+from services.runtime.database import open_pool
+from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings, load_settings
 
 GOOD = {
@@ -88,6 +89,20 @@ def test_a_file_for_tls_that_the_url_names_is_told_where_it_cannot_be_used(
         ) as caught:
             load_settings()
         assert "secret" not in str(caught.value)
+
+
+async def test_a_file_for_tls_that_goes_while_a_service_runs_is_told(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each new connection reads it; the client itself says only that a file is not there."""
+    file = tmp_path / "key.pem"
+    file.write_text("key")
+    environment.setenv("STEPSTREAM_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:1/db?sslcert={file}")
+    settings = load_settings()
+    file.unlink()
+    with pytest.raises(StepstreamError, match=rf"the file {file} \(sslcert\) is not there") as caught:
+        await open_pool(settings)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"\n", "is empty"), (b"\xffpassword", "no text in UTF-8")])
