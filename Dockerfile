@@ -12,7 +12,8 @@ COPY pyproject.toml README.md ./
 COPY migrations migrations
 COPY schemas schemas
 COPY services services
-RUN uv pip install --python /opt/stepstream/bin/python --no-deps .
+# The lock is of uv, and everybody may write to it.
+RUN uv pip install --python /opt/stepstream/bin/python --no-deps . && rm -f /opt/stepstream/.lock
 
 FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/stepstream /opt/stepstream

@@ -170,6 +170,8 @@ grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;
 grant update (acknowledged_at) on gone_events to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
+-- `erase` of a person who is a source.
+grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
 
 -- A copy of the database that was made without privileges has them as they are by default.

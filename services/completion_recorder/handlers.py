@@ -5,12 +5,12 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
-from schemas import Rejection
+from schemas import Rejection, UserErased
 from services.completion_recorder import store
 from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
@@ -110,9 +110,9 @@ class Recorder:
             await batches.commit(load, advance)
             passing("recorder.offsets-committed")
 
-    def _take_counts(self) -> Unwritten | None:
+    def _take_counts(self, *, at_once: bool = False) -> Unwritten | None:
         """What is to be written now; None where that is not due."""
-        if time.monotonic() - self._tallied_at < _COUNTS_SECONDS:
+        if not at_once and time.monotonic() - self._tallied_at < _COUNTS_SECONDS:
             return None
         self._tallied_at = time.monotonic()
         return self._tally.take()
@@ -168,7 +168,9 @@ class Recorder:
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
         offsets = next_offsets(records)
-        taken = self._take_counts()
+        # What somebody who is erased may have been a source of is written now: `erase` looks there next.
+        erases = any(isinstance(item.event, UserErased) for item in accepted)
+        taken = self._take_counts(at_once=erases)
         watch = _Watch(self._recent, self._seen, self._settings, self._tally, taken, records)
         try:
             with PHASE_SECONDS.labels(SERVICE, "transaction").time():
@@ -189,7 +191,7 @@ class Recorder:
             left.add(Unwritten(refused=list(watch.noted.refused)))
         self._tally.give_back(left)
         self._tally.note_recorded(watch.counts)
-        self._tally.note_places(accepted)
+        self._tally.note_places(a for a in accepted if _place(a) not in watch.of_erased)
         for source, counts in watch.counts.items():
             if counts.refused:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
@@ -358,6 +360,10 @@ class Recorder:
         await self._pause(seconds)
 
 
+def _place(item: Accepted) -> tuple[int, int]:
+    return item.record.partition, item.record.offset
+
+
 def _letter(refused: Refused) -> dict[str, Any]:
     record = refused.record
     return {
@@ -390,6 +396,7 @@ class _Watch:
         self.recent = recent
         self.read_again = 0
         self.counts: dict[str, Counts] = {}
+        self.of_erased: Collection[tuple[int, int]] = ()
         self.noted: Noted | None = None
         self._taken = taken
         self._before = recent
@@ -398,12 +405,18 @@ class _Watch:
         self._tally = tally
         self._records = records
 
-    def __call__(self, refused: Sequence[Refused], before: Mapping[int, Before]) -> Noted:
+    def __call__(
+        self,
+        refused: Sequence[Refused],
+        before: Mapping[int, Before],
+        of_erased: Collection[tuple[int, int]],
+    ) -> Noted:
         """What to write of this load."""
+        self.of_erased = of_erased
         new = [r for r in self._records if r.offset >= before[r.partition].next_offset]
         new_refused = [r for r in refused if r.record.offset >= before[r.record.partition].next_offset]
         self.read_again = len(self._records) - len(new)
-        self.counts = self._tally.of(new, new_refused)
+        self.counts = self._tally.of(new, new_refused, of_erased)
         self.recent = self._resumed(before).after(len(new), len(new_refused))
         sources = None
         if self._taken is not None:

@@ -180,8 +180,9 @@ class Noted(NamedTuple):
     if_wrong: str
 
 
-#: Looks at what is refused and what was known before; returns what to write of it.
-Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before]], Noted]
+#: Looks at what is refused, what was known before, and which records, by partition and offset, are of people
+#: who were erased; returns what to write of it.
+Watch: TypeAlias = Callable[[Sequence[Refused], Mapping[int, Before], Collection[tuple[int, int]]], Noted]
 
 
 class Batch(NamedTuple):
@@ -244,20 +245,24 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
         passed = {partition: known.next_offset for partition, known in before.items()}
         outcome = await write(connection, batch.accepted, batch.unreadable, passed)
         await _set_aside(connection, outcome.waiting)
-        is_noted = True
+        is_noted, of_erased = True, _of_erased(batch, outcome.erased)
         if watch is not None:
-            noted = watch(outcome.refused, before)
+            noted = watch(outcome.refused, before, of_erased)
             if noted.if_wrong and not await _is_ours(connection, batch.topic, noted):
                 raise WrongDatabaseError(noted.if_wrong)
             is_noted = await _note(connection, batch.topic, before, noted)
         passing("recorder.in-transaction")
     passing("recorder.database-committed")
-    erased, of_erased = outcome.erased, 0
-    if erased:
-        of_erased = sum(_who(a.event) in erased for a in batch.accepted) + sum(
-            key_of(r.record) in erased for r in batch.unreadable
-        )
-    return Judged(outcome.refused, of_erased, len(outcome.waiting), outcome.covered, is_noted)
+    return Judged(outcome.refused, len(of_erased), len(outcome.waiting), outcome.covered, is_noted)
+
+
+def _of_erased(batch: Batch, erased: Collection[str]) -> set[tuple[int, int]]:
+    """Partition and offset of the records that are of these people."""
+    if not erased:
+        return set()
+    theirs = [item.record for item in batch.accepted if _who(item.event) in erased]
+    theirs += [r.record for r in batch.unreadable if key_of(r.record) in erased]
+    return {(record.partition, record.offset) for record in theirs}
 
 
 async def _write_at_once(

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -122,9 +122,21 @@ class Tally:
             self._known.add(source)
         return source
 
-    def of(self, records: Sequence[Record], refused: Collection[Refused]) -> dict[str, Counts]:
-        """Of a load; nothing is added."""
+    def of(
+        self,
+        records: Sequence[Record],
+        refused: Collection[Refused],
+        of_erased: Container[tuple[int, int]] = (),
+    ) -> dict[str, Counts]:
+        """Of a load; nothing is added.
+
+        What is of people who were erased, by partition and offset, is of no source: the source may be them.
+        """
         counts: dict[str, Counts] = {}
+        theirs = [r for r in records if (r.partition, r.offset) in of_erased] if of_erased else []
+        if theirs:
+            counts[NO_SOURCE] = Counts(events=len(theirs))
+            records = [r for r in records if (r.partition, r.offset) not in of_erased]
         for record in records:
             source = self.name(record)
             if (of := counts.get(source)) is None:

@@ -1,14 +1,17 @@
 """One operator at a time for what two must not do at once; the other is told who is at work."""
 
+import contextlib
 import getpass
 import socket
+from collections.abc import AsyncIterator
 from enum import IntEnum
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
 from services.operator_cli.options import told_time
-from services.runtime.database import Connection, load_queries
+from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError
+from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
 
@@ -18,11 +21,16 @@ class Act(IntEnum):
 
     HANDLE_LETTERS = 7_226_377_002
     REBUILD = 7_226_377_003
+    SKIP = 7_226_377_004
 
     @property
     def told(self) -> str:
         """The act, as of somebody who is at it."""
-        return {Act.HANDLE_LETTERS: "handles the dead letters", Act.REBUILD: "rebuilds the counts"}[self]
+        return {
+            Act.HANDLE_LETTERS: "handles the dead letters",
+            Act.REBUILD: "rebuilds the counts",
+            Act.SKIP: "leaves events behind for the services",
+        }[self]
 
     @property
     def patience(self) -> float:
@@ -55,6 +63,19 @@ async def be_alone(db: Connection, act: Act, patience: float | None = None) -> N
         )(lock)
     except RetryError:
         raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again") from None
+
+
+@contextlib.asynccontextmanager
+async def alone(settings: Settings, act: Act) -> AsyncIterator[None]:
+    """A block in which nobody else is at the same act, for what opens connections of its own.
+
+    Raises:
+        RefusedError: somebody else is at it.
+        StepstreamError: the database cannot be reached.
+    """
+    async with connected(settings) as db:
+        await be_alone(db, act)
+        yield
 
 
 def _me() -> str:

@@ -7,6 +7,7 @@ behind the last one, and what lies before the copies is removed.
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,9 @@ from aiokafka.errors import KafkaError
 
 from schemas import decode
 from services.operator_cli.alone import Act, be_alone
-from services.operator_cli.dead_letters import Source, parse, read_partitions
+from services.operator_cli.dead_letters import Letter, Source, parse, read_partitions
 from services.operator_cli.decisions import operator_headers, wait_for_recorder
-from services.operator_cli.options import not_executed, print_json, print_table, say, told_time
+from services.operator_cli.options import many, not_executed, print_json, print_table, say, told_time
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError
@@ -35,6 +36,7 @@ from services.runtime.kafka import (
 )
 from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
+from services.runtime.sources import NO_SOURCE, OTHERS
 from services.sankey_aggregator import store
 
 _QUERIES = load_queries(__file__)
@@ -45,6 +47,55 @@ _LOCK = {"lock_timeout": "10s"}
 _TRANSACTION_SECONDS = 60
 #: How long to wait for another who handles the dead letters, in seconds.
 _LETTERS_SECONDS = 60.0
+#: Sources that are nobody; the first gets what is left of one that was a person.
+_NOBODY = [NO_SOURCE, OTHERS]
+#: So many letters of others are named.
+_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a person is called; the patterns are regular expressions for Python and for PostgreSQL."""
+
+    user: str
+    tracking_id: str = ""
+    email: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """Finds them in a text, as whole words."""
+        return _words(self.user, self.tracking_id, self.email)
+
+    @property
+    def source_pattern(self) -> str:
+        """Finds them in a source.
+
+        A tracking id, which people choose themselves, is all of it: as a word it may be another's name.
+        """
+        whole = f"|^{re.escape(self.tracking_id)}$" if self.tracking_id else ""
+        return _words(self.user, self.email if "@" in self.email else "") + whole
+
+    def are_in(self, text: str) -> bool:
+        """Whether a text speaks of the person."""
+        return re.search(self.pattern, text) is not None
+
+
+def _words(*names: str) -> str:
+    return rf"(?<![\w-])(?:{'|'.join(re.escape(name) for name in names if name)})(?![\w-])"
+
+
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Dead letters: how far partitions go, the person's by partition, and those of others that name them."""
+
+    ends: dict[TopicPartition, int]
+    theirs: dict[TopicPartition, list[Record]]
+    naming: list[Letter]
+
+    @property
+    def count(self) -> int:
+        """How many are the person's."""
+        return sum(len(letters) for letters in self.theirs.values())
 
 
 @dataclass
@@ -55,14 +106,17 @@ class Receipt:
     known: bool
     erased_at: int | None
     removed: dict[str, int] = field(default_factory=dict)
+    #: Dead letters of others that name the person: they stay.
+    named_in: list[str] = field(default_factory=list)
     event_id: str | None = None
     executed: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def nothing_known(self) -> bool:
-        """Whether there is no trace of such a person."""
-        return not self.known and self.erased_at is None and not any(self.removed.values())
+        """Whether there is no trace of such a person; a source of that name, or a word, is none."""
+        traces = any(n for what, n in self.removed.items() if what != "sources")
+        return not self.known and self.erased_at is None and not traces
 
 
 async def find_person(db: Connection, who: str) -> str:
@@ -88,13 +142,23 @@ async def plan(settings: Settings, who: str) -> Receipt:
     """
     async with connected(settings) as db:
         user = await find_person(db, who)
-        row = await db.fetchrow(SQL["erase_plan"], user)
-    assert row is not None  # noqa: S101 - one row, always
-    counts = dict(row)
-    known, erased_at = counts.pop("known"), counts.pop("erased_at")
-    _, letters = await _letters_of(settings, user)
-    counts["dead_letters"] = sum(len(found) for found in letters.values())
-    return Receipt(user, known, erased_at, counts)
+        names = await _names_of(db, user)
+        counts = await _count(db, names)
+    known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
+    letters = await _letters_of(settings, names)
+    counts["dead_letters"] = letters.count
+    return Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+
+
+async def _names_of(db: Connection, user: str) -> Names:
+    row = await db.fetchrow(SQL["erase_names"], user)
+    return Names(user, row["distinct_id"] or "", row["email"] or "") if row else Names(user)
+
+
+async def _count(db: Connection, names: Names) -> dict[str, Any]:
+    row = await db.fetchrow(SQL["erase_plan"], names.user)
+    sources = await db.fetchval(SQL["erase_count_sources"], names.source_pattern, _NOBODY, names.pattern)
+    return dict(row or ()) | {"sources": sources}
 
 
 async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
@@ -112,14 +176,19 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             "already refused for good, add --even-if-unknown"
         )
     async with connected(settings, store.prepare, store.SERVER_SETTINGS | _LOCK) as db:
-        receipt = await _forget(db, found.user)
+        receipt, names = await _forget(db, found.user)
         passing("operator.erase-committed")
         try:
             told = await _announce(settings, db, receipt)
             await _wait_for_recorder(settings, told, receipt)
+            # What it had counted, and not written yet, it has written with the event.
+            async with db.transaction():
+                await _forget_sources(db, names)
             # Two at once would each copy the letters that the other removes.
             await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
-            receipt.removed["dead_letters"] = await _remove_letters(settings, receipt.user)
+            letters = await _remove_letters(settings, names)
+            receipt.removed["dead_letters"] = letters.count
+            receipt.named_in = [str(letter.source) for letter in letters.naming]
         except StepstreamError as error:
             raise StepstreamError(
                 f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. The event "
@@ -130,8 +199,8 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
     return receipt
 
 
-async def _forget(db: Connection, user: str) -> Receipt:
-    """All of the database's part, in one transaction, the counts too."""
+async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
+    """All of the database's part, in one transaction, the counts too; and what the person was called."""
     erased_at, event_id = int(time.time() * 1000), str(uuid_utils.uuid7())
     event = {
         "type": "user-erased",
@@ -145,9 +214,8 @@ async def _forget(db: Connection, user: str) -> Receipt:
         await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
         known = await db.fetchval(SQL["erase_lock"], user) is not None
         first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
-        row = await db.fetchrow(SQL["erase_plan"], user)
-        assert row is not None  # noqa: S101 - one row, always
-        counts = {k: v for k, v in row.items() if k not in {"known", "erased_at"}}
+        names = await _names_of(db, user)
+        counts = {k: v for k, v in (await _count(db, names)).items() if k not in {"known", "erased_at"}}
         journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
         for name in ("erase_user", "erase_waiting_events", "erase_outbox", "erase_set_aside"):
             await db.execute(SQL[name], user)
@@ -160,7 +228,16 @@ async def _forget(db: Connection, user: str) -> Receipt:
             told = await db.fetchrow(SQL["erase_told"], user)
             assert told is not None  # noqa: S101 - it was just written
             erased_at, event_id = told["erased_at"], told["event_id"]
-    return Receipt(user, known, erased_at, counts, event_id)
+        await _forget_sources(db, names)
+    return Receipt(user, known, erased_at, counts, event_id=event_id), names
+
+
+async def _forget_sources(db: Connection, names: Names) -> None:
+    """Makes what is kept of sources that are the person that of no source, so that totals stay."""
+    await db.execute(SQL["erase_lock_sources"])
+    for statement in ("erase_refusals", "erase_sources", "erase_places"):
+        await db.execute(SQL[statement], names.source_pattern, _NOBODY)
+    await db.execute(SQL["erase_examples"], names.pattern)
 
 
 async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
@@ -200,38 +277,52 @@ def is_of(record: Record, user: str) -> bool:
     if record.key == user.encode():
         return True
     value = record.value
-    if value is None or user.encode() not in value:
+    if value is None or (user.encode() not in value and b"\\u" not in value):
         return False
     try:
         told = json.loads(value)
     except ValueError:
-        return True  # it cannot be read, and names them
-    return not isinstance(told, dict) or told.get("mcp_server_user_id", user) == user
+        return user.encode() in value  # it cannot be read, and names them
+    if not isinstance(told, dict):
+        return user.encode() in value
+    return bool(told.get("mcp_server_user_id", user if user.encode() in value else None) == user)
 
 
-async def _letters_of(
-    settings: Settings, user: str
-) -> tuple[dict[TopicPartition, int], dict[TopicPartition, list[Record]]]:
-    """How far the partitions go, and the person's letters by partition."""
-    found: dict[TopicPartition, list[Record]] = {}
-    ends: dict[TopicPartition, int] = {}
-    async for record in read_partitions(settings, settings.dead_letter_topic, ends=ends):
-        if is_of(record, user):
-            found.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
-    return ends, found
+def speaks_of(record: Record, names: Names) -> bool:
+    """Whether a dead letter names a person anywhere: in key, value, headers, or why it was refused."""
+    parts = [record.key, record.value, *(name.encode(errors="replace") for name, _ in record.headers)]
+    parts += [value for _, value in record.headers]
+    if any(names.are_in(part.decode(errors="replace")) for part in parts if part):
+        return True
+    if record.value is None or b"\\u" not in record.value:
+        return False
+    try:
+        return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))
+    except ValueError:
+        return False
 
 
-async def _remove_letters(settings: Settings, user: str) -> int:
-    ends, found = await _letters_of(settings, user)
-    for partition in found:
-        await _copy_others(settings, partition, ends[partition], user)
+async def _letters_of(settings: Settings, names: Names) -> Letters:
+    found = Letters({}, {}, [])
+    async for record in read_partitions(settings, settings.dead_letter_topic, ends=found.ends):
+        if is_of(record, names.user):
+            found.theirs.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
+        elif speaks_of(record, names):
+            found.naming.append(parse(record))
+    return found
+
+
+async def _remove_letters(settings: Settings, names: Names) -> Letters:
+    found = await _letters_of(settings, names)
+    for partition in found.theirs:
+        await _copy_others(settings, partition, found.ends[partition], names.user)
         passing("operator.letters-copied")
         async with admin_client(settings) as admin:
             try:
-                await admin.delete_records({partition: RecordsToDelete(ends[partition])})
+                await admin.delete_records({partition: RecordsToDelete(found.ends[partition])})
             except KafkaError as error:
                 raise unreachable(settings, error) from error
-    return sum(len(letters) for letters in found.values())
+    return found
 
 
 async def _copy_others(settings: Settings, partition: TopicPartition, end: int, user: str) -> None:
@@ -267,6 +358,15 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
 # --- telling -------------------------------------------------------------------------------------------
 
 
+def _named_in(ids: Sequence[str]) -> str:
+    """Which dead letters of others name the person, and what can be done."""
+    named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED:,} more (-o json)" if ids[_NAMED:] else "")
+    return (
+        f"{many(len(ids), 'dead letter')} of others name this person and stay until their retention removes "
+        f"them: {named}. `stepstream dlq show ID` shows one; Kafka lets nobody remove it alone"
+    )
+
+
 def report(receipt: Receipt, *, as_json: bool) -> None:
     """The plan, or the receipt."""
     if as_json:
@@ -279,6 +379,8 @@ def report(receipt: Receipt, *, as_json: bool) -> None:
         print_table(title, ("what", "rows"), rows)
     for note in receipt.notes:
         say(f"[yellow]{note}[/]")
+    if receipt.named_in:
+        say(f"[yellow]{_named_in(receipt.named_in)}[/]")
     if not receipt.executed:
         if receipt.erased_at is not None:
             say(f"erased before, at {told_time(receipt.erased_at)}")

@@ -19,6 +19,7 @@ from services.operator_cli.options import (
     many,
     not_executed,
     parse_duration,
+    parse_some_time,
     print_json,
     print_result,
     progress,
@@ -102,7 +103,7 @@ def register(app: typer.Typer) -> None:
 WatchOption = Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")]
 EveryOption = Annotated[
     float,
-    typer.Option("--every", metavar="DURATION", parser=parse_duration, help="With --watch: how often."),
+    typer.Option("--every", metavar="DURATION", parser=parse_some_time, help="With --watch: how often."),
 ]
 GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
 
@@ -281,9 +282,10 @@ def skip(
     shows it, its bytes become a dead letter, and services that run go on within seconds. With --to-offset,
     anything: then --group is needed, and it is refused (exit 4) while the group has members. What is left
     behind is named in `status` until it is acknowledged. An offset that is moved forward in Kafka alone is
-    not believed.
+    not believed. One at a time: a second one is refused (exit 4), and told who is at it.
     """
     from services.operator_cli import relocate, unreadable
+    from services.operator_cli.alone import Act, alone
 
     settings = current_settings()
     as_json = output is Output.JSON
@@ -291,12 +293,17 @@ def skip(
     async def of_events(service: str, to: int) -> None:
         plan = await relocate.plan_skip(settings, service, partition, to)
         if execute:
-            await relocate.skip(settings, plan)
+            async with alone(settings, Act.SKIP):
+                plan = await relocate.plan_skip(settings, service, partition, to)
+                await relocate.skip(settings, plan)
         relocate.show_skip(plan, as_json=as_json, executed=execute)
 
     async def of_a_batch(services: Sequence[str]) -> None:
-        plan = await unreadable.plan_skip(settings, partition, services)
-        taken_up = await unreadable.skip(settings, plan) if execute else False
+        plan, taken_up = await unreadable.plan_skip(settings, partition, services), False
+        if execute:
+            async with alone(settings, Act.SKIP):  # whoever was at it may have moved the services
+                plan = await unreadable.plan_skip(settings, partition, services)
+                taken_up = await unreadable.skip(settings, plan)
         unreadable.show_skip(plan, as_json=as_json, executed=execute, taken_up=taken_up)
         if execute and not taken_up:
             raise typer.Exit(1)
@@ -850,7 +857,7 @@ def keys_create(
     expires_in: Annotated[
         float | None,
         typer.Option(
-            metavar="DURATION", parser=parse_duration, help="How long it is valid; else until revoked."
+            metavar="DURATION", parser=parse_some_time, help="How long it is valid; else until revoked."
         ),
     ] = None,
 ) -> None:

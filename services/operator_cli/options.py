@@ -90,14 +90,29 @@ def parse_duration(text: str | float) -> float:
     """A duration of the command line in seconds: `30s`, `10m`, `2h`, `90d`.
 
     Raises:
-        typer.BadParameter: it is none.
+        typer.BadParameter: it is none, or is less than nothing.
     """
     if isinstance(text, float):  # a default
         return text
     try:
-        return float(durationpy.from_str(text).total_seconds())
+        seconds = float(durationpy.from_str(text).total_seconds())
     except durationpy.DurationError:
         raise typer.BadParameter(f"`{text}` is not a duration: give one like 30s, 10m, 2h or 90d") from None
+    if seconds < 0:
+        raise typer.BadParameter(f"`{text}` is less than nothing: give a duration like 30s, 10m, 2h or 90d")
+    return seconds
+
+
+def parse_some_time(text: str | float) -> float:
+    """A duration of the command line in seconds, which is not 0: of what is then done again, or ends.
+
+    Raises:
+        typer.BadParameter: it is none, or lasts no time.
+    """
+    seconds = parse_duration(text)
+    if not seconds:
+        raise typer.BadParameter(f"`{text}` lasts no time: give a duration like 30s, 10m, 2h or 90d")
+    return seconds
 
 
 def time_option(name: str, help_: str) -> Any:

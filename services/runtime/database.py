@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import re
+import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from tenacity import (
 
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.refusals import SIGN_IN, Refusals
-from services.runtime.settings import Settings
+from services.runtime.settings import Settings, tls_file_problems
 from services.runtime.telemetry import RETRIES
 
 log = logging.getLogger("stepstream.database")
@@ -167,6 +168,12 @@ async def _open(*args: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Recor
         if "startup parameter" not in str(error):
             raise
         raise _a_pooler(in_a_line(error)) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ssl.SSLError) as error:
+        # The client does not say which file; it was good when the service began.
+        problem = next(tls_file_problems(str(args[0])), None) if args else None
+        if problem is None:
+            raise
+        raise OSError(error.errno, f"STEPSTREAM_DATABASE_URL: {problem}") from error
     return made
 
 

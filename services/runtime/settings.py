@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -26,6 +28,9 @@ PREFIX = "STEPSTREAM_"
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
 #: PostgreSQL and the system's timers take no more than some weeks.
 _MOST_SECONDS = 604_800
+#: Parameters of a database's URL that name files for TLS, and those of others' certificates.
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_CERTIFICATES = ("sslrootcert", "sslcrl")
 #: Passwords that may change while a service runs, where a file has them.
 _ROTATING = ("database_password", "kafka_password")
 
@@ -69,7 +74,23 @@ def _postgres_url(url: SecretStr) -> SecretStr:
             "@ / ? # % [ ] are written as %40 %2F %3F %23 %25 %5B %5D; or leave the password out of it, and "
             f"set {PREFIX}DATABASE_PASSWORD or {PREFIX}DATABASE_PASSWORD_FILE"
         )
+    if problem := next(tls_file_problems(text), None):
+        raise ValueError(problem)
     return url
+
+
+def tls_file_problems(url: str) -> Iterator[str]:
+    """What is wrong with the files for TLS that a database's URL names; the client would not say which."""
+    for name, file in parse_qsl(urlsplit(url).query):
+        if name not in _TLS_FILES:
+            continue
+        if not os.access(file, os.R_OK):
+            yield f"the file {file} ({name}) is not there, or may not be read"
+        elif name in _CERTIFICATES:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+            except OSError:
+                yield f"the file {file} ({name}) holds no certificate or list of them in PEM"
 
 
 def _optional_postgres_url(url: SecretStr) -> SecretStr:

@@ -113,8 +113,7 @@ class Issuers:
             known = self._keys.get(issuer)
             if known is None or not known.is_new:
                 try:
-                    uri = known.uri if known else await _find_jwks(issuer)
-                    self._keys[issuer] = _Keys(uri, await _read_keys(uri))
+                    self._keys[issuer] = await _look_for(issuer, name, known.uri if known else None)
                 except IssuerAwayError as error:
                     self._away[issuer] = str(error)
                     raise
@@ -125,6 +124,36 @@ class Issuers:
     def _find(self, issuer: str, name: Any) -> Any:
         known = self._keys.get(issuer)
         return known.find(name) if known else None
+
+
+async def _look_for(issuer: str, name: Any, uri: str | None) -> _Keys:
+    """The issuer's keys, from where they were before, and from where its metadata says they are now.
+
+    Where they are is looked up anew when the key of that name is not there: issuers move their keys.
+
+    Raises:
+        IssuerAwayError: they cannot be had.
+    """
+    if uri is None:
+        return await _keys_at(await _find_jwks(issuer))
+    try:
+        before = await _keys_at(uri)
+    except IssuerAwayError as error:
+        now = await _find_jwks(issuer)
+        if now == uri:
+            raise error from None
+        return await _keys_at(now)
+    if before.find(name) is not None:
+        return before
+    try:
+        now = await _find_jwks(issuer)
+        return before if now == uri else await _keys_at(now)
+    except IssuerAwayError:
+        return before
+
+
+async def _keys_at(uri: str) -> _Keys:
+    return _Keys(uri, await _read_keys(uri))
 
 
 async def _read_keys(uri: str) -> jwt.PyJWKSet:

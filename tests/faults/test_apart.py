@@ -4,11 +4,13 @@ What must be in the table is worked out here, from what producers were told is i
 """
 
 import asyncio
+import getpass
 import json
 import os
 import pwd
 import random
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
@@ -744,6 +746,38 @@ async def test_of_what_is_skipped_it_is_known_how_far_it_was_judged_before(world
         assert done.returncode == 0, done.stderr
     (row,) = await world.db.fetch("select from_offset, until_offset, judged_until from gone_events")
     assert tuple(row) == (0, 2, 2)
+
+
+async def test_two_operators_do_not_leave_behind_what_overlaps(world: World) -> None:
+    """Each would name a range of its own in `gone_events`; the second is told who is at work."""
+    await world.offer()
+    await world.people(["ann"])
+    await world.produce([completed("ann", step, 1) for step in "abc"])
+    (partition,) = {p for p, end in (await ends_of(world)).items() if end}
+    skip = ("skip", "--group", RECORDER, "--partition", str(partition), "--execute", "--to-offset")
+    async with world.connection() as holder:
+        transaction = holder.transaction()
+        await transaction.start()
+        await holder.execute("lock table gone_events in access exclusive mode")
+        first = asyncio.create_task(asyncio.to_thread(world.command, *skip, "2"))
+
+        async def at_work() -> bool:
+            waiting = "select count(*) from pg_locks where relation = 'gone_events'::regclass and not granted"
+            return bool(await world.db.fetchval(waiting))
+
+        await eventually(at_work, "the first one is about to name what is gone")
+        second = asyncio.create_task(world.invoke(*skip, "3"))
+        done, _ = await asyncio.wait({second}, timeout=20)  # without the lock it waits behind the first
+        await transaction.rollback()
+    assert (await first).returncode == 0, (await first).stderr
+    refused = await second
+    assert await gone(world) == [(partition, "skipped", 0, 2)]
+    assert done
+    assert refused.returncode == 4
+    assert f"{getpass.getuser()}@{socket.gethostname()} leaves events behind" in refused.stderr
+    again = await world.invoke(*skip, "3")
+    assert again.returncode == 0, again.stderr
+    assert await gone(world) == [(partition, "skipped", 0, 2), (partition, "skipped", 2, 3)]
 
 
 async def ends_of(world: World) -> dict[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiokafka import ConsumerRecord
 
+from schemas import OPERATOR_SOURCES
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
@@ -103,6 +104,7 @@ async def test_everything_goes_and_stays_gone_under_replay(world: World) -> None
         "outbox": 1,
         "outbox_set_aside": 1,
         "waiting_events": 0,
+        "sources": 0,
         "dead_letters": 3,
     }
     assert json.loads(plan.stdout)["removed"] == expected
@@ -382,3 +384,85 @@ async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_b
     with pytest.raises(StepstreamError):
         await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)
     assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'ann'") == 1
+
+
+NAMES = ("ann-who-leaves", "visitor-1", "ann@example.org")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_source_that_is_the_person_is_no_source_any_more(world: World, name: str) -> None:
+    """By id, tracking id or e-mail address; totals stay, and so does what is of others."""
+    await fill(world)
+
+    def sent(user: str, step: str, source: str) -> Message:
+        value = json.dumps(completed(user, step, 1)).encode()
+        return Message(user.encode(), value, [("ce_source", source.encode())])
+
+    world.start_both()
+    await world.produce([sent("bob", "a", name), sent("bob", "b", "/shop"), sent("bob", "unknown", name)])
+    corrected = {"type": "user-erased", "event_id": erased("bob")["event_id"]}
+    forged = json.dumps(corrected | {"mcp_server_user_id": "bob", "erased_at": moment(5)})
+    await world.produce([Message(b"bob", forged.encode(), [("ce_source", f"by:{name}".encode())])])
+    await world.drained()
+
+    async def counted() -> bool:
+        total = await world.db.fetchval("select coalesce(sum(events), 0) from event_sources")
+        return bool(total == 4 and await world.db.fetchval("select count(*) from source_organizations") == 2)
+
+    await eventually(counted, "who sent what is written")
+    found = await traces(world, name)
+    assert {"event_sources.source", "refused_events.source", "source_organizations.source"} <= found.keys()
+    assert "refused_events.message" in found
+    # The last one is on its way when the command begins.
+    await world.produce([sent("ann-who-leaves", "a", name)])
+    done = await world.invoke("erase", "ann-who-leaves", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["removed"]["sources"] >= 4
+    await world.produce([sent("ann-who-leaves", "b", name), sent("bob", "c", "/shop")])
+    await world.drained()
+
+    async def all_counted() -> bool:
+        return bool(await world.db.fetchval("select sum(events) from event_sources") == 8)
+
+    await eventually(all_counted, "what came since is written")
+    rows = dict(await world.db.fetch("select source, events from event_sources"))
+    if name == "visitor-1":  # anybody may take a word for a tracking id: a source that only holds it stays
+        assert rows.pop(f"by:{name}") == 1
+        assert await traces(world, name) == {"event_sources.source": 1, "refused_events.source": 1}
+    else:
+        rows["(no source)"] -= 1
+        assert await traces(world, name) == {}
+    assert rows == {"(no source)": 4, "/shop": 2, OPERATOR_SOURCES[0]: 1}
+    assert (await world.invoke("verify")).returncode == 0
+
+
+async def test_letters_of_others_that_name_the_person_stay_and_are_told(world: World) -> None:
+    await fill(world)
+    bobs = completed("bob", "no", 1, metadata={"by": "ann-who-leaves"})
+    letters = [
+        Message.of(bobs),
+        Message(b"bob", b"not json", [("sent-by", b"ann@example.org")]),
+        Message(b"for visitor-1", b"not json"),
+        Message(b"bob", json.dumps(completed("bob", "no", 2, metadata={"by": "visitor-11"})).encode()),
+        Message(
+            b"x", json.dumps(completed("ann-who-leaves", "no", 4)).replace("ann-", "\\u0061nn-").encode()
+        ),
+    ]
+    producer = make_producer(world.settings)
+    await producer.start()
+    for letter in letters:
+        await producer.send_and_wait(
+            world.settings.dead_letter_topic,
+            letter.value,
+            key=letter.key,
+            headers=letter.headers,
+            partition=1,
+        )
+    await producer.stop()
+    plan = json.loads((await world.invoke("erase", "visitor-1", "-o", "json")).stdout)
+    assert (plan["removed"]["dead_letters"], plan["named_in"]) == (1, ["1:0", "1:1", "1:2"])
+    done = await world.invoke("erase", "visitor-1", "--execute")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert "3 dead letters of others name this person and stay" in told
+    assert [r.value for r in await world.dead_letters()] == [letter.value for letter in letters[:4]]

@@ -19,6 +19,7 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 from mcp.shared.exceptions import MCPError
 from pydantic import AnyUrl
 
+from services.walkthrough_mcp import tokens
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.world import MCP, Service, World, metric
 
@@ -34,6 +35,8 @@ class Issuer:
 
     def __init__(self) -> None:
         self.keys = {"one": rsa.generate_private_key(65537, 2048)}
+        self.keys_at = "/keys"
+        self.left_behind: dict[str, Any] = {}
         self.fetched: list[str] = []
         self.clients: dict[str, Any] = {}
         self.codes: dict[str, dict[str, str]] = {}
@@ -81,7 +84,7 @@ class Issuer:
         path = self.url.removeprefix(self.origin).rstrip("/")
         metadata = {
             "issuer": self.url,
-            "jwks_uri": f"{self.origin}/keys",
+            "jwks_uri": f"{self.origin}{self.keys_at}",
             "registration_endpoint": f"{self.origin}/register",
             "authorization_endpoint": f"{self.origin}/authorize",
             "token_endpoint": f"{self.origin}/token",
@@ -91,8 +94,12 @@ class Issuer:
         }
         return {
             f"/.well-known/oauth-authorization-server{path}": metadata,
-            "/keys": {"keys": [self.public(kid) for kid in self.keys]},
-        }
+            self.keys_at: {"keys": [self.public(kid) for kid in self.keys]},
+        } | self.left_behind
+
+    def move_keys(self, path: str, left_behind: dict[str, Any]) -> None:
+        """Publishes the keys at another path; what is left behind is by path, too."""
+        self.keys_at, self.left_behind = path, left_behind
 
     def register(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Takes a new client (RFC 7591)."""
@@ -473,6 +480,27 @@ async def test_a_new_key_of_the_issuer_is_found(world: World, issuer: Issuer) ->
     issuer.keys["two"] = rsa.generate_private_key(65537, 2048)
     token = issuer.token(f"{base}/secure", kid="two")
     assert (await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")).status_code == 200
+
+
+@pytest.mark.parametrize("old", ["gone", "stale"])
+async def test_keys_that_the_issuer_moves_are_found(
+    world: World, issuer: Issuer, old: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the old address gone, or with what was there still there: nobody has to restart anything."""
+    monkeypatch.setattr(tokens, "_LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "_AWAY_SECONDS", 0.0)
+    _, base = await prepare(world, issuer)
+
+    async def status(kid: str) -> int:
+        token = issuer.token(f"{base}/secure", kid=kid)
+        return (await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")).status_code
+
+    assert await status("one") == 200
+    stale = {"/keys": issuer.documents()["/keys"]} if old == "stale" else {}
+    issuer.keys["two"] = rsa.generate_private_key(65537, 2048)
+    issuer.move_keys("/keys-of-today", stale)
+    assert await status("two") == 200
+    assert await status("one") == 200
 
 
 async def test_an_issuer_that_is_away_is_no_fault_of_the_token(world: World, issuer: Issuer) -> None:

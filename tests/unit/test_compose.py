@@ -85,13 +85,101 @@ def test_what_the_image_installs_is_what_the_lock_says() -> None:
     assert "--require-hashes -r requirements.txt" in DOCKERFILE
 
 
+def is_sent(path: str) -> bool:
+    """Whether a build takes a file: by the last pattern of .dockerignore that is of it, or of a folder of it."""
+    sent = True
+    for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = re.escape(line.removeprefix("!"))
+        for written, meant in ((r"\*\*/", "(?:.*/)?"), (r"\*\*", ".*"), (r"\*", "[^/]*")):
+            pattern = pattern.replace(written, meant)
+        if re.fullmatch(rf"{pattern}(/.*)?", path):
+            sent = line.startswith("!")
+    return sent
+
+
+def test_all_code_goes_into_the_image() -> None:
+    code = {".py", ".sql", ".json", ".html", ".js", ".css", ".svg"}
+    for folder in ("migrations", "schemas", "services"):
+        for file in (ROOT / folder).rglob("*"):
+            path = file.relative_to(ROOT)
+            left_out = any(
+                part == "dashboard" or part.startswith((".", "__pycache__")) for part in path.parts
+            )
+            if file.suffix in code and not left_out:
+                assert is_sent(path.as_posix()), f"{path}: name its kind in .dockerignore"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".env",
+        ".git/config",
+        "services/operator_cli/.env",
+        "services/runtime/server.pem",
+        "services/runtime/server.key",
+        "services/analytics_api/static/.env",
+        "services/analytics_api/dashboard/node_modules/x/index.js",
+        "services/notes.txt",
+        "migrations/.0001.sql.swp",
+        "tests/conftest.py",
+        "docs/security.md",
+    ],
+)
+def test_what_else_lies_about_in_a_checkout_does_not(path: str) -> None:
+    assert not is_sent(path)
+
+
 @every_service
 def test_a_password_may_have_any_character(name: str) -> None:
     """In a URL an `@` or a `/` of it would be taken for something else, and shown in the log."""
     environment = SERVICES[name].get("environment", {})
     for value in environment.values():
-        assert "PASSWORD" not in str(value) or re.fullmatch(r"\$\{\w+:-\w+\}", value), value
+        assert "PASSWORD" not in str(value) or re.fullmatch(r"\$\{\w+:-(\w+|\$\{\w+:-\w+\})\}", value), value
     if "STEPSTREAM_DATABASE_URL" in environment:
-        is_owner = environment["STEPSTREAM_DATABASE_URL"].startswith("postgresql://stepstream@")
-        whose = "POSTGRES_PASSWORD" if is_owner else "SERVICE_PASSWORD"
-        assert environment["STEPSTREAM_DATABASE_PASSWORD"] == f"${{{whose}:-stepstream}}"
+        role = re.match(r"postgresql://stepstream(?:_(\w+))?@", environment["STEPSTREAM_DATABASE_URL"])
+        assert role
+        assert environment["STEPSTREAM_DATABASE_PASSWORD"] == password_of(role[1])
+
+
+def password_of(role: str | None) -> str:
+    """The variable that has the password of a role; of the owner, who has none, without a name."""
+    if role is None:
+        return "${POSTGRES_PASSWORD:-stepstream}"
+    return f"${{{role.upper()}_PASSWORD:-${{SERVICE_PASSWORD:-stepstream}}}}"
+
+
+def test_each_role_can_have_a_password_of_its_own() -> None:
+    """Whoever gets into one service has its password, and opens nothing else with it."""
+    given = SERVICES["roles"]["environment"]
+    roles = re.findall(r"for role in ([\w ]+);", SERVICES["roles"]["command"][0])[0].split()
+    assert {name for name in given if name.endswith("_PASSWORD")} == {f"{r.upper()}_PASSWORD" for r in roles}
+    assert all(given[f"{role.upper()}_PASSWORD"] == password_of(role) for role in roles)
+
+
+def test_no_password_is_an_argument_of_a_command() -> None:
+    """Arguments of processes are for everybody on the machine to see."""
+    for name, service in SERVICES.items():
+        for line in "\n".join(map(str, service.get("command", ()))).splitlines():
+            assert not re.search(r"(--\S+|-v)[ =]\S*=?\S*PASSWORD", line), f"{name}: {line}"
+
+
+@every_service
+def test_it_can_use_up_neither_memory_nor_disk_nor_processes_of_the_machine(name: str) -> None:
+    service = SERVICES[name]
+    for place in service.get("tmpfs", ()):
+        assert re.search(r"[:,]size=\d+m\b", place), f"{place}: memory without a bound"
+    assert service.get("pids_limit"), "merge x-hardened into it"
+    assert service.get("logging", {}).get("options", {}).get("max-size"), "merge x-hardened into it"
+
+
+def test_who_needs_no_kafka_cannot_reach_it() -> None:
+    """Its Kafka asks nobody who they are, and agents from anywhere speak to walkthrough-mcp."""
+    on_events = {name for name, service in SERVICES.items() if "events" in service.get("networks", ())}
+    assert "kafka" in on_events
+    assert not on_events & {"walkthrough-mcp", "roles", "postgres"}
+    assert all(
+        set(service.get("networks", ())) <= COMPOSE["networks"].keys() for service in SERVICES.values()
+    )
+    assert all(service.get("networks") for service in SERVICES.values()), "else it is in a network of its own"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from services.runtime.errors import ConfigurationError
+from services.runtime.database import open_pool
+from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings, load_settings
 
 GOOD = {
@@ -55,7 +56,7 @@ def test_a_url_of_which_parts_would_be_mistaken_is_refused_and_not_shown(
     "url",
     [
         "postgresql://u:p%40s%2Fs@a:5432,b:5433/db?target_session_attrs=read-write",
-        "postgres://u@[::1]:5432/db?sslmode=verify-full&sslrootcert=/ca.pem",
+        "postgres://u@[::1]:5432/db?sslmode=verify-full",
         "postgresql:///db?host=/run/postgresql&password=a@b",
         "postgresql://%2Frun%2Fpostgresql/db",
         "postgresql://u:a b%c@h",
@@ -64,6 +65,44 @@ def test_a_url_of_which_parts_would_be_mistaken_is_refused_and_not_shown(
 def test_a_url_may_have_all_that_libpq_takes(environment: pytest.MonkeyPatch, url: str) -> None:
     environment.setenv("STEPSTREAM_DATABASE_URL", url)
     assert load_settings().dsn == url
+
+
+@pytest.mark.parametrize("parameter", ["sslrootcert", "sslcrl", "sslcert", "sslkey"])
+def test_a_file_for_tls_that_the_url_names_is_told_where_it_cannot_be_used(
+    environment: pytest.MonkeyPatch, tmp_path: Path, parameter: str
+) -> None:
+    file = tmp_path / "file.pem"
+    for name in ("STEPSTREAM_DATABASE_URL", "STEPSTREAM_API_DATABASE_URL"):
+        environment.setenv(name, f"postgresql://u:secret@h/db?sslmode=verify-full&{parameter}={file}")
+        with pytest.raises(
+            ConfigurationError, match=rf"^{name}: the file {file} \({parameter}\) is not there"
+        ):
+            load_settings()
+        environment.setenv(name, GOOD["STEPSTREAM_DATABASE_URL"])
+    if parameter in {"sslrootcert", "sslcrl"}:
+        file.write_text("no certificate")
+        environment.setenv(
+            "STEPSTREAM_DATABASE_URL", f"postgresql://u:secret@h/db?sslmode=verify-full&{parameter}={file}"
+        )
+        with pytest.raises(
+            ConfigurationError, match=rf"{file} \({parameter}\) holds no certificate"
+        ) as caught:
+            load_settings()
+        assert "secret" not in str(caught.value)
+
+
+async def test_a_file_for_tls_that_goes_while_a_service_runs_is_told(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each new connection reads it; the client itself says only that a file is not there."""
+    file = tmp_path / "key.pem"
+    file.write_text("key")
+    environment.setenv("STEPSTREAM_DATABASE_URL", f"postgresql://u:secret@127.0.0.1:1/db?sslcert={file}")
+    settings = load_settings()
+    file.unlink()
+    with pytest.raises(StepstreamError, match=rf"the file {file} \(sslcert\) is not there") as caught:
+        await open_pool(settings)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"\n", "is empty"), (b"\xffpassword", "no text in UTF-8")])
@@ -87,6 +126,16 @@ def test_a_file_that_holds_no_password_is_one_that_cannot_be_read(
 
 def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
     assert load_settings().kafka_bootstrap_servers == ["a:9092", "b:9093"]
+
+
+@pytest.mark.parametrize("value", ["-1", "-0.001", "-inf", "nan"])
+def test_no_time_is_less_than_nothing(environment: pytest.MonkeyPatch, value: str) -> None:
+    for name in Settings.model_fields:
+        if name.endswith("_seconds"):
+            environment.setenv(f"STEPSTREAM_{name.upper()}", value)
+            with pytest.raises(ConfigurationError, match=f"^STEPSTREAM_{name.upper()}: "):
+                load_settings()
+            environment.delenv(f"STEPSTREAM_{name.upper()}")
 
 
 @pytest.mark.parametrize(
