@@ -327,6 +327,9 @@ class _Feeding:
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         pass
 
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        return False
+
 
 async def _read_ranges(
     settings: Settings,
