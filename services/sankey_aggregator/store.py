@@ -204,7 +204,7 @@ async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
         done = [number for number in keys if number not in waiting]
         await connection.execute(SQL["forget_marks"], done)
         if done:
-            passing("aggregator.waiting-in-transaction")
+            passing("waiting.counts-in-transaction")
     free = {mark["waits_for"] for mark in taken if waiting.get(mark["id"]) != mark["waits_for"]}
     return Resumed(len(done), followed, free, taken[-1]["waits_for"], taken[-1]["id"])
 

@@ -615,7 +615,7 @@ async def test_locked_counts_of_a_walkthrough_leave_others_current(world: World)
     await prepare(world)
     world.start(RECORDER)
     doomed = world.start(
-        AGGREGATOR, crash_at="aggregator.waiting-in-transaction:1", session_timeout_seconds=2
+        AGGREGATOR, crash_at="waiting.counts-in-transaction:1", session_timeout_seconds=2
     )
     await world.produce([event_of(p, "a", 1) for p in PEOPLE])
     await world.drained()
