@@ -614,9 +614,7 @@ async def test_locked_counts_of_a_walkthrough_leave_others_current(world: World)
     """With the real services: what waits shows everywhere, also where it dies while it works that off."""
     await prepare(world)
     world.start(RECORDER)
-    doomed = world.start(
-        AGGREGATOR, crash_at="waiting.counts-in-transaction:1", session_timeout_seconds=2
-    )
+    doomed = world.start(AGGREGATOR, crash_at="waiting.counts-in-transaction:1", session_timeout_seconds=2)
     await world.produce([event_of(p, "a", 1) for p in PEOPLE])
     await world.drained()
     api = await world.start_api()
