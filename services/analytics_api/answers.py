@@ -139,11 +139,11 @@ class Answers:
 
     def fresh(self, context: Context) -> Freshness:
         """How fresh the figures of a walkthrough are."""
-        return self.fresh_of(context.look, context.newest, context.version)
+        return self.fresh_of(context.walkthrough.id, context.look, context.newest, context.version)
 
-    def fresh_of(self, look: Look, newest: Newest, version: str) -> Freshness:
+    def fresh_of(self, walkthrough: str, look: Look, newest: Newest, version: str) -> Freshness:
         """As `fresh`. What is in progress is dropped on some later day, so the day is in the version."""
-        return look.freshness(newest, f"{version}-{self.today:%Y%m%d}")
+        return look.freshness(newest, f"{version}-{self.today:%Y%m%d}", walkthrough)
 
     # --- flows --------------------------------------------------------------------------------------
 

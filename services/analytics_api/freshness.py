@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError
@@ -47,13 +48,19 @@ class Marks(NamedTuple):
     """How many journeys wait to be counted again, how many events for rows that somebody else has locked.
 
     And whether that is the answer of a standby: its figures and marks may be older than what the consumers
-    have committed. `stored` is where the services are, as the database has it.
+    have committed. `stored` is where the services are, as the database has it. `locked` is how many journeys
+    wait for a lock on their counts, by walkthrough: they are not among those `waiting`.
     """
 
     waiting: int
     events: int
     on_replica: bool
     stored: Stored
+    locked: Mapping[str, int] = MappingProxyType({})
+
+    def of(self, walkthrough: str | None) -> int:
+        """The journeys of a walkthrough, or of all, that wait for a lock on their counts."""
+        return sum(self.locked.values()) if walkthrough is None else self.locked.get(walkthrough, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,14 @@ class Look:
     #: Whether what is read now comes from the server that was looked at.
     holds: Callable[[], bool] = lambda: True
 
-    def freshness(self, newest: Newest, version: str | None = None) -> Freshness:
-        """How fresh figures are that were read after the look, by their newest events and version."""
+    def freshness(
+        self, newest: Newest, version: str | None = None, walkthrough: str | None = None
+    ) -> Freshness:
+        """How fresh figures are that were read after the look, by their newest events and version.
+
+        They are of a walkthrough, or of all.
+        """
+        locked = 0 if self.marks is None else self.marks.of(walkthrough)
         lags: Mapping[str, int] = {}
         current, problem = None, self.problem
         if not self.holds():
@@ -81,8 +94,9 @@ class Look:
             if self.marks.on_replica:
                 problem = "the figures come from a replica of the database, which may be behind"
             else:
-                current = self.agreement.is_current and not (self.marks.waiting or self.marks.events)
-                problem = "; ".join(self.agreement.problems) or self._held_back()
+                waits = self.marks.waiting or self.marks.events or locked
+                current = self.agreement.is_current and not waits
+                problem = "; ".join(self.agreement.problems) or self._held_back() or _told_locked(locked)
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -90,7 +104,7 @@ class Look:
                 GroupFreshness(group=RECORDER, lag=lags.get(RECORDER), newest_event_at=newest.recorded_at),
                 GroupFreshness(group=AGGREGATOR, lag=lags.get(AGGREGATOR), newest_event_at=newest.counted_at),
             ],
-            marks=None if self.marks is None else self.marks.waiting,
+            marks=None if self.marks is None else self.marks.waiting + locked,
             events_waiting=None if self.marks is None else self.marks.events,
             looked_at=None if self.at is None else int(self.at * 1000),
             current=current,
@@ -101,6 +115,10 @@ class Look:
         if self.agreement is None or not self.agreement.held_back:
             return None
         return "a producer's open transaction holds back what came after it began"
+
+
+def _told_locked(journeys: int) -> str | None:
+    return f"{journeys} journeys wait to be counted: somebody has locked their counts" if journeys else None
 
 
 class FreshnessWatch:

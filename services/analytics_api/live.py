@@ -91,7 +91,7 @@ class Changes:
                 look = await self._answers.look()
                 watched = list(self._watched)
                 found = await self._answers.store.changes(watched)
-                self._known = {w: self._known_of(look, found.get(w)) for w in watched}
+                self._known = {w: self._known_of(w, look, found.get(w)) for w in watched}
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
                 if may_pass(error):
                     log.warning("live streams wait: %s", type(error).__name__)
@@ -104,10 +104,11 @@ class Changes:
                 self._looked.notify_all()
             await asyncio.sleep(_EVERY_SECONDS)
 
-    def _known_of(self, look: Look, change: Change | None) -> tuple[str, Freshness] | None:
+    def _known_of(self, walkthrough: str, look: Look, change: Change | None) -> tuple[str, Freshness] | None:
         if change is None:
             return None
-        return change.organization, self._answers.fresh_of(look, change.newest, change.version)
+        fresh = self._answers.fresh_of(walkthrough, look, change.newest, change.version)
+        return change.organization, fresh
 
 
 class Streams:

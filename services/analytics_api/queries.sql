@@ -606,9 +606,38 @@ select walkthrough_id from mcp_server_walkthroughs
 where mcp_server_id = $1;
 
 -- name: marks
--- Journeys that wait to be counted again, and events that wait for a lock, each up to 10,000.
+-- Journeys that wait to be counted again, and events that wait for a lock, each up to 10,000; and of which walkthroughs
+-- journeys wait for a lock, which holds up no others.
+with recursive locked as (
+  (
+    select walkthrough_id from sankey_dirty
+    where waits_for is not null
+    order by walkthrough_id
+    limit 1
+  )
+  union all
+  select following.walkthrough_id
+  from locked
+  cross join lateral (
+    select walkthrough_id from sankey_dirty
+    where waits_for is not null and walkthrough_id > locked.walkthrough_id
+    order by walkthrough_id
+    limit 1
+  ) as following
+)
 select
-  (select count(*) from (select from sankey_dirty limit 10000) as marks) as waiting,
+  (select count(*) from (select from sankey_dirty where waits_for is null limit 10000) as marks) as waiting,
+  (
+    select coalesce(jsonb_object_agg(locked.walkthrough_id, marks.waiting), '{}')
+    from locked
+    cross join lateral (
+      select count(*) as waiting from (
+        select from sankey_dirty as mark
+        where mark.waits_for is not null and mark.walkthrough_id = locked.walkthrough_id
+        limit 10000
+      ) as limited
+    ) as marks
+  ) as locked,
   (select count(*) from (select id from waiting_events limit 10000) as events) as events,
   pg_is_in_recovery() as on_replica;
 

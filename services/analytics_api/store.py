@@ -379,7 +379,7 @@ class Store:
         async with self.pool.acquire() as connection:
             (row,) = await connection.fetch(SQL["marks"])
             stored = {service: await read_positions(connection, service, topic) for service in TABLES}
-        return Marks(row["waiting"], row["events"], row["on_replica"], stored)
+        return Marks(row["waiting"], row["events"], row["on_replica"], stored, json.loads(row["locked"]))
 
 
 async def _cursor(

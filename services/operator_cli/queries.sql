@@ -373,7 +373,17 @@ select
   array(select next_offset from recorded_offsets where topic = $1 order by partition) as next_offsets;
 
 -- name: marks_up_to
-select exists (select from sankey_dirty where id <= $1);
+select exists (select from sankey_dirty where id <= $1 and waits_for is null);
+
+-- name: survey_waiting
+-- Those of these journeys that wait for a lock on what is counted of them: they are counted when it goes.
+select distinct
+  mcp_server_user_id,
+  walkthrough_id
+from sankey_dirty
+where
+  waits_for is not null
+  and (walkthrough_id, mcp_server_user_id) in (select * from unnest($2::text[], $1::text[]));
 
 -- name: triggers
 -- Whether the triggers that leave marks are there and on.
@@ -569,7 +579,62 @@ cross join lateral (
 select nullif(max(newest_at), 0) as newest_counted from sankey_freshness;
 
 -- name: status_marks
-select count(*) as marks from sankey_dirty;
+-- And those that wait for a lock, and for which rows, as far as the first say.
+select
+  count(*) filter (where waits_for is null) as marks,
+  count(*) filter (where waits_for is not null) as journeys_waiting,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::double precision as journeys_waiting_seconds,
+  array(
+    select waits_for
+    from (select id, waits_for from sankey_dirty where waits_for is not null order by id limit 1000) as first
+    group by waits_for
+    order by min(id)
+    limit 3
+  ) as journeys_wait_for
+from sankey_dirty;
+
+-- name: status_count_lockers
+-- Whose transaction has locked one of these rows of the counts; a service of ours last, which holds them for a moment.
+select
+  holder.pid,
+  coalesce(holder.usename, '') as role,
+  coalesce(holder.application_name, '') as application
+from (
+  select xmax from sankey_journeys where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from sankey_transitions where walkthrough_id = any($1::text[])
+  union all
+  select xmax from sankey_endings where walkthrough_id = any($1::text[])
+  union all
+  select xmax from sankey_freshness where walkthrough_id = any($1::text[])
+) as locked
+inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+inner join pg_stat_activity as holder on held.pid = holder.pid
+group by holder.pid, holder.usename, holder.application_name
+order by holder.application_name = 'stepstream sankey-aggregator', holder.pid
+limit 3;
+
+-- name: status_positions
+-- Positions that somebody but the services has locked: their partitions stand still.
+select coalesce(jsonb_agg(to_jsonb(locked) order by locked.service, locked.partition), '[]') as positions_locked
+from (
+  select
+    kept.service,
+    kept.partition,
+    holder.pid,
+    holder.usename as role,
+    holder.application_name as application
+  from (
+    select 'completion-recorder' as service, topic, partition, xmax from recorded_offsets
+    union all
+    select 'sankey-aggregator', topic, partition, xmax from counted_offsets
+  ) as kept
+  inner join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+  inner join pg_stat_activity as holder on held.pid = holder.pid
+  where
+    kept.topic = $1
+    and holder.application_name is distinct from 'stepstream ' || kept.service
+) as locked;
 
 -- name: status_outbox
 select

@@ -330,6 +330,9 @@ class _Feeding:
     async def look_again(self, records: Sequence[Record]) -> None:
         pass
 
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        return False
+
 
 async def _read_ranges(
     settings: Settings,

@@ -27,7 +27,7 @@ from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
-from services.runtime.stored_positions import read_positions
+from services.runtime.stored_positions import TABLES, read_positions
 from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
 SQL = load_queries(__file__)
@@ -206,6 +206,11 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     if database.get("waits_for"):
         ids = [part for row in database["waits_for"] for part in row.split()[1:]]
         database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
+    if database.get("journeys_wait_for"):
+        ids = [part for row in database["journeys_wait_for"] for part in row.split()[1:]]
+        database["count_lockers"] = [dict(r) for r in await db.fetch(SQL["status_count_lockers"], ids)]
+    positions = await _read(db, seen, "locked positions", SQL["status_positions"], settings.topic)
+    database |= {name: json.loads(rows) for name, rows in positions.items()}
 
 
 async def _look_whether_they_agree(settings: Settings, seen: Status) -> None:
@@ -274,6 +279,13 @@ def _judge(seen: Status) -> None:
         seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
     if seen.database.get("events_waiting"):
         seen.problems.append(_told_waiting(seen.database))
+    if seen.database.get("journeys_waiting"):
+        seen.problems.append(_told_journeys_waiting(seen.database))
+    seen.problems += [
+        f"the row of partition {row['partition']} in {TABLES[row['service']]} is locked by "
+        f"{_told_who([row])}: the {row['service']} stands still there, and goes on with the others"
+        for row in seen.database.get("positions_locked", ())
+    ]
     _judge_agreement(seen)
 
 
@@ -297,13 +309,30 @@ def _told_gone(gone: Gone) -> str:
 
 def _told_waiting(database: Mapping[str, Any]) -> str:
     """Which events wait for a lock, on what, and who has it."""
-    events, rows = database["events_waiting"], database["waits_for"]
-    who = [f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in database["lockers"]]
+    events = database["events_waiting"]
     return (
         f"{many(events, 'event')} {'waits' if events == 1 else 'wait'} for what somebody else has locked, "
-        f"the oldest for {told_duration(database['events_waiting_seconds'])}: {', '.join(rows)}"
-        + (f"; locked by {', '.join(who)}" if who else "")
+        f"the oldest for {told_duration(database['events_waiting_seconds'])}: "
+        + _told_locks(database["waits_for"], database["lockers"])
     )
+
+
+def _told_journeys_waiting(database: Mapping[str, Any]) -> str:
+    """How many journeys wait for a lock, on what, and who has it."""
+    journeys = database["journeys_waiting"]
+    return (
+        f"{many(journeys, 'journey')} {'waits' if journeys == 1 else 'wait'} to be counted for what somebody "
+        f"else has locked, the first for {told_duration(database['journeys_waiting_seconds'])}: "
+        + _told_locks(database["journeys_wait_for"], database["count_lockers"])
+    )
+
+
+def _told_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(rows) + (f"; locked by {_told_who(lockers)}" if lockers else "")
+
+
+def _told_who(lockers: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in lockers)
 
 
 def as_json(seen: Status) -> dict[str, Any]:
@@ -340,6 +369,15 @@ def as_json(seen: Status) -> dict[str, Any]:
             "rows": seen.database.get("waits_for"),
             "locked_by": seen.database.get("lockers", []),
         },
+        "journeys_waiting": None
+        if seen.database is None
+        else {
+            "journeys": seen.database.get("journeys_waiting"),
+            "oldest_seconds": seen.database.get("journeys_waiting_seconds"),
+            "rows": seen.database.get("journeys_wait_for"),
+            "locked_by": seen.database.get("count_lockers", []),
+        },
+        "positions_locked": None if seen.database is None else seen.database.get("positions_locked"),
         "newest": None
         if seen.database is None
         else {
@@ -439,6 +477,10 @@ def status_page(seen: Status) -> RenderableType:
             (
                 "events that wait for a lock",
                 f"{db['events_waiting']:,}" if "events_waiting" in db else _UNKNOWN,
+            ),
+            (
+                "journeys that wait for a lock",
+                f"{db['journeys_waiting']:,}" if "journeys_waiting" in db else _UNKNOWN,
             ),
             ("outbox", _told_outbox(db)),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),

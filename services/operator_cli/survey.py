@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,6 +56,8 @@ class Unsettled:
 
     #: Journeys that differed and were right at a later look.
     in_flight: int = 0
+    #: Journeys that differ because somebody has locked what is counted of them.
+    waiting: int = 0
     #: Whether all that still differ is known to be wrong.
     certain: bool = True
     reasons: list[str] = field(default_factory=list)
@@ -128,6 +130,10 @@ async def settle(
         passed, trouble = await _passed(fresh, settings, horizon)
         if trouble and trouble.startswith("Kafka"):
             deadline = min(deadline, time.monotonic() + _WITHOUT_KAFKA)
+        locked = await _waiting_for_a_lock(fresh, waiting)
+        outcome.waiting += len(locked)
+        await survey.execute(SQL["survey_forget"], [u for u, _ in locked], [w for _, w in locked])
+        waiting = {key: state for key, state in waiting.items() if key not in locked}
         if len(waiting) > _LOOKED_AT_AGAIN:
             still, later = waiting, horizon
         else:
@@ -174,6 +180,11 @@ async def _look_again(
         later = await _horizon(fresh, topic)
         rows = await fresh.fetch(SQL["look_again"], [u for u, _ in states], [w for _, w in states])
     return {_key(row): _state(row) for row in rows}, later
+
+
+async def _waiting_for_a_lock(fresh: Connection, journeys: Collection[_Key]) -> set[_Key]:
+    rows = await fresh.fetch(SQL["survey_waiting"], [u for u, _ in journeys], [w for _, w in journeys])
+    return {_key(row) for row in rows}
 
 
 async def _passed(fresh: Connection, settings: Settings, horizon: Horizon) -> tuple[bool, str | None]:

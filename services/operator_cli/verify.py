@@ -45,6 +45,8 @@ class Verdict:
     in_flight: int = 0
     #: Partitions of which recorder and aggregator have read different events.
     apart: list[int] = field(default_factory=list)
+    #: Journeys that wait for a lock on what is counted of them.
+    journeys_waiting: int = 0
     #: Events that wait for a lock: in no table that is compared.
     events_waiting: int = 0
     why: list[str] = field(default_factory=list)
@@ -116,6 +118,7 @@ async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, 
         differing=differing,
         in_flight=outcome.in_flight,
         apart=apart,
+        journeys_waiting=outcome.waiting,
         events_waiting=await survey.fetchval(SQL["events_waiting"]),
         why=why if differing else [],
     )
@@ -186,6 +189,11 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
         )
         if verdict.in_flight:
             say(f"{verdict.in_flight:,} journeys were in flight, and right when looked at again")
+        if verdict.journeys_waiting:
+            say(
+                f"[yellow]{many(verdict.journeys_waiting, 'journey')} wait for counts that somebody else has "
+                "locked[/], and are counted when the lock goes: `stepstream status` says who"
+            )
         if verdict.events_waiting:
             say(
                 f"[yellow]{many(verdict.events_waiting, 'event')} wait for rows that somebody else has "

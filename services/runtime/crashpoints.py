@@ -28,6 +28,7 @@ POINTS: Final = {
     "aggregator.database-committed": "its counts are committed, its offsets are not sent",
     "aggregator.offsets-committed": "all of it is done",
     "aggregator.marks-in-transaction": "marks are drained, and not committed",
+    "waiting.counts-in-transaction": "journeys that waited for a lock are counted, and not committed",
     "relay.taken": "messages are taken from the outbox, and none is sent",
     "relay.sent": "Kafka has acknowledged messages, and they are still in the outbox",
     "relay.removed": "they are out of the outbox",

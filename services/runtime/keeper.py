@@ -25,10 +25,11 @@ from services.runtime.stored_positions import (
     Advance,
     MovedError,
     Ours,
+    PositionLockedError,
     forget_sent,
     identity_in,
     last_in,
-    lock_positions,
+    lock_free_positions,
     name_gone,
     read_contested,
     read_identity,
@@ -194,6 +195,7 @@ class Keeper:
             KafkaError: Kafka is away, or hands the partitions over.
             PostgresError: the database is away, or is one that a failover has left behind.
             MovedError: somebody else moves the same positions.
+            PositionLockedError: somebody else has locked some of them; the others are placed.
         """
         topic = self._settings.topic
         tps = {p: TopicPartition(topic, p) for p in partitions}
@@ -217,16 +219,19 @@ class Keeper:
         for p, new in placements.items():
             named = [await self._with_time(tps[p], g) for g in new.gone if g.cause in self._names]
             placements[p] = replace(new, gone=named)
-        await self._store(pool, stored, placements)
+        locked = await self._store(pool, stored, placements)
+        placements = {p: new for p, new in placements.items() if p not in locked}
         await self._place_absent(pool, every, topic_log)
         wanted = {
             tps[p]: (new.position.reads_from, ours.words_of(new.position)) for p, new in placements.items()
         }
-        went = False
-        for tp, (reads_from, _) in wanted.items():
-            if not at_committed or tp not in committed or committed[tp].offset != reads_from:
-                consumer.seek(tp, reads_from)
-                went = True
+        elsewhere = [
+            tp
+            for tp, (reads_from, _) in wanted.items()
+            if not at_committed or tp not in committed or committed[tp].offset != reads_from
+        ]
+        for tp in elsewhere:
+            consumer.seek(tp, wanted[tp][0])
         self._tell(placements, stored)
         self.ours = ours
         # Before anything is handled: should this process end between its commit to the database and the one
@@ -239,7 +244,9 @@ class Keeper:
         for p, placement in placements.items():
             if placement.other_log:
                 self._fetched.pop(p, None)
-        return went
+        if locked:
+            raise PositionLockedError(locked)
+        return bool(elsewhere)
 
     async def _place_absent(self, pool: Pool, every: Mapping[int, Position], topic_log: TopicLog) -> None:
         """Names what is gone with partitions that a topic made anew has no more: nobody gets those."""
@@ -257,8 +264,8 @@ class Keeper:
         placements = {p: place(position, seen) for p, position in absent.items()}
         for p, new in placements.items():
             placements[p] = replace(new, gone=[g for g in new.gone if g.cause in self._names])
-        await self._store(pool, absent, placements)
-        self._tell(placements, absent)
+        locked = await self._store(pool, absent, placements)
+        self._tell({p: new for p, new in placements.items() if p not in locked}, absent)
 
     async def _see(
         self,
@@ -355,14 +362,18 @@ class Keeper:
 
     async def _store(
         self, pool: Pool, stored: Mapping[int, Position], placements: Mapping[int, Placement]
-    ) -> None:
+    ) -> Mapping[int, str]:
+        """Stores what has changed, but for the rows that somebody else has locked: it returns those."""
         topic = self._settings.topic
         changed = {p: new.position for p, new in placements.items() if new.position != stored.get(p)}
         if not changed and self._service != RECORDER:
-            return
+            return {}
         async with pool.acquire() as connection, connection.transaction():
-            await lock_positions(connection, self._service, topic, list(placements))
-            if await read_positions(connection, self._service, topic, list(placements)) != stored:
+            locked = await lock_free_positions(connection, self._service, topic, list(placements))
+            placements = {p: new for p, new in placements.items() if p not in locked}
+            changed = {p: position for p, position in changed.items() if p not in locked}
+            known = {p: position for p, position in stored.items() if p in placements}
+            if await read_positions(connection, self._service, topic, list(placements)) != known:
                 raise MovedError("somebody else has moved them meanwhile")
             other = {p: new for p, new in placements.items() if new.missed or new.other_log}
             if other:
@@ -374,6 +385,7 @@ class Keeper:
                 await trust_sent(connection, topic, list(placements))
             if changed:
                 await set_positions(connection, self._service, topic, changed)
+        return locked
 
     def _tell(self, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
         if missed := sum(new.missed for new in placements.values()):

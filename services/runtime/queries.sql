@@ -78,8 +78,35 @@ where topic = $1 and partition = any($2::integer[])
 order by partition
 for update;
 
+-- name: lock_free_positions
+-- As lock_positions, and nobody is waited for: it returns the rows that somebody else has locked, and who, where only
+-- one has.
+with free as materialized (
+  select partition from recorded_offsets
+  where topic = $1 and partition = any($2::integer[])
+  for no key update skip locked
+)
+select
+  kept.partition,
+  holder.pid,
+  coalesce(holder.usename, '') as role,
+  coalesce(holder.application_name, '') as application
+from recorded_offsets as kept
+left join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+left join pg_stat_activity as holder on held.pid = holder.pid
+where
+  kept.topic = $1 and kept.partition = any($2::integer[])
+  and not exists (select from free where free.partition = kept.partition)
+order by kept.partition;
+
 -- name: advance_positions
--- Behind what this transaction covers, where it begins at what is stored; it returns the partitions where it does.
+-- Behind what this transaction covers, where it begins at what is stored and nobody else has locked that; it returns the
+-- partitions where it does.
+with free as materialized (
+  select partition from recorded_offsets
+  where topic = $1 and partition = any($2::integer[])
+  for no key update skip locked
+)
 update recorded_offsets as kept
 set
   reads_from = given.reads_from,
@@ -117,6 +144,7 @@ from unnest(
   digest_events,
   digest
 )
+inner join free on given.partition = free.partition
 where
   kept.topic = $1 and kept.partition = given.partition
   and coalesce(kept.reads_from, kept.next_offset) = given.old_reads_from
@@ -216,8 +244,14 @@ select partition from sent_events
 where topic = $1 and contested;
 
 -- name: trust_sent
-update sent_events set contested = false
-where topic = $1 and partition = any($2::integer[]) and contested;
+-- What somebody has locked is trusted the next time.
+update sent_events as kept set contested = false
+from (
+  select partition from sent_events
+  where topic = $1 and partition = any($2::integer[]) and contested
+  for no key update skip locked
+) as free
+where kept.topic = $1 and kept.partition = free.partition;
 
 -- name: forget_sent
 delete from sent_events where topic = $1 and partition = any($2::integer[]);

@@ -7,11 +7,12 @@ no error leaves the handler here: the first one stops the service.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
@@ -51,12 +52,18 @@ from services.runtime.migrate import check_migrated
 from services.runtime.positions import Cause, Placement, Position
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import Advance, MovedError
+from services.runtime.stored_positions import (
+    Advance,
+    MovedError,
+    PositionLockedError,
+    lock_free_positions,
+)
 from services.runtime.telemetry import (
     BATCH_EVENTS,
     BATCH_SECONDS,
     CANCELLED,
     EXPIRED,
+    HELD,
     LAG,
     PAUSED,
     PHASE_SECONDS,
@@ -73,6 +80,8 @@ _PATHS = ("/health/live", "/health/ready", "/metrics", "/metrics/")
 _LOOK_SECONDS = 5.0
 #: How long a cancelled batch may take to roll back.
 _ROLL_BACK_SECONDS = 5.0
+#: Between two looks whether partitions that stand still may go on.
+_HELD_SECONDS = 0.5
 #: How long leaving the group may take.
 _GOODBYE_SECONDS = 8.0
 
@@ -95,6 +104,21 @@ class Batches(Protocol):
         Raises:
             MovedError: the database or the log went elsewhere meanwhile; they are to be fetched again.
         """
+
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        """Leaves the records of a partition that are not committed, until they may go on.
+
+        They come again then. Returns False where they cannot be left: then the handler goes on waiting.
+        """
+
+
+class _Hold(NamedTuple):
+    """Why a partition stands still, for people, and what says that it may go on."""
+
+    why: str
+    until: Callable[[], Awaitable[bool]]
+    #: Whether its position cannot be moved, either.
+    is_locked: bool
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
@@ -153,6 +177,9 @@ class ConsumerShell(Process):
         self._reading: Reading | None = None
         #: The partitions that metrics show as unreadable.
         self._shown: set[int] = set()
+        #: The partitions that stand still while others go on, and who looks whether they may.
+        self._held: dict[int, _Hold] = {}
+        self._holding: asyncio.Task[None] | None = None
         #: Whether all partitions pause, because the batch in hand waits.
         self._is_waiting = False
         broker = _make_broker(service, settings)
@@ -252,11 +279,12 @@ class ConsumerShell(Process):
             owned = self._owned()
             mine = [r for r in records if TopicPartition(r.topic, r.partition) in owned]
             batch.left = len(mine)
-            if mine and await self._follows_on(owned, mine):
+            mine = await self._following_on(owned, mine) if mine else []
+            if mine:
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {self.settings.topic}"
                 with message_spans(self.service, name, SpanKind.CONSUMER, parents, len(mine)):
-                    await self._handle(mine, batch)
+                    await self._handle_what_goes_on(mine, batch)
                 BATCH_EVENTS.labels(self.service).observe(len(mine))
                 BATCH_SECONDS.labels(self.service).observe(time.monotonic() - began)
         except Interrupted:
@@ -281,22 +309,40 @@ class ConsumerShell(Process):
         owned: set[TopicPartition] = self.consumer.assignment()
         return owned
 
-    async def _follows_on(self, owned: Collection[TopicPartition], records: Sequence[Record]) -> bool:
-        """Whether a batch begins where the database is; else it is fetched again, from there.
+    async def _handle_what_goes_on(self, records: list[Record], batch: "_Batch") -> None:
+        """Handles a batch, but for the partitions whose positions somebody has locked."""
+        while records:
+            batch.left = len(records)
+            try:
+                await self._handle(records, batch)
+                break
+            except PositionLockedError as locked:
+                self._hold_locked(locked)
+            at = {p: position.reads_from for p, position in self._keeper.positions.items()}
+            records = [
+                r
+                for r in records
+                if r.partition not in self._held and r.offset >= at.get(r.partition, math.inf)
+            ]
 
-        Between the two there may be offsets of which nobody reads anything, and those that Kafka has removed.
+    async def _following_on(self, owned: Collection[TopicPartition], records: list[Record]) -> list[Record]:
+        """Of a batch that begins where the database is, all but what stands still; else nothing.
+
+        Then it is fetched again, from there. Between the two there may be offsets of which nobody reads
+        anything, and those that Kafka has removed.
         """
         async with self._placing:
             async for attempt in self._retrying():
                 with attempt:
                     await self._look_and_place(owned, _LOOK_SECONDS)
+            records = [r for r in records if r.partition not in self._held]
             firsts: dict[int, int] = {}
             for record in records:
                 firsts.setdefault(record.partition, record.offset)
             at = {p: self._keeper.positions[p].reads_from for p in firsts}
             if self._fetched_after == self._placed_times:
                 if all(first == at[p] for p, first in firsts.items()):
-                    return True
+                    return records
                 # Another place than ours, or a gap: is there something of which we know nothing?
                 odd = [p for p, first in firsts.items() if first != at[p]]
                 async for attempt in self._retrying():
@@ -307,16 +353,16 @@ class ConsumerShell(Process):
                     firsts[tp.partition] < at[tp.partition] or begin > at[tp.partition]
                     for tp, begin in begins.items()
                 ):
-                    return True
+                    return records
                 self._keeper.forget(odd)
                 async for attempt in self._retrying():
                     with attempt:
                         await self._place(owned)
             with _moving():
-                for tp in self._partitions(firsts):
+                for tp in self._partitions(firsts.keys() & self._keeper.positions.keys()):
                     self.consumer.seek(tp, self._keeper.positions[tp.partition].reads_from)
             self._placed_times += 1
-            return False
+            return []
 
     def _partitions(self, numbers: Collection[int]) -> list[TopicPartition]:
         return [TopicPartition(self.settings.topic, p) for p in numbers]
@@ -346,8 +392,12 @@ class ConsumerShell(Process):
         if not moves:
             return
         advance = Advance(self.service, self.settings.topic, moves)
-        async with self._opened.acquire() as connection, connection.transaction():
-            await advance.write(connection)
+        try:
+            async with self._opened.acquire() as connection, connection.transaction():
+                await advance.write(connection)
+        except PositionLockedError as locked:
+            self._hold_locked(locked)
+            return
         self._keeper.done(advance)
         with _moving():
             await commit_offsets(
@@ -358,7 +408,14 @@ class ConsumerShell(Process):
             )
 
     async def _place(self, owned: Collection[TopicPartition]) -> None:
-        if not (unplaced := self._keeper.unplaced(owned)):
+        unplaced = self._keeper.unplaced(owned)
+        for partition in self._held.keys() & set(unplaced):
+            if not self._held[
+                partition
+            ].is_locked:  # its database or log went elsewhere: what it waits for, too
+                self._go_on(partition)
+        unplaced = [p for p in unplaced if p not in self._held]
+        if not unplaced:
             return
         with _moving():
             at_committed, self._at_committed = self._at_committed, False
@@ -368,6 +425,9 @@ class ConsumerShell(Process):
                 )
             except MovedError as moved:
                 raise asyncpg.LockNotAvailableError(str(moved)) from moved
+            except PositionLockedError as locked:
+                self._hold_locked(locked)
+                went = True
         self._placed_times += went
 
     @property
@@ -379,7 +439,8 @@ class ConsumerShell(Process):
     def _resume(self) -> None:
         self._is_waiting = False
         with contextlib.suppress(Interrupted):
-            self.consumer.resume(*(self.consumer.paused() - self._unreadable.keys()))
+            standing = self._unreadable.keys() | set(self._partitions(self._held))
+            self.consumer.resume(*(self.consumer.paused() - standing))
         PAUSED.labels(self.service).set(0)
 
     def over(self, records: Sequence[Record]) -> Advance:
@@ -446,6 +507,8 @@ class ConsumerShell(Process):
             self._reading = Reading(self.consumer, self._tell_unreadable)
         self._reading.assigned(partitions)
         self._keeper.forget()
+        for partition in list(self._held):
+            self._forget_hold(partition)
         self._placed_times += 1
         self._at_committed = True
         self._ground.assigned(partitions)
@@ -472,6 +535,63 @@ class ConsumerShell(Process):
             return fetched
 
         consumer.getmany = noting  # type: ignore[method-assign]
+
+    # --- what stands still ----------------------------------------------------------------------------
+
+    def _hold_locked(self, locked: PositionLockedError) -> None:
+        """These partitions stand still until their rows are free."""
+        for partition, why in locked.partitions.items():
+            self.hold(partition, why, functools.partial(self._is_free, partition), is_locked=True)
+
+    async def _is_free(self, partition: int) -> bool:
+        async with self._opened.acquire() as connection:
+            return not await lock_free_positions(connection, self.service, self.settings.topic, [partition])
+
+    def hold(
+        self, partition: int, why: str, until: Callable[[], Awaitable[bool]], *, is_locked: bool = False
+    ) -> None:
+        """Handles nothing of this partition until it may go on: then what is not committed comes again.
+
+        With `is_locked`, its position is not looked at meanwhile, either.
+        """
+        if partition not in self._held:
+            others = "and goes on with the others"
+            log.warning("%s stands still in partition %d, %s: %s", self.service, partition, others, why)
+            HELD.labels(self.service, str(partition)).set(1)
+        self._held[partition] = _Hold(why, until, is_locked)
+        tp = TopicPartition(self.settings.topic, partition)
+        with contextlib.suppress(IllegalStateError):  # it has just moved to somebody else
+            self.consumer.pause(tp)
+            if partition in self._keeper.positions:
+                self.consumer.seek(tp, self._keeper.positions[partition].reads_from)
+        if self._holding is None or self._holding.done():
+            self._holding = asyncio.create_task(self._look_at_held())
+
+    async def _look_at_held(self) -> None:
+        while self._held and not self.stopping.is_set():
+            await asyncio.sleep(_HELD_SECONDS)
+            for partition, hold in list(self._held.items()):
+                try:
+                    may_go_on = await hold.until()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the partition would stand still for ever
+                    if not may_pass(error) and not isinstance(error, Interrupted):
+                        self.fail(error)
+                    may_go_on = False
+                if may_go_on and self._held.get(partition) is hold:
+                    self._go_on(partition)
+
+    def _go_on(self, partition: int) -> None:
+        self._forget_hold(partition)
+        log.info("%s goes on with partition %d", self.service, partition)
+        with contextlib.suppress(Interrupted, IllegalStateError):
+            if not self._is_waiting:
+                self.consumer.resume(TopicPartition(self.settings.topic, partition))
+        if partition not in self._keeper.positions:
+            self._look_soon()
+
+    def _forget_hold(self, partition: int) -> None:
+        del self._held[partition]
+        HELD.remove(self.service, str(partition))
 
     # --- what cannot be read --------------------------------------------------------------------------
 
@@ -504,7 +624,8 @@ class ConsumerShell(Process):
 
     def remark(self) -> str | None:
         """What a service that is ready leaves undone."""
-        return "; ".join(map(str, self._unreadable.values())) or None
+        standing = [*map(str, self._unreadable.values()), *(hold.why for hold in self._held.values())]
+        return "; ".join(standing) or None
 
     def _look_soon(self) -> None:
         """Places partitions without waiting for events of theirs."""
@@ -554,7 +675,8 @@ class ConsumerShell(Process):
             return None
         if self._in_hand and time.monotonic() - self._progress > bound:
             return f"a batch is stuck: no answer for more than {bound:g} s"
-        stale = None if self._in_hand else self._ground.stale(bound, self._unreadable)
+        standing = {*self._unreadable, *self._partitions(self._held)}
+        stale = None if self._in_hand else self._ground.stale(bound, standing)
         return stale and f"partition {stale} has lag, and nothing of it was read for more than {bound:g} s"
 
     @contextlib.asynccontextmanager
@@ -708,6 +830,10 @@ class _Batch:
         self.left -= len(records)
         if self.left and self._shell.interrupt.is_set():
             raise Interrupted
+
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        self._shell.hold(partition, why, until)
+        return True
 
 
 @contextlib.contextmanager

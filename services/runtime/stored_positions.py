@@ -25,6 +25,18 @@ class MovedError(Exception):
     """The stored position is not where a batch begins: the database, or somebody else, went elsewhere."""
 
 
+class PositionLockedError(Exception):
+    """Somebody else has locked the stored position of some partitions: these wait, and the others need not.
+
+    Args:
+        partitions: which, and for each the row and who has it, for people.
+    """
+
+    def __init__(self, partitions: Mapping[int, str]) -> None:
+        super().__init__("; ".join(partitions.values()))
+        self.partitions = partitions
+
+
 def _statement(name: str, service: str) -> str:
     return SQL[name].replace("recorded_offsets", TABLES[service])
 
@@ -56,6 +68,21 @@ async def lock_positions(
 ) -> None:
     """Locks the rows until the end of the transaction, those that there are."""
     await connection.fetch(_statement("lock_positions", service), topic, list(partitions))
+
+
+async def lock_free_positions(
+    connection: Connection, service: str, topic: str, partitions: Collection[int]
+) -> dict[int, str]:
+    """As `lock_positions`, and waits for nobody: returns the rows that are somebody else's, and whose."""
+    rows = await connection.fetch(_statement("lock_free_positions", service), topic, list(partitions))
+    return {r["partition"]: _told_holder(service, r) for r in rows}
+
+
+def _told_holder(service: str, row: asyncpg.Record) -> str:
+    who = "somebody"
+    if row["pid"] is not None:
+        who = f"process {row['pid']} ({row['role']}, {row['application'] or 'no name'})"
+    return f"the row of partition {row['partition']} in {TABLES[service]} is locked by {who}"
 
 
 async def set_positions(
@@ -181,6 +208,7 @@ class Advance:
         """Moves the stored positions on.
 
         Raises:
+            PositionLockedError: somebody else has locked one of them.
             MovedError: one of them is not where this begins.
         """
         rows = [
@@ -199,6 +227,8 @@ class Advance:
         written = await connection.fetch(statement, self._topic, *_columns(rows))
         if len(written) < len(rows):
             absent = sorted(self.moves.keys() - {r["partition"] for r in written})
+            if locked := await lock_free_positions(connection, self._service, self._topic, absent):
+                raise PositionLockedError(locked)
             raise MovedError(f"partitions {', '.join(map(str, absent))}")
 
 

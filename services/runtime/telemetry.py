@@ -75,6 +75,12 @@ UNREADABLE = Gauge(
     "1 while a partition stands still at a batch that cannot be read; the others go on.",
     ["service", "partition"],
 )
+HELD = Gauge(
+    "stepstream_partitions_held",
+    "1 while a partition stands still because somebody else has locked the row of its position, or the "
+    "recorder does not judge its events; the others go on.",
+    ["service", "partition"],
+)
 EVENTS_WAITING = Gauge(
     "stepstream_events_waiting", "Events that wait for rows which somebody else has locked."
 )
@@ -106,6 +112,13 @@ WAITING = Gauge(
     "stepstream_aggregator_waiting", "1 while the aggregator waits for the recorder to judge its events."
 )
 JOURNEYS = Counter("stepstream_journeys", "Journeys looked at, by whether their counts changed.", ["changed"])
+JOURNEYS_WAITING = Gauge(
+    "stepstream_journeys_waiting",
+    "Journeys that are not counted anew because somebody else has locked what would change.",
+)
+JOURNEYS_WAITING_AGE = Gauge(
+    "stepstream_journeys_waiting_age_seconds", "How long the first of these journeys has waited."
+)
 OUTBOX_SENT = Counter("stepstream_outbox_sent", "Events of the outbox that Kafka acknowledged.")
 OUTBOX_WAITING = Gauge("stepstream_outbox_waiting", "Events in the outbox, counted up to 100,000.")
 OUTBOX_AGE = Gauge("stepstream_outbox_age_seconds", "How long the oldest event of the outbox has waited.")

@@ -45,6 +45,7 @@ def build(settings: Settings) -> ConsumerShell:
 
     async def drain_marks() -> None:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first mark
+        await aggregator.resume()
         if not await aggregator.drain_marks():
             await asyncio.sleep(MARKS_INTERVAL)
 

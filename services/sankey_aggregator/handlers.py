@@ -1,8 +1,10 @@
 """What becomes of a batch: wait until the recorder has judged it, then follow its journeys; and the marks."""
 
+import functools
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from schemas import EventError, UserErased, decode
 from services.runtime.crashpoints import passing
@@ -11,9 +13,18 @@ from services.runtime.kafka import Record
 from services.runtime.settings import Settings
 from services.runtime.shell import Batches
 from services.runtime.stored_positions import Advance
-from services.runtime.telemetry import EVENTS, JOURNEYS, MARKS, NEWEST, PHASE_SECONDS, WAITING
+from services.runtime.telemetry import (
+    EVENTS,
+    JOURNEYS,
+    JOURNEYS_WAITING,
+    JOURNEYS_WAITING_AGE,
+    MARKS,
+    NEWEST,
+    PHASE_SECONDS,
+    WAITING,
+)
 from services.sankey_aggregator import store
-from services.sankey_aggregator.store import JourneyKey
+from services.sankey_aggregator.store import Followed, JourneyKey
 
 log = logging.getLogger("stepstream.aggregator")
 SERVICE = "sankey-aggregator"
@@ -28,6 +39,11 @@ MARKS_INTERVAL = 0.25
 _WAIT_IS_LONG = 10.0
 #: And after which it is asked whether what waits is still what comes next.
 _WAIT_IS_ODD = 2.0
+#: Seconds without anything judged after which the rest of a batch is left, so that other partitions go on.
+_STANDS_STILL = 10.0
+#: How often it looks whether locks have gone that journeys wait for; a lock is not tried again in between.
+_LOOK_SECONDS = 1.0
+_LONGEST_SECONDS = 60.0
 
 
 class Aggregator:
@@ -38,13 +54,20 @@ class Aggregator:
         self._pool = pool
         self._pause = pause
         self._newest = 0
+        #: The walkthroughs whose counts somebody else has locked: what is locked, and when that was found.
+        self._locked: dict[str, tuple[str, float]] = {}
+        #: How many journeys wait for a lock, and when it looks again whether that has gone.
+        self._waiting = 0
+        self._look_at = -math.inf
+        #: Partitions that are left until the recorder goes on with them.
+        self._left: set[int] = set()
 
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Counts what the recorder has judged, as it gets there, until the whole batch is passed."""
         passing("aggregator.polled")
         rest = list(records)
         looks = 0
-        began = asked = time.monotonic()
+        began = asked = stands_since = time.monotonic()
         while rest:
             horizon = await self._recorded({r.partition for r in rest})
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
@@ -56,10 +79,13 @@ class Aggregator:
                 await batches.commit(passed, advance)
                 passing("aggregator.offsets-committed")
                 looks = 0
-                WAITING.set(0)
-                began = asked = time.monotonic()
+                self._left -= {r.partition for r in passed}
+                self._show_waiting()
+                began = asked = stands_since = time.monotonic()
             else:
                 WAITING.set(1)
+                if time.monotonic() - stands_since > _STANDS_STILL and self._leave(rest, batches):
+                    break
                 if looks and time.monotonic() - began > _WAIT_IS_LONG:
                     log.warning("waiting for the completion-recorder to judge %d events", len(rest))
                     began = time.monotonic()
@@ -69,29 +95,102 @@ class Aggregator:
                     asked = time.monotonic()
                 await self._pause(_LOOK_AGAIN[min(looks, len(_LOOK_AGAIN) - 1)])
                 looks += 1
-        WAITING.set(0)
+        self._show_waiting()
+
+    def _leave(self, rest: Sequence[Record], batches: Batches) -> bool:
+        """Leaves what the recorder does not judge, so that the other partitions go on."""
+        for partition in sorted({r.partition for r in rest}):
+            first = next(r.offset for r in rest if r.partition == partition)
+            is_judged = functools.partial(self._is_judged, partition, first)
+            if not batches.leave(partition, "the completion-recorder does not judge its events", is_judged):
+                return False
+            self._left.add(partition)
+        return True
+
+    async def _is_judged(self, partition: int, offset: int) -> bool:
+        horizon = await store.recorded(self._pool, self._settings.topic, {partition})
+        if is_judged := horizon.get(partition, 0) > offset:
+            self._left.discard(partition)
+            self._show_waiting()
+        return is_judged
+
+    def _show_waiting(self) -> None:
+        WAITING.set(bool(self._left))
 
     async def drain_marks(self) -> int:
         """Follows the journeys of one load of marks; returns the number of marks."""
+        limit, locked = self._settings.batch_max_records, self._known_locked()
         async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
             with attempt:
-                marks, changed = await store.drain_marks(self._pool, self._settings.batch_max_records)
-        MARKS.inc(marks)
-        JOURNEYS.labels("yes").inc(changed)
-        return marks
+                drained = await store.drain_marks(self._pool, limit, locked=locked)
+        MARKS.inc(drained.marks)
+        self._note(drained.followed, locked or {})
+        return drained.marks
+
+    # --- journeys that wait for a lock ------------------------------------------------------------------
+
+    async def resume(self) -> None:
+        """Counts what waited for locks that have gone, where it is time to look for that."""
+        began = time.monotonic()
+        if began < self._look_at:
+            return
+        done = 0
+        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+            with attempt:
+                async for resumed in store.resuming(self._pool, self._settings.batch_max_records):
+                    done += resumed.done
+                    JOURNEYS.labels("yes").inc(resumed.followed.changed)
+                    for lock in resumed.free:
+                        self._locked.pop(lock.split(" ", 1)[1], None)
+                self._waiting, oldest = await store.count_waiting(self._pool)
+        if done:
+            MARKS.inc(done)
+            log.info("%d journeys that waited for a lock are counted", done)
+        JOURNEYS_WAITING.set(self._waiting)
+        JOURNEYS_WAITING_AGE.set(oldest)
+        # However many locks there are, most of the time is for the batches.
+        now = time.monotonic()
+        self._look_at = now + min(_LOOK_SECONDS + 4 * (now - began), _LONGEST_SECONDS)
+
+    def _known_locked(self) -> dict[str, str] | None:
+        """The walkthroughs that are not tried just now; None where nothing waits for a lock."""
+        if not self._waiting:
+            return None
+        now = time.monotonic()
+        return {w: lock for w, (lock, at) in self._locked.items() if now - at < _LOOK_SECONDS}
+
+    def _note(self, followed: Followed, known: Mapping[str, str]) -> None:
+        """Counts journeys by what became of them, and remembers what is locked, and was not `known` to be."""
+        JOURNEYS.labels("yes").inc(followed.changed)
+        if not followed.waiting:
+            return
+        now = time.monotonic()
+        anew = {w: (lock, now) for w, lock in followed.locked_walkthroughs.items() if w not in known}
+        self._locked |= anew
+        if not self._waiting:
+            log.warning(
+                "%d journeys wait for what somebody else has locked (%s, ...), and others go on: `stepstream "
+                "status` says who",
+                len(followed.waiting),
+                next(iter(followed.waiting.values())),
+            )
+        self._waiting += len(followed.waiting)
+
+    # --- a part of a batch ------------------------------------------------------------------------------
 
     async def _follow(self, records: Sequence[Record], advance: Advance | None) -> None:
         with PHASE_SECONDS.labels(SERVICE, "read").time():
             journeys, newest = self._journeys(records)
+        locked = self._known_locked()
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
                 with attempt:
-                    changed = await store.follow(self._pool, journeys, advance)
+                    followed = await store.follow(self._pool, journeys, advance, locked=locked)
         self._newest = max(self._newest, newest)
         if self._newest:
             NEWEST.labels(SERVICE).set(self._newest / 1000)
-        JOURNEYS.labels("yes").inc(changed)
-        JOURNEYS.labels("no").inc(len(journeys) - changed)
+        self._note(followed, locked or {})
+        JOURNEYS.labels("no").inc(len(journeys) - followed.changed - len(followed.waiting))
 
     async def _recorded(self, partitions: set[int]) -> dict[int, int]:
         async for attempt in retrying(SERVICE, self._pause, pool=self._pool):

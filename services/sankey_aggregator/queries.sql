@@ -38,12 +38,146 @@ from recorded_offsets
 where topic = $1 and partition = any($2::integer[]);
 
 -- name: take_marks
--- The oldest marks that nobody else is draining. They are gone when the transaction commits.
+-- The oldest marks that nobody else is draining, and that wait for no lock. They are gone when the transaction commits.
 delete from sankey_dirty
 where id = any(array(
-  select id from sankey_dirty order by id limit $1 for update skip locked
+  select id from sankey_dirty
+  where waits_for is null
+  order by id
+  limit $1
+  for update skip locked
 ))
 returning mcp_server_user_id, walkthrough_id;
+
+-- name: set_aside
+-- Marks of journeys that wait for a lock. One that waits already is enough if it is ours to lock: whoever works marks
+-- off has not taken it then, and reads the journey's rows after us.
+with known as materialized (
+  select
+    mark.mcp_server_user_id,
+    mark.walkthrough_id
+  from sankey_dirty as mark
+  where
+    mark.waits_for is not null
+    and (mark.walkthrough_id, mark.mcp_server_user_id) in (select * from unnest($2::text[], $1::text[]))
+  for share of mark skip locked
+)
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id, waits_for, since)
+select
+  given.mcp_server_user_id,
+  given.walkthrough_id,
+  given.waits_for,
+  clock_timestamp()
+from unnest($1::text[], $2::text[], $3::text[]) as given (mcp_server_user_id, walkthrough_id, waits_for)
+where not exists (
+  select from known
+  where
+    known.mcp_server_user_id = given.mcp_server_user_id and known.walkthrough_id = given.walkthrough_id
+);
+
+-- name: take_first_waiting
+-- For each lock that marks wait for, the first of them: by it the others are known to wait, too. But for those that
+-- another aggregator looks at just now.
+with recursive firsts as (
+  (
+    select waits_for, id from sankey_dirty
+    where waits_for > $1
+    order by waits_for, id
+    limit 1
+  )
+  union all
+  select following.waits_for, following.id
+  from firsts
+  cross join lateral (
+    select waits_for, id from sankey_dirty
+    where waits_for > firsts.waits_for
+    order by waits_for, id
+    limit 1
+  ) as following
+)
+select
+  mark.id,
+  mark.mcp_server_user_id,
+  mark.walkthrough_id,
+  mark.waits_for
+from (select id from firsts limit $2) as first
+inner join sankey_dirty as mark on first.id = mark.id
+order by mark.waits_for
+for update of mark skip locked;
+
+-- name: take_waiting
+-- The next marks that wait for one of these locks.
+select
+  id,
+  mcp_server_user_id,
+  walkthrough_id,
+  waits_for
+from sankey_dirty
+where waits_for = any($1::text[]) and id > $2
+order by id
+limit $3
+for update skip locked;
+
+-- name: wait_for_another
+-- What these marks wait for now.
+update sankey_dirty as mark set waits_for = given.waits_for
+from unnest($1::bigint[], $2::text[]) as given (id, waits_for)
+where mark.id = given.id and mark.waits_for is distinct from given.waits_for;
+
+-- name: forget_marks
+delete from sankey_dirty
+where id = any($1::bigint[]);
+
+-- name: count_waiting
+select
+  count(*) as journeys,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 as oldest_seconds
+from sankey_dirty
+where waits_for is not null;
+
+-- name: lock_tables
+-- Who locks a table whole is waited for: a rebuild's swap. Rows are not waited for, but a moment.
+set local lock_timeout = 0;
+lock table sankey_journeys, sankey_transitions, sankey_endings, sankey_freshness in row exclusive mode;
+set local lock_timeout = '50ms';
+
+-- name: clear_temporary_tables
+-- What a part of this transaction has left.
+delete from counted;
+delete from transition_deltas;
+delete from ending_deltas;
+
+-- name: locked_journeys
+-- Those of these journeys that somebody else has locked; the others are ours now.
+with ours as materialized (
+  select
+    kept.mcp_server_user_id,
+    kept.walkthrough_id
+  from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+  inner join sankey_journeys as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+    and given.walkthrough_id = kept.walkthrough_id
+  for update of kept skip locked
+)
+select
+  kept.mcp_server_user_id,
+  kept.walkthrough_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+inner join sankey_journeys as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.walkthrough_id = kept.walkthrough_id
+except
+select * from ours;
+
+-- name: locked_freshness
+-- As locked_journeys, of walkthroughs.
+with ours as materialized (
+  select walkthrough_id from sankey_freshness
+  where walkthrough_id = any($1::text[])
+  for no key update skip locked
+)
+select walkthrough_id from sankey_freshness
+where walkthrough_id = any($1::text[])
+except
+select * from ours;
 
 -- name: mark_all
 -- Every journey that there is, or was counted.

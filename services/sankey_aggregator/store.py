@@ -1,7 +1,14 @@
-"""The aggregator's transaction: lock journeys, read their rows, write what changed."""
+"""The aggregator's transaction: lock journeys, read their rows, write what changed.
 
-from collections.abc import Collection, Mapping
-from typing import TypeAlias
+A load is counted at once. Where somebody else has locked a row, it is counted again part by part: what waits
+for the lock is set aside with its mark, in the same transaction, and the rest goes on.
+"""
+
+import random
+import re
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -11,8 +18,20 @@ from services.runtime.database import PLANNED_ANEW, Connection, Pool, load_queri
 from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
-SERVER_SETTINGS = {"application_name": "stepstream sankey-aggregator", "work_mem": "64MB"} | PLANNED_ANEW
+#: A lock is given up before PostgreSQL looks for deadlocks.
+SERVER_SETTINGS = {
+    "application_name": "stepstream sankey-aggregator",
+    "work_mem": "64MB",
+    "lock_timeout": "800ms",
+    **PLANNED_ANEW,
+}
 
+#: So often walkthroughs are halved to find which of them waits, after the first time with less patience; then
+#: the rest waits, too: the next look comes within a second or so.
+_HALVES = 150
+_IMPATIENCE = "2ms"
+#: The table in what PostgreSQL says about where it waited, in any language.
+_TABLE = re.compile(r'"(sankey_\w+)"')
 #: It reads both tables whole.
 _MARK_ALL_SECONDS = 3600.0
 
@@ -60,31 +79,217 @@ async def recorded(pool: Pool, topic: str, partitions: Collection[int]) -> Mappi
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
-async def follow(pool: Pool, journeys: Collection[JourneyKey], advance: Advance | None = None) -> int:
-    """Brings the counts of these journeys up to their rows; returns how many had changed.
+class Followed(NamedTuple):
+    """What became of journeys."""
+
+    #: How many had changed, and are counted.
+    changed: int = 0
+    #: Those that wait for a lock, and for which: table and key of what is locked.
+    waiting: Mapping[JourneyKey, str] = MappingProxyType({})
+
+    @property
+    def locked_walkthroughs(self) -> dict[str, str]:
+        """The walkthroughs of which no journey can be counted, and what is locked."""
+        return {w: lock for (_, w), lock in self.waiting.items() if not lock.startswith("sankey_journeys ")}
+
+
+async def follow(
+    pool: Pool,
+    journeys: Collection[JourneyKey],
+    advance: Advance | None = None,
+    *,
+    locked: Mapping[str, str] | None = None,
+) -> Followed:
+    """Brings the counts of these journeys up to their rows, but for those that wait for a lock.
+
+    Args:
+        pool: connections made with `SERVER_SETTINGS` and `prepare`.
+        journeys: which.
+        advance: how the position moves on.
+        locked: given where something is locked: then it is not tried first to count all at once. Of these
+            walkthroughs nothing is tried; the values are what they wait for.
 
     Raises:
         MovedError: the position is not where `advance` begins.
+        PositionLockedError: somebody else has locked it.
     """
     if not journeys and advance is None:
-        return 0
+        return Followed()
+    if locked is None:
+        try:
+            return await _follow(pool, journeys, advance, None)
+        except asyncpg.LockNotAvailableError:
+            locked = {}
+    return await _follow(pool, journeys, advance, locked)
+
+
+async def _follow(
+    pool: Pool, journeys: Collection[JourneyKey], advance: Advance | None, locked: Mapping[str, str] | None
+) -> Followed:
     async with pool.acquire() as connection, connection.transaction():
         if advance is not None:
             await advance.write(connection)
-        changed = await follow_within(connection, journeys) if journeys else 0
+        followed = await _count(connection, journeys, locked, marked=False)
+        await _set_aside(connection, followed.waiting)
         passing("aggregator.in-transaction")
-        return changed
+        return followed
 
 
-async def drain_marks(pool: Pool, limit: int) -> tuple[int, int]:
-    """Follows the journeys of the oldest marks; returns how many marks, and how many journeys changed."""
+class Drained(NamedTuple):
+    """How many marks are gone, and what became of their journeys."""
+
+    marks: int
+    followed: Followed
+
+
+async def drain_marks(pool: Pool, limit: int, *, locked: Mapping[str, str] | None = None) -> Drained:
+    """Follows the journeys of the oldest marks that wait for no lock; `locked` as in `follow`."""
+    if locked is None:
+        try:
+            return await _drain_marks(pool, limit, None)
+        except asyncpg.LockNotAvailableError:
+            locked = {}
+    return await _drain_marks(pool, limit, locked)
+
+
+async def _drain_marks(pool: Pool, limit: int, locked: Mapping[str, str] | None) -> Drained:
     async with pool.acquire() as connection, connection.transaction():
         marks = await connection.fetch(SQL["take_marks"], limit)
         journeys = {(m["mcp_server_user_id"], m["walkthrough_id"]) for m in marks}
-        changed = await follow_within(connection, journeys, marked=True) if journeys else 0
+        followed = await _count(connection, journeys, locked, marked=True)
+        await _set_aside(connection, followed.waiting)
         if marks:
             passing("aggregator.marks-in-transaction")
-        return len(marks), changed
+        return Drained(len(marks), followed)
+
+
+# --- journeys that wait for a lock -----------------------------------------------------------------------
+
+
+class Resumed(NamedTuple):
+    """What became of some marks that waited."""
+
+    done: int
+    followed: Followed
+    #: The locks that these marks waited for, and wait for no more.
+    free: set[str]
+    #: The last of them in order, and the number of the last mark.
+    last_lock: str
+    last: int
+
+
+async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
+    """Counts what waited for locks that have gone; looks at each lock once.
+
+    The first mark of each lock tells whether it has gone; the others follow where it has. `limit` is how many
+    marks to look at in a transaction, at most.
+    """
+    lock = ""
+    while (resumed := await _resume(pool, "take_first_waiting", lock, limit)) is not None:
+        yield resumed
+        lock, free, number = resumed.last_lock, resumed.free, 0
+        while free and (resumed := await _resume(pool, "take_waiting", list(free), number, limit)):
+            yield resumed
+            free, number = free & resumed.free, resumed.last
+
+
+async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
+    async with pool.acquire() as connection, connection.transaction():
+        taken = await connection.fetch(SQL[query], *which)
+        if not taken:
+            return None
+        keys = {mark["id"]: (mark["mcp_server_user_id"], mark["walkthrough_id"]) for mark in taken}
+        followed = await _count(connection, set(keys.values()), {}, marked=True)
+        waiting = {n: followed.waiting[key] for n, key in keys.items() if key in followed.waiting}
+        await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
+        done = [number for number in keys if number not in waiting]
+        await connection.execute(SQL["forget_marks"], done)
+        if done:
+            passing("waiting.counts-in-transaction")
+    free = {mark["waits_for"] for mark in taken if waiting.get(mark["id"]) != mark["waits_for"]}
+    return Resumed(len(done), followed, free, taken[-1]["waits_for"], taken[-1]["id"])
+
+
+async def count_waiting(pool: Pool) -> tuple[int, float]:
+    """How many journeys wait for a lock, and for how many seconds the first does."""
+    row = await pool.fetchrow(SQL["count_waiting"])
+    assert row is not None  # noqa: S101 - one row, always
+    return row["journeys"], row["oldest_seconds"]
+
+
+async def _set_aside(connection: Connection, waiting: Mapping[JourneyKey, str]) -> None:
+    if waiting:
+        users, walkthroughs = zip(*waiting, strict=True)
+        await connection.execute(SQL["set_aside"], users, walkthroughs, list(waiting.values()))
+
+
+async def _count(
+    connection: Connection,
+    journeys: Collection[JourneyKey],
+    locked: Mapping[str, str] | None,
+    *,
+    marked: bool,
+) -> Followed:
+    """At once; with `locked` part by part, those walkthroughs left out."""
+    if not journeys:
+        return Followed()
+    if locked is None:
+        return Followed(await follow_within(connection, journeys, marked=marked))
+    await connection.execute(SQL["lock_tables"])
+    walkthroughs = list({walkthrough for _, walkthrough in journeys} - locked.keys())
+    whole = dict(locked)
+    for row in await connection.fetch(SQL["locked_freshness"], walkthroughs):
+        whole[row["walkthrough_id"]] = f"sankey_freshness {row['walkthrough_id']}"
+    waiting = {key: whole[key[1]] for key in journeys if key[1] in whole}
+    left = [key for key in journeys if key not in waiting]
+    users, theirs = [user for user, _ in left], [walkthrough for _, walkthrough in left]
+    for user, walkthrough in await connection.fetch(SQL["locked_journeys"], users, theirs):
+        waiting[user, walkthrough] = f"sankey_journeys {user} {walkthrough}"
+    parts: dict[str, list[JourneyKey]] = {}
+    for key in left:
+        if key not in waiting:
+            parts.setdefault(key[1], []).append(key)
+    # In another order each time: who is beside many that wait is not beside them the next time.
+    shuffled = random.sample(list(parts.values()), len(parts))
+    changed = await _count_by_halves(connection, shuffled, waiting, [_HALVES], marked=marked)
+    return Followed(changed, waiting)
+
+
+async def _count_by_halves(
+    connection: Connection,
+    parts: Sequence[Sequence[JourneyKey]],
+    waiting: dict[JourneyKey, str],
+    probes: list[int],
+    *,
+    marked: bool,
+) -> int:
+    """Finds the walkthroughs whose counts somebody else has locked, or is inserting; others are counted.
+
+    A part is the journeys of a walkthrough. Returns how many journeys had changed.
+    """
+    if not parts:
+        return 0
+    try:
+        async with connection.transaction():
+            await connection.execute(SQL["clear_temporary_tables"])
+            journeys = [key for part in parts for key in part]
+            return await follow_within(connection, journeys, marked=marked)
+    except asyncpg.LockNotAvailableError as error:
+        if probes[0] == _HALVES:
+            await connection.execute(f"set local lock_timeout = '{_IMPATIENCE}'")
+        probes[0] -= 1
+        if len(parts) == 1 or probes[0] < 0:
+            found = _TABLE.search(getattr(error, "context", None) or "")
+            table = found[1] if found and found[1] != "sankey_journeys" else "sankey_counts"
+            waiting |= {key: f"{table} {key[1]}" for part in parts for key in part}
+            return 0
+    half = len(parts) // 2
+    return await _count_by_halves(
+        connection, parts[:half], waiting, probes, marked=marked
+    ) + await _count_by_halves(connection, parts[half:], waiting, probes, marked=marked)
+
+
+# --- all of it -------------------------------------------------------------------------------------------
 
 
 async def mark_all(connection: Connection) -> int:
@@ -96,7 +301,9 @@ async def mark_all(connection: Connection) -> int:
 async def follow_within(
     connection: Connection, journeys: Collection[JourneyKey], *, marked: bool = False
 ) -> int:
-    """As `follow`, in a transaction that is the caller's, on a connection that is prepared.
+    """Counts journeys in a transaction that is the caller's, on a connection that is prepared.
+
+    Returns how many had changed.
 
     Rows that are `marked` were changed, maybe in what no count shows: the session of a step, say.
     """

@@ -31,7 +31,7 @@ async def test_a_journey_is_counted_under_the_server_and_day_where_it_began(worl
         completed("ann", "c", 3 * DAY),
     )
     pool = await world.aggregator_pool()
-    assert await store.follow(pool, [("ann", "wt_a")]) == 1
+    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 1
     rows = await world.db.fetch("select * from sankey_transitions order by position")
     assert [
         (
@@ -57,13 +57,13 @@ async def test_a_second_look_changes_and_writes_nothing(world: World) -> None:
     await world.people(["ann"])
     await world.insert(completed("ann", "a", 1), completed("ann", "b", 2))
     pool = await world.aggregator_pool()
-    assert await store.follow(pool, [("ann", "wt_a")]) == 1
+    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 1
     everything = (
         "select (select array_agg(t.*::text || t.xmin) from sankey_transitions t),"
         " (select array_agg(e.*::text || e.xmin) from sankey_endings e)"
     )
     before = await world.db.fetchrow(everything)
-    assert await store.follow(pool, [("ann", "wt_a")]) == 0
+    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 0
     assert await world.db.fetchrow(everything) == before
 
 
@@ -97,7 +97,7 @@ async def test_a_plan_that_was_made_for_small_tables_is_not_kept_when_they_grow(
 
 async def test_a_journey_without_completions_leaves_no_row(world: World) -> None:
     pool = await world.aggregator_pool()
-    assert await store.follow(pool, [("nobody", "nothing"), ("who", "wt_a")]) == 0
+    assert (await store.follow(pool, [("nobody", "nothing"), ("who", "wt_a")])).changed == 0
     assert await world.db.fetchval("select count(*) from sankey_journeys") == 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import asyncpg
+import httpx2
 import pytest
 from aiokafka import ConsumerRecord
 from mcp.shared.exceptions import MCPError
@@ -47,15 +48,15 @@ PEOPLE = ["ann", "bob", "cat", "dan"]
 
 
 @contextlib.asynccontextmanager
-async def locked(world: World, *statements: str) -> AsyncIterator[None]:
-    """Somebody's transaction, in which these statements ran, stays open while the block lasts."""
+async def locked(world: World, *statements: str) -> AsyncIterator[int]:
+    """Somebody's transaction, in which these statements ran, stays open while the block lasts: their process."""
     async with world.connection() as other:
         transaction = other.transaction()
         await transaction.start()
         for statement in statements:
             await other.execute(statement)
         try:
-            yield
+            yield other.get_server_pid()
         finally:
             await transaction.rollback()
 
@@ -524,6 +525,161 @@ async def test_killed_while_it_records_what_waited_and_started_again(world: Worl
     kept = set(PEOPLE) if point == "waiting.in-transaction" else set(PEOPLE) - {"ann"}
     assert of_whom(await world.completions()) == dict.fromkeys(kept, 1)
     assert {json.loads(letter.value or b"")["mcp_server_user_id"] for letter in letters} == set(PEOPLE) - kept
+    await world.assert_exact()
+
+
+# --- counts and positions ---------------------------------------------------------------------------------
+
+LOCKED_COUNTS = {
+    "a journey": ("select from sankey_journeys where mcp_server_user_id = 'ann' for update", {"ann"}),
+    "a cell": ("update sankey_transitions set journeys = 9 where walkthrough_id = 'wt_a'", {"ann", "bob"}),
+    "an ending": ("select from sankey_endings where walkthrough_id = 'wt_a' for update", {"ann", "bob"}),
+    "a freshness": ("select from sankey_freshness where walkthrough_id = 'wt_a' for update", {"ann", "bob"}),
+    "a cell that somebody is inserting": (
+        "insert into sankey_transitions select walkthrough_id, mcp_server_id, began_on, 1, 'b', 'a', 1, 1, 1"
+        " from sankey_transitions where walkthrough_id = 'wt_a'",
+        {"ann", "bob"},
+    ),
+}
+
+
+async def counting(world: World) -> Pool:
+    """A step of Ann, Bob, Cat and Dan is counted, and the one before is recorded."""
+    pool = await prepare(world)
+    aggregator = await world.aggregator_pool()
+    everybody = {(p, "wt_a" if p in {"ann", "bob"} else "wt_b") for p in PEOPLE}
+    await hand(world, pool, [event_of(p, "a", 1) for p in PEOPLE])
+    await store_of_aggregator.follow(aggregator, everybody)
+    await hand(world, pool, [event_of(p, "b", 0) for p in PEOPLE], first=4)
+    return aggregator
+
+
+async def count_all(aggregator: Pool, locked: dict[str, str] | None = None) -> set[str]:
+    """Counts the journeys of everybody; whose wait."""
+    journeys = {(p, "wt_a" if p in {"ann", "bob"} else "wt_b") for p in PEOPLE}
+    followed = await store_of_aggregator.follow(aggregator, journeys, locked=locked)
+    return {user for user, _ in followed.waiting}
+
+
+async def count_what_waited(aggregator: Pool) -> int:
+    return sum([resumed.done async for resumed in store_of_aggregator.resuming(aggregator, 100)])
+
+
+async def marks(world: World) -> list[str]:
+    rows = await world.db.fetch("select mcp_server_user_id from sankey_dirty where waits_for is not null")
+    return sorted(row[0] for row in rows)
+
+
+@pytest.mark.parametrize("what", LOCKED_COUNTS)
+async def test_locked_counts_wait_alone_and_are_exact_when_the_lock_goes(world: World, what: str) -> None:
+    aggregator = await counting(world)
+    statement, held_up = LOCKED_COUNTS[what]
+    async with locked(world, statement):
+        assert await count_all(aggregator) == held_up
+        counted = await world.db.fetch(
+            "select mcp_server_user_id from sankey_journeys where cardinality(step_ids) = 2"
+        )
+        assert {row[0] for row in counted} == set(PEOPLE) - held_up
+        # What comes meanwhile is tried part by part, and does not wait twice; a look finds nothing to do.
+        assert await count_all(aggregator, {}) == held_up
+        assert await count_what_waited(aggregator) == 0
+        assert await marks(world) == sorted(held_up)
+        # A mark that somebody has locked is no mark to rely on.
+        async with locked(world, "select from sankey_dirty where mcp_server_user_id = 'ann' for update"):
+            assert await count_all(aggregator, {}) == held_up
+        assert await marks(world) == sorted([*held_up, "ann"])
+    assert await count_what_waited(aggregator) == len(held_up) + 1
+    assert await marks(world) == []
+    await world.assert_exact()
+
+
+async def test_a_table_that_is_locked_whole_is_waited_for(world: World) -> None:
+    """As in the swap of a rebuild: nothing is set aside."""
+    aggregator = await counting(world)
+    async with locked(world, "lock table sankey_journeys in exclusive mode"):
+        counting_all = asyncio.create_task(count_all(aggregator, {}))
+
+        async def waits() -> bool:
+            query = (
+                "select count(*) from pg_locks where relation = 'sankey_journeys'::regclass and not granted"
+            )
+            return bool(await world.db.fetchval(query))
+
+        await eventually(waits, "it waits")
+    assert await counting_all == set()
+    await world.assert_exact()
+
+
+async def test_locked_counts_of_a_walkthrough_leave_others_current(world: World) -> None:
+    """With the real services: what waits shows everywhere, also where it dies while it works that off."""
+    await prepare(world)
+    world.start(RECORDER)
+    doomed = world.start(AGGREGATOR, crash_at="waiting.counts-in-transaction:1", session_timeout_seconds=2)
+    await world.produce([event_of(p, "a", 1) for p in PEOPLE])
+    await world.drained()
+    api = await world.start_api()
+    async with locked(world, "select from sankey_transitions where walkthrough_id = 'wt_a' for update"):
+        await world.produce([event_of(p, "b", 0) for p in PEOPLE])
+
+        async def told() -> bool:
+            fresh = [(await api.get(f"walkthroughs/{w}/sankey"))["freshness"] for w in ("wt_a", "wt_b")]
+            return [(f["current"], f["marks"]) for f in fresh] == [(False, 2), (True, 0)]
+
+        await eventually(told, "the API says which is current")
+        status = json.loads((await world.invoke("status", "-o", "json")).stdout)
+        assert status["journeys_waiting"]["journeys"] == 2
+        assert status["journeys_waiting"]["rows"] == ["sankey_transitions wt_a"]
+        assert len(status["journeys_waiting"]["locked_by"]) == 1
+        assert any("2 journeys wait to be counted" in p for p in status["problems"])
+
+        async def measured() -> bool:
+            return await metric(doomed, "stepstream_journeys_waiting") == 2
+
+        await eventually(measured, "the metric says that journeys wait")
+        verified = await world.invoke("verify", "-o", "json")
+        assert (verified.returncode, json.loads(verified.stdout)["journeys_waiting"]) == (0, 2)
+    await dies(doomed)
+    assert await marks(world) == ["ann", "bob"]
+    world.start(AGGREGATOR, session_timeout_seconds=2)
+    await world.drained()
+    await world.assert_exact()
+
+
+@pytest.mark.parametrize("table", ["recorded_offsets", "counted_offsets"])
+async def test_a_locked_position_stops_its_partition_alone(world: World, table: str) -> None:
+    """While it goes on, and when it starts."""
+    await prepare(world)
+    people = [f"p{i}" for i in range(12)]
+    await world.people(people)
+    recorder, aggregator = world.start_both()
+    await world.produce([completed(p, "a", 1) for p in people])
+    await world.drained()
+    at = {(r.key or b"").decode(): r.partition for r in await world.events()}
+    held_up = {p for p in people if at[p] == at["p0"]}
+    assert 0 < len(held_up) < len(people)
+    service = recorder if table == "recorded_offsets" else aggregator
+    async with locked(world, f"select from {table} where partition = {at['p0']} for update") as pid:
+        for step in "bc":
+            await world.produce([completed(p, step, 2) for p in people])
+
+            async def others_go_on(step: str = step) -> bool:
+                rows = await world.db.fetch(
+                    "select mcp_server_user_id from sankey_journeys where step_ids @> array[$1::text]", step
+                )
+                return {row[0] for row in rows} == set(people) - held_up
+
+            await eventually(others_go_on, "the other partitions go on")
+            if step == "b":
+                url = f"http://127.0.0.1:{service.port}/health/ready"
+                ready = (await asyncio.to_thread(httpx2.get, url)).text
+                assert f"the row of partition {at['p0']} in {table} is locked by process {pid}" in ready
+                status = json.loads((await world.invoke("status", "-o", "json")).stdout)
+                assert [(r["partition"], r["pid"]) for r in status["positions_locked"]] == [(at["p0"], pid)]
+                assert any(f"in {table} is locked by process {pid}" in p for p in status["problems"])
+                assert await metric(service, "stepstream_partitions_held") == 1
+                await asyncio.to_thread(service.terminate)
+                service = world.start(service.name)
+    await world.drained()
     await world.assert_exact()
 
 
