@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -207,6 +207,8 @@ json_values = st.recursive(
         st.sampled_from([*completed("u", "a", 1), "started_at", "metadata"]), json_values, max_size=3
     ),
 )
+@example(completed("u", "a", 1), {"step_id": "a\n"})
+@example(started("u", 1), {"event_id": completed("u", "a", 1)["event_id"] + "\n"})
 def test_what_the_published_schema_accepts_is_read(
     event: dict[str, object], changes: dict[str, object]
 ) -> None:
