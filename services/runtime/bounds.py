@@ -1,19 +1,16 @@
-"""What keeps one client from taking it all: who a client is, bounded counters, few log lines."""
+"""What keeps one client from taking it all: who a client is, and few log lines."""
 
 import asyncio
 import functools
 import ipaddress
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cachetools import TLRUCache
-from limits.aio.storage import Storage
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 #: Between two log lines of the same kind, and how many clients one names.
 _QUIET_SECONDS: Final = 60.0
@@ -45,7 +42,7 @@ def _client_of(host: str) -> str:
     return str(address)
 
 
-def client_of_scope(scope: Scope) -> str:
+def client_of_scope(scope: "Scope") -> str:
     """The client of a request; behind a trusted proxy, the one that it names."""
     client = scope.get("client")
     return client_of(client[0]) if client else ""
@@ -53,8 +50,10 @@ def client_of_scope(scope: Scope) -> str:
 
 def trusted_proxies() -> Callable[[str], bool]:
     """Tells the addresses whose `X-Forwarded-For` is believed: uvicorn's FORWARDED_ALLOW_IPS."""
+    # Here, because commands use this module too, and serve nothing.
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-    async def nothing(_: Scope, __: Receive, ___: Send) -> None: ...
+    async def nothing(_: "Scope", __: "Receive", ___: "Send") -> None: ...
 
     app: ASGIApp = nothing
     trusted = ProxyHeadersMiddleware(
@@ -62,61 +61,6 @@ def trusted_proxies() -> Callable[[str], bool]:
         os.environ.get("FORWARDED_ALLOW_IPS", _LOOPBACK),
     ).trusted_hosts
     return trusted.__contains__
-
-
-class BoundedStorage(Storage):
-    """Counters of `limits` in this process, at most so many; of more, those used longest ago go.
-
-    The library's own storage has no bound, and looks at every counter at every request.
-
-    Args:
-        most: how many counters are kept.
-    """
-
-    STORAGE_SCHEME = None
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._counts: TLRUCache[str, list[float]] = TLRUCache(
-            most, ttu=lambda _, count, __: count[1], timer=time.time
-        )
-
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        """What may be wrong with the storage: nothing."""
-        return ValueError
-
-    async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Counts; returns the count."""
-        count = self._counts.get(key)
-        if count is None:
-            count = self._counts[key] = [0, time.time() + expiry]
-        count[0] += amount
-        return int(count[0])
-
-    async def get(self, key: str) -> int:
-        """The count."""
-        count = self._counts.get(key)
-        return int(count[0]) if count is not None else 0
-
-    async def get_expiry(self, key: str) -> float:
-        """When the counter ends."""
-        count = self._counts.get(key)
-        return count[1] if count is not None else time.time()
-
-    async def check(self) -> bool:
-        """It is always there."""
-        return True
-
-    async def reset(self) -> int:
-        """Forgets every counter; returns how many there were."""
-        many = len(self._counts)
-        self._counts.clear()
-        return many
-
-    async def clear(self, key: str) -> None:
-        """Forgets a counter."""
-        self._counts.pop(key, None)
 
 
 class Seldom:

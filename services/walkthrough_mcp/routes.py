@@ -25,7 +25,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from services.runtime.bounds import OUTAGE_SECONDS, BoundedStorage, Seldom, client_of_scope
+from services.runtime.bounds import OUTAGE_SECONDS, Seldom, client_of_scope
+from services.runtime.counters import BoundedStorage
 from services.runtime.database import Pool, can_be_stored, is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context

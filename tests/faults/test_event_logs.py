@@ -15,7 +15,7 @@ from tests.support.world import AGGREGATOR, RECORDER, World, eventually
 
 pytestmark = pytest.mark.integration
 
-MOST_EVENTS = 10_000
+MOST_EVENTS = 5_000
 
 
 async def assert_equal_to_the_oracle(world: World, events: Sequence[dict[str, Any]]) -> None:

@@ -1,12 +1,15 @@
 """The embedded stack: found again, two side by side, restarted on its data, and clear when half dead."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.folders import server_folder
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,10 +36,13 @@ def environment(folder: Path) -> dict[str, str]:
     return dict(line.removeprefix("export ").split("=", 1) for line in lines)
 
 
-@pytest.fixture
-def folder(short_tmp: Path) -> Iterator[Path]:
-    yield short_tmp / "one"
-    stack("down", "--purge", folder=short_tmp / "one")
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Of one stack for all tests that need it up: each brings it up, which is nothing where it is."""
+    around = server_folder("st-")
+    yield around / "one"
+    stack("down", "--purge", folder=around / "one")
+    shutil.rmtree(around, ignore_errors=True)
 
 
 def test_up_twice_at_once_is_one_stack_which_outlives_whoever_started_it(folder: Path) -> None:

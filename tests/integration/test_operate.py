@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,11 +114,13 @@ async def test_watching_goes_on_until_it_is_ended(world: World) -> None:
         *("-o", "json"),
         env=world.environment(),
         stdout=asyncio.subprocess.PIPE,
+        # What a shell has put into the background ignores it, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for _ in range(3):
         assert len(json.loads(await process.stdout.readline())) == 2
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     await process.stdout.read()
     assert await process.wait() == 0
 

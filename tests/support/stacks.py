@@ -26,7 +26,9 @@ def start_stack(kind: str) -> Stack:
 
 def _embedded() -> Stack:
     from services.devstack import down, up
+    from services.devstack.kafka import make_caches
 
+    make_caches()  # a run starts many brokers
     folder = server_folder("stepstream-test-")
 
     def stop() -> None:

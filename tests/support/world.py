@@ -40,8 +40,8 @@ from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, load_queries, open_pool
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import NULL, Record, ensure_topics, make_producer
-from services.runtime.lag import GROUPS, lags
+from services.runtime.kafka import NULL, Record, admin_client, ensure_topics, make_producer
+from services.runtime.lag import GROUPS, look_with, reader
 from services.runtime.migrate import migrate
 from services.runtime.process import server_config
 from services.runtime.settings import Settings
@@ -585,11 +585,12 @@ class World:
                     f"{service.name}: {code}\n{service.log.read_text()}"
                 )
             return (
-                all(lag.events == 0 for lag in await lags(self.settings))
+                all(group.lag == 0 for group in await look_with(admin, consumer, self.settings))
                 and await self.db.fetchval("select count(*) from sankey_dirty") == 0
             )
 
-        await eventually(done, "drained", seconds, every=0.25)
+        async with admin_client(self.settings) as admin, reader(self.settings) as consumer:
+            await eventually(done, "drained", seconds, every=0.25)
 
     async def recorded(self) -> int:
         """How many events the recorder has passed."""

@@ -22,12 +22,27 @@ from typing import Any, NoReturn
 
 MODULES = (
     "services.operator_cli.app",
+    "services.operator_cli.against_topic",
+    "services.operator_cli.completions",
+    "services.operator_cli.dead_letters",
+    "services.operator_cli.erase",
+    "services.operator_cli.gone",
+    "services.operator_cli.importing",
+    "services.operator_cli.keys",
+    "services.operator_cli.produce",
+    "services.operator_cli.rebuild",
+    "services.operator_cli.replay",
+    "services.operator_cli.status",
+    "services.operator_cli.unreadable",
+    "services.operator_cli.verify",
     "services.completion_recorder.app",
     "services.sankey_aggregator.app",
     "services.outbox_relay.app",
     "services.walkthrough_mcp.app",
     "services.analytics_api.app",
     "services.runtime.tracing",
+    "rich.cells",
+    "typer.rich_utils",
     "uvloop",
 )
 

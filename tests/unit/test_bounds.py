@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from services.runtime import bounds
-from services.runtime.bounds import BoundedStorage, Seldom, client_of
+from services.runtime.bounds import Seldom, client_of
+from services.runtime.counters import BoundedStorage
 from services.walkthrough_mcp.sessions import Bounds, Ledger, Session
 
 WIDE = Bounds(1_000, 1_000, 1_000)
@@ -56,7 +57,7 @@ async def test_counters_are_bounded_and_the_one_in_use_stays() -> None:
 
 async def test_a_counter_ends_with_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
-    monkeypatch.setattr("services.runtime.bounds.time.time", lambda: now)
+    monkeypatch.setattr("services.runtime.counters.time.time", lambda: now)
     limiter, rate = FixedWindowRateLimiter(BoundedStorage(10)), limits.parse("1/minute")
     assert await limiter.hit(rate, "ann")
     assert not await limiter.hit(rate, "ann")
