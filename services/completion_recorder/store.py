@@ -62,7 +62,6 @@ from services.completion_recorder.judge import (
 from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
 from services.runtime.crashpoints import passing
 from services.runtime.database import (
-    PLANNED_ANEW,
     Connection,
     Pool,
     can_be_stored,
@@ -105,7 +104,6 @@ SERVER_SETTINGS = {
     "stepstream.recorder": "on",
     "lock_timeout": "500ms",
     "work_mem": "64MB",
-    **PLANNED_ANEW,
 }
 
 #: Errors by which PostgreSQL refuses a row for what it holds. A foreign key can only be one that the
