@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx2
 from jsonschema import Draft202012Validator
-from mcp import Client
+from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 #: One for all: to load the authorities takes each client 20 ms.
 _TLS = ssl.create_default_context()
@@ -48,12 +49,26 @@ def _check_schema_once(schema: Any, **options: Any) -> None:
 Draft202012Validator.check_schema = _check_schema_once
 
 
-class Agent:
-    """A client whose answers are the structured content; `texts` are what it has read."""
+def _may_pass(error: BaseException) -> bool:
+    reason = error.error.data.get("reason") if isinstance(error, MCPError) and error.error.data else None
+    return reason in {"busy", "temporarily_unavailable"}
 
-    def __init__(self, client: Client) -> None:
+
+class Agent:
+    """A client whose answers are the structured content; `texts` are what it has read.
+
+    One that is patient tries the same call again where it is told to.
+    """
+
+    def __init__(self, client: Client, *, patient: bool = False) -> None:
         self.client = client
         self.texts: list[str] = []
+        self._tries = AsyncRetrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_delay(90 if patient else 0),
+            wait=wait_random_exponential(multiplier=0.1, max=2),
+            reraise=True,
+        )
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         result = await self.raw(tool, **arguments)
@@ -62,7 +77,7 @@ class Agent:
         return answer
 
     async def raw(self, tool: str, **arguments: Any) -> CallToolResult:
-        result = await self.client.call_tool(tool, arguments)
+        result: CallToolResult = await self._tries(self.client.call_tool, tool, arguments)
         self.texts.append("".join(part.text for part in result.content if part.type == "text"))
         return result
 
@@ -79,13 +94,15 @@ async def agent(
     generation: str = GENERATIONS[0],
     token: str | None = None,
     sign_in: httpx2.Auth | None = None,
+    *,
+    patient: bool = False,
 ) -> AsyncIterator[Agent]:
     """An agent that is connected to an MCP server."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=30, verify=_TLS) as http:
         transport = streamable_http_client(url, http_client=http)
         async with Client(transport, mode=generation, cache=None) as client:
-            yield Agent(client)
+            yield Agent(client, patient=patient)
 
 
 async def post(url: str, body: Any, **headers: str) -> httpx2.Response:
