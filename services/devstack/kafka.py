@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import os
 import subprocess
 import tempfile
 import uuid
@@ -61,8 +62,10 @@ _PROGRAMS: tuple[_Program, ...] = ("format", "broker")
 @functools.cache
 def classpath() -> str:
     """Resolves Kafka's artifacts; from the local cache once they are there."""
-    broker = jgo.build(_BROKER).all_jars
-    logging = [jar for jar in jgo.build(_LOGGING).all_jars if jar.name.startswith("log4j-slf4j-impl")]
+    # Two that make the folder of links anew at the same time trip over each other.
+    with FileLock(Path(tempfile.gettempdir()) / f"stepstream-kafka-{os.getuid()}.lock"):
+        broker = jgo.build(_BROKER).all_jars
+        logging = [jar for jar in jgo.build(_LOGGING).all_jars if jar.name.startswith("log4j-slf4j-impl")]
     return ":".join(str(jar) for jar in [*broker, *logging])
 
 

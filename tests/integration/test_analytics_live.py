@@ -272,7 +272,7 @@ async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: Wo
     }
     assert asked.keys() == TOOLS.keys()
     for mode in ("2026-07-28", "legacy"):
-        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"})
+        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
         transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
         async with http, Client(transport, mode=mode, cache=None) as agent:
             listed = {tool.name: tool for tool in (await agent.list_tools()).tools}

@@ -261,7 +261,7 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
     await world.db.execute("update mcp_servers set oauth_issuer_url = $1 where slug = 'secure'", url)
     token = f"Bearer {issuer.token(f'{base}/secure')}"
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         answers = [
             await post(f"{base}/secure", HELLO, authorization=token),
             await http.get(metadata),
@@ -280,7 +280,7 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
 async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, mcp_address_rate="3/minute")
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         answers = [await http.get(metadata) for _ in range(4)]
     assert [a.status_code for a in answers] == [200, 200, 200, 429]
     assert answers[-1].headers["retry-after"]
@@ -339,7 +339,7 @@ async def test_tokens_that_are_not_good_open_nothing(world: World, issuer: Issue
 async def test_an_agent_finds_out_where_to_sign_in(world: World, issuer: Issuer) -> None:
     service, base = await prepare(world, issuer)
     well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         told = await http.get(f"{well_known}/secure")
         missing = [(await http.get(f"{well_known}/{slug}")).status_code for slug in ("srv_1", "nothing")]
     assert told.json() == {
@@ -357,7 +357,7 @@ async def test_issuer_and_resource_are_sent_as_they_are_written(world: World, is
     issuer.url = "https://Issuer.example:443"
     service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
     well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         of_all = (await http.get(f"{well_known}/other")).json()
         assert of_all["authorization_servers"] == ["https://Issuer.example:443"]
         assert of_all["resource"] == "https://Mcp.example:443/mcp/other"
@@ -373,7 +373,7 @@ async def test_issuer_and_resource_are_sent_as_they_are_written(world: World, is
 async def test_a_token_for_the_resource_that_was_sent_is_good(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
     here = f"http://127.0.0.1:{service.port}"
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=30) as http:
         told = (await http.get(f"{here}/.well-known/oauth-protected-resource/mcp/secure")).json()
     token = issuer.token(told["resource"])
     answer = await post(f"{here}/mcp/secure", HELLO, authorization=f"Bearer {token}")
@@ -408,7 +408,7 @@ def signing_in(url: str, memory: Memory) -> OAuthClientProvider:
     returned: list[dict[str, str]] = []
 
     async def browse(address: str) -> None:
-        async with httpx2.AsyncClient(follow_redirects=False) as browser:
+        async with httpx2.AsyncClient(follow_redirects=False, timeout=30) as browser:
             location = (await browser.get(address)).headers["location"]
         assert location.startswith(f"{CALLBACK}?")
         returned.append(dict(parse_qsl(location.partition("?")[2])))
