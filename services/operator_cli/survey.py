@@ -130,9 +130,8 @@ async def settle(
         passed, trouble = await _passed(fresh, settings, horizon)
         if trouble and trouble.startswith("Kafka"):
             deadline = min(deadline, time.monotonic() + _WITHOUT_KAFKA)
-        locked = await _waiting_for_a_lock(fresh, waiting)
-        outcome.waiting += len(locked)
-        await survey.execute(SQL["survey_forget"], [u for u, _ in locked], [w for _, w in locked])
+        # Those whose counts somebody has locked are on their way, too: as long as the lock is there.
+        locked = {key: waiting[key] for key in await _waiting_for_a_lock(fresh, waiting)}
         waiting = {key: state for key, state in waiting.items() if key not in locked}
         if len(waiting) > _LOOKED_AT_AGAIN:
             still, later = waiting, horizon
@@ -149,13 +148,25 @@ async def settle(
             suspected, horizon = same, later
         else:
             waiting = {key: waiting[key] for key in still}
-        if waiting and (trouble == "no members" or time.monotonic() > deadline):
+        if (waiting or locked) and (trouble == "no members" or time.monotonic() > deadline):
             outcome.certain = False
-            outcome.reasons.append(_why_unsettled(trouble, seconds))
+            outcome.waiting = len(locked)
+            if locked:
+                outcome.reasons.append(_why_locked(len(locked)))
+            if waiting:
+                outcome.reasons.append(_why_unsettled(trouble, seconds))
             break
+        waiting |= locked
         if waiting:
             await asyncio.sleep(_LOOK_AGAIN)
     return outcome
+
+
+def _why_locked(journeys: int) -> str:
+    return (
+        f"{journeys:,} of the journeys wait for counts that somebody else has locked, and are counted when "
+        "the lock goes: `stepstream status` says who has it; verify again then"
+    )
 
 
 def _why_unsettled(trouble: str | None, seconds: float) -> str:

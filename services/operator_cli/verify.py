@@ -189,11 +189,6 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
         )
         if verdict.in_flight:
             say(f"{verdict.in_flight:,} journeys were in flight, and right when looked at again")
-        if verdict.journeys_waiting:
-            say(
-                f"[yellow]{many(verdict.journeys_waiting, 'journey')} wait for counts that somebody else has "
-                "locked[/], and are counted when the lock goes: `stepstream status` says who"
-            )
         if verdict.events_waiting:
             say(
                 f"[yellow]{many(verdict.events_waiting, 'event')} wait for rows that somebody else has "

@@ -636,8 +636,9 @@ async def test_locked_counts_of_a_walkthrough_leave_others_current(world: World)
             return await metric(doomed, "stepstream_journeys_waiting") == 2
 
         await eventually(measured, "the metric says that journeys wait")
-        verified = await world.invoke("verify", "-o", "json")
-        assert (verified.returncode, json.loads(verified.stdout)["journeys_waiting"]) == (0, 2)
+        verified = await world.invoke("verify", "--wait", "1s", "-o", "json")
+        assert (verified.returncode, json.loads(verified.stdout)["journeys_waiting"]) == (3, 2)
+        assert "2 of the journeys wait for counts that somebody else has locked" in verified.stderr
     await dies(doomed)
     assert await marks(world) == ["ann", "bob"]
     world.start(AGGREGATOR, session_timeout_seconds=2)
