@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
+from services.operator_cli.alone import Act, alone
 from services.runtime.kafka import connection, make_producer
 from services.runtime.keeper import Keeper
 from services.runtime.lag import lags, reader
@@ -34,6 +35,7 @@ from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
     AGGREGATOR,
+    OPERATOR,
     RECORDER,
     RELAY,
     Message,
@@ -755,28 +757,14 @@ async def test_two_operators_do_not_leave_behind_what_overlaps(world: World) -> 
     await world.produce([completed("ann", step, 1) for step in "abc"])
     (partition,) = {p for p, end in (await ends_of(world)).items() if end}
     skip = ("skip", "--group", RECORDER, "--partition", str(partition), "--execute", "--to-offset")
-    async with world.connection() as holder:
-        transaction = holder.transaction()
-        await transaction.start()
-        await holder.execute("lock table gone_events in access exclusive mode")
-        first = asyncio.create_task(asyncio.to_thread(world.command, *skip, "2"))
-
-        async def at_work() -> bool:
-            waiting = "select count(*) from pg_locks where relation = 'gone_events'::regclass and not granted"
-            return bool(await world.db.fetchval(waiting))
-
-        await eventually(at_work, "the first one is about to name what is gone")
-        second = asyncio.create_task(world.invoke(*skip, "3"))
-        done, _ = await asyncio.wait({second}, timeout=20)  # without the lock it waits behind the first
-        await transaction.rollback()
-    assert (await first).returncode == 0, (await first).stderr
-    refused = await second
-    assert await gone(world) == [(partition, "skipped", 0, 2)]
-    assert done
-    assert refused.returncode == 4
-    assert f"{getpass.getuser()}@{socket.gethostname()} leaves events behind" in refused.stderr
-    again = await world.invoke(*skip, "3")
-    assert again.returncode == 0, again.stderr
+    async with alone(world.settings_of(OPERATOR), Act.SKIP):
+        refused = await world.invoke(*skip, "3")
+        assert refused.returncode == 4
+        assert f"{getpass.getuser()}@{socket.gethostname()} leaves events behind" in refused.stderr
+        assert await gone(world) == []
+    for to in ("2", "3"):
+        done = await world.invoke(*skip, to)
+        assert done.returncode == 0, done.stderr
     assert await gone(world) == [(partition, "skipped", 0, 2), (partition, "skipped", 2, 3)]
 
 
