@@ -31,7 +31,8 @@ from schemas import (
 from services.completion_recorder.judge import Accepted, check_references, read_one
 from services.completion_recorder.store import find_known
 from services.operator_cli.dead_letters import parse, read_partitions
-from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.operator_cli.options import print_json, print_table, say
+from services.runtime.agreement import agreements, name_partitions, why_apart
 from services.runtime.batches import Unreadable, unreadable_of
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import MismatchError, StepstreamError, UsageError
@@ -40,6 +41,7 @@ from services.runtime.lag import AGGREGATOR, RECORDER, partitions_of, reader
 from services.runtime.positions import Digest, Position, checksum
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import read_positions, read_skipped
+from services.runtime.text import many, told_time
 from services.runtime.topic import TopicLog, describe_log
 
 SQL = load_queries(__file__)
@@ -693,29 +695,6 @@ async def both_positions(db: Connection, topic: str) -> tuple[dict[int, Position
     return recorder, agreements(recorder, aggregator)
 
 
-def agreements(
-    recorder: Mapping[int, Position], aggregator: Mapping[int, Position]
-) -> dict[int, bool | None]:
-    """Whether both have read the same, by partition."""
-    return {p: recorder[p].agrees_with(aggregator[p]) for p in sorted(recorder.keys() & aggregator.keys())}
-
-
-def why_apart(agrees: Mapping[int, bool | None]) -> str | None:
-    """What to say where recorder and aggregator have read different events."""
-    apart = [p for p, same in agrees.items() if same is False]
-    if not apart:
-        return None
-    return (
-        f"recorder and aggregator have read different events of {_named(apart)}: events were changed, lost "
-        "or left out for one of them. `stepstream verify --against-topic` says whether it was the recorder"
-    )
-
-
-def _named(partitions: Sequence[int]) -> str:
-    noun = "partition" if len(partitions) == 1 else "partitions"
-    return f"{noun} {', '.join(map(str, partitions))}"
-
-
 # --- the report ------------------------------------------------------------------------------------------
 
 
@@ -780,9 +759,9 @@ def _why(outcome: Outcome) -> list[str]:
         why.append(f"{many(events, 'event')} of the topic not in the tables as they should be ({causes})")
     if outcome.unlike:
         why.append(
-            f"the recorder has not read what the topic holds of {_named(outcome.unlike)}: its position was "
-            "moved past events, or the topic was changed. `stepstream replay --group completion-recorder "
-            "--from-beginning` feeds the events through again"
+            f"the recorder has not read what the topic holds of {name_partitions(outcome.unlike)}: its "
+            "position was moved past events, or the topic was changed. `stepstream replay "
+            "--group completion-recorder --from-beginning` feeds the events through again"
         )
     if apart := why_apart(outcome.aggregator):
         why.append(apart)

@@ -19,12 +19,13 @@ from services.completion_recorder.judge import Accepted, check_references
 from services.completion_recorder.store import find_known
 from services.operator_cli.decisions import operator_headers, wait_for_recorder
 from services.operator_cli.erase import find_person
-from services.operator_cli.options import not_executed, print_json, print_table, say, told_time
+from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import Record, make_producer, unreachable
 from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
+from services.runtime.text import told_time
 
 SQL = load_queries(__file__)
 

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
-from services.operator_cli.options import print_json, print_table, safe, say, told_time
+from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, load_queries
@@ -36,6 +36,7 @@ from services.runtime.kafka import (
 from services.runtime.lag import partitions_of, reader
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, source_of
+from services.runtime.text import told_time
 
 SQL = load_queries(__file__)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas import OPERATOR_SOURCES
-from services.operator_cli.options import told_time
 from services.runtime.lag import RECORDER, committed_offsets
 from services.runtime.settings import Settings
+from services.runtime.text import told_time
 
 #: How long to wait for the recorder, in seconds.
 _RECORDER_SECONDS = 30.0

@@ -19,10 +19,10 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from schemas import decode
-from services.operator_cli.alone import Act, be_alone
 from services.operator_cli.dead_letters import Letter, Source, parse, read_partitions
 from services.operator_cli.decisions import operator_headers, wait_for_recorder
-from services.operator_cli.options import many, not_executed, print_json, print_table, say, told_time
+from services.operator_cli.options import not_executed, print_json, print_table, say
+from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError
@@ -37,6 +37,7 @@ from services.runtime.kafka import (
 from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
+from services.runtime.text import many, told_time
 from services.sankey_aggregator import store
 
 _QUERIES = load_queries(__file__)

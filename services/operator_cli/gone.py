@@ -6,10 +6,11 @@ from typing import Any
 
 import asyncpg
 
-from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.operator_cli.options import print_json, print_table, say
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import UsageError
 from services.runtime.settings import Settings
+from services.runtime.text import many, told_time
 
 SQL = load_queries(__file__)
 

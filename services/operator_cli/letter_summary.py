@@ -6,9 +6,10 @@ from typing import Any
 
 from schemas import Rejection
 from services.operator_cli.dead_letters import Letter, Source
-from services.operator_cli.options import many, print_json, print_table, say, told_time
+from services.operator_cli.options import print_json, print_table, say
 from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.sources import OTHERS
+from services.runtime.text import many, told_time
 
 #: So many pairs of source and class are told apart; sources that come later are counted together.
 _PAIRS = 5_000

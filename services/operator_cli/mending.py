@@ -26,11 +26,12 @@ from services.operator_cli.dead_letters import (
     is_event_of,
     read_letters,
 )
-from services.operator_cli.options import many, safe, say, told_time
+from services.operator_cli.options import safe, say
 from services.operator_cli.produce import open_lines
 from services.runtime.database import Connection
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.settings import Settings
+from services.runtime.text import many, told_time
 
 #: Lines that are told one by one.
 _TOLD = 20

@@ -16,7 +16,6 @@ from services.operator_cli.options import (
     OutputOption,
     console,
     current_settings,
-    many,
     not_executed,
     parse_duration,
     parse_some_time,
@@ -27,6 +26,7 @@ from services.operator_cli.options import (
     time_option,
 )
 from services.runtime.errors import UsageError
+from services.runtime.text import many
 
 dlq = typer.Typer(
     help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
@@ -285,7 +285,7 @@ def skip(
     not believed. One at a time: a second one is refused (exit 4), and told who is at it.
     """
     from services.operator_cli import relocate, unreadable
-    from services.operator_cli.alone import Act, alone
+    from services.runtime.alone import Act, alone
 
     settings = current_settings()
     as_json = output is Output.JSON
@@ -425,7 +425,7 @@ def verify(
     if from_time is not None or from_offset is not None or partitions is not None:
         raise UsageError("--from, --from-offset and --partitions are for --against-topic")
     from services.operator_cli.verify import report
-    from services.operator_cli.verify import verify as compare
+    from services.sankey_aggregator.verify import verify as compare
 
     with progress("comparing journeys", "parts") as advance:
         verdict = asyncio.run(compare(settings, sample=sample, wait=wait, progress=advance))
@@ -455,16 +455,18 @@ def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE)
     Shows what differs first. The aggregator waits for the last transaction alone; what changes meanwhile is
     kept; interrupted, it leaves nothing behind. Refused (exit 4) while somebody else rebuilds.
     """
-    from services.operator_cli.rebuild import rebuild as build
-    from services.operator_cli.rebuild import report, show
+    from services.operator_cli.verify import report_rebuilt, show_differing
+    from services.sankey_aggregator.rebuild import rebuild as build
 
     settings = current_settings()
     as_json = output is Output.JSON
     with progress("counting anew", "parts") as advance:
         found = asyncio.run(
-            build(settings, execute=execute, progress=advance, before_swap=None if as_json else show)
+            build(
+                settings, execute=execute, progress=advance, before_swap=None if as_json else show_differing
+            )
         )
-    report(found, as_json=as_json)
+    report_rebuilt(found, as_json=as_json)
 
 
 # --- dead letters --------------------------------------------------------------------------------------
@@ -665,7 +667,7 @@ def dlq_redrive(
     letter, with its history.
     """
     from services.operator_cli import dead_letters, mending
-    from services.operator_cli.alone import Act, be_alone
+    from services.runtime.alone import Act, be_alone
     from services.runtime.crashpoints import arm
     from services.runtime.database import connected
 
@@ -728,7 +730,7 @@ def dlq_drop(
 ) -> None:
     """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
     from services.operator_cli import dead_letters
-    from services.operator_cli.alone import Act, be_alone
+    from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
 
     settings = current_settings()
@@ -863,8 +865,8 @@ def keys_create(
 ) -> None:
     """Make a key and print it: it is shown this once, and kept as a hash alone."""
     from services.operator_cli import keys as api_keys
-    from services.operator_cli.options import told_time
     from services.runtime.database import connected
+    from services.runtime.text import told_time
 
     settings = current_settings()
 

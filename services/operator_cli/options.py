@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,24 +120,6 @@ def time_option(name: str, help_: str) -> Any:
     return typer.Option(name, metavar="TIME", parser=parse_time, help=help_)
 
 
-def told_time(ms: float | None) -> str:
-    """A time in milliseconds as RFC 3339 in UTC, to the second."""
-    if ms is None:
-        return ""
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def told_duration(seconds: float) -> str:
-    """A duration in its two largest units."""
-    parts = []
-    rest = int(seconds)
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return "".join(parts[:2]) or "0s"
-
-
 # --- output --------------------------------------------------------------------------------------------
 
 
@@ -197,11 +179,6 @@ def _cell(value: Any) -> str:
 def safe(text: str) -> str:
     """A text of unknown origin for a terminal: control characters are shown, not sent."""
     return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text)
-
-
-def many(count: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def say(text: str, **style: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.operator_cli.options import many, not_executed, print_json, print_table, say
+from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
@@ -23,6 +23,7 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
+from services.runtime.text import many
 from services.runtime.topic import TopicLog, describe_log
 from services.sankey_aggregator import store as aggregator_store
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.handlers import Recorder
 from services.operator_cli.dead_letters import parse, read_partitions
-from services.operator_cli.options import many, not_executed, print_json, print_table, say
+from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.batches import unreadable_of
 from services.runtime.database import (
     bounded_beyond_stuck,
@@ -45,6 +45,7 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
+from services.runtime.text import many
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from services.operator_cli.gone import CAUSES, Gone, find
 from services.operator_cli.gone import as_json as gone_json
-from services.operator_cli.options import make_table, many, told_duration, told_time
+from services.operator_cli.options import make_table
 from services.runtime.agreement import Agreement, agreement
 from services.runtime.database import Connection, connected, explained, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
@@ -28,6 +28,7 @@ from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
 from services.runtime.stored_positions import TABLES, read_positions
+from services.runtime.text import many, told_duration, told_time
 from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
 SQL = load_queries(__file__)

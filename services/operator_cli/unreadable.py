@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.operator_cli.options import many, not_executed, print_json, print_table, say, told_time
+from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at
 from services.runtime.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
 from services.runtime.database import connected
@@ -32,6 +32,7 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
+from services.runtime.text import many, told_time
 from services.sankey_aggregator import store as aggregator_store
 
 #: What headers and the record around it may take of a dead letter.

@@ -125,3 +125,28 @@ def _of_digests(stored: Stored) -> list[str]:
         for partition, position in sorted(recorded.items())
         if partition in counted and position.agrees_with(counted[partition]) is False
     ]
+
+
+def agreements(
+    recorder: Mapping[int, Position], aggregator: Mapping[int, Position]
+) -> dict[int, bool | None]:
+    """Whether both have read the same, by partition."""
+    return {p: recorder[p].agrees_with(aggregator[p]) for p in sorted(recorder.keys() & aggregator.keys())}
+
+
+def why_apart(agrees: Mapping[int, bool | None]) -> str | None:
+    """What to say where recorder and aggregator have read different events."""
+    apart = [p for p, same in agrees.items() if same is False]
+    if not apart:
+        return None
+    return (
+        f"recorder and aggregator have read different events of {name_partitions(apart)}: events were "
+        "changed, lost or left out for one of them. `stepstream verify --against-topic` says whether it was "
+        "the recorder"
+    )
+
+
+def name_partitions(partitions: Sequence[int]) -> str:
+    """Partitions by their numbers, in words."""
+    noun = "partition" if len(partitions) == 1 else "partitions"
+    return f"{noun} {', '.join(map(str, partitions))}"

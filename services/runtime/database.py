@@ -44,9 +44,9 @@ Setup: TypeAlias = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 def load_queries(beside: str) -> Mapping[str, str]:
-    """The named statements of `queries.sql` beside a module, given by its `__file__`."""
+    """The named statements of the SQL file beside a module, given by its `__file__`."""
     logging.getLogger("aiosql").setLevel(logging.ERROR)  # it guesses from names what a statement does
-    queries = aiosql.from_path(Path(beside).with_name("queries.sql"), "asyncpg", mandatory_parameters=False)
+    queries = aiosql.from_path(Path(beside).with_suffix(".sql"), "asyncpg", mandatory_parameters=False)
     names = [name for name in queries.available_queries if not name.endswith("_cursor")]
     return {name: getattr(queries, name).sql for name in names}
 

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
-from services.operator_cli.alone import Act, alone
+from services.runtime.alone import Act, alone
 from services.runtime.kafka import connection, make_producer
 from services.runtime.keeper import Keeper
 from services.runtime.lag import lags, reader

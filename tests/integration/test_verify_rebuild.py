@@ -19,11 +19,11 @@ import pytest
 
 from services.operator_cli import rebuild as rebuilding
 from services.operator_cli import survey
-from services.operator_cli.rebuild import Rebuilt, rebuild
-from services.operator_cli.verify import verify
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import make_producer
 from services.sankey_aggregator import store
+from services.sankey_aggregator.rebuild import Rebuilt, rebuild
+from services.sankey_aggregator.verify import verify
 from tests.support.world import (
     AGGREGATOR,
     OPERATOR,

@@ -9,12 +9,11 @@ from aiokafka import ConsumerRecord
 from services.operator_cli.against_topic import (
     Doubt,
     add_to_digests,
-    agreements,
     compare_digests,
     plan_part,
     sift,
-    why_apart,
 )
+from services.runtime.agreement import agreements, why_apart
 from services.runtime.kafka import Record
 from services.runtime.positions import Digest, Position
 from services.runtime.topic import TopicLog

@@ -27,13 +27,13 @@ from services.operator_cli.demo.picture import SQL, draw
 from services.operator_cli.importing import import_walkthrough, read_export
 from services.operator_cli.produce import Outcome, bulk_producer, send_values
 from services.operator_cli.status import status
-from services.operator_cli.verify import verify
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import ensure_topics
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings, load_settings
 from services.runtime.stored_positions import Ours, read_identity
+from services.sankey_aggregator.verify import verify
 
 console = Console(highlight=False)
 

@@ -11,19 +11,28 @@ after the swap the cells are compared again: what somebody else did to them in b
 """
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from services.journeys import Delta, Journey, accumulate
-from services.operator_cli.alone import Act, be_alone
-from services.operator_cli.options import many, not_executed, print_json, say
-from services.operator_cli.survey import SQL, Progress, begin, find_cells, find_journeys
-from services.operator_cli.survey import prepare as prepare_survey
-from services.operator_cli.verify import LISTED, NO_LIMIT, show_cells, show_journeys
-from services.runtime.database import Connection, connected
+from services.runtime.alone import Act, be_alone
+from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
+from services.runtime.text import many
 from services.sankey_aggregator import store
+from services.sankey_aggregator.survey import (
+    NO_LIMIT,
+    Progress,
+    begin,
+    differences,
+    find_cells,
+    find_journeys,
+)
+from services.sankey_aggregator.survey import prepare as prepare_survey
+
+SQL = load_queries(__file__)
 
 #: The swap holds the aggregator up. A command that is frozen in it loses its connection; nothing is changed.
 _SILENCE_SECONDS = 30
@@ -57,7 +66,11 @@ class Rebuilt:
 
 
 async def rebuild(
-    settings: Settings, *, execute: bool, progress: Progress = lambda *_: None, before_swap: Any = None
+    settings: Settings,
+    *,
+    execute: bool,
+    progress: Progress = lambda *_: None,
+    before_swap: Callable[[Rebuilt], None] | None = None,
 ) -> Rebuilt:
     """Finds what differs, and with `execute` puts it right.
 
@@ -115,13 +128,14 @@ async def _survey(db: Connection, settings: Settings, progress: Progress | None 
 
 
 async def _found(db: Connection) -> Rebuilt:
-    counts = await db.fetchrow(SQL["survey_counts"])
-    assert counts is not None  # noqa: S101 - one row, always
-    transitions = [dict(r) for r in await db.fetch(SQL["list_transitions"], LISTED)]
-    endings = [dict(r) for r in await db.fetch(SQL["list_endings"], LISTED)]
-    journeys = [dict(r) for r in await db.fetch(SQL["list_journeys"], LISTED)]
+    found = await differences(db)
     return Rebuilt(
-        counts["journeys"], transitions, endings, journeys, counts["transitions"], counts["endings"]
+        journeys=found.journeys,
+        transitions=found.listed_transitions,
+        endings=found.listed_endings,
+        differing_journeys=found.listed_journeys,
+        transition_cells=found.transition_cells,
+        ending_cells=found.ending_cells,
     )
 
 
@@ -154,40 +168,10 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
 
 def _journey(walkthrough: str, values: list[Any]) -> Journey:
     server, steps, times, started_at = values
-    if not server:  # contributes nothing, as in queries.sql
+    if not server:  # contributes nothing, as in the survey
         return Journey(walkthrough, None, (), ())
     return Journey(walkthrough, server, steps or (), times or (), started_at)
 
 
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
-
-
-def show(found: Rebuilt) -> None:
-    """Tells what differs, on stdout."""
-    show_cells(found.transitions, found.endings)
-    show_journeys(found.differing_journeys)
-    say(
-        f"{many(found.transition_cells, 'transition cell')}, {many(found.ending_cells, 'ending cell')} and "
-        f"{many(found.journeys, 'journey')} differ from completions and starts"
-    )
-
-
-def report(found: Rebuilt, *, as_json: bool) -> None:
-    """Tells what was done."""
-    if as_json:
-        print_json(asdict(found) | {"differing": found.differing})
-    if not found.differing:
-        say("[bold green]nothing to do[/]: every cell equals what completions and starts say")
-    elif not found.executed:
-        not_executed()
-    else:
-        say(
-            f"[bold green]rebuilt[/]: the aggregator waited {found.swap_seconds:.2f} s for the swap; "
-            f"{found.counted_meanwhile:,} of the journeys it had counted anew itself meanwhile"
-        )
-        if found.changed_meanwhile:
-            say(
-                f"[yellow]{many(found.changed_meanwhile, 'cell')} were changed by somebody else[/] "
-                "meanwhile, and put right as well"
-            )

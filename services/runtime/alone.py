@@ -8,10 +8,10 @@ from enum import IntEnum
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
-from services.operator_cli.options import told_time
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError
 from services.runtime.settings import Settings
+from services.runtime.text import told_time
 
 SQL = load_queries(__file__)
 

@@ -29,7 +29,7 @@ _WORK_MEM = "128MB"
 #: A survey may take hours, but not so long between two statements, nor with an answer unread: its snapshot
 #: keeps vacuum from old rows. `settle` asks others meanwhile, each of which has a time limit.
 _SILENCE_SECONDS = 900
-#: Users fall into so many classes by the hash of their id (queries.sql knows the number too).
+#: Users fall into so many classes by the hash of their id (the SQL knows the number too).
 _CLASSES = 2**20
 #: More journeys than this are not looked at one by one.
 _LOOKED_AT_AGAIN = 50_000
@@ -37,6 +37,11 @@ _LOOKED_AT_AGAIN = 50_000
 #: again.
 _WITHOUT_KAFKA = 5.0
 _LOOK_AGAIN = 0.2
+
+#: The most differing cells, and journeys, that are listed.
+LISTED = 1_000
+#: A survey takes as long as there are rows, in seconds.
+NO_LIMIT = 24 * 3600.0
 
 #: Told how many of how many parts are done.
 Progress = Callable[[int, int], None]
@@ -61,6 +66,17 @@ class Unsettled:
     #: Whether all that still differ is known to be wrong.
     certain: bool = True
     reasons: list[str] = field(default_factory=list)
+
+
+class Differences(NamedTuple):
+    """What a survey found: all are counted, the first thousand of each kind are listed."""
+
+    journeys: int
+    transition_cells: int
+    ending_cells: int
+    listed_journeys: list[dict[str, Any]]
+    listed_transitions: list[dict[str, Any]]
+    listed_endings: list[dict[str, Any]]
 
 
 async def prepare(connection: Connection) -> None:
@@ -107,6 +123,24 @@ async def find_cells(connection: Connection) -> None:
     """
     for name in ("survey_transitions", "survey_endings"):
         await connection.execute(SQL[name])
+
+
+async def differences(connection: Connection) -> Differences:
+    """What the survey's tables hold now."""
+
+    async def listed(name: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in await connection.fetch(SQL[name], LISTED)]
+
+    counts = await connection.fetchrow(SQL["survey_counts"])
+    assert counts is not None  # noqa: S101 - one row, always
+    return Differences(
+        counts["journeys"],
+        counts["transitions"],
+        counts["endings"],
+        await listed("list_journeys"),
+        await listed("list_transitions"),
+        await listed("list_endings"),
+    )
 
 
 async def settle(

@@ -1,0 +1,35 @@
+-- name: keys_organization
+select name from organization where id = $1;
+
+-- name: keys_create
+insert into api_keys (id, organization_id, name, hash, expires_at) values ($1, $2, $3, $4, $5);
+
+-- name: keys_list
+select
+  id,
+  organization_id,
+  name,
+  created_at,
+  expires_at,
+  revoked_at,
+  case
+    when revoked_at is not null then 'revoked'
+    when expires_at <= clock_timestamp() then 'expired'
+    else 'valid'
+  end as state
+from api_keys
+where $1::text is null or organization_id = $1
+order by organization_id, created_at, id;
+
+-- name: keys_find
+select
+  id,
+  organization_id,
+  name,
+  revoked_at
+from api_keys
+where id = $1;
+
+-- name: keys_revoke
+update api_keys set revoked_at = clock_timestamp()
+where id = $1 and revoked_at is null;

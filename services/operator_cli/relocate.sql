@@ -1,0 +1,2 @@
+-- name: forget_handled
+delete from dead_letters_handled where topic = $1;

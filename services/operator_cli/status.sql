@@ -1,0 +1,165 @@
+-- name: status_newest_recorded
+-- The newest of each server's, by the index on (server, time).
+select max(newest.completed_at) as newest_recorded
+from mcp_servers
+cross join lateral (
+  select completed_at from walkthrough_step_completions as row_
+  where row_.mcp_server_id = mcp_servers.id
+  order by completed_at desc
+  limit 1
+) as newest;
+
+-- name: status_newest_counted
+select nullif(max(newest_at), 0) as newest_counted from sankey_freshness;
+
+-- name: status_marks
+-- And those that wait for a lock, and for which rows, as far as the first say.
+select
+  count(*) filter (where waits_for is null) as marks,
+  count(*) filter (where waits_for is not null) as journeys_waiting,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::double precision as journeys_waiting_seconds,
+  array(
+    select waits_for
+    from (select id, waits_for from sankey_dirty where waits_for is not null order by id limit 1000) as first
+    group by waits_for
+    order by min(id)
+    limit 3
+  ) as journeys_wait_for
+from sankey_dirty;
+
+-- name: status_count_lockers
+-- Whose transaction has locked one of these rows of the counts; a service of ours last, which holds them for a moment.
+select
+  holder.pid,
+  coalesce(holder.usename, '') as role,
+  coalesce(holder.application_name, '') as application
+from (
+  select xmax from sankey_journeys where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from sankey_transitions where walkthrough_id = any($1::text[])
+  union all
+  select xmax from sankey_endings where walkthrough_id = any($1::text[])
+  union all
+  select xmax from sankey_freshness where walkthrough_id = any($1::text[])
+) as locked
+inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+inner join pg_stat_activity as holder on held.pid = holder.pid
+group by holder.pid, holder.usename, holder.application_name
+order by holder.application_name = 'stepstream sankey-aggregator', holder.pid
+limit 3;
+
+-- name: status_positions
+-- Positions that somebody but the services has locked: their partitions stand still.
+select coalesce(jsonb_agg(to_jsonb(locked) order by locked.service, locked.partition), '[]') as positions_locked
+from (
+  select
+    kept.service,
+    kept.partition,
+    holder.pid,
+    holder.usename as role,
+    holder.application_name as application
+  from (
+    select 'completion-recorder' as service, topic, partition, xmax from recorded_offsets
+    union all
+    select 'sankey-aggregator', topic, partition, xmax from counted_offsets
+  ) as kept
+  inner join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+  inner join pg_stat_activity as holder on held.pid = holder.pid
+  where
+    kept.topic = $1
+    and holder.application_name is distinct from 'stepstream ' || kept.service
+) as locked;
+
+-- name: status_outbox
+select
+  count(*) as outbox,
+  coalesce(extract(epoch from clock_timestamp() - min(created_at)), 0)::double precision as outbox_seconds
+from outbox;
+
+-- name: status_set_aside
+select count(*) as set_aside from outbox_set_aside;
+
+-- name: status_waiting
+-- Events that wait for a lock, and for which rows, as far as the oldest say.
+select
+  count(*) as events_waiting,
+  coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::double precision as events_waiting_seconds,
+  array(
+    select waits_for from (select id, waits_for from waiting_events order by id limit 1000) as oldest
+    group by waits_for
+    order by min(id)
+    limit 3
+  ) as waits_for
+from waiting_events;
+
+-- name: status_lockers
+-- Whose transaction has locked one of these rows. A row that several have locked at once does not say.
+select distinct
+  holder.pid,
+  coalesce(holder.usename, '') as role,
+  coalesce(holder.application_name, '') as application
+from (
+  select xmax from mcp_server_user where id = any($1::text[])
+  union all
+  select xmax from mcp_server_session where mcp_server_session_id = any($1::text[])
+  union all
+  select xmax from mcp_servers where id = any($1::text[])
+  union all
+  select xmax from walkthroughs where id = any($1::text[])
+  union all
+  select xmax from walkthrough_steps where id = any($1::text[])
+  union all
+  select xmax from walkthrough_step_completions where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from walkthrough_starts where mcp_server_user_id = any($1::text[])
+) as locked
+inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+inner join pg_stat_activity as holder on held.pid = holder.pid
+order by holder.pid
+limit 3;
+
+-- name: status_handled
+select count(*) as handled from dead_letters_handled;
+
+-- name: status_sources
+-- Of which sources events were refused within the last day, and which do not partition as they should.
+select
+  coalesce((
+    select jsonb_agg(to_jsonb(refused) order by refused.last_at desc)
+    from (
+      select
+        source,
+        sum(events)::bigint as events,
+        max(last_at) as last_at,
+        array_agg(distinct rejection) as classes
+      from refused_events
+      where topic = $1 and last_at > clock_timestamp() - interval '1 day'
+      group by source
+      order by max(last_at) desc
+      limit 10
+    ) as refused
+  ), '[]') as refused_by_source,
+  coalesce((
+    select jsonb_agg(to_jsonb(odd) order by odd.events desc)
+    from (
+      select
+        source,
+        events,
+        looked_at,
+        elsewhere,
+        without_key
+      from event_sources
+      where topic = $1 and looked_at >= $2::bigint and 100 * (elsewhere + without_key) >= $3::bigint * looked_at
+      order by events desc
+      limit 10
+    ) as odd
+  ), '[]') as odd_partitions;
+
+-- name: status_services
+-- Who is connected to this database; each service says its name.
+select
+  substr(application_name, length('stepstream ') + 1) as service,
+  count(*)::integer as connections
+from pg_stat_activity
+where datname = current_database() and application_name like 'stepstream _%'
+group by 1;

@@ -1,0 +1,336 @@
+-- name: create_survey
+-- What a survey finds: journeys that are not what their rows say, and cells that are not what journeys say.
+create temporary table if not exists differing_journeys (
+  mcp_server_user_id text not null,
+  walkthrough_id text not null,
+  counted_server_id text,
+  counted_step_ids text [],
+  counted_completed_at bigint [],
+  counted_started_at bigint,
+  expected_server_id text,
+  expected_step_ids text [],
+  expected_completed_at bigint [],
+  expected_started_at bigint,
+  primary key (mcp_server_user_id, walkthrough_id)
+);
+create temporary table if not exists differing_transitions (
+  walkthrough_id text not null,
+  mcp_server_id text not null,
+  began_on date not null,
+  position integer not null,
+  from_step_id text,
+  to_step_id text not null,
+  expected_journeys bigint not null,
+  counted_journeys bigint not null,
+  expected_elapsed_ms bigint not null,
+  counted_elapsed_ms bigint not null,
+  expected_timed_journeys bigint not null,
+  counted_timed_journeys bigint not null
+);
+create temporary table if not exists differing_endings (
+  walkthrough_id text not null,
+  mcp_server_id text not null,
+  began_on date not null,
+  steps_done integer not null,
+  step_id text,
+  last_active_on date not null,
+  expected_journeys bigint not null,
+  counted_journeys bigint not null
+);
+truncate differing_journeys, differing_transitions, differing_endings;
+
+-- name: survey_journeys
+-- Journeys of one share of all users whose rows are not what was counted of them. A start counts where it is
+-- not later than the first completion; the journey then has its server.
+insert into differing_journeys
+with
+done as (
+  select
+    mcp_server_user_id,
+    walkthrough_id,
+    array_agg(step_id order by completed_at, id collate "C") as step_ids,
+    array_agg(completed_at order by completed_at, id collate "C") as completed_at,
+    (array_agg(mcp_server_id order by completed_at, id collate "C"))[1] as mcp_server_id
+  from walkthrough_step_completions
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+  group by mcp_server_user_id, walkthrough_id
+),
+starts as (
+  select * from walkthrough_starts
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+),
+expected as (
+  select
+    coalesce(done.mcp_server_user_id, starts.mcp_server_user_id) as mcp_server_user_id,
+    coalesce(done.walkthrough_id, starts.walkthrough_id) as walkthrough_id,
+    coalesce(done.step_ids, '{}') as step_ids,
+    coalesce(done.completed_at, '{}') as completed_at,
+    case when counts.it_does then starts.started_at end as started_at,
+    case when counts.it_does then starts.mcp_server_id else done.mcp_server_id end as mcp_server_id
+  from done
+  full join starts on done.mcp_server_user_id = starts.mcp_server_user_id
+    and done.walkthrough_id = starts.walkthrough_id
+  cross join lateral (
+    select coalesce(starts.started_at <= coalesce(done.completed_at[1], starts.started_at), false) as it_does
+  ) as counts
+),
+counted as (
+  select * from sankey_journeys
+  where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
+)
+select
+  coalesce(expected.mcp_server_user_id, counted.mcp_server_user_id) as mcp_server_user_id,
+  coalesce(expected.walkthrough_id, counted.walkthrough_id) as walkthrough_id,
+  counted.mcp_server_id,
+  counted.step_ids,
+  counted.completed_at,
+  counted.started_at,
+  expected.mcp_server_id,
+  expected.step_ids,
+  expected.completed_at,
+  expected.started_at
+from expected
+full join counted on expected.mcp_server_user_id = counted.mcp_server_user_id
+  and expected.walkthrough_id = counted.walkthrough_id
+where
+  expected.step_ids is distinct from counted.step_ids
+  or expected.completed_at is distinct from counted.completed_at
+  or expected.started_at is distinct from counted.started_at
+  or expected.mcp_server_id is distinct from counted.mcp_server_id;
+
+-- name: survey_transitions
+-- Cells that are not what the journeys contribute, the differing ones as they should be.
+insert into differing_transitions
+with
+journeys as (
+  select 1 as sign, walkthrough_id, mcp_server_id, started_at, step_ids, completed_at
+  from sankey_journeys
+  union all
+  select
+    1, walkthrough_id, expected_server_id, expected_started_at, expected_step_ids, expected_completed_at
+  from differing_journeys
+  union all
+  select
+    -1, walkthrough_id, counted_server_id, counted_started_at, counted_step_ids, counted_completed_at
+  from differing_journeys
+),
+cells as (
+  select
+    journeys.walkthrough_id,
+    journeys.mcp_server_id,
+    date '1970-01-01'
+    + (coalesce(journeys.started_at, journeys.completed_at[1]) / 86400000)::integer as began_on,
+    (step.number - 1)::integer as position,
+    step.from_id as from_step_id,
+    step.to_id as to_step_id,
+    journeys.sign as expected_journeys,
+    case when step.from_at is null then 0 else journeys.sign * (step.at - step.from_at) end
+    as expected_elapsed_ms,
+    case when step.from_at is null then 0 else journeys.sign end as expected_timed_journeys,
+    0 as counted_journeys,
+    0 as counted_elapsed_ms,
+    0 as counted_timed_journeys
+  from journeys
+  cross join lateral unnest(
+    journeys.step_ids,
+    journeys.completed_at,
+    array_prepend(null, journeys.step_ids),
+    array_prepend(journeys.started_at, journeys.completed_at)
+  ) with ordinality as step (to_id, at, from_id, from_at, number)
+  where journeys.mcp_server_id is not null and step.to_id is not null
+  union all
+  select
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    position,
+    from_step_id,
+    to_step_id,
+    0,
+    0,
+    0,
+    journeys,
+    elapsed_ms,
+    timed_journeys
+  from sankey_transitions
+)
+select
+  walkthrough_id,
+  mcp_server_id,
+  began_on,
+  position,
+  from_step_id,
+  to_step_id,
+  sum(expected_journeys)::bigint as expected_journeys,
+  sum(counted_journeys)::bigint as counted_journeys,
+  sum(expected_elapsed_ms)::bigint as expected_elapsed_ms,
+  sum(counted_elapsed_ms)::bigint as counted_elapsed_ms,
+  sum(expected_timed_journeys)::bigint as expected_timed_journeys,
+  sum(counted_timed_journeys)::bigint as counted_timed_journeys
+from cells
+group by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id
+having
+  sum(expected_journeys) <> sum(counted_journeys)
+  or sum(expected_elapsed_ms) <> sum(counted_elapsed_ms)
+  or sum(expected_timed_journeys) <> sum(counted_timed_journeys);
+
+-- name: survey_endings
+insert into differing_endings
+with
+journeys as (
+  select 1 as sign, walkthrough_id, mcp_server_id, started_at, step_ids, completed_at
+  from sankey_journeys
+  union all
+  select
+    1, walkthrough_id, expected_server_id, expected_started_at, expected_step_ids, expected_completed_at
+  from differing_journeys
+  union all
+  select
+    -1, walkthrough_id, counted_server_id, counted_started_at, counted_step_ids, counted_completed_at
+  from differing_journeys
+),
+cells as (
+  select
+    walkthrough_id,
+    mcp_server_id,
+    date '1970-01-01' + (coalesce(started_at, completed_at[1]) / 86400000)::integer as began_on,
+    cardinality(step_ids) as steps_done,
+    step_ids[cardinality(step_ids)] as step_id,
+    date '1970-01-01'
+    + (coalesce(completed_at[cardinality(completed_at)], started_at) / 86400000)::integer as last_active_on,
+    sign as expected_journeys,
+    0 as counted_journeys
+  from journeys
+  where mcp_server_id is not null
+  union all
+  select
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    steps_done,
+    step_id,
+    last_active_on,
+    0,
+    journeys
+  from sankey_endings
+)
+select
+  walkthrough_id,
+  mcp_server_id,
+  began_on,
+  steps_done,
+  step_id,
+  last_active_on,
+  sum(expected_journeys)::bigint as expected_journeys,
+  sum(counted_journeys)::bigint as counted_journeys
+from cells
+group by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
+having sum(expected_journeys) <> sum(counted_journeys);
+
+-- name: list_transitions
+select * from differing_transitions
+order by walkthrough_id, mcp_server_id, began_on, position, from_step_id nulls first, to_step_id
+limit $1;
+
+-- name: list_endings
+select * from differing_endings
+order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
+limit $1;
+
+-- name: list_journeys
+select
+  mcp_server_user_id,
+  walkthrough_id,
+  expected_started_at,
+  counted_started_at,
+  expected_step_ids,
+  counted_step_ids
+from differing_journeys
+order by mcp_server_user_id, walkthrough_id
+limit $1;
+
+-- name: survey_size
+-- About how many rows a survey reads, by the planner's statistics.
+select coalesce(sum(greatest(reltuples, 0)), 0)::bigint as rows
+from pg_class
+where oid in ('walkthrough_step_completions'::regclass, 'walkthrough_starts'::regclass);
+
+-- name: survey_counts
+select
+  (select count(*) from differing_journeys) as journeys,
+  (select count(*) from differing_transitions) as transitions,
+  (select count(*) from differing_endings) as endings;
+
+-- name: survey_rows
+-- The differing journeys, as `look_again` shows them.
+select
+  mcp_server_user_id,
+  walkthrough_id,
+  counted_server_id,
+  counted_step_ids,
+  counted_completed_at,
+  counted_started_at,
+  expected_server_id,
+  expected_step_ids,
+  expected_completed_at,
+  expected_started_at
+from differing_journeys;
+
+-- name: survey_forget
+delete from differing_journeys
+using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+where differing_journeys.mcp_server_user_id = given.mcp_server_user_id
+  and differing_journeys.walkthrough_id = given.walkthrough_id;
+
+-- name: look_again
+-- Of these journeys, those whose rows are not what is counted of them now.
+select
+  given.mcp_server_user_id,
+  given.walkthrough_id,
+  counted.mcp_server_id as counted_server_id,
+  counted.step_ids as counted_step_ids,
+  counted.completed_at as counted_completed_at,
+  counted.started_at as counted_started_at,
+  coalesce(start.mcp_server_id, done.mcp_server_id) as expected_server_id,
+  coalesce(done.step_ids, '{}') as expected_step_ids,
+  coalesce(done.completed_at, '{}') as expected_completed_at,
+  start.started_at as expected_started_at
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+cross join lateral (
+  select
+    (array_agg(row_.mcp_server_id order by row_.completed_at, row_.id collate "C"))[1] as mcp_server_id,
+    array_agg(row_.step_id order by row_.completed_at, row_.id collate "C") as step_ids,
+    array_agg(row_.completed_at order by row_.completed_at, row_.id collate "C") as completed_at
+  from walkthrough_step_completions as row_
+  where row_.mcp_server_user_id = given.mcp_server_user_id and row_.walkthrough_id = given.walkthrough_id
+) as done
+left join walkthrough_starts as start on given.mcp_server_user_id = start.mcp_server_user_id
+  and given.walkthrough_id = start.walkthrough_id
+  and start.started_at <= coalesce(done.completed_at[1], start.started_at)
+left join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
+  and given.walkthrough_id = counted.walkthrough_id
+where
+  coalesce(counted.step_ids, '{}') is distinct from coalesce(done.step_ids, '{}')
+  or coalesce(counted.completed_at, '{}') is distinct from coalesce(done.completed_at, '{}')
+  or counted.started_at is distinct from start.started_at
+  or counted.mcp_server_id is distinct from coalesce(start.mcp_server_id, done.mcp_server_id);
+
+-- name: horizon
+-- How far the recorder is, and the newest mark.
+select
+  coalesce((select max(id) from sankey_dirty), 0) as newest_mark,
+  array(select partition from recorded_offsets where topic = $1 order by partition) as partitions,
+  array(select next_offset from recorded_offsets where topic = $1 order by partition) as next_offsets;
+
+-- name: marks_up_to
+select exists (select from sankey_dirty where id <= $1 and waits_for is null);
+
+-- name: survey_waiting
+-- Those of these journeys that wait for a lock on what is counted of them: they are counted when it goes.
+select distinct
+  mcp_server_user_id,
+  walkthrough_id
+from sankey_dirty
+where
+  waits_for is not null
+  and (walkthrough_id, mcp_server_user_id) in (select * from unnest($2::text[], $1::text[]));
