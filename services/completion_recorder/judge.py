@@ -136,7 +136,7 @@ def check_references(accepted: Iterable[Accepted], known: Known) -> tuple[list[A
     for item in accepted:
         event = item.event
         problem = None if isinstance(event, UserErased) else _problem(event, known)
-        if isinstance(event, UserErased) or problem is None:
+        if problem is None:
             good.append(item)
         else:
             refused.append(Refused(item.record, *problem))
@@ -156,6 +156,21 @@ def key_of(record: Record) -> str:
         return ""
 
 
+def _holds_together(event: OfStep | WalkthroughStarted, known: Known) -> bool:
+    """Whether all that an event refers to is there and belongs together: most do, and this is known sooner."""
+    server, walkthrough = event.mcp_server_id, event.walkthrough_id
+    session_server, session_user = known.sessions.get(event.mcp_server_session_id, (None, None))
+    organization = known.servers.get(server)
+    return (
+        session_server == server
+        and (session_user is None or session_user == event.mcp_server_user_id)
+        and event.mcp_server_user_id in known.users
+        and organization is not None
+        and organization == known.walkthroughs.get(walkthrough)
+        and (not isinstance(event, OfStep) or known.steps.get(event.step_id) == walkthrough)
+    )
+
+
 def _problem(event: OfStep | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
     """All that is wrong, from the outside in; the class is that of the first.
 
@@ -163,6 +178,8 @@ def _problem(event: OfStep | WalkthroughStarted, known: Known) -> tuple[Rejectio
     platform makes sessions before it knows who is there. Whether the server still offers the walkthrough is
     not asked: it may have, when it happened.
     """
+    if _holds_together(event, known):
+        return None
     user, walkthrough, server = event.mcp_server_user_id, event.walkthrough_id, event.mcp_server_id
     step = event.step_id if isinstance(event, OfStep) else None
     of_step = known.steps.get(step, walkthrough) if step is not None else walkthrough
@@ -210,7 +227,9 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
     kept: which of them counts depends on corrections.
     """
     firsts: dict[tuple[str, str], tuple[int, str]] = {}
-    kept: dict[tuple[str, str, str, int, str], list[Accepted]] = {}
+    kept: dict[tuple[str, str, str, int, str], Accepted] = {}
+    #: What is not the same as the one that is kept at its place.
+    others: dict[tuple[str, str, str, int, str], list[Accepted]] = {}
     for item in accepted:
         event = item.event
         if isinstance(event, StepCompleted):
@@ -222,14 +241,17 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
                 continue
             if first is not None and rank < first:
                 del kept["start", *start, *first]
+                others.pop(("start", *start, *first), None)
             firsts[start] = rank
             place = ("start", *start, *rank)
         else:
             continue
-        same = kept.setdefault(place, [])
-        if all(item.event != other.event for other in same):
-            same.append(item)
-    return [item for items in kept.values() for item in items]
+        first_here = kept.setdefault(place, item)
+        if first_here is not item and first_here.event != event:
+            same = others.setdefault(place, [])
+            if all(event != other.event for other in same):
+                same.append(item)
+    return [*kept.values(), *(item for items in others.values() for item in items)]
 
 
 def corrections(accepted: Iterable[Accepted]) -> list[Accepted]:
