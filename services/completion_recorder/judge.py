@@ -157,7 +157,7 @@ def key_of(record: Record) -> str:
 
 
 def _holds_together(event: OfStep | WalkthroughStarted, known: Known) -> bool:
-    """Whether all that an event refers to is there and belongs together: most do, and this is known sooner."""
+    """Whether all that an event refers to is there and belongs together, in one look: most events do."""
     server, walkthrough = event.mcp_server_id, event.walkthrough_id
     session_server, session_user = known.sessions.get(event.mcp_server_session_id, (None, None))
     organization = known.servers.get(server)
