@@ -35,9 +35,9 @@ import asyncpg
 import httpx2
 
 from benchmarks.history import make
+from services.analytics_api.keys import create
 from services.devstack import down, up
 from services.devstack.processes import free_port
-from services.operator_cli.keys import create
 from services.runtime.settings import load_settings
 
 SMALL_ORGANIZATION = """

@@ -13,7 +13,6 @@ from typing import Any
 import asyncpg
 
 from schemas import advice_on
-from services.analytics_api import comparison
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import FreshnessWatch, Look, Newest
 from services.analytics_api.models import (
@@ -62,7 +61,7 @@ from services.analytics_api.models import (
 )
 from services.analytics_api.problems import not_found, unanswerable
 from services.analytics_api.store import Context, Store, day_ms, outcome_of
-from services.journeys import utc_day
+from services.journeys import comparison, utc_day
 from services.journeys.flow import (
     START,
     Edge,

@@ -19,8 +19,8 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 from rich.markup import escape
 
-from services.operator_cli.operate import examples, register
-from services.operator_cli.options import Output, OutputOption, console, current_settings
+from services.operator_cli.operate import register
+from services.operator_cli.options import Output, OutputOption, console, current_settings, examples
 from services.runtime.errors import StepstreamError, UsageError
 
 app = typer.Typer(
@@ -303,8 +303,8 @@ def import_(
 
     Prints the walkthrough's id. Steps that are there and not in the file stay, with what people did in them.
     """
-    from services.operator_cli.importing import Plan, import_walkthrough, read_export
     from services.runtime.database import connected
+    from services.walkthrough_mcp.exchange import Plan, import_walkthrough, read_export
 
     export = read_export(file)
     settings = current_settings()
@@ -336,8 +336,8 @@ def export(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Where to write; else stdout.")] = None,
 ) -> None:
     """Write a walkthrough in the platform's export format 1.0; importing that changes nothing."""
-    from services.operator_cli.importing import export_walkthrough
     from services.runtime.database import connected
+    from services.walkthrough_mcp.exchange import export_walkthrough
 
     settings = current_settings()
 
@@ -371,7 +371,7 @@ def demo(
 
     It ends with the address of the dashboard. In a terminal it stays up until Ctrl-C.
     """
-    from services.operator_cli.demo import run_demo, run_on_running_services
+    from services.demo import run_demo, run_on_running_services
 
     if running:
         run_on_running_services(people, once=once)

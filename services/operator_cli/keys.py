@@ -1,73 +1,112 @@
-"""API keys: made, listed, revoked. The secret is shown once and kept as its hash alone."""
+"""`stepstream keys`: make, list and revoke API keys."""
 
-import time
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+import asyncio
+from datetime import datetime
+from typing import Annotated, Any
 
-from services.operator_cli.options import print_json, print_table
-from services.runtime.api_keys import hash_of, new_key, parts_of, text_of
-from services.runtime.database import Connection, load_queries
-from services.runtime.errors import UsageError
+import typer
 
-SQL = load_queries(__file__)
+from services.operator_cli.options import (
+    ExecuteOption,
+    Output,
+    OutputOption,
+    current_settings,
+    examples,
+    not_executed,
+    parse_some_time,
+    print_json,
+    print_table,
+    say,
+)
+from services.runtime.text import told_time
 
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A new key: `text` is what its holder keeps."""
-
-    id: str
-    text: str
-    expires_at: datetime | None
-
-
-async def create(db: Connection, organization: str, name: str, seconds: float | None) -> Key:
-    """Makes a key of an organization, valid for so many seconds, or until it is revoked.
-
-    Raises:
-        UsageError: there is no such organization, or the time is not ahead.
-    """
-    if await db.fetchval(SQL["keys_organization"], organization) is None:
-        raise UsageError(f"there is no organization with the id `{organization}`")
-    if seconds is not None and seconds <= 0:
-        raise UsageError("--expires-in: a key has to be valid for some time")
-    identifier, secret = new_key()
-    expires_at = None if seconds is None else datetime.fromtimestamp(time.time() + seconds, UTC)
-    await db.execute(SQL["keys_create"], identifier, organization, name, hash_of(secret), expires_at)
-    return Key(identifier, text_of(identifier, secret), expires_at)
+app = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
 
 
-async def show_all(db: Connection, organization: str | None, *, as_json: bool) -> None:
-    """Prints the keys, without secrets."""
-    rows = [dict(r) for r in await db.fetch(SQL["keys_list"], organization)]
-    told = [{k: _told(v) for k, v in row.items()} for row in rows]
-    if as_json:
-        print_json(told)
+@app.command(
+    "create", epilog=examples("keys create --organization org_demo --name dashboard --expires-in 90d")
+)
+def keys_create(
+    organization: Annotated[str, typer.Option(help="Id of the organization whose figures it opens.")],
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    expires_in: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DURATION", parser=parse_some_time, help="How long it is valid; else until revoked."
+        ),
+    ] = None,
+) -> None:
+    """Make a key and print it: it is shown this once, and kept as a hash alone."""
+    from services.analytics_api import keys as api_keys
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> api_keys.Key:
+        async with connected(settings) as db:
+            return await api_keys.create(db, organization, name, expires_in)
+
+    key = asyncio.run(work())
+    typer.echo(key.text)
+    until = (
+        "until it is revoked"
+        if key.expires_at is None
+        else f"until {told_time(key.expires_at.timestamp() * 1000)}"
+    )
+    say(f"[dim]its id is {key.id}; it is valid {until}. It is not shown again[/]")
+
+
+@app.command("list", epilog=examples("keys list", "keys list --organization org_demo -o json"))
+def keys_list(
+    organization: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List keys, without their secrets."""
+    from services.analytics_api import keys as api_keys
+    from services.runtime.database import connected
+
+    settings = current_settings()
+
+    async def work() -> list[dict[str, Any]]:
+        async with connected(settings) as db:
+            return await api_keys.list_keys(db, organization)
+
+    rows = [{name: _cell(value) for name, value in row.items()} for row in asyncio.run(work())]
+    if output is Output.JSON:
+        print_json(rows)
         return
     names = ("id", "state", "organization_id", "name", "created_at", "expires_at")
     heads = ("id", "state", "organization", "name", "created", "expires")
-    print_table("", heads, [[row[n] or "" for n in names] for row in told])
+    print_table("", heads, [[row[n] or "" for n in names] for row in rows])
 
 
-def _told(value: Any) -> Any:
-    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
+def _cell(value: object) -> object:
+    return told_time(value.timestamp() * 1000) if isinstance(value, datetime) else value
 
 
-async def find(db: Connection, identifier: str) -> dict[str, Any]:
-    """A key by its id, or by the whole key.
+@app.command("revoke", epilog=examples("keys revoke 1f9c3a7b20de", "keys revoke 1f9c3a7b20de --execute"))
+def keys_revoke(
+    identifier: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the key itself.")],
+    execute: ExecuteOption = False,
+) -> None:
+    """Make a key invalid, from now on."""
+    from services.analytics_api import keys as api_keys
+    from services.runtime.database import connected
 
-    Raises:
-        UsageError: there is none.
-    """
-    parts = parts_of(identifier)
-    wanted = parts[0] if parts else identifier
-    row = await db.fetchrow(SQL["keys_find"], wanted)
-    if row is None:
-        raise UsageError(f"there is no key with the id `{wanted}`; `stepstream keys list` shows them")
-    return dict(row)
+    settings = current_settings()
 
+    async def work() -> dict[str, Any]:
+        async with connected(settings) as db:
+            found = await api_keys.find(db, identifier)
+            if execute:
+                await api_keys.revoke(db, found["id"])
+            return found
 
-async def revoke(db: Connection, identifier: str) -> None:
-    """Makes a key invalid, from now on."""
-    await db.execute(SQL["keys_revoke"], identifier)
+    found = asyncio.run(work())
+    say(f"{found['id']} ({found['name'] or 'without a name'}) of {found['organization_id']}", markup=False)
+    if found["revoked_at"] is not None:
+        say("it was revoked before")
+    elif execute:
+        say("[green]done[/]: it opens nothing any more")
+    else:
+        not_executed()

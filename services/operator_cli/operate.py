@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
+from services.operator_cli.keys import app as keys_app
 from services.operator_cli.options import (
     ExecuteOption,
     Output,
     OutputOption,
     console,
     current_settings,
+    examples,
     not_executed,
     parse_duration,
     parse_some_time,
@@ -34,7 +36,6 @@ dlq = typer.Typer(
 gone = typer.Typer(
     help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
 )
-keys = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
 completions = typer.Typer(
     help="What counts of a person: see it, and mend what is wrong.", no_args_is_help=True
 )
@@ -45,11 +46,6 @@ class GroupName(StrEnum):
 
     COMPLETION_RECORDER = "completion-recorder"
     SANKEY_AGGREGATOR = "sankey-aggregator"
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help: each line is tried by the tests."""
-    return "\n\n".join(["Examples:", *(f"$ stepstream {line}" for line in lines)])
 
 
 def register(app: typer.Typer) -> None:
@@ -94,7 +90,7 @@ def register(app: typer.Typer) -> None:
     )(backfill)
     app.add_typer(dlq, name="dlq")
     app.add_typer(gone, name="gone")
-    app.add_typer(keys, name="keys")
+    app.add_typer(keys_app, name="keys")
     app.add_typer(completions, name="completions")
 
 
@@ -850,84 +846,7 @@ def completions_remove(
     mending.report(asyncio.run(work), as_json=output is Output.JSON)
 
 
-@keys.command(
-    "create", epilog=examples("keys create --organization org_demo --name dashboard --expires-in 90d")
-)
-def keys_create(
-    organization: Annotated[str, typer.Option(help="Id of the organization whose figures it opens.")],
-    name: Annotated[str, typer.Option(help="What it is for.")] = "",
-    expires_in: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DURATION", parser=parse_some_time, help="How long it is valid; else until revoked."
-        ),
-    ] = None,
-) -> None:
-    """Make a key and print it: it is shown this once, and kept as a hash alone."""
-    from services.operator_cli import keys as api_keys
-    from services.runtime.database import connected
-    from services.runtime.text import told_time
-
-    settings = current_settings()
-
-    async def work() -> api_keys.Key:
-        async with connected(settings) as db:
-            return await api_keys.create(db, organization, name, expires_in)
-
-    key = asyncio.run(work())
-    typer.echo(key.text)
-    until = (
-        "until it is revoked"
-        if key.expires_at is None
-        else f"until {told_time(key.expires_at.timestamp() * 1000)}"
-    )
-    say(f"[dim]its id is {key.id}; it is valid {until}. It is not shown again[/]")
-
-
-@keys.command("list", epilog=examples("keys list", "keys list --organization org_demo -o json"))
-def keys_list(
-    organization: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List keys, without their secrets."""
-    from services.operator_cli import keys as api_keys
-    from services.runtime.database import connected
-
-    settings = current_settings()
-
-    async def work() -> None:
-        async with connected(settings) as db:
-            await api_keys.show_all(db, organization, as_json=output is Output.JSON)
-
-    asyncio.run(work())
-
-
-@keys.command("revoke", epilog=examples("keys revoke 1f9c3a7b20de", "keys revoke 1f9c3a7b20de --execute"))
-def keys_revoke(
-    identifier: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the key itself.")],
-    execute: ExecuteOption = False,
-) -> None:
-    """Make a key invalid, from now on."""
-    from services.operator_cli import keys as api_keys
-    from services.runtime.database import connected
-
-    settings = current_settings()
-
-    async def work() -> dict[str, Any]:
-        async with connected(settings) as db:
-            found = await api_keys.find(db, identifier)
-            if execute:
-                await api_keys.revoke(db, found["id"])
-            return found
-
-    found = asyncio.run(work())
-    say(f"{found['id']} ({found['name'] or 'without a name'}) of {found['organization_id']}", markup=False)
-    if found["revoked_at"] is not None:
-        say("it was revoked before")
-    elif execute:
-        say("[green]done[/]: it opens nothing any more")
-    else:
-        not_executed()
+# --- backfill ---------------------------------------------------------------------------------------------
 
 
 def backfill(

@@ -54,6 +54,11 @@ def current_settings() -> "Settings":
     return load_settings()
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help: each line is tried by the tests."""
+    return "\n\n".join(["Examples:", *(f"$ stepstream {line}" for line in lines)])
+
+
 # --- times ---------------------------------------------------------------------------------------------
 
 _AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.operator_cli.demo import run as demo
+from services.demo import run as demo
 from tests.support.world import OPERATOR, RECORDER, World, completed, started
 
 pytestmark = pytest.mark.integration

@@ -22,8 +22,8 @@ from prometheus_client import REGISTRY
 from services.analytics_api import live, pages
 from services.analytics_api import store as api_store
 from services.analytics_api.routes import paths
+from services.demo import run as demo
 from services.operator_cli import status
-from services.operator_cli.demo import run as demo
 from services.runtime.migrate import migrate, read_migrations
 from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post

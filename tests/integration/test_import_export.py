@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from services.operator_cli.demo import run as demo
-from services.operator_cli.importing import read_export
+from services.demo import run as demo
 from services.runtime.database import Pool, open_pool
 from services.runtime.errors import UsageError
 from services.walkthrough_mcp import store
+from services.walkthrough_mcp.exchange import read_export
 from services.walkthrough_mcp.guide import start
 from services.walkthrough_mcp.people import Caller
 from tests.support import logs

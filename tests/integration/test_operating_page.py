@@ -278,7 +278,7 @@ async def test_each_example_of_the_help_works(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them, on a world that has what they name."""
-    from services.operator_cli.demo import run as demo
+    from services.demo import run as demo
 
     await furnish(world)
 

@@ -17,8 +17,8 @@ from typing import Any
 import asyncpg
 from pydantic import SecretStr
 
+from services.analytics_api.keys import create as make_key
 from services.devstack.processes import free_port
-from services.operator_cli.keys import create as make_key
 from services.runtime.database import DATABASE_ERRORS
 from tests.nemesis.servers import ProxiedCluster, Server, SmallDisk, Template, remove
 from tests.nemesis.tools import slow_fsync

@@ -32,10 +32,10 @@ from schemas import OPERATOR_SOURCES
 from schemas.events import MIN_TIME_MS
 from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.app import application as api_application
+from services.analytics_api.keys import create as make_key
 from services.completion_recorder import store as recorder_store
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
-from services.operator_cli.keys import create as make_key
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, load_queries, open_pool

@@ -11,7 +11,7 @@ import httpx2
 from mcp import Client, MCPError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from services.operator_cli.demo.people import Person
+from services.demo.people import Person
 from services.runtime.errors import StepstreamError
 
 _NEWEST, _OLDER = "2026-07-28", "legacy"

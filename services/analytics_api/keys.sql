@@ -1,10 +1,10 @@
--- name: keys_organization
+-- name: find_organization
 select name from organization where id = $1;
 
--- name: keys_create
+-- name: create_key
 insert into api_keys (id, organization_id, name, hash, expires_at) values ($1, $2, $3, $4, $5);
 
--- name: keys_list
+-- name: list_keys
 select
   id,
   organization_id,
@@ -21,7 +21,7 @@ from api_keys
 where $1::text is null or organization_id = $1
 order by organization_id, created_at, id;
 
--- name: keys_find
+-- name: find_key
 select
   id,
   organization_id,
@@ -30,6 +30,6 @@ select
 from api_keys
 where id = $1;
 
--- name: keys_revoke
+-- name: revoke_key
 update api_keys set revoked_at = clock_timestamp()
 where id = $1 and revoked_at is null;

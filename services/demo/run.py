@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.operator_cli import keys
-from services.operator_cli.demo.agents import Ending, Led, Transition, expected, lead_all
-from services.operator_cli.demo.history import Past, past_month
-from services.operator_cli.demo.patient import PatientDatabase, patient_database
-from services.operator_cli.demo.people import Offer, Person, simulate
-from services.operator_cli.demo.picture import SQL, draw
-from services.operator_cli.importing import import_walkthrough, read_export
+from services.analytics_api import keys
+from services.demo.agents import Ending, Led, Transition, expected, lead_all
+from services.demo.history import Past, past_month
+from services.demo.patient import PatientDatabase, patient_database
+from services.demo.people import Offer, Person, simulate
+from services.demo.picture import SQL, draw
 from services.operator_cli.produce import Outcome, bulk_producer, send_values
 from services.operator_cli.status import status
 from services.runtime.database import Connection, connected
@@ -34,6 +33,7 @@ from services.runtime.migrate import migrate
 from services.runtime.settings import Settings, load_settings
 from services.runtime.stored_positions import Ours, read_identity
 from services.sankey_aggregator.verify import verify
+from services.walkthrough_mcp.exchange import import_walkthrough, read_export
 
 console = Console(highlight=False)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.operator_cli.demo.people import WEIGHTS, Offer
+from services.demo.people import WEIGHTS, Offer
 
 _DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
