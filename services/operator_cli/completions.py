@@ -1,221 +1,98 @@
-"""What counts of a person and why; and mending it, by a `step-corrected` event that survives every replay.
+"""`stepstream completions`: see what counts of a person, and mend what is wrong."""
 
-The event says everything: nothing is written here. The recorder applies it as any other event, and so does a
-replay of the topic into another database.
-"""
-
-import json
-import time
+import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
-import uuid_utils
-from aiokafka import ConsumerRecord
-from aiokafka.errors import KafkaError
+import typer
 
-from schemas import EventError, decode
-from services.completion_recorder.judge import Accepted, check_references
-from services.completion_recorder.store import find_known
-from services.operator_cli.decisions import operator_headers, wait_for_recorder
-from services.operator_cli.erase import find_person
-from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.database import Connection, connected, load_queries
-from services.runtime.errors import RefusedError, UsageError
-from services.runtime.kafka import Record, make_producer, unreachable
-from services.runtime.lag import RECORDER
-from services.runtime.settings import Settings
+from services.operator_cli.options import (
+    ExecuteOption,
+    Output,
+    OutputOption,
+    current_settings,
+    examples,
+    not_executed,
+    print_json,
+    print_table,
+    say,
+    time_option,
+)
 from services.runtime.text import told_time
 
-SQL = load_queries(__file__)
+if TYPE_CHECKING:
+    from services.completion_recorder.corrections import Correction, Entry
+
+app = typer.Typer(help="What counts of a person: see it, and mend what is wrong.", no_args_is_help=True)
+
+PersonArgument = Annotated[
+    str, typer.Argument(metavar="PERSON", help="A person: id, tracking id or e-mail address.")
+]
+StepArgument = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Something that is known of a person and step: what `counts`, a `later` completion, or a `correction`.
+@app.command("show", epilog=examples("completions show mcpu_b01"))
+def completions_show(
+    person: PersonArgument,
+    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List what counts of a person, what would count if that did not, and what was corrected."""
+    from services.completion_recorder import corrections
 
-    Times are in milliseconds since the epoch; `completed_at` is None where a correction says there is none.
+    entries = asyncio.run(corrections.show(current_settings(), person, step))
+    _show_entries(entries, as_json=output is Output.JSON)
+
+
+@app.command(
+    "correct",
+    epilog=examples(
+        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z",
+        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z --execute",
+    ),
+)
+def completions_correct(
+    person: PersonArgument,
+    step: StepArgument,
+    completed_at: Annotated[int, time_option("--completed-at", "When the person completed the step.")],
+    session: Annotated[
+        str | None, typer.Option(help="Id of the session; else that of the completion that is known.")
+    ] = None,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say when a person completed a step. No other completion up to now counts then; later ones do.
+
+    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
     """
+    from services.completion_recorder import corrections
 
-    state: str
-    step_id: str
-    walkthrough_id: str
-    completed_at: int | None
-    id: str
-    mcp_server_id: str
-    mcp_server_session_id: str
-    corrected_at: int | None
-    covers_until: int | None
+    work = corrections.correct(current_settings(), person, step, completed_at, session, execute=execute)
+    _report(asyncio.run(work), as_json=output is Output.JSON)
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """A correction that is planned, or was sent: its event, and what counts before and after it."""
+@app.command(
+    "remove",
+    epilog=examples("completions remove mcpu_b01 install", "completions remove mcpu_b01 install --execute"),
+)
+def completions_remove(
+    person: PersonArgument,
+    step: StepArgument,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say that a person did not complete a step. No completion up to now counts then; later ones do.
 
-    event: dict[str, Any]
-    before: Entry | None
-    after: Entry | None
-    executed: bool = False
-    #: Whether the recorder has passed it; None where it was not sent.
-    recorded: bool | None = None
-
-
-async def show(settings: Settings, who: str, step: str | None) -> list[Entry]:
-    """What is known of a person's completions, by step.
-
-    Raises:
-        UsageError: there is no such person, or it means several people.
+    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
     """
-    async with connected(settings) as db:
-        return await _entries(db, await _person(db, who), step)
+    from services.completion_recorder import corrections
+
+    work = corrections.correct(current_settings(), person, step, None, execute=execute)
+    _report(asyncio.run(work), as_json=output is Output.JSON)
 
 
-async def correct(
-    settings: Settings,
-    who: str,
-    step: str,
-    completed_at: int | None,
-    session: str | None = None,
-    *,
-    execute: bool,
-) -> Correction:
-    """Says when a person completed a step, or that they did not; without `execute`, what would change.
-
-    Args:
-        settings: where everything is.
-        who: id, tracking id or e-mail address.
-        step: id of the step.
-        completed_at: milliseconds since the epoch; None is that they did not.
-        session: where it was, if no completion of the step is known.
-        execute: whether to send it.
-
-    Raises:
-        UsageError: there is no such person, step or session, or nothing to remove; or several people.
-        RefusedError: what it refers to is gone, or does not belong together.
-        StepstreamError: the database or Kafka cannot be reached.
-    """
-    async with connected(settings) as db:
-        user = await _person(db, who)
-        entries = await _entries(db, user, step)
-        if completed_at is None and not entries:
-            raise UsageError(f"nothing is known of {user} and step `{step}`: there is nothing to remove")
-        place = await _place(db, user, step, entries, session)
-        event = _event(user, step, place, entries, completed_at)
-        await _check(db, event)
-    before = next((e for e in entries if e.state == "counts"), None)
-    if not execute:
-        return Correction(event, before, _expected(event, entries))
-    recorded = await wait_for_recorder(settings, *await _send(settings, event))
-    async with connected(settings) as db:
-        after = next((e for e in await _entries(db, user, step) if e.state == "counts"), None)
-    return Correction(event, before, after if recorded else _expected(event, entries), True, recorded)
-
-
-async def _person(db: Connection, who: str) -> str:
-    user = await find_person(db, who)
-    if not await db.fetchval(SQL["corrections_person"], user):
-        raise UsageError(f"there is no such person: `{who}`")
-    return user
-
-
-async def _entries(db: Connection, user: str, step: str | None) -> list[Entry]:
-    return [Entry(**row) for row in await db.fetch(SQL["corrections_entries"], user, step)]
-
-
-async def _place(
-    db: Connection, user: str, step: str, entries: Sequence[Entry], session: str | None
-) -> tuple[str, str, str]:
-    """The walkthrough, server and session of the event: those of what is known, or of the session given."""
-    if session is None and entries:
-        known = entries[0]
-        return known.walkthrough_id, known.mcp_server_id, known.mcp_server_session_id
-    if session is None:
-        raise UsageError(
-            f"no completion of step `{step}` by {user} is known: say with --session in which session it was"
-        )
-    row = await db.fetchrow(SQL["corrections_place"], step, session)
-    if row is None:
-        raise UsageError(f"there is no step `{step}`, or no session `{session}` of an MCP server")
-    return row["walkthrough_id"], row["mcp_server_id"], session
-
-
-def _event(
-    user: str, step: str, place: tuple[str, str, str], entries: Sequence[Entry], completed_at: int | None
-) -> dict[str, Any]:
-    """The newest of all corrections, which covers all that counts and what earlier ones covered.
-
-    Raises:
-        UsageError: the time is none of the contract's.
-    """
-    now = int(time.time() * 1000)
-    corrected_at = max([now, *(e.corrected_at + 1 for e in entries if e.corrected_at is not None)])
-    past = [t for e in entries if e.state != "later" for t in (e.completed_at, e.covers_until)]
-    event = {
-        "type": "step-corrected",
-        "event_id": str(uuid_utils.uuid7()),
-        "mcp_server_user_id": user,
-        "walkthrough_id": place[0],
-        "step_id": step,
-        "mcp_server_id": place[1],
-        "mcp_server_session_id": place[2],
-        "corrected_at": corrected_at,
-        "covers_until": max([now, *(t for t in past if t is not None)]),
-    }
-    if completed_at is not None:
-        event["completed_at"] = completed_at
-    try:
-        decode(json.dumps(event).encode(), now)
-    except EventError as error:
-        raise UsageError(str(error)) from None
-    return event
-
-
-async def _check(db: Connection, event: dict[str, Any]) -> None:
-    """Whether the recorder would take it."""
-    value = json.dumps(event).encode()
-    record: Record = ConsumerRecord("", 0, 0, 0, 0, None, value, None, 0, 0, ())
-    items = [Accepted(decode(value, event["corrected_at"]), record)]
-    known, _ = await find_known(db, items)
-    _, refused = check_references(items, known)
-    if refused:
-        raise RefusedError(f"the recorder would refuse it: {refused[0].message}. Name another --session")
-
-
-def _expected(event: dict[str, Any], entries: Sequence[Entry]) -> Entry | None:
-    """What counts once the event is recorded, of what is known now."""
-    candidates = [e for e in entries if e.state == "later" and (e.completed_at or 0) > event["covers_until"]]
-    if "completed_at" in event:
-        names = ("step_id", "walkthrough_id", "completed_at", "mcp_server_id", "mcp_server_session_id")
-        own = {name: event[name] for name in names}
-        candidates.append(
-            Entry("counts", id="wtsc_" + event["event_id"], corrected_at=None, covers_until=None, **own)
-        )
-    return min(candidates, key=lambda e: (e.completed_at or 0, e.id), default=None)
-
-
-async def _send(settings: Settings, event: dict[str, Any]) -> tuple[int, int]:
-    """Sends it; returns its partition and offset."""
-    producer = make_producer(settings)
-    headers = operator_headers(event, event["corrected_at"])
-    try:
-        await producer.start()
-        sent = await producer.send_and_wait(
-            settings.topic,
-            json.dumps(event, ensure_ascii=False).encode(),
-            key=event["mcp_server_user_id"].encode(),
-            headers=[(name, text.encode()) for name, text in headers.items()],
-        )
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
-    return sent.partition, sent.offset
-
-
-# --- telling -------------------------------------------------------------------------------------------
-
-
-def report_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
+def _show_entries(entries: Sequence["Entry"], *, as_json: bool) -> None:
     """What `show` found."""
     if as_json:
         print_json([asdict(e) for e in entries])
@@ -224,8 +101,8 @@ def report_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
         (
             e.step_id,
             e.state,
-            "none" if e.completed_at is None else _told(e.completed_at),
-            "" if e.covers_until is None else _told(e.covers_until),
+            "none" if e.completed_at is None else told_time(e.completed_at),
+            "" if e.covers_until is None else told_time(e.covers_until),
             e.id,
         )
         for e in entries
@@ -233,7 +110,7 @@ def report_entries(entries: Sequence[Entry], *, as_json: bool) -> None:
     print_table("", ("step", "what", "completed at", "covers until", "id"), rows)
 
 
-def report(correction: Correction, *, as_json: bool) -> None:
+def _report(correction: "Correction", *, as_json: bool) -> None:
     """The plan, or what was done."""
     before, after, event = correction.before, correction.after, correction.event
     if as_json:
@@ -245,20 +122,16 @@ def report(correction: Correction, *, as_json: bool) -> None:
         rows = [(now, *_row(before)), (then, *_row(after))]
         print_table(title, ("", "completed at", "id"), rows)
     if not correction.executed:
-        say(f"completions up to {_told(event['covers_until'])} would not count any more; later ones do")
+        say(f"completions up to {told_time(event['covers_until'])} would not count any more; later ones do")
         not_executed()
         return
     if not correction.recorded:
-        say(f"[yellow]the {RECORDER} has not passed the event yet[/]; it will")
+        say("[yellow]the completion-recorder has not passed the event yet[/]; it will")
     say(
         f"[bold green]sent[/]: the event {event['event_id']} keeps it so under replay. The person's progress "
         "at the MCP servers is as it was"
     )
 
 
-def _row(entry: Entry | None) -> tuple[str, str]:
-    return ("no completion", "") if entry is None else (_told(entry.completed_at), entry.id)
-
-
-def _told(at: int | None) -> str:
-    return told_time(at)
+def _row(entry: "Entry | None") -> tuple[str, str]:
+    return ("no completion", "") if entry is None else (told_time(entry.completed_at), entry.id)

@@ -19,8 +19,9 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from schemas import decode
+from services.completion_recorder.decisions import operator_headers, wait_for_recorder
+from services.completion_recorder.people import find_person
 from services.operator_cli.dead_letters import Letter, Source, parse, read_partitions
-from services.operator_cli.decisions import operator_headers, wait_for_recorder
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import passing
@@ -118,20 +119,6 @@ class Receipt:
         """Whether there is no trace of such a person; a source of that name, or a word, is none."""
         traces = any(n for what, n in self.removed.items() if what != "sources")
         return not self.known and self.erased_at is None and not traces
-
-
-async def find_person(db: Connection, who: str) -> str:
-    """The id of somebody given by id, tracking id or e-mail address; what nobody has is taken for an id.
-
-    Raises:
-        UsageError: it means several people.
-    """
-    found = [r["id"] for r in await db.fetch(SQL["erase_find"], who)]
-    if who in found:
-        return who
-    if len(found) > 1:
-        raise UsageError(f"`{who}` is {len(found)} people: {', '.join(found)}. Name one by id")
-    return found[0] if found else who
 
 
 async def plan(settings: Settings, who: str) -> Receipt:

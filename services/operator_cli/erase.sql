@@ -1,8 +1,3 @@
--- name: erase_find
-select id from mcp_server_user
-where id = $1 or distinct_id = $1 or email = $1
-order by id;
-
 -- name: erase_lock
 select id from mcp_server_user
 where id = $1

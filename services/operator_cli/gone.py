@@ -1,18 +1,30 @@
-"""Offsets whose events are gone from Kafka, or were left behind: listed until an operator has seen them."""
+"""`stepstream gone`: events that are gone from Kafka, and that somebody has seen so."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-import asyncpg
+import typer
 
-from services.operator_cli.options import print_json, print_table, say
-from services.runtime.database import Connection, connected, load_queries
+from services.operator_cli.options import (
+    Output,
+    OutputOption,
+    current_settings,
+    examples,
+    print_json,
+    print_table,
+    say,
+)
 from services.runtime.errors import UsageError
-from services.runtime.settings import Settings
 from services.runtime.text import many, told_time
 
-SQL = load_queries(__file__)
+if TYPE_CHECKING:
+    from services.runtime.gone import Gone
+
+app = typer.Typer(
+    help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
+)
 
 #: What each cause means, for people.
 CAUSES = {
@@ -24,68 +36,33 @@ CAUSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A range of offsets; `until_offset` is exclusive, and None where it is not known. Times in ms."""
+@app.command("list", epilog=examples("gone list", "gone list --all -o json"))
+def gone_list(
+    everything: Annotated[bool, typer.Option("--all", help="Also what was acknowledged.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Events that are gone from Kafka: partition, offsets, between which times they came, and why."""
+    from services.runtime import gone
 
-    id: int
-    noticed_at: int
-    topic: str
-    partition: int
-    cause: str
-    from_offset: int
-    until_offset: int | None
-    before_at: int | None
-    after_at: int | None
-    judged_until: int | None
-    acknowledged_at: int | None
-
-    @property
-    def offsets(self) -> str:
-        """The range, for people."""
-        if self.until_offset is None:
-            return f"{self.from_offset:,} and later"
-        return f"{self.from_offset:,} to {self.until_offset - 1:,}"
-
-    @property
-    def judged(self) -> str:
-        """Which of them are in the tables, for people."""
-        return "" if self.judged_until is None else f"to {self.judged_until - 1:,}"
+    found = asyncio.run(gone.listed(current_settings(), acknowledged_too=everything))
+    _show(found, output_json=output is Output.JSON)
 
 
-async def find(db: Connection, *, acknowledged_too: bool = False) -> list[Gone]:
-    """What is gone, the oldest first; without what somebody has acknowledged."""
-    return [_gone(row) for row in await db.fetch(SQL["gone_list"], acknowledged_too)]
+@app.command("acknowledge", epilog=examples("gone acknowledge 1", "gone acknowledge --all"))
+def gone_acknowledge(
+    ids: Annotated[list[int] | None, typer.Argument(help="The numbers that `gone list` shows.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Take them out of `status`: you have seen them, and done what there is to do."""
+    from services.runtime import gone
+
+    if bool(ids) == everything:
+        raise UsageError("say which: their numbers, or --all")
+    count = asyncio.run(gone.acknowledge(current_settings(), ids or [], everything=everything))
+    say(f"[green]done[/]: {many(count, 'range')} acknowledged")
 
 
-def _gone(row: asyncpg.Record) -> Gone:
-    return Gone(**dict(row))
-
-
-async def listed(settings: Settings, *, acknowledged_too: bool) -> list[Gone]:
-    """What `gone list` shows."""
-    async with connected(settings) as db:
-        return await find(db, acknowledged_too=acknowledged_too)
-
-
-async def acknowledge(settings: Settings, ids: Sequence[int], *, everything: bool) -> int:
-    """Takes them out of `status`; returns how many.
-
-    Raises:
-        UsageError: there is none of that number.
-    """
-    async with connected(settings) as db, db.transaction():
-        there = {gone.id for gone in await find(db)}
-        if absent := set(ids) - there:
-            raise UsageError(
-                f"there is nothing to acknowledge with the number {', '.join(map(str, sorted(absent)))}"
-            )
-        chosen = sorted(there if everything else set(ids))
-        await db.execute(SQL["gone_acknowledge"], chosen)
-    return len(chosen)
-
-
-def as_json(gone: Gone) -> dict[str, Any]:
+def as_json(gone: "Gone") -> dict[str, Any]:
     """For programs."""
     times = {
         name: told_time(getattr(gone, name)) or None
@@ -94,7 +71,7 @@ def as_json(gone: Gone) -> dict[str, Any]:
     return asdict(gone) | times
 
 
-def show(gone: Sequence[Gone], *, output_json: bool) -> None:
+def _show(gone: Sequence["Gone"], *, output_json: bool) -> None:
     """Tells what is gone."""
     if output_json:
         print_json([as_json(g) for g in gone])

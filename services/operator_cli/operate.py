@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
+from services.operator_cli.completions import app as completions_app
+from services.operator_cli.gone import app as gone_app
 from services.operator_cli.keys import app as keys_app
 from services.operator_cli.options import (
     ExecuteOption,
@@ -32,12 +34,6 @@ from services.runtime.text import many
 
 dlq = typer.Typer(
     help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
-)
-gone = typer.Typer(
-    help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
-)
-completions = typer.Typer(
-    help="What counts of a person: see it, and mend what is wrong.", no_args_is_help=True
 )
 
 
@@ -89,9 +85,9 @@ def register(app: typer.Typer) -> None:
         )
     )(backfill)
     app.add_typer(dlq, name="dlq")
-    app.add_typer(gone, name="gone")
+    app.add_typer(gone_app, name="gone")
     app.add_typer(keys_app, name="keys")
-    app.add_typer(completions, name="completions")
+    app.add_typer(completions_app, name="completions")
 
 
 # --- seeing --------------------------------------------------------------------------------------------
@@ -331,35 +327,6 @@ def move_cluster(execute: ExecuteOption = False, output: OutputOption = Output.T
 
     plan = asyncio.run(work())
     relocate.show_relocation(plan, as_json=output is Output.JSON, executed=execute)
-
-
-# --- what is gone --------------------------------------------------------------------------------------
-
-
-@gone.command("list", epilog=examples("gone list", "gone list --all -o json"))
-def gone_list(
-    everything: Annotated[bool, typer.Option("--all", help="Also what was acknowledged.")] = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Events that are gone from Kafka: partition, offsets, between which times they came, and why."""
-    from services.operator_cli import gone as acts
-
-    found = asyncio.run(acts.listed(current_settings(), acknowledged_too=everything))
-    acts.show(found, output_json=output is Output.JSON)
-
-
-@gone.command("acknowledge", epilog=examples("gone acknowledge 1", "gone acknowledge --all"))
-def gone_acknowledge(
-    ids: Annotated[list[int] | None, typer.Argument(help="The numbers that `gone list` shows.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-) -> None:
-    """Take them out of `status`: you have seen them, and done what there is to do."""
-    from services.operator_cli import gone as acts
-
-    if bool(ids) == everything:
-        raise UsageError("say which: their numbers, or --all")
-    count = asyncio.run(acts.acknowledge(current_settings(), ids or [], everything=everything))
-    say(f"[green]done[/]: {many(count, 'range')} acknowledged")
 
 
 # --- verify and rebuild --------------------------------------------------------------------------------
@@ -778,72 +745,6 @@ def erase(
         else erasing.plan(settings, user)
     )
     erasing.report(asyncio.run(work), as_json=output is Output.JSON)
-
-
-PersonArgument = Annotated[
-    str, typer.Argument(metavar="PERSON", help="A person: id, tracking id or e-mail address.")
-]
-StepArgument = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
-
-
-@completions.command("show", epilog=examples("completions show mcpu_b01"))
-def completions_show(
-    person: PersonArgument,
-    step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List what counts of a person, what would count if that did not, and what was corrected."""
-    from services.operator_cli import completions as mending
-
-    entries = asyncio.run(mending.show(current_settings(), person, step))
-    mending.report_entries(entries, as_json=output is Output.JSON)
-
-
-@completions.command(
-    "correct",
-    epilog=examples(
-        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z",
-        "completions correct mcpu_b01 install --completed-at 2026-11-24T09:00:00Z --execute",
-    ),
-)
-def completions_correct(
-    person: PersonArgument,
-    step: StepArgument,
-    completed_at: Annotated[int, time_option("--completed-at", "When the person completed the step.")],
-    session: Annotated[
-        str | None, typer.Option(help="Id of the session; else that of the completion that is known.")
-    ] = None,
-    execute: ExecuteOption = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Say when a person completed a step. No other completion up to now counts then; later ones do.
-
-    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
-    """
-    from services.operator_cli import completions as mending
-
-    work = mending.correct(current_settings(), person, step, completed_at, session, execute=execute)
-    mending.report(asyncio.run(work), as_json=output is Output.JSON)
-
-
-@completions.command(
-    "remove",
-    epilog=examples("completions remove mcpu_b01 install", "completions remove mcpu_b01 install --execute"),
-)
-def completions_remove(
-    person: PersonArgument,
-    step: StepArgument,
-    execute: ExecuteOption = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Say that a person did not complete a step. No completion up to now counts then; later ones do.
-
-    A `step-corrected` event in the topic keeps it so under replay and on other consumers.
-    """
-    from services.operator_cli import completions as mending
-
-    work = mending.correct(current_settings(), person, step, None, execute=execute)
-    mending.report(asyncio.run(work), as_json=output is Output.JSON)
 
 
 # --- backfill ---------------------------------------------------------------------------------------------

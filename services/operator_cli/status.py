@@ -16,12 +16,13 @@ from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.text import Text
 
-from services.operator_cli.gone import CAUSES, Gone, find
+from services.operator_cli.gone import CAUSES
 from services.operator_cli.gone import as_json as gone_json
 from services.operator_cli.options import make_table
 from services.runtime.agreement import Agreement, agreement
 from services.runtime.database import Connection, connected, explained, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
+from services.runtime.gone import Gone, find
 from services.runtime.kafka import admin_client, unreachable
 from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
 from services.runtime.migrate import pending

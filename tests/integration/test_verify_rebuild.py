@@ -17,11 +17,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.operator_cli import rebuild as rebuilding
-from services.operator_cli import survey
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import make_producer
-from services.sankey_aggregator import store
+from services.sankey_aggregator import rebuild as rebuilding
+from services.sankey_aggregator import store, survey
 from services.sankey_aggregator.rebuild import Rebuilt, rebuild
 from services.sankey_aggregator.verify import verify
 from tests.support.world import (

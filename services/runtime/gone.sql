@@ -1,4 +1,4 @@
--- name: gone_list
+-- name: list_gone
 -- The times as they are told: in milliseconds since the epoch.
 select
   id,
@@ -16,6 +16,6 @@ from gone_events
 where $1 or acknowledged_at is null
 order by id;
 
--- name: gone_acknowledge
+-- name: acknowledge_gone
 update gone_events set acknowledged_at = clock_timestamp()
 where id = any($1::bigint[]) and acknowledged_at is null;

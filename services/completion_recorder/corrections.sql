@@ -1,7 +1,7 @@
--- name: corrections_person
+-- name: person
 select true from mcp_server_user where id = $1;
 
--- name: corrections_entries
+-- name: entries
 -- What is known of a person's completions, or of one step's: what counts first.
 select *
 from (
@@ -47,7 +47,7 @@ from (
 where $2::text is null or step_id = $2
 order by step_id, array_position(array['counts', 'correction', 'later'], state), completed_at, id;
 
--- name: corrections_place
+-- name: place
 select
   step.walkthrough_id,
   server.id as mcp_server_id

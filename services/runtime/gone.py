@@ -1,0 +1,73 @@
+"""Offsets whose events are gone from Kafka, or were left behind: listed until an operator has seen them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.errors import UsageError
+from services.runtime.settings import Settings
+
+SQL = load_queries(__file__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A range of offsets; `until_offset` is exclusive, and None where it is not known. Times in ms."""
+
+    id: int
+    noticed_at: int
+    topic: str
+    partition: int
+    cause: str
+    from_offset: int
+    until_offset: int | None
+    before_at: int | None
+    after_at: int | None
+    judged_until: int | None
+    acknowledged_at: int | None
+
+    @property
+    def offsets(self) -> str:
+        """The range, for people."""
+        if self.until_offset is None:
+            return f"{self.from_offset:,} and later"
+        return f"{self.from_offset:,} to {self.until_offset - 1:,}"
+
+    @property
+    def judged(self) -> str:
+        """Which of them are in the tables, for people."""
+        return "" if self.judged_until is None else f"to {self.judged_until - 1:,}"
+
+
+async def find(db: Connection, *, acknowledged_too: bool = False) -> list[Gone]:
+    """What is gone, the oldest first; without what somebody has acknowledged."""
+    return [_gone(row) for row in await db.fetch(SQL["list_gone"], acknowledged_too)]
+
+
+def _gone(row: asyncpg.Record) -> Gone:
+    return Gone(**dict(row))
+
+
+async def listed(settings: Settings, *, acknowledged_too: bool) -> list[Gone]:
+    """What `gone list` shows."""
+    async with connected(settings) as db:
+        return await find(db, acknowledged_too=acknowledged_too)
+
+
+async def acknowledge(settings: Settings, ids: Sequence[int], *, everything: bool) -> int:
+    """Takes them out of `status`; returns how many.
+
+    Raises:
+        UsageError: there is none of that number.
+    """
+    async with connected(settings) as db, db.transaction():
+        there = {gone.id for gone in await find(db)}
+        if absent := set(ids) - there:
+            raise UsageError(
+                f"there is nothing to acknowledge with the number {', '.join(map(str, sorted(absent)))}"
+            )
+        chosen = sorted(there if everything else set(ids))
+        await db.execute(SQL["acknowledge_gone"], chosen)
+    return len(chosen)
