@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from services.analytics_api import answers, routes, store
+from services.analytics_api.figures import flows
 from tests.support.crowd import FOREIGN, STEPS, WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
 from tests.support.world import Api, World, eventually
@@ -379,18 +380,18 @@ async def test_a_session_with_more_events_than_can_be_answered_at_once_is_refuse
     assert f"more than {events - 1} events" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize(("path", "work"), [("sankey", "_sankey"), ("compare", "_comparison")])
+@pytest.mark.parametrize("path", ["sankey", "compare"])
 async def test_what_has_many_links_is_drawn_beside_the_event_loop(
-    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, work: str
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     threads: list[threading.Thread] = []
-    draw = getattr(answers, work)
+    draw = getattr(flows, path)
 
     def seen(*given: Any) -> Any:
         threads.append(threading.current_thread())
         return draw(*given)
 
-    monkeypatch.setattr(answers, work, seen)
+    monkeypatch.setattr(flows, path, seen)
     for large in (False, True):
         monkeypatch.setattr(store, "_LARGE_STEPS", 1 if large else 10**6)
         await api.get(f"{WT}/{path}")

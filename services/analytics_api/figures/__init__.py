@@ -1,0 +1,1 @@
+"""From rows to answers, without any I/O."""
