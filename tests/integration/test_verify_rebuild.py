@@ -23,6 +23,7 @@ from services.sankey_aggregator import rebuild as rebuilding
 from services.sankey_aggregator import store, survey
 from services.sankey_aggregator.rebuild import Rebuilt, rebuild
 from services.sankey_aggregator.verify import verify
+from tests.support.truth import differences
 from tests.support.world import (
     AGGREGATOR,
     OPERATOR,
@@ -31,6 +32,7 @@ from tests.support.world import (
     World,
     completed,
     eventually,
+    moment,
     started,
 )
 
@@ -97,6 +99,21 @@ async def traffic(world: World, people: list[str], seed: int) -> AsyncIterator[N
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await producer.stop()
+
+
+async def test_the_truth_that_tests_go_by_sees_every_corruption(counted: World) -> None:
+    """Else a test that ends with it could not fail."""
+    await counted.db.execute(
+        "insert into walkthrough_starts values ('one', 'ann', 'wt_a', 'srv_1', 's_ann', $1, null)", moment(0)
+    )
+    await counted.drain_marks()
+    await counted.assert_exact()
+    for name, statement in CORRUPTIONS.items():
+        transaction = counted.db.transaction()
+        await transaction.start()
+        await counted.db.execute(statement.replace("p05", "cat"))
+        assert await differences(counted.db), name
+        await transaction.rollback()
 
 
 async def test_corrupted_in_every_way_and_rebuilt_under_traffic(world: World) -> None:

@@ -31,7 +31,8 @@ from tests.nemesis.history import Answer, Gone, History, Key, Kind, Rank, Row
 from tests.nemesis.plan import Plan, Planned
 from tests.nemesis.tools import Missing
 from tests.nemesis.workload import Workload
-from tests.support.world import AGGREGATOR, RECORDER, TRUTH
+from tests.support.truth import differences
+from tests.support.world import AGGREGATOR, RECORDER
 
 SQL = load_queries(__file__)
 #: How long traffic goes on after the last fault is healed.
@@ -249,11 +250,8 @@ async def _look(deployment: Deployment, history: History, counts: Counter[str]) 
             r["mcp_server_user_id"]: r["rows"] for r in await db.fetch(SQL["left"], sorted(history.erased))
         }
         findings = check_rows(history, rows, gone) + check_erased(history, left, gone)
-        for name in ("differing_transitions", "differing_endings", "differing_journeys"):
-            differing = await db.fetch(TRUTH[name])
-            if differing:
-                what = f"{len(differing)} rows, for one {dict(differing[0])}"
-                findings.append(Finding(name.replace("_", " "), what))
+        for name, rows_ in (await differences(db)).items():
+            findings.append(Finding(name.replace("_", " "), f"{len(rows_)} rows, for one {rows_[0]}"))
     counts["rows"] = len(rows)
     return findings
 

@@ -38,7 +38,7 @@ from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
-from services.runtime.database import Pool, load_queries, open_pool
+from services.runtime.database import Pool, open_pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import NULL, Record, admin_client, ensure_topics, make_producer
 from services.runtime.lag import GROUPS, look_with, reader
@@ -47,10 +47,10 @@ from services.runtime.process import server_config
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 from services.walkthrough_mcp.app import McpProcess, application
+from tests.support.truth import differences
 from tests.support.zygote import Forked, zygote
 
 RECORDER, AGGREGATOR = GROUPS
-TRUTH = load_queries(__file__)
 RELAY, MCP, API = "outbox-relay", "walkthrough-mcp", "analytics-api"
 #: Who uses the command line; `migrate` is for the owner of the tables.
 OPERATOR = "operator"
@@ -651,10 +651,9 @@ class World:
         return counts
 
     async def assert_exact(self) -> None:
-        """Every cell and journey is what window functions over completions and starts say."""
+        """Every cell and journey is what completions and starts say."""
         async with self.db.transaction(isolation="repeatable_read", readonly=True):
-            for name in ("differing_transitions", "differing_endings", "differing_journeys"):
-                rows = [dict(row) for row in await self.db.fetch(TRUTH[name])]
+            for name, rows in (await differences(self.db)).items():
                 assert rows == [], (name, rows[:5])
 
 
