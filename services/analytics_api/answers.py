@@ -120,7 +120,6 @@ class Answers:
         return await self.store.counts(context, question, self.today)
 
     async def sankey(self, context: Context, question: SankeyQuestion) -> Sankey:
-        """The flow graph."""
         flows = await self.flows(context, question)
         if question.positions is not None:
             flows = first_positions(flows, question.positions)
@@ -303,7 +302,6 @@ class Answers:
         )
 
     async def session(self, turn: Turn, identifier: str) -> Session:
-        """A session, replayed."""
         look = await self._look(turn)
         organization = turn.asker.organization
         found = await self.store.session(identifier, organization, _MOST_EVENTS + 1)

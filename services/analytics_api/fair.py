@@ -315,7 +315,6 @@ class Shares:
 
     @property
     def total(self) -> int:
-        """How many are held."""
         return self._of.total()
 
     @contextlib.contextmanager
@@ -401,7 +400,6 @@ class SharedCache(Generic[Kept]):
         self._sizes: Counter[str] = Counter()
 
     def get(self, organization: str, key: Hashable) -> Kept | None:
-        """What is kept."""
         kept = self._of.get(organization)
         if kept is None or key not in kept:
             return None

@@ -147,7 +147,6 @@ class LiveResponse(EventSourceResponse):
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Streams."""
         with self._place:
             await super().__call__(scope, receive, send)
 

@@ -78,7 +78,6 @@ class Context:
 
     @property
     def id(self) -> str:
-        """Its id."""
         return self.walkthrough.id
 
     @property
@@ -181,7 +180,6 @@ class Store:
     async def compute(
         self, context: Context, work: Callable[[list[Variant]], T], variants: list[Variant]
     ) -> T:
-        """What follows from variants."""
         return await self.work(context, partial(work, variants), _size(variants))
 
     async def work(self, context: Context, work: Callable[[], T], size: int) -> T:

@@ -284,7 +284,6 @@ class Tools:
         return server
 
     async def list(self, _: Context, __: PaginatedRequestParams | None) -> ListToolsResult:
-        """All of them."""
         return ListToolsResult(tools=self._described)
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
@@ -355,7 +354,6 @@ class Entrance:
             yield
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one HTTP request."""
         request = Request(scope)
         try:
             await admit(self._uses(), request)

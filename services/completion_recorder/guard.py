@@ -41,7 +41,6 @@ class Recent:
 
     @property
     def total(self) -> Chunk:
-        """All of the window."""
         return Chunk(sum(c.events for c in self.chunks), sum(c.refused for c in self.chunks))
 
     @property

@@ -61,7 +61,6 @@ class Counts:
     without_key: int = 0
 
     def add(self, other: "Counts") -> None:
-        """Adds those of others."""
         self.events += other.events
         self.refused += other.refused
         self.looked_at += other.looked_at
@@ -90,7 +89,6 @@ class Unwritten:
     refused: list[RefusedKind] = field(default_factory=list)
 
     def add(self, other: "Unwritten") -> None:
-        """Adds those of another."""
         for source, of in other.counts.items():
             self.counts.setdefault(source, Counts()).add(of)
         self.places |= other.places

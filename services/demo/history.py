@@ -30,7 +30,6 @@ class Past:
 
     @property
     def steps(self) -> list[str]:
-        """The steps in order."""
         return [step for step, _, _ in self.done]
 
     @property

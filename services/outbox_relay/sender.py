@@ -145,7 +145,6 @@ class Memory:
             del times[next(iter(times))]
 
     def all(self) -> list[Witnessed]:
-        """All that is known."""
         return [
             Witnessed(topic_id, partition, epoch, record)
             for partition, times in self._known.items()

@@ -126,7 +126,6 @@ class Connections:
         return Connection(self, **options)
 
     def count(self) -> int:
-        """How many are open."""
         return self._count
 
     def enter(self, connection: "Connection") -> bool:
@@ -307,7 +306,6 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """A body begins."""
         self._part = "body"
         self._head_bytes = 0
         super().on_headers_complete()
@@ -320,7 +318,6 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request is there."""
         self._part = None
         super().on_message_complete()
 
@@ -398,7 +395,6 @@ class Connection(HttpToolsProtocol):
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        """The client has read."""
         super().resume_writing()
         self._unread = sys.maxsize
         if self._timed is None:
@@ -463,7 +459,6 @@ class Shared:
         self._seldom = Seldom(log, "requests were refused, too many are under way")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
         if scope["type"] != "http" or not scope.get("client") or self._is_proxy(scope["client"][0]):
             await self._app(scope, receive, send)
             return
@@ -501,8 +496,6 @@ class Paced:
         self._places = asyncio.Semaphore(_REFUSALS_IN_A_ROUND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
-
         async def paced(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 async with self._places:

@@ -29,7 +29,6 @@ class BoundedStorage(Storage):
         return ValueError
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Counts; returns the count."""
         count = self._counts.get(key)
         if count is None:
             count = self._counts[key] = [0, time.time() + expiry]
@@ -37,17 +36,14 @@ class BoundedStorage(Storage):
         return int(count[0])
 
     async def get(self, key: str) -> int:
-        """The count."""
         count = self._counts.get(key)
         return int(count[0]) if count is not None else 0
 
     async def get_expiry(self, key: str) -> float:
-        """When the counter ends."""
         count = self._counts.get(key)
         return count[1] if count is not None else time.time()
 
     async def check(self) -> bool:
-        """It is always there."""
         return True
 
     async def reset(self) -> int:
@@ -57,5 +53,4 @@ class BoundedStorage(Storage):
         return many
 
     async def clear(self, key: str) -> None:
-        """Forgets a counter."""
         self._counts.pop(key, None)

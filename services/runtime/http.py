@@ -33,7 +33,6 @@ class Failure:
 
     @property
     def status(self) -> int:
-        """The HTTP status."""
         return 503 if self.is_ending else 500
 
     @property
@@ -168,7 +167,6 @@ class Answered:
         HTTP_ERRORS.labels(service)  # there from the start, so that the first increase is seen as one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -65,7 +65,6 @@ class Faults:
         return call
 
     async def __call__(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        """The SDK's middleware."""
         try:
             return await call_next(ctx)
         except MCPError as error:

@@ -55,7 +55,6 @@ class Digest(NamedTuple):
     total: int = 0
 
     def after(self, records: Sequence[Record]) -> "Digest":
-        """With these records."""
         crc32 = zlib.crc32  # for each of many events
         more = sum([crc32(r.value or b"", crc32(r.key or b"", r.offset % _32_BITS)) for r in records])
         return Digest(self.from_offset, self.events + len(records), (self.total + more) % _64_BITS)

@@ -237,7 +237,6 @@ class Entrance:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one HTTP request."""
         request = Request(scope)
         try:
             if (wrong := await self._security.validate_request(request)) is not None:

@@ -104,7 +104,6 @@ class Ledger:
         return len(self._open)
 
     def add(self, session: Session) -> None:
-        """A session was opened."""
         key = (session.server, session.address)
         held = self._held.setdefault(key, Held(*key))
         self._open[session.id] = held.unused[session.id] = session
@@ -133,7 +132,6 @@ class Ledger:
             (held.used if session.is_used else held.unused).move_to_end(id_)
 
     def remove(self, id_: bytes) -> None:
-        """A session is over."""
         session = self._open.pop(id_, None)
         if session is None:
             return
@@ -263,7 +261,6 @@ class Sessions:
         self._deleted: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
         session = _named_in(scope)
         if session is None:
             await self._open(scope, receive, send)
