@@ -20,6 +20,7 @@ from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
+from services.runtime.handling import Batches, Interrupted
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     NULL,
@@ -32,7 +33,6 @@ from services.runtime.kafka import (
     send_each,
 )
 from services.runtime.settings import Settings
-from services.runtime.shell import Batches, Interrupted
 from services.runtime.sources import OTHERS
 from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (

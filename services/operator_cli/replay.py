@@ -25,6 +25,7 @@ from services.runtime.database import (
     open_pool,
 )
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
+from services.runtime.handling import Batches
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     Record,
@@ -37,7 +38,6 @@ from services.runtime.lag import RECORDER, look, reader
 from services.runtime.lag import Position as Seen
 from services.runtime.positions import Position
 from services.runtime.settings import Settings
-from services.runtime.shell import Batches
 from services.runtime.stored_positions import (
     Advance,
     lock_positions,

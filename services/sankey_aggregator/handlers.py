@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from schemas import EventError, UserErased, decode
 from services.runtime.crashpoints import passing
 from services.runtime.database import Pool, retrying
+from services.runtime.handling import Batches
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.shell import Batches
 from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (
     EVENTS,

@@ -1,0 +1,37 @@
+"""What the handler of a batch is given, and how it gives up."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from services.runtime.kafka import Record
+from services.runtime.stored_positions import Advance
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
+    """The batch in hand is given up, uncommitted, because the service stops or loses its partitions."""
+
+
+class Batches(Protocol):
+    """What a handler needs of the shell, or of whoever else feeds it."""
+
+    def over(self, records: Sequence[Record]) -> Advance | None:
+        """How these records move positions on, to be written in the transaction of what they change.
+
+        None where positions stay: all of it was read before.
+        """
+
+    async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
+        """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        """Looks whether these records, which wait, are still what comes next.
+
+        Raises:
+            MovedError: the database or the log went elsewhere meanwhile; they are to be fetched again.
+        """
+
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        """Leaves the records of a partition that are not committed, until they may go on.
+
+        They come again then. Returns False where they cannot be left: then the handler goes on waiting.
+        """

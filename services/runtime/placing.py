@@ -1,0 +1,173 @@
+"""Where a consumer reads on: where the database says, whatever has moved."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import asyncpg
+from aiokafka import TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from tenacity import AsyncRetrying
+
+from services.runtime.database import may_pass, retrying
+from services.runtime.handling import Interrupted
+from services.runtime.kafka import Record, commit_offsets, kafka_may_return
+from services.runtime.stored_positions import Advance, MovedError, PositionLockedError
+
+if TYPE_CHECKING:
+    from services.runtime.shell import ConsumerShell
+
+#: How long Kafka may take to say where partitions begin and end.
+LOOK_SECONDS = 5.0
+
+
+class Placing:
+    """Puts the consumer of a shell where the stored positions are, and batches aside that begin elsewhere."""
+
+    def __init__(self, shell: "ConsumerShell") -> None:
+        self._shell = shell
+        #: Held while partitions are looked at and placed: no batch begins in between.
+        self.lock = asyncio.Lock()
+        self._looked_at = -math.inf
+        #: What was fetched before the last placing may not follow on what is stored.
+        self._placed_times = 0
+        self._fetched_after = 0
+        #: Whether partitions are new, and the consumer reads them from where the group has committed.
+        self._at_committed = False
+
+    def assigned(self) -> None:
+        """Partitions are new: they are to be placed."""
+        self._placed_times += 1
+        self._at_committed = True
+
+    def fetched(self) -> None:
+        """Something was fetched just now."""
+        self._fetched_after = self._placed_times
+
+    async def following_on(self, owned: Collection[TopicPartition], records: list[Record]) -> list[Record]:
+        """Of a batch that begins where the database is, all but what stands still; else nothing.
+
+        Then it is fetched again, from there. Between the two there may be offsets of which nobody reads
+        anything, and those that Kafka has removed.
+        """
+        shell, keeper = self._shell, self._shell.keeper
+        async with self.lock:
+            async for attempt in self._retrying():
+                with attempt:
+                    await self.look_and_place(owned, LOOK_SECONDS)
+            records = [r for r in records if r.partition not in shell.standing.held]
+            firsts: dict[int, int] = {}
+            for record in records:
+                firsts.setdefault(record.partition, record.offset)
+            at = {p: keeper.positions[p].reads_from for p in firsts}
+            if self._fetched_after == self._placed_times:
+                odd = [p for p, first in firsts.items() if first != at[p]]
+                if not odd or not await self._are_unknown(firsts, at, odd):
+                    return records
+                keeper.forget(odd)
+                async for attempt in self._retrying():
+                    with attempt:
+                        await self._place(owned)
+            with moving():
+                for tp in shell.partitions(firsts.keys() & keeper.positions.keys()):
+                    shell.consumer.seek(tp, keeper.positions[tp.partition].reads_from)
+            self._placed_times += 1
+            return []
+
+    async def _are_unknown(self, firsts: Mapping[int, int], at: Mapping[int, int], odd: list[int]) -> bool:
+        """Where batches begin elsewhere: whether there is something of which we know nothing, or a gap."""
+        begins: dict[TopicPartition, int] = {}
+        async for attempt in self._retrying():
+            with attempt:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    begins = await self._shell.consumer.beginning_offsets(self._shell.partitions(odd))
+        return any(
+            firsts[tp.partition] < at[tp.partition] or begin > at[tp.partition]
+            for tp, begin in begins.items()
+        )
+
+    def _retrying(self) -> AsyncRetrying:
+        shell = self._shell
+        return retrying(
+            shell.service, shell.pause, lambda e: may_pass(e) or kafka_may_return(e), shell.pool_if_open
+        )
+
+    async def look_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
+        """Places what has to be placed; looks before whether something has moved, if that is long ago."""
+        if time.monotonic() - self._looked_at >= patience:
+            with moving():
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._shell.keeper.look(
+                        self._shell.consumer, self._shell.pool, [p.partition for p in owned]
+                    )
+            self._looked_at = time.monotonic()
+        await self._place(owned)
+
+    async def _place(self, owned: Collection[TopicPartition]) -> None:
+        standing, keeper = self._shell.standing, self._shell.keeper
+        unplaced = keeper.unplaced(owned)
+        for partition in standing.held.keys() & set(unplaced):
+            if not standing.held[partition].is_locked:
+                # Its database or log went elsewhere: what it waits for, too.
+                standing.go_on(partition)
+        unplaced = [p for p in unplaced if p not in standing.held]
+        if not unplaced:
+            return
+        with moving():
+            at_committed, self._at_committed = self._at_committed, False
+            try:
+                went = await keeper.place(
+                    self._shell.consumer, self._shell.pool, unplaced, at_committed=at_committed
+                )
+            except MovedError as moved:
+                raise asyncpg.LockNotAvailableError(str(moved)) from moved
+            except PositionLockedError as locked:
+                standing.hold_locked(locked)
+                went = True
+        self._placed_times += went
+
+    async def pass_what_nobody_reads(self, owned: Collection[TopicPartition]) -> None:
+        """Moves positions past markers of transactions and events of aborted ones that nothing follows."""
+        shell, keeper = self._shell, self._shell.keeper
+        reached = {tp.partition: await shell.consumer.position(tp) for tp in owned}
+        if shell.is_busy:
+            return
+        moves = {
+            p: (known, known.past(reached[p]))
+            for p, known in keeper.positions.items()
+            if reached.get(p, 0) > known.reads_from
+        }
+        if not moves:
+            return
+        advance = Advance(shell.service, shell.settings.topic, moves)
+        try:
+            async with shell.pool.acquire() as connection, connection.transaction():
+                await advance.write(connection)
+        except PositionLockedError as locked:
+            shell.standing.hold_locked(locked)
+            return
+        keeper.done(advance)
+        with moving():
+            await commit_offsets(
+                shell.consumer,
+                advance.offsets,
+                shell.settings.commit_timeout_seconds,
+                keeper.words_of(advance),
+            )
+
+
+@contextlib.contextmanager
+def moving() -> Iterator[None]:
+    """Partitions may move while they are looked at: then whoever has them next will look."""
+    try:
+        yield
+    except (CommitFailedError, IllegalStateError, RebalanceInProgressError, UnknownMemberIdError) as error:
+        raise Interrupted from error
