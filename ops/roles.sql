@@ -158,7 +158,7 @@ grant select on
   walkthrough_step_completions, walkthrough_starts, sankey_journeys, sankey_transitions, sankey_endings,
   sankey_freshness, sankey_dirty, api_keys
 to stepstream_api;
-grant select (id) on waiting_events to stepstream_api;
+grant select (id, mcp_server_user_id, walkthrough_id) on waiting_events to stepstream_api;
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
 

@@ -798,6 +798,10 @@ async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None
             [r.value for r in records],
             [_headers_to_json(r) for r in records],
             [w.item.event.mcp_server_user_id for w in portion],
+            [
+                None if isinstance(e, UserErased) else e.walkthrough_id
+                for e in (w.item.event for w in portion)
+            ],
             [w.waits_for for w in portion],
         )
 
