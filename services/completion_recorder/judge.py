@@ -17,6 +17,7 @@ from schemas import (
     WalkthroughStarted,
     decode,
 )
+from services.runtime.database import can_be_stored
 from services.runtime.kafka import Record
 
 
@@ -149,11 +150,12 @@ def of_others(refused: Iterable[Refused], erased: Container[str]) -> list[Refuse
 
 
 def key_of(record: Record) -> str:
-    """Whose record it is, by its key; empty where the key says nobody."""
+    """Whose record it is, by its key; empty where the key says nobody: no id is like that, or has a NUL."""
     try:
-        return (record.key or b"").decode()
+        key = (record.key or b"").decode()
     except UnicodeDecodeError:
         return ""
+    return key if can_be_stored(key) else ""
 
 
 def _problem(event: OfStep | WalkthroughStarted, known: Known) -> tuple[Rejection, str] | None:
