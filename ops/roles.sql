@@ -136,7 +136,7 @@ grant select, insert on gone_events to stepstream_aggregator;
 grant select on sent_events to stepstream_aggregator;
 
 -- The relay: the outbox.
-grant select, delete on outbox to stepstream_relay;
+grant select, update (created_at), delete on outbox to stepstream_relay; -- to lock a row, as above
 grant select, update on outbox_shards to stepstream_relay;
 grant select, insert on outbox_set_aside to stepstream_relay;
 grant select, insert, update on sent_events to stepstream_relay;
