@@ -115,7 +115,9 @@ grant select, insert, update on completion_corrections to stepstream_recorder;
 grant select, insert, update, delete on later_completions to stepstream_recorder;
 grant select, insert on erased_users to stepstream_recorder;
 grant insert on sankey_dirty to stepstream_recorder;
-grant select, update (first_seen_at), delete on mcp_server_user to stepstream_recorder;
+-- Nobody but who operates it reads e-mail addresses and profiles; earlier versions let them read the whole table.
+revoke select on mcp_server_user from stepstream_recorder, stepstream_mcp;
+grant select (id), update (first_seen_at), delete on mcp_server_user to stepstream_recorder;
 grant select, update (connection_timestamp) on mcp_server_session to stepstream_recorder;
 grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_steps to stepstream_recorder;
 grant select, delete on outbox, outbox_set_aside to stepstream_recorder;
@@ -136,14 +138,17 @@ grant select, insert on gone_events to stepstream_aggregator;
 grant select on sent_events to stepstream_aggregator;
 
 -- The relay: the outbox.
-grant select, delete on outbox to stepstream_relay;
+grant select, update (created_at), delete on outbox to stepstream_relay; -- to lock a row, as above
 grant select, update on outbox_shards to stepstream_relay;
 grant select, insert on outbox_set_aside to stepstream_relay;
 grant select, insert, update on sent_events to stepstream_relay;
 grant insert on witnessed_events to stepstream_relay;
 
 -- The MCP layer: people, their sessions and progress; events into the outbox, which it does not read.
-grant select, insert, update (first_seen_at) on mcp_server_user to stepstream_mcp;
+grant
+  select (id, distinct_id, upstream_sub), insert (id, distinct_id, upstream_sub, email, first_seen_at),
+  update (first_seen_at)
+on mcp_server_user to stepstream_mcp;
 grant select, insert on mcp_user_identities to stepstream_mcp;
 grant select, insert, update (mcp_server_user_id) on mcp_server_session to stepstream_mcp;
 grant select, insert, update on mcp_live_sessions, walkthrough_progress to stepstream_mcp;
@@ -158,13 +163,13 @@ grant select on
   walkthrough_step_completions, walkthrough_starts, sankey_journeys, sankey_transitions, sankey_endings,
   sankey_freshness, sankey_dirty, api_keys
 to stepstream_api;
-grant select (id) on waiting_events to stepstream_api;
+grant select (id, mcp_server_user_id, walkthrough_id) on waiting_events to stepstream_api;
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
 -- status.
-grant select on organization, mcp_user_identities, walkthrough_progress to stepstream_operator;
+grant select on organization, mcp_server_user, mcp_user_identities, walkthrough_progress to stepstream_operator;
 grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;

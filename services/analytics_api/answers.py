@@ -103,11 +103,14 @@ class Answers:
 
     def fresh(self, context: Context) -> Freshness:
         """How fresh the figures of a walkthrough are."""
-        return self.fresh_of(context.walkthrough.id, context.look, context.newest, context.version)
+        organization = context.turn.asker.organization
+        return self.fresh_of(organization, context.id, context.look, context.newest, context.version)
 
-    def fresh_of(self, walkthrough: str, look: Look, newest: Newest, version: str) -> Freshness:
+    def fresh_of(
+        self, organization: str, walkthrough: str, look: Look, newest: Newest, version: str
+    ) -> Freshness:
         """As `fresh`. What is in progress is dropped on some later day, so the day is in the version."""
-        return look.freshness(newest, f"{version}-{self.today:%Y%m%d}", walkthrough)
+        return look.freshness(newest, organization, walkthrough, f"{version}-{self.today:%Y%m%d}")
 
     # --- flows --------------------------------------------------------------------------------------
 
@@ -322,7 +325,7 @@ class Answers:
             connected_at=row["connection_timestamp"],
             duration_ms=events[-1]["at"] - events[0]["at"] if events else 0,
             events=list(people.events_of([dict(e) for e in events])),
-            freshness=look.freshness(Newest()),
+            freshness=look.freshness(Newest(), organization),
         )
 
     # --- overviews ----------------------------------------------------------------------------------
@@ -349,7 +352,7 @@ class Answers:
             organization=Organization(**dict(row)),
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
-            freshness=look.freshness(Newest(newest)),
+            freshness=look.freshness(Newest(newest), organization),
         )
 
     # --- producers ----------------------------------------------------------------------------------
@@ -363,5 +366,5 @@ class Answers:
             since=since,
             refused=[producers.refused_class(row) for row in rows if row["rejection"] is not None],
             sources=producers.sources_of(rows),
-            freshness=look.freshness(Newest()),
+            freshness=look.freshness(Newest(), turn.asker.organization),
         )

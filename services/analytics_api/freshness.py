@@ -5,9 +5,8 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError
@@ -44,23 +43,36 @@ class Newest(NamedTuple):
     recorded_at: int | None = None
 
 
+class Held(NamedTuple):
+    """What of a walkthrough waits for rows that somebody else has locked: it holds up no other."""
+
+    walkthrough: str
+    organization: str
+    journeys: int = 0
+    events: int = 0
+
+
 class Marks(NamedTuple):
-    """How many journeys wait to be counted again, how many events for rows that somebody else has locked.
+    """How many journeys wait to be counted again.
 
     And whether that is the answer of a standby: its figures and marks may be older than what the consumers
-    have committed. `stored` is where the services are, as the database has it. `locked` is how many journeys
-    wait for a lock on their counts, by walkthrough: they are not among those `waiting`.
+    have committed. `stored` is where the services are, as the database has it. `held` is what waits for a
+    lock: its journeys are not among those `waiting`.
     """
 
     waiting: int
-    events: int
     on_replica: bool
     stored: Stored
-    locked: Mapping[str, int] = MappingProxyType({})
+    held: Sequence[Held] = ()
 
-    def of(self, walkthrough: str | None) -> int:
-        """The journeys of a walkthrough, or of all, that wait for a lock on their counts."""
-        return sum(self.locked.values()) if walkthrough is None else self.locked.get(walkthrough, 0)
+    def of(self, organization: str, walkthrough: str | None = None) -> tuple[int, int]:
+        """The journeys, and the events, of an organization, or of one walkthrough, that wait for a lock."""
+        held = [
+            h
+            for h in self.held
+            if h.organization == organization and (walkthrough is None or h.walkthrough == walkthrough)
+        ]
+        return sum(h.journeys for h in held), sum(h.events for h in held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +90,17 @@ class Look:
     holds: Callable[[], bool] = lambda: True
 
     def freshness(
-        self, newest: Newest, version: str | None = None, walkthrough: str | None = None
+        self,
+        newest: Newest,
+        organization: str,
+        walkthrough: str | None = None,
+        version: str | None = None,
     ) -> Freshness:
         """How fresh figures are that were read after the look, by their newest events and version.
 
-        They are of a walkthrough, or of all.
+        They are of a walkthrough, or of all of an organization.
         """
-        locked = 0 if self.marks is None else self.marks.of(walkthrough)
+        locked, events = (0, 0) if self.marks is None else self.marks.of(organization, walkthrough)
         lags: Mapping[str, int] = {}
         current, problem = None, self.problem
         if not self.holds():
@@ -94,7 +110,7 @@ class Look:
             if self.marks.on_replica:
                 problem = "the figures come from a replica of the database, which may be behind"
             else:
-                waits = self.marks.waiting or self.marks.events or locked
+                waits = self.marks.waiting or events or locked
                 current = self.agreement.is_current and not waits
                 problem = "; ".join(self.agreement.problems) or self._held_back() or _told_locked(locked)
         return Freshness(
@@ -105,7 +121,7 @@ class Look:
                 GroupFreshness(group=AGGREGATOR, lag=lags.get(AGGREGATOR), newest_event_at=newest.counted_at),
             ],
             marks=None if self.marks is None else self.marks.waiting + locked,
-            events_waiting=None if self.marks is None else self.marks.events,
+            events_waiting=None if self.marks is None else events,
             looked_at=None if self.at is None else int(self.at * 1000),
             current=current,
             problem=problem,

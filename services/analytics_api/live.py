@@ -107,7 +107,7 @@ class Changes:
     def _known_of(self, walkthrough: str, look: Look, change: Change | None) -> tuple[str, Freshness] | None:
         if change is None:
             return None
-        fresh = self._answers.fresh_of(walkthrough, look, change.newest, change.version)
+        fresh = self._answers.fresh_of(change.organization, walkthrough, look, change.newest, change.version)
         return change.organization, fresh
 
 

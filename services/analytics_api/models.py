@@ -267,7 +267,8 @@ class Freshness(_Model):
         description="Journeys that wait to be counted again, after a deletion say; up to 10,000."
     )
     events_waiting: int | None = Field(
-        description="Events that wait for rows of the database which somebody else has locked; up to 10,000."
+        description="Events of the walkthrough, or of the organization, that wait for rows of the database "
+        "which somebody else has locked; up to 10,000 of a walkthrough."
     )
     looked_at: int | None = Field(description="When lag and marks were looked at.")
     current: bool | None = Field(

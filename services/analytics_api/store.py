@@ -13,7 +13,7 @@ import asyncpg
 from cachetools import LRUCache
 
 from services.analytics_api.fair import SharedCache, Turn
-from services.analytics_api.freshness import Look, Marks, Newest
+from services.analytics_api.freshness import Held, Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, bounded, load_queries
@@ -377,7 +377,9 @@ class Store:
         async with self.pool.acquire() as connection:
             (row,) = await connection.fetch(SQL["marks"])
             stored = {service: await read_positions(connection, service, topic) for service in TABLES}
-        return Marks(row["waiting"], row["events"], row["on_replica"], stored, json.loads(row["locked"]))
+        return Marks(
+            row["waiting"], row["on_replica"], stored, [Held(*held) for held in json.loads(row["held"])]
+        )
 
 
 async def _cursor(

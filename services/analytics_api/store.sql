@@ -606,8 +606,9 @@ select walkthrough_id from mcp_server_walkthroughs
 where mcp_server_id = $1;
 
 -- name: marks
--- Journeys that wait to be counted again, and events that wait for a lock, each up to 10,000; and of which walkthroughs
--- journeys wait for a lock, which holds up no others.
+-- Journeys that wait to be counted again, up to 10,000. And what waits for a lock, which holds up no others: journeys
+-- and events by walkthrough, each up to 10,000, with whose it is. An erasure that waits is of every walkthrough of
+-- its person.
 with recursive locked as (
   (
     select walkthrough_id from sankey_dirty
@@ -624,21 +625,67 @@ with recursive locked as (
     order by walkthrough_id
     limit 1
   ) as following
-)
-select
-  (select count(*) from (select from sankey_dirty where waits_for is null limit 10000) as marks) as waiting,
+),
+of_events as (
   (
-    select coalesce(jsonb_object_agg(locked.walkthrough_id, marks.waiting), '{}')
-    from locked
-    cross join lateral (
-      select count(*) as waiting from (
+    select walkthrough_id from waiting_events
+    where walkthrough_id is not null
+    order by walkthrough_id
+    limit 1
+  )
+  union all
+  select following.walkthrough_id
+  from of_events
+  cross join lateral (
+    select walkthrough_id from waiting_events
+    where walkthrough_id > of_events.walkthrough_id
+    order by walkthrough_id
+    limit 1
+  ) as following
+),
+held as (
+  select
+    locked.walkthrough_id,
+    (
+      select count(*) from (
         select from sankey_dirty as mark
         where mark.waits_for is not null and mark.walkthrough_id = locked.walkthrough_id
         limit 10000
       ) as limited
-    ) as marks
-  ) as locked,
-  (select count(*) from (select id from waiting_events limit 10000) as events) as events,
+    ) as journeys,
+    0 as events
+  from locked
+  union all
+  select
+    of_events.walkthrough_id,
+    0,
+    (
+      select count(*) from (
+        select event.id from waiting_events as event
+        where event.walkthrough_id = of_events.walkthrough_id
+        limit 10000
+      ) as limited
+    )
+  from of_events
+  union all
+  select
+    journey.walkthrough_id,
+    0,
+    count(*)
+  from waiting_events as erasure
+  inner join sankey_journeys as journey on erasure.mcp_server_user_id = journey.mcp_server_user_id
+  where erasure.walkthrough_id is null
+  group by journey.walkthrough_id
+)
+select
+  (select count(*) from (select from sankey_dirty where waits_for is null limit 10000) as marks) as waiting,
+  (
+    select coalesce(
+      jsonb_agg(jsonb_build_array(held.walkthrough_id, walkthroughs.organization_id, held.journeys, held.events)), '[]'
+    )
+    from held
+    inner join walkthroughs on held.walkthrough_id = walkthroughs.id
+  ) as held,
   pg_is_in_recovery() as on_replica;
 
 -- name: server

@@ -1,9 +1,14 @@
 """What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import contextlib
+import json
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
+
+from pydantic_core import from_json
 
 from schemas import (
     OPERATOR_SOURCES,
@@ -17,7 +22,13 @@ from schemas import (
     WalkthroughStarted,
     decode,
 )
+from services.runtime.database import can_be_stored
 from services.runtime.kafka import Record
+
+#: The longest id of the contract, in characters.
+_MOST_ID: Final = 64
+#: A person, found without reading the value.
+_PERSON: Final = re.compile(rb'"mcp_server_user_id"\s*:\s*"((?:[^"\\]|\\.){1,400})"')
 
 
 class Accepted(NamedTuple):
@@ -143,17 +154,32 @@ def check_references(accepted: Iterable[Accepted], known: Known) -> tuple[list[A
     return good, refused
 
 
-def of_others(refused: Iterable[Refused], erased: Container[str]) -> list[Refused]:
-    """Without what is keyed by somebody who was erased: of them no dead letter is kept either."""
-    return [r for r in refused if key_of(r.record) not in erased]
+def of_others(refused: Iterable[Refused], erased: Set[str]) -> list[Refused]:
+    """Without what is of somebody who was erased: of them no dead letter is kept either."""
+    return [r for r in refused if erased.isdisjoint(people_of(r.record))]
 
 
 def key_of(record: Record) -> str:
-    """Whose record it is, by its key; empty where the key says nobody."""
+    """Whose record it is, by its key; empty where the key says nobody: no id is like that, or has a NUL."""
     try:
-        return (record.key or b"").decode()
+        key = (record.key or b"").decode()
     except UnicodeDecodeError:
         return ""
+    return key if can_be_stored(key) else ""
+
+
+def people_of(record: Record) -> set[str]:
+    """Whose record it may be: those that its key names, and its value, in whatever state that is."""
+    value = record.value or b""
+    found = {key_of(record)}
+    for name in _PERSON.findall(value):
+        with contextlib.suppress(ValueError):  # it is no text
+            found.add(str(json.loads(b'"' + name + b'"')))
+    if b"\\u" in value:  # names of fields may be escaped, too
+        with contextlib.suppress(ValueError):
+            told = from_json(value)
+            found.add(str(told.get("mcp_server_user_id", "")) if isinstance(told, dict) else "")
+    return {name for name in found if 0 < len(name) <= _MOST_ID and can_be_stored(name)}
 
 
 def _holds_together(event: OfStep | WalkthroughStarted, known: Known) -> bool:

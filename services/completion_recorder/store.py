@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import (
@@ -21,8 +22,9 @@ from collections.abc import (
     Iterator,
     Mapping,
     Sequence,
+    Set,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
@@ -55,6 +57,7 @@ from services.completion_recorder.judge import (
     key_of,
     merge,
     of_others,
+    people_of,
     read,
     row_of,
     rows,
@@ -69,6 +72,7 @@ from services.runtime.database import (
     no_longer_than,
 )
 from services.runtime.kafka import Offsets, Record
+from services.runtime.sources import NO_SOURCE
 from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
@@ -116,6 +120,9 @@ _REFUSED_BY_DATABASE = (
     asyncpg.ExclusionViolationError,
     asyncpg.DataError,
 )
+
+#: What may be a person's id in the name of a source.
+_WORDS = re.compile(r"[\w-]+")
 
 #: How long a part waits for a lock before it is set aside: the next look comes within a second or so.
 _PATIENCE = "50ms"
@@ -224,7 +231,7 @@ async def record(pool: Pool, batch: Batch, watch: Watch | None = None, *, by_par
 class _Outcome:
     refused: list[Refused] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
-    erased: Collection[str] = ()
+    erased: Set[str] = frozenset()
     covered: int = 0
 
 
@@ -254,12 +261,12 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
     return Judged(outcome.refused, len(of_erased), len(outcome.waiting), outcome.covered, is_noted)
 
 
-def _of_erased(batch: Batch, erased: Collection[str]) -> set[tuple[int, int]]:
+def _of_erased(batch: Batch, erased: Set[str]) -> set[tuple[int, int]]:
     """Partition and offset of the records that are of these people."""
     if not erased:
         return set()
     theirs = [item.record for item in batch.accepted if _who(item.event) in erased]
-    theirs += [r.record for r in batch.unreadable if key_of(r.record) in erased]
+    theirs += [r.record for r in batch.unreadable if not erased.isdisjoint(people_of(r.record))]
     return {(record.partition, record.offset) for record in theirs}
 
 
@@ -484,6 +491,8 @@ async def _note(connection: Connection, topic: str, before: Mapping[int, Before]
 
 
 async def _note_refused(connection: Connection, topic: str, refused: Sequence[RefusedKind]) -> None:
+    nobodys = await _of_erased_sources(connection, {kind.source for kind in refused})
+    refused = [replace(kind, source=NO_SOURCE) if kind.source in nobodys else kind for kind in refused]
     examples = [kind.example for kind in refused]
     await connection.execute(
         SQL["note_refused"],
@@ -508,7 +517,22 @@ async def note_sources(pool: Pool, topic: str, sources: Unwritten) -> None:
         await _note_sources(connection, topic, sources)
 
 
+async def _of_erased_sources(connection: Connection, sources: Collection[str]) -> Set[str]:
+    """Those of the sources that name, as a word, somebody who was erased: of them no row is kept."""
+    words = {source: {source, *_WORDS.findall(source)} for source in sources}
+    erased = await _erased(connection, set().union(*words.values()))
+    return {source for source in sources if not erased.isdisjoint(words[source])}
+
+
+async def _erased(connection: Connection, people: Collection[str]) -> Set[str]:
+    """Those of these people who were erased."""
+    return set(await connection.fetchval(SQL["find_erased"], list(people))) if people else set()
+
+
 async def _note_sources(connection: Connection, topic: str, sources: Unwritten) -> None:
+    names = {*sources.counts, *(source for source, _ in sources.places)}
+    if nobodys := await _of_erased_sources(connection, names):
+        sources = sources.renamed(dict.fromkeys(nobodys, NO_SOURCE))
     if sources.counts:
         counts = sorted(sources.counts.items())
         await connection.execute(
@@ -553,8 +577,7 @@ async def _check(
     """The events that can be written, with their rows locked until the commit; what becomes of the others."""
     outcome = _Outcome(list(unreadable))
     if unreadable:
-        keys = list({key_of(r.record) for r in unreadable})
-        outcome.erased = set(await connection.fetchval(SQL["find_erased"], keys))
+        outcome.erased = await _erased(connection, set().union(*(people_of(r.record) for r in unreadable)))
         outcome.refused = of_others(unreadable, outcome.erased)
     wanted = References.of(accepted)
     if not wanted.users:
@@ -798,6 +821,10 @@ async def _set_aside(connection: Connection, waiting: Sequence[Waiting]) -> None
             [r.value for r in records],
             [_headers_to_json(r) for r in records],
             [w.item.event.mcp_server_user_id for w in portion],
+            [
+                None if isinstance(e, UserErased) else e.walkthrough_id
+                for e in (w.item.event for w in portion)
+            ],
             [w.waits_for for w in portion],
         )
 

@@ -422,7 +422,7 @@ where holder.id is not null or given.doubled;
 -- name: set_aside
 -- An event that waits already, and is read again, waits once.
 insert into waiting_events (
-  topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, waits_for
+  topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, walkthrough_id, waits_for
 )
 select
   given.topic,
@@ -433,11 +433,14 @@ select
   given.value,
   given.headers,
   given.mcp_server_user_id,
+  given.walkthrough_id,
   given.waits_for
 from unnest(
   $1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bytea[], $7::jsonb[], $8::text[],
-  $9::text[]
-) as given (topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, waits_for)
+  $9::text[], $10::text[]
+) as given (
+  topic, partition, "offset", timestamp, key, value, headers, mcp_server_user_id, walkthrough_id, waits_for
+)
 where not exists (
   select from waiting_events as there
   where there.topic = given.topic and there.partition = given.partition and there."offset" = given."offset"

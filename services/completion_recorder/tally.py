@@ -94,6 +94,13 @@ class Unwritten:
         self.places |= other.places
         self.refused += other.refused[: _MOST_KINDS - len(self.refused)]
 
+    def renamed(self, names: Mapping[str, str]) -> "Unwritten":
+        """The same with other names of some sources; what is of one name then is added up."""
+        renamed = Unwritten(places={(names.get(source, source), server) for source, server in self.places})
+        for source, of in self.counts.items():
+            renamed.counts.setdefault(names.get(source, source), Counts()).add(of)
+        return renamed
+
 
 class Tally:
     """Counts until that is written: a few seconds later, or at once where something was refused."""

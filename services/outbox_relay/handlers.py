@@ -91,6 +91,7 @@ class Relay:
                 load.acknowledged = self._sender.take_acknowledged()
             if load.sent:
                 passing("relay.sent")
+        self._sender.keep_acknowledged(load.acknowledged)
         if load.sent:
             passing("relay.removed")
         OUTBOX_SENT.inc(len(load.sent))

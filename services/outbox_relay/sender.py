@@ -7,7 +7,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -192,6 +192,10 @@ class Sender:
         """What was acknowledged in each partition since this was asked for."""
         acknowledged, self._acknowledged = self._acknowledged, {}
         return acknowledged
+
+    def keep_acknowledged(self, acknowledged: Mapping[int, Acknowledged]) -> None:
+        """This was taken, and could not be noted: what is acknowledged next follows it."""
+        self._acknowledged = {**acknowledged, **self._acknowledged}
 
     def _note(self, message: Message, place: Any) -> None:
         partition = place.partition

@@ -13,6 +13,8 @@ from services.runtime.positions import Witnessed
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
 CHANNEL = "stepstream_outbox"
+#: How long to wait for a row of `sent_events` that somebody else has locked.
+_PATIENCE = "20ms"
 
 
 def server_settings(send_timeout_seconds: float) -> dict[str, str]:
@@ -31,24 +33,46 @@ class Load:
     messages: Sequence[Message]
     sent: list[int] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
-    #: What was acknowledged in each partition.
+    #: What was acknowledged in each partition; after the block, what of that could not be noted.
     acknowledged: dict[int, Acknowledged] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
 async def take(pool: Pool, topic: str, limit: int) -> AsyncIterator[Load]:
-    """Takes the next load; what was sent or refused by the end of the block leaves the outbox."""
+    """Takes the next load; what was sent or refused by the end of the block leaves the outbox.
+
+    What was acknowledged is noted, but for partitions whose row somebody else has locked: that is left in
+    `acknowledged`, for the next load.
+    """
     async with pool.acquire() as connection, connection.transaction():
         shards = [row["shard"] for row in await connection.fetch(SQL["take_shards"])]
-        if not shards:
-            yield Load(())
-            return
-        rows = await connection.fetch(SQL["next_rows"], shards, max(1, limit // len(shards)))
+        each = max(1, limit // max(1, len(shards)))
+        rows = await connection.fetch(SQL["next_rows"], shards, each) if shards else ()
         load = Load([_message(row) for row in rows])
         yield load
         await _finish(connection, load.sent, load.refused)
         if load.acknowledged:
-            await note_sent(connection, topic, load.acknowledged)
+            load.acknowledged = await _note_what_is_free(connection, topic, load.acknowledged)
+
+
+async def _note_what_is_free(
+    connection: Connection, topic: str, acknowledged: Mapping[int, Acknowledged]
+) -> dict[int, Acknowledged]:
+    """Notes them at once, or else one by one; returns those that somebody else's lock is in the way of."""
+    parts = [acknowledged, *({partition: of} for partition, of in acknowledged.items())]
+    locked: dict[int, Acknowledged] = {}
+    for part in parts if len(acknowledged) > 1 else parts[:1]:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"set local lock_timeout = '{_PATIENCE}'")
+                await note_sent(connection, topic, part)
+        except asyncpg.LockNotAvailableError:
+            locked |= part
+        else:
+            if part is acknowledged:
+                return {}
+            locked.pop(next(iter(part)), None)
+    return locked
 
 
 async def note_sent(connection: Connection, topic: str, acknowledged: Mapping[int, Acknowledged]) -> None:

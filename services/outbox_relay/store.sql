@@ -5,26 +5,50 @@ where exists (select from outbox where outbox.shard = outbox_shards.shard)
 for update skip locked;
 
 -- name: next_rows
--- The oldest rows of these shards. A statement of its own: its snapshot is taken after the locks, so rows
--- that the previous holder removed are not seen again.
-select
-  rows_.id,
-  rows_.key,
-  rows_.value,
-  rows_.headers
-from unnest($1::integer[]) as taken (shard)
-cross join lateral (
+-- The oldest rows of these shards that nobody else has locked; ours until the transaction ends. Of a key of which somebody
+-- has locked a row none is taken: its order would change. A statement of its own: its snapshot is taken after the locks
+-- of the shards, so rows that the previous holder removed are not seen again.
+with free as materialized (
   select
-    id,
-    key,
-    value,
-    headers
-  from outbox
-  where outbox.shard = taken.shard
-  order by id
-  limit $2
-) as rows_
-order by rows_.id;
+    rows_.id,
+    rows_.shard,
+    rows_.key,
+    rows_.value,
+    rows_.headers
+  from unnest($1::integer[]) as taken (shard)
+  cross join lateral (
+    select
+      id,
+      shard,
+      key,
+      value,
+      headers
+    from outbox
+    where outbox.shard = taken.shard
+    order by id
+    limit $2
+    for no key update skip locked
+  ) as rows_
+),
+held as materialized (
+  select passed.key
+  from (select shard, max(id) as last from free group by shard) as reach
+  cross join lateral (
+    select id, key from outbox
+    where outbox.shard = reach.shard and outbox.id < reach.last
+    order by id
+    offset 0 -- by the index of shards, however much waits
+  ) as passed
+  where passed.id not in (select id from free)
+)
+select
+  id,
+  key,
+  value,
+  headers
+from free
+where not exists (select from held where held.key = free.key)
+order by id;
 
 -- name: remove_sent
 delete from outbox

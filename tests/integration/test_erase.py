@@ -436,6 +436,34 @@ async def test_a_source_that_is_the_person_is_no_source_any_more(world: World, n
     assert (await world.invoke("verify")).returncode == 0
 
 
+async def test_what_comes_later_under_another_key_or_as_a_source_leaves_no_trace(world: World) -> None:
+    """The key need not be the person; and the events of others may come from a source that is."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    world.start_both()
+    await world.produce([erased("ann")])
+    bad = json.dumps(completed("ann", "a", 1) | {"completed_at": 5})
+    values = [
+        bad,
+        bad[:-1],
+        bad.replace("ann", "\\u0061nn"),
+        bad.replace("mcp_server_user_id", "mcp_server_user_\\u0069d"),
+    ]
+    await world.produce([Message(key, value.encode(), []) for value in values for key in (None, b"bob")])
+    sources = [("ce_source", b"ann"), ("ce_source", b"/people/ann")]
+    bobs = [Message.of(completed("bob", "a", 1)), Message(b"bob", b"bad", [])]
+    await world.produce([Message(m.key, m.value, [source]) for m in bobs for source in sources])
+    await world.drained()
+
+    async def is_written() -> bool:
+        return await world.db.fetchval("select sum(events) from event_sources") == 13
+
+    await eventually(is_written, "who sent what is written")
+    assert await traces(world, "ann") == {}
+    assert {letter.value for letter in await world.dead_letters()} == {b"bad"}
+    assert set(await world.completions()) == {("bob", "a")}
+
+
 async def test_letters_of_others_that_name_the_person_stay_and_are_told(world: World) -> None:
     await fill(world)
     bobs = completed("bob", "no", 1, metadata={"by": "ann-who-leaves"})

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -406,6 +406,44 @@ async def test_a_forgotten_lock_on_one_person_stops_nobody_else(world: World) ->
     await world.drained()
     assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
     await world.assert_exact()
+
+
+async def test_what_waits_is_told_of_to_whom_it_concerns(world: World) -> None:
+    """A lock in one walkthrough leaves the answers about another current, and is no other organization's to see."""
+    await prepare(world)
+    await world.db.execute(
+        "with neighbours as ("
+        "insert into organization (id, name, created_at) values ('other', 'other', now()) returning id),"
+        " servers as (update mcp_servers set organization_id = 'other' where id = 'srv_2')"
+        " update walkthroughs set organization_id = 'other' where id = 'wt_b'"
+    )
+    world.start_both()
+    api = await world.start_api()
+    keys = {"org": api.key, "other": await world.make_key("other")}
+
+    async def fresh(organization: str, *paths: str) -> list[tuple[bool | None, int]]:
+        answers = [(await api.ask(path, key=keys[organization])).json()["freshness"] for path in paths]
+        return [(answer["current"], answer["events_waiting"]) for answer in answers]
+
+    def told(of_org: tuple[bool, int], of_other: tuple[bool, int]) -> Callable[[], Awaitable[bool]]:
+        async def is_told() -> bool:
+            return (
+                await fresh("org", "walkthroughs/wt_a/sankey", "organization", "sessions/s_bob")
+                == [of_org] * 3
+                and await fresh("other", "walkthroughs/wt_b/sankey", "organization", "organization/refused")
+                == [of_other] * 3
+            )
+
+        return is_told
+
+    await world.produce([completed("ann", "a", 1), event_of("cat", "a", 1)])
+    await world.drained()
+    async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
+        await world.produce([completed("ann", "b", 2)])
+        await eventually(told((False, 1), (True, 0)), "it is told to its organization alone")
+        await world.produce([erased("ann")])
+        await eventually(told((False, 2), (True, 0)), "the erasure of a person is told to theirs")
+    await eventually(told((True, 0), (True, 0)), "nothing waits")
 
 
 async def test_what_is_gone_with_the_lock_becomes_dead_letters_byte_for_byte(world: World) -> None:

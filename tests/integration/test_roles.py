@@ -51,6 +51,8 @@ REFUSED = {
         "insert into outbox (key, value) values ('k', 'v')",
         "insert into mcp_server_user (id) values ('theirs')",
         "update walkthroughs set title = 'theirs'",
+        "select email from mcp_server_user",
+        "select profile_data from mcp_server_user",
     ],
     AGGREGATOR: [
         "delete from walkthrough_step_completions",
@@ -81,6 +83,8 @@ REFUSED = {
         "delete from mcp_server_user",
         "update mcp_server_user set upstream_sub = 'theirs'",
         "update walkthroughs set title = 'theirs'",
+        "select email from mcp_server_user",
+        "select profile_data from mcp_server_user",
     ],
     API: [
         "delete from walkthrough_step_completions",

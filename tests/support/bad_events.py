@@ -102,6 +102,8 @@ def _no_json() -> Iterator[Bad]:
     yield Bad("a tombstone without key", Message(None, None), Rejection.EMPTY)
     yield Bad("an empty value", Message(b"ann", b""), Rejection.EMPTY)
     yield Bad("an empty value and key", Message(b"", b""), Rejection.EMPTY)
+    yield Bad("a NUL in the key", Message(b"a\x00nn", b"{}"), Rejection.INVALID)
+    yield Bad("a NUL for a key", Message(b"\x00", b"hello"), Rejection.NOT_JSON)
 
 
 def _other_json() -> Iterator[Bad]:

@@ -31,8 +31,10 @@ class Slow:
         await self.pause.wait()
         return {w: Change("org", Newest(), w) for w in walkthroughs if w in {"a", "b"}}
 
-    def fresh_of(self, walkthrough: str, look: Look, newest: Newest, version: str) -> Freshness:
-        return look.freshness(newest, version, walkthrough)
+    def fresh_of(
+        self, organization: str, walkthrough: str, look: Look, newest: Newest, version: str
+    ) -> Freshness:
+        return look.freshness(newest, organization, walkthrough, version)
 
 
 async def test_a_look_that_began_before_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "security.md"
-_GRANT = re.compile(r"^grant ([^;]*?)\s+on\s+(?!schema|database)([^;]*?)\s+to\s+([^;]*?);", re.MULTILINE)
+_GRANT = re.compile(r"^grant\s+([^;]*?)\s+on\s+(?!schema|database)([^;]*?)\s+to\s+([^;]*?);", re.MULTILINE)
 _BETWEEN = re.compile(
     r"(?<=<!-- rights: written by `make docs` -->\n\n).*?(?=<!-- end of rights -->)", re.DOTALL
 )
@@ -20,7 +20,7 @@ def rights() -> dict[tuple[str, str], list[str]]:
     for what, tables, roles in _GRANT.findall(text.partition("-- --- tables ---")[2]):
         for table in re.split(r",\s*", tables):
             for role in re.split(r",\s*", roles):
-                found[table.strip(), role.strip()] += re.findall(r"\w+(?: \(\w+\))?", what)
+                found[table.strip(), role.strip()] += re.findall(r"\w+(?: \([^)]*\))?", what)
     return found
 
 

@@ -592,7 +592,7 @@ export interface components {
             marks: number | null;
             /**
              * Events Waiting
-             * @description Events that wait for rows of the database which somebody else has locked; up to 10,000.
+             * @description Events of the walkthrough, or of the organization, that wait for rows of the database which somebody else has locked; up to 10,000 of a walkthrough.
              */
             events_waiting: number | null;
             /**
