@@ -216,8 +216,7 @@ where false
 returning mcp_server_user_id, walkthrough_id;
 
 -- name: read_changed
--- Of the locked journeys, those whose rows differ from what was counted. A start counts where it is not later
--- than the first completion; the journey then has its server. A statement of its own: its snapshot is taken
+-- Of the locked journeys, those whose rows differ from what was counted. A statement of its own: its snapshot is taken
 -- after the locks, so it sees what the previous holder of a lock has committed.
 select
   counted.mcp_server_user_id,
@@ -226,29 +225,19 @@ select
   counted.step_ids as old_step_ids,
   counted.completed_at as old_completed_at,
   counted.started_at as old_started_at,
-  coalesce(start.mcp_server_id, done.mcp_server_id) as new_server_id,
-  coalesce(done.step_ids, '{}') as new_step_ids,
-  coalesce(done.completed_at, '{}') as new_completed_at,
-  start.started_at as new_started_at
+  now_.mcp_server_id as new_server_id,
+  now_.step_ids as new_step_ids,
+  now_.completed_at as new_completed_at,
+  now_.started_at as new_started_at
 from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
 inner join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
   and given.walkthrough_id = counted.walkthrough_id
-cross join lateral (
-  select
-    (array_agg(row_.mcp_server_id order by row_.completed_at, row_.id collate "C"))[1] as mcp_server_id,
-    array_agg(row_.step_id order by row_.completed_at, row_.id collate "C") as step_ids,
-    array_agg(row_.completed_at order by row_.completed_at, row_.id collate "C") as completed_at
-  from walkthrough_step_completions as row_
-  where row_.mcp_server_user_id = given.mcp_server_user_id and row_.walkthrough_id = given.walkthrough_id
-) as done
-left join walkthrough_starts as start on given.mcp_server_user_id = start.mcp_server_user_id
-  and given.walkthrough_id = start.walkthrough_id
-  and start.started_at <= coalesce(done.completed_at[1], start.started_at)
+cross join lateral sankey_journey_of_rows(given.mcp_server_user_id, given.walkthrough_id) as now_
 where
-  counted.step_ids is distinct from coalesce(done.step_ids, '{}')
-  or counted.completed_at is distinct from coalesce(done.completed_at, '{}')
-  or counted.started_at is distinct from start.started_at
-  or counted.mcp_server_id is distinct from coalesce(start.mcp_server_id, done.mcp_server_id);
+  counted.step_ids is distinct from now_.step_ids
+  or counted.completed_at is distinct from now_.completed_at
+  or counted.started_at is distinct from now_.started_at
+  or counted.mcp_server_id is distinct from now_.mcp_server_id;
 
 -- name: write_journeys
 update sankey_journeys as kept

@@ -40,60 +40,37 @@ create temporary table if not exists differing_endings (
 truncate differing_journeys, differing_transitions, differing_endings;
 
 -- name: survey_journeys
--- Journeys of one share of all users whose rows are not what was counted of them. A start counts where it is
--- not later than the first completion; the journey then has its server.
+-- Journeys of one share of all users whose rows are not what was counted of them.
 insert into differing_journeys
 with
-done as (
-  select
-    mcp_server_user_id,
-    walkthrough_id,
-    array_agg(step_id order by completed_at, id collate "C") as step_ids,
-    array_agg(completed_at order by completed_at, id collate "C") as completed_at,
-    (array_agg(mcp_server_id order by completed_at, id collate "C"))[1] as mcp_server_id
-  from walkthrough_step_completions
+known as (
+  select mcp_server_user_id, walkthrough_id from walkthrough_step_completions
   where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
-  group by mcp_server_user_id, walkthrough_id
-),
-starts as (
-  select * from walkthrough_starts
+  union
+  select mcp_server_user_id, walkthrough_id from walkthrough_starts
   where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
-),
-expected as (
-  select
-    coalesce(done.mcp_server_user_id, starts.mcp_server_user_id) as mcp_server_user_id,
-    coalesce(done.walkthrough_id, starts.walkthrough_id) as walkthrough_id,
-    coalesce(done.step_ids, '{}') as step_ids,
-    coalesce(done.completed_at, '{}') as completed_at,
-    case when counts.it_does then starts.started_at end as started_at,
-    case when counts.it_does then starts.mcp_server_id else done.mcp_server_id end as mcp_server_id
-  from done
-  full join starts on done.mcp_server_user_id = starts.mcp_server_user_id
-    and done.walkthrough_id = starts.walkthrough_id
-  cross join lateral (
-    select coalesce(starts.started_at <= coalesce(done.completed_at[1], starts.started_at), false) as it_does
-  ) as counts
-),
-counted as (
-  select * from sankey_journeys
+  union
+  select mcp_server_user_id, walkthrough_id from sankey_journeys
   where (hashtextextended(mcp_server_user_id, 0) & 1048575) between $1::integer and $2::integer
 )
 select
-  coalesce(expected.mcp_server_user_id, counted.mcp_server_user_id) as mcp_server_user_id,
-  coalesce(expected.walkthrough_id, counted.walkthrough_id) as walkthrough_id,
+  known.mcp_server_user_id,
+  known.walkthrough_id,
   counted.mcp_server_id,
   counted.step_ids,
   counted.completed_at,
   counted.started_at,
   expected.mcp_server_id,
-  expected.step_ids,
-  expected.completed_at,
+  case when expected.mcp_server_id is not null then expected.step_ids end,
+  case when expected.mcp_server_id is not null then expected.completed_at end,
   expected.started_at
-from expected
-full join counted on expected.mcp_server_user_id = counted.mcp_server_user_id
-  and expected.walkthrough_id = counted.walkthrough_id
+from known
+left join sankey_journeys as counted on known.mcp_server_user_id = counted.mcp_server_user_id
+  and known.walkthrough_id = counted.walkthrough_id
+cross join lateral sankey_journey_of_rows(known.mcp_server_user_id, known.walkthrough_id) as expected
 where
-  expected.step_ids is distinct from counted.step_ids
+  expected.mcp_server_id is null
+  or expected.step_ids is distinct from counted.step_ids
   or expected.completed_at is distinct from counted.completed_at
   or expected.started_at is distinct from counted.started_at
   or expected.mcp_server_id is distinct from counted.mcp_server_id;
@@ -291,29 +268,19 @@ select
   counted.step_ids as counted_step_ids,
   counted.completed_at as counted_completed_at,
   counted.started_at as counted_started_at,
-  coalesce(start.mcp_server_id, done.mcp_server_id) as expected_server_id,
-  coalesce(done.step_ids, '{}') as expected_step_ids,
-  coalesce(done.completed_at, '{}') as expected_completed_at,
-  start.started_at as expected_started_at
+  expected.mcp_server_id as expected_server_id,
+  expected.step_ids as expected_step_ids,
+  expected.completed_at as expected_completed_at,
+  expected.started_at as expected_started_at
 from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
-cross join lateral (
-  select
-    (array_agg(row_.mcp_server_id order by row_.completed_at, row_.id collate "C"))[1] as mcp_server_id,
-    array_agg(row_.step_id order by row_.completed_at, row_.id collate "C") as step_ids,
-    array_agg(row_.completed_at order by row_.completed_at, row_.id collate "C") as completed_at
-  from walkthrough_step_completions as row_
-  where row_.mcp_server_user_id = given.mcp_server_user_id and row_.walkthrough_id = given.walkthrough_id
-) as done
-left join walkthrough_starts as start on given.mcp_server_user_id = start.mcp_server_user_id
-  and given.walkthrough_id = start.walkthrough_id
-  and start.started_at <= coalesce(done.completed_at[1], start.started_at)
+cross join lateral sankey_journey_of_rows(given.mcp_server_user_id, given.walkthrough_id) as expected
 left join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
   and given.walkthrough_id = counted.walkthrough_id
 where
-  coalesce(counted.step_ids, '{}') is distinct from coalesce(done.step_ids, '{}')
-  or coalesce(counted.completed_at, '{}') is distinct from coalesce(done.completed_at, '{}')
-  or counted.started_at is distinct from start.started_at
-  or counted.mcp_server_id is distinct from coalesce(start.mcp_server_id, done.mcp_server_id);
+  coalesce(counted.step_ids, '{}') is distinct from expected.step_ids
+  or coalesce(counted.completed_at, '{}') is distinct from expected.completed_at
+  or counted.started_at is distinct from expected.started_at
+  or counted.mcp_server_id is distinct from expected.mcp_server_id;
 
 -- name: horizon
 -- How far the recorder is, and the newest mark.

@@ -306,3 +306,11 @@ async def test_marks_whose_transaction_fails_stay(counted: tuple[World, Pool]) -
     await world.db.execute("alter table elsewhere rename to sankey_endings")
     await drain(pool)
     await world.assert_exact()
+
+
+async def test_how_rows_become_a_journey_costs_no_call_of_a_function(world: World) -> None:
+    """PostgreSQL inlines it: a call for each journey would hide the rows from the planner."""
+    lines = await world.db.fetch("explain " + store.SQL["read_changed"], ["p1"], ["wt_a"])
+    plan = "\n".join(line[0] for line in lines)
+    assert "walkthrough_step_completions" in plan
+    assert "sankey_journey_of_rows" not in plan
