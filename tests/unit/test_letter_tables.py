@@ -6,7 +6,7 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from services.operator_cli.dead_letters import Failure, Letter, Source
-from services.operator_cli.letter_tables import Chosen, JsonList, Listing, end_json
+from services.operator_cli.letter_tables import Chosen, JsonList, Listing, end_json, letter_json
 
 
 def letter(at: int, error_class: str = "not-json") -> Letter:
@@ -45,3 +45,19 @@ def test_what_programs_get_is_one_json_document(capsys: pytest.CaptureFixture[st
             found.add(part)
         found.end()
         assert json.loads(capsys.readouterr().out) == [value for part in parts for value in part]
+
+
+def test_records_of_any_time_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A producer that takes microseconds for milliseconds is in the year 58880."""
+    listing = Listing()
+    records = [letter(at) for at in (0, (2**63 - 1) // 1_000, -(2**63) // 1_000)]
+    listing.add(records)
+    listing.show()
+    shown = capsys.readouterr().out
+    assert "after 9999" in shown
+    assert "before 0001" in shown
+    assert {letter_json(one)["came_at"] for one in records} == {
+        "1970-01-01T00:00:00Z",
+        "after 9999",
+        "before 0001",
+    }
