@@ -157,7 +157,7 @@ async def test_watching_goes_on_until_it_is_ended(world: World) -> None:
 
 
 def test_durations_are_told_in_two_units() -> None:
-    from services.operator_cli.options import told_duration
+    from services.runtime.text import told_duration
 
     assert [told_duration(s) for s in (0.2, 59, 61, 3_700, 90_061)] == ["0s", "59s", "1m1s", "1h1m", "1d1h"]
     assert page.status_page(page.Status(0)) is not None
