@@ -5,8 +5,10 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, Final
+from uuid import UUID
 
 from pydantic_core import from_json
 
@@ -18,10 +20,25 @@ _BEGINNINGS: Final = (
     (b"\x04\x22\x4d\x18", "it is compressed with lz4"),
     (b"\xff\x06\x00\x00sNaPpY", "it is compressed with snappy"),
     (b"\x82SNAPPY\x00", "it is compressed with snappy"),
+    (b"\x78\x01", "it is compressed with zlib"),
+    (b"\x78\x9c", "it is compressed with zlib"),
+    (b"\x78\xda", "it is compressed with zlib"),
     (b"\xac\xed\x00\x05", "it is a serialized Java object"),
+    (b"[object ", "it is what JavaScript makes of an object as text; send JSON.stringify of it"),
+    (b"undefined", "it is JavaScript's undefined; send JSON"),
+    (b"<", "it is XML or HTML; send JSON"),
+    (b"/", "it begins with a comment; JSON has none"),
     (b"\xef\xbb\xbf", "it begins with a byte order mark; send UTF-8 without one"),
     (b"{'", "its quotes are single ones, as Python's repr writes them; JSON has double quotes"),
     (b"eyJ", "it is JSON in base64; send the JSON itself"),
+)
+#: What the parser says, and what that says.
+_OF_PROBLEMS: Final = (
+    ("EOF while parsing", "the text ends too early: it was perhaps cut off"),
+    ("trailing characters", "there is something behind the first JSON value; a record holds one event"),
+    ("hex escape", "it holds half of a surrogate pair: a text was perhaps cut in the middle of a character"),
+    ("surrogate", "it holds half of a surrogate pair: a text was perhaps cut in the middle of a character"),
+    ("recursion", "it is nested too deep: some 200 objects and arrays in one another are the most"),
 )
 _COMPRESSION: Final = "; leave that to the producer's compression.type"
 #: An event that is wrapped is under one of these names.
@@ -29,6 +46,10 @@ _WRAPPERS: Final = ("payload", "data", "value", "event", "message", "body", "rec
 #: Names that are told are of this kind; other ones could be content.
 _A_NAME: Final = re.compile(r"[A-Za-z0-9_.\- ]{1,40}")
 _A_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+#: Tue Nov 24 2026 09:00:00 GMT+0000 (Coordinated Universal Time)
+_JAVASCRIPT: Final = re.compile(
+    r"\w{3} (\w{3}) (\d\d) (\d{4}) (\d\d:\d\d:\d\d) GMT([+-]\d{4})(?: \([\w ]*\))?"
+)
 #: So many names that the contract does not know are looked at.
 _NAMES: Final = 20
 #: How alike a misspelt name is, from 0 to 1, as difflib measures.
@@ -79,7 +100,7 @@ def event_id(value: bytes) -> str | None:
             found = from_json(found, allow_partial=True)
     except ValueError:
         return None
-    inner = (found.get(wrapper) for wrapper in _WRAPPERS) if isinstance(found, dict) else ()
+    inner = [held for _, held in _inner(found)] if isinstance(found, dict) else []
     for held in (found, *inner):
         for name, given in held.items() if isinstance(held, dict) else ():
             if _plain(name) == "eventid" and isinstance(given, str) and _A_UUID.fullmatch(given):
@@ -96,13 +117,35 @@ def _of_bytes(value: bytes, problem: str) -> str | None:
             return told + (_COMPRESSION if "compressed" in told else "")
     if _is_utf_16(value):
         return "it is UTF-16; send UTF-8"
-    if value[0] == 0 and len(value) > 5 and (schema := int.from_bytes(value[1:5], "big")):
-        behind = "JSON, which goes without the frame" if value[5:6] == b"{" else "perhaps Avro or Protobuf"
-        return f"it begins with a schema registry's frame, schema id {schema}, and behind that is {behind}"
-    if "EOF while parsing" in problem:
-        return "the text ends too early: it was perhaps cut off" if value.strip() else "it is white space"
-    if "trailing characters" in problem:
-        return "there is something behind the first JSON value; a record holds one event"
+    if frame := _frame(value):
+        told, size = frame
+        is_json = value[size:].startswith(b"{")
+        behind = "JSON, which goes without the frame" if is_json else "perhaps Avro or Protobuf"
+        return f"it begins with a schema registry's frame, {told}, and behind that is {behind}"
+    if "EOF while parsing" in problem and not value.strip():
+        return "it is white space"
+    return next((told for part, told in _OF_PROBLEMS if part in problem), None) or _of_text(value)
+
+
+def _of_text(value: bytes) -> str | None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        if value.lstrip().startswith((b"{", b"[")):
+            return f"it is not UTF-8 from byte {error.start} on: perhaps Latin-1 or Windows-1252"
+        return "it is no text: perhaps MessagePack, Protobuf or another binary form; send JSON"
+    return None
+
+
+def _frame(value: bytes) -> tuple[str, int] | None:
+    """What a schema registry has put in front of a value, and its size in bytes."""
+    if value[0] == 0 and len(value) > 5:
+        schema = int.from_bytes(value[1:5], "big")
+        if schema or value[5:6] == b"{":
+            return f"schema id {schema}", 5
+    # AWS Glue: version 3, how it is compressed, and a UUID.
+    if value[0] == 3 and len(value) > 18 and value[1] in {0, 5}:
+        return f"schema version {UUID(bytes=value[2:18])}", 18
     return None
 
 
@@ -140,12 +183,20 @@ def _of_missing(
     if renamed := _alike(strange, tuple(missing)):
         told = ", ".join(f"{name} is perhaps `{given}`" for name, given in renamed.items())
         yield f"names are other ones here: {told}"
-    for wrapper in _WRAPPERS if len(renamed) < len(missing) else ():
-        inner = found.get(wrapper)
+    for wrapper, inner in _inner(found) if len(renamed) < len(missing) else ():
         held = isinstance(inner, str) and inner.lstrip().startswith("{")
         if held or (isinstance(inner, dict) and any(name in inner for name in missing)):
             yield f"the event is perhaps inside `{wrapper}`; send that alone" + (", as JSON" if held else "")
             return
+
+
+def _inner(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What is under the names of wrappers, and in those under such names once more."""
+    for wrapper in _WRAPPERS:
+        inner = found.get(wrapper)
+        yield wrapper, inner
+        if isinstance(inner, dict):
+            yield from ((f"{wrapper}.{within}", inner.get(within)) for within in _WRAPPERS)
 
 
 def _safe_names(names: Iterable[object]) -> tuple[str, ...]:
@@ -186,6 +237,8 @@ def _of_fields(found: Mapping[str, Any], problems: Iterable[Mapping[str, Any]]) 
             told = _of_time(given)
             if told:
                 yield f"{name} {told}"
+        elif problem["type"] == "string_type" and type(given) is int:
+            yield f"{name} is a number; ids are text, in quotes"
         elif name == "metadata" and isinstance(given, str) and given.lstrip().startswith("{"):
             yield "metadata is a string that holds JSON: it was encoded twice"
 
@@ -199,7 +252,7 @@ def _of_time(given: object) -> str | None:
 
 def _milliseconds(given: object) -> tuple[int | None, str]:
     """A time in milliseconds since the epoch, where one can be seen in it, and what that supposes."""
-    if isinstance(given, str) and len(given) <= 40:
+    if isinstance(given, str) and len(given) <= 80:
         try:
             return _milliseconds(float(given))
         except ValueError:
@@ -212,11 +265,25 @@ def _milliseconds(given: object) -> tuple[int | None, str]:
 
 def _of_iso(text: str) -> tuple[int | None, str]:
     try:
-        moment = datetime.fromisoformat(text)
+        moment = _parsed(text)
         utc = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return _plausible(round(utc.timestamp() * 1000)), "" if moment.tzinfo else ", if it is in UTC"
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError, IndexError):
         return None, ""
+
+
+def _parsed(text: str) -> datetime:
+    """A time as RFC 3339, as HTTP writes it, or as JavaScript does.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        if found := _JAVASCRIPT.fullmatch(text):
+            return datetime.strptime(" ".join(found.groups()), "%b %d %Y %H:%M:%S %z")
+        return parsedate_to_datetime(text)
 
 
 def _plausible(ms: int) -> int | None:

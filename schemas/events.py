@@ -321,19 +321,24 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
     """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
-    told = [
-        f"{'.'.join(str(part) for part in p['loc'][1:]) or 'event'}: {_without_content(p['type'], p['msg'])}"
-        for p in problems[:3]
-    ]
+    told = []
+    for problem in problems[:3]:
+        field = ".".join(str(part) for part in problem["loc"][1:]) or "event"
+        told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
     told += causes.likely(value, problems, _FIELDS)
     return EventError(rejection, "; ".join(told)[:MAX_MESSAGE])
 
 
-def _without_content(kind: str, message: str) -> str:
+def _told(field: str, kind: str, message: str) -> str:
+    """What is wrong with a field, for people, without its value."""
     if kind == "union_tag_invalid":
         return "its `type` is not one that this contract knows"
     if kind == "union_tag_not_found":
         return "it has no `type`"
-    return message
+    if kind == "string_pattern_mismatch":
+        if field == "event_id":
+            return "it is no UUID, which is 32 hexadecimal digits with four hyphens"
+        return "it holds a control character"
+    return message.removeprefix("Value error, ")

@@ -9,8 +9,8 @@ they can be found; an operator who was interrupted in between looks there first,
 import asyncio
 import base64
 import contextlib
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
-from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.crashpoints import passing
 from services.runtime.database import Connection, load_queries
@@ -35,8 +34,7 @@ from services.runtime.kafka import (
 )
 from services.runtime.lag import partitions_of, reader
 from services.runtime.settings import Settings
-from services.runtime.sources import NO_SOURCE, source_of
-from services.runtime.text import told_time
+from services.runtime.sources import source_of
 
 SQL = load_queries(__file__)
 
@@ -44,8 +42,6 @@ SQL = load_queries(__file__)
 REDRIVE_HEADER = "stepstream-redrive-of"
 #: Copies that are on their way at once, and noted together.
 _AT_ONCE = 100
-_BODY_SHOWN = 4_000
-_SHOWN = 20
 #: So many letters, or of so many bytes, are looked up at once.
 _LOOKED_UP = 2_000
 _LOOKED_UP_BYTES = 16 * 1024 * 1024
@@ -99,9 +95,9 @@ class Letter:
         return source_of(self.headers)
 
     @property
-    def key(self) -> str:
-        """Its key, for people."""
-        return "" if self.record.key is None else safe(self.record.key.decode(errors="backslashreplace"))
+    def is_waiting(self) -> bool:
+        """Whether nobody has redriven or dropped it."""
+        return self.action in {None, "redriving"}
 
 
 @dataclass(frozen=True)
@@ -150,10 +146,10 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
     while at < len(headers):
         names = tuple(name for name, _ in headers[at : at + size])
         if names == DEAD_LETTER_HEADERS:
-            values = [value.decode(errors="replace") for _, value in headers[at : at + size]]
+            values = [(value or b"").decode(errors="replace") for _, value in headers[at : at + size]]
             with contextlib.suppress(ValueError):
                 topic, partition, offset, timestamp, error_class, error = values
-                source = _place(topic, int(partition), int(offset))
+                source = place(topic, int(partition), int(offset))
                 failures.append(Failure(source, int(timestamp), error_class, error))
             at += size
         else:
@@ -163,12 +159,13 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
     return own, failures
 
 
-def _place(topic: str, partition: int, offset: int) -> Source:
+def place(topic: str, partition: int, offset: int) -> Source:
     """Where a record may have been.
 
     Raises:
         ValueError: no record can have been there.
     """
+    topic.encode()  # a lone surrogate is no character of a name, and PostgreSQL would refuse it
     if "\0" in topic or not (0 <= partition <= _MAX_PARTITION and 0 <= offset <= _MAX_OFFSET):
         raise ValueError("no place of a record")
     return Source(topic, partition, offset)
@@ -176,35 +173,70 @@ def _place(topic: str, partition: int, offset: int) -> Source:
 
 async def read_letters(
     settings: Settings, db: Connection, wanted: Filter, *, handled: bool = False
-) -> AsyncIterator[Letter]:
-    """The letters that match and wait, as Kafka has them; with `handled`, all that match.
+) -> AsyncGenerator[Letter]:
+    """As `read_portions`, one by one.
 
-    Each comes once: a recorder that crashed may have sent one twice. Bounded in memory: which ones were read
-    is in a temporary table of PostgreSQL.
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    async with aclosing(read_portions(settings, db, wanted, handled=handled)) as portions:
+        async for portion in portions:
+            for letter in portion:
+                yield letter
+
+
+async def read_portions(
+    settings: Settings,
+    db: Connection,
+    wanted: Filter,
+    *,
+    handled: bool = False,
+    also: Container[Source] = (),
+) -> AsyncGenerator[list[Letter]]:
+    """The letters that match and wait, in the order in which Kafka has them; in each portion, oldest first.
+
+    Each comes once: a recorder that crashed may have sent one twice. Bounded in memory, by a portion: which
+    ones were read is in a temporary table of PostgreSQL.
+
+    Args:
+        settings: where Kafka is.
+        db: a connection; between two portions others may use it.
+        wanted: which.
+        handled: all that match, also those that do not wait.
+        also: of those that do not wait, these.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
     """
     await db.execute(SQL["letters_begin_reading"])
-    async for portion in _portions(settings):
-        rows = await db.fetch(SQL["letters_note_read"], *_columns(letter.source for letter in portion))
-        new = {Source(r["topic"], r["partition"], r["offset"]): r["action"] for r in rows}
-        for letter in portion:
-            if letter.source in new:
-                letter.action = new.pop(letter.source)
-                if wanted.matches(letter) and (handled or letter.action in {None, "redriving"}):
-                    yield letter
+    async with aclosing(_portions(settings)) as portions:
+        async for portion in portions:
+            rows = await db.fetch(SQL["letters_note_read"], *columns(letter.source for letter in portion))
+            new = {Source(r["topic"], r["partition"], r["offset"]): r["action"] for r in rows}
+            found = []
+            for letter in portion:
+                if letter.source in new:
+                    letter.action = new.pop(letter.source)
+                    if wanted.matches(letter) and (handled or letter.is_waiting or letter.source in also):
+                        found.append(letter)
+            if found:
+                yield sorted(found, key=lambda letter: (letter.last.timestamp, letter.source))
 
 
-async def _portions(settings: Settings) -> AsyncIterator[list[Letter]]:
+async def _portions(settings: Settings) -> AsyncGenerator[list[Letter]]:
     portion: list[Letter] = []
     size = 0
-    async for record in read_partitions(settings, settings.dead_letter_topic):
-        portion.append(parse(record))
-        size += len(record.value or b"") + len(record.key or b"")
-        if len(portion) == _LOOKED_UP or size >= _LOOKED_UP_BYTES:
-            yield portion
-            portion, size = [], 0
+    async with aclosing(read_partitions(settings, settings.dead_letter_topic)) as records:
+        async for record in records:
+            portion.append(parse(record))
+            size += (
+                len(record.value or b"")
+                + len(record.key or b"")
+                + sum(len(v or b"") for _, v in record.headers)
+            )
+            if len(portion) == _LOOKED_UP or size >= _LOOKED_UP_BYTES:
+                yield portion
+                portion, size = [], 0
     if portion:
         yield portion
 
@@ -214,7 +246,7 @@ async def read_partitions(
     topic: str,
     begin: dict[int, int] | None = None,
     ends: dict[TopicPartition, int] | None = None,
-) -> AsyncIterator[Record]:
+) -> AsyncGenerator[Record]:
     """A topic's records as far as it goes now; with `begin`, of those partitions from these offsets.
 
     `ends` is filled with how far the partitions go.
@@ -259,15 +291,18 @@ async def _read_to(
                 consumer.pause(partition)
 
 
-async def find(settings: Settings, db: Connection, wanted: Filter, *, handled: bool = False) -> list[Letter]:
-    """The letters that match and wait, oldest first; with `handled`, all that match.
+async def find_one(settings: Settings, db: Connection, identifier: str) -> Letter:
+    """The letter of that id, handled or not.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
+        UsageError: there is none.
     """
-    letters = [letter async for letter in read_letters(settings, db, wanted, handled=handled)]
-    letters.sort(key=lambda letter: (letter.last.timestamp, letter.source))
-    return letters
+    wanted = Filter(ids=frozenset([identifier]))
+    async with aclosing(read_letters(settings, db, wanted, handled=True)) as letters:
+        async for letter in letters:
+            return letter
+    raise UsageError(f"there is no dead letter {identifier}; `stepstream dlq list --all` shows their ids")
 
 
 # --- sending again -------------------------------------------------------------------------------------
@@ -285,16 +320,18 @@ class Redriven:
     sent: int = 0
     #: Sent by somebody who was interrupted before it was noted.
     found_sent: int = 0
+    #: Of another topic, or whole batches: these cannot be sent.
+    stay: int = 0
 
 
 async def redrive(
     settings: Settings,
     db: Connection,
-    letters: Sequence[Letter],
+    portions: AsyncIterator[Sequence[Letter]],
     rate: float,
-    progress: Callable[[int, int], None],
+    tell: Callable[[Sequence[Letter], Redriven], None],
 ) -> Redriven:
-    """Sends the letters to the topic that they came from: key, value and headers as they were.
+    """Sends letters to the topic that they came from: key, value and headers as they were.
 
     Their history goes along in headers behind their own, so that what fails again says all that it went
     through.
@@ -302,40 +339,51 @@ async def redrive(
     Args:
         settings: where Kafka is.
         db: a connection that is alone at it.
-        letters: what to send, oldest first.
+        portions: what to send, with what `settle_interrupted` found.
         rate: the most that are sent in a second.
-        progress: told of sent, of how many.
+        tell: called with letters that are in the topic, and how far this is.
 
     Raises:
         StepstreamError: Kafka cannot be reached, or refuses one.
     """
     outcome = Redriven()
-    letters = [letter for letter in letters if is_event_of(settings.topic, letter)]
-    await _settle_interrupted(settings, db, letters, outcome)
-    rest = [letter for letter in letters if letter.action != "redriven"]
-    if not rest:
-        return outcome
+    limiter = AsyncLimiter(max(1.0, rate / 10), 0.1 if rate >= 10 else 1 / rate)
+    size = max(1, min(_AT_ONCE, int(rate)))
+    async with _sender(settings) as (producer, consumer):
+        async for portion in portions:
+            able = [letter for letter in portion if is_event_of(settings.topic, letter)]
+            outcome.stay += len(portion) - len(able)
+            there = [letter for letter in able if not letter.is_waiting]
+            outcome.found_sent += len(there)
+            tell(there, outcome)
+            rest = [letter for letter in able if letter.is_waiting]
+            for i in range(0, len(rest), size):
+                some = rest[i : i + size]
+                await _send(producer, consumer, db, some, limiter)
+                outcome.sent += len(some)
+                tell(some, outcome)
+    return outcome
+
+
+@contextlib.asynccontextmanager
+async def _sender(settings: Settings) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaConsumer]]:
+    """What sends, and what looks how far partitions go."""
     producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
     try:
-        try:
-            await producer.start()
-        except KafkaError as error:
-            raise unreachable(settings, error) from error
-        limiter = AsyncLimiter(max(1.0, rate / 10), 0.1 if rate >= 10 else 1 / rate)
-        size = max(1, min(_AT_ONCE, int(rate)))
-        for i in range(0, len(rest), size):
-            await _send(producer, settings, db, rest[i : i + size], limiter)
-            outcome.sent += len(rest[i : i + size])
-            progress(outcome.sent, len(rest))
+        async with reader(settings) as consumer:
+            try:
+                await producer.start()
+            except KafkaError as error:
+                raise unreachable(settings, error) from error
+            yield producer, consumer
     finally:
         with contextlib.suppress(TimeoutError, KafkaError):
             await asyncio.wait_for(producer.stop(), 10)
-    return outcome
 
 
 async def _send(
     producer: AIOKafkaProducer,
-    settings: Settings,
+    consumer: AIOKafkaConsumer,
     db: Connection,
     letters: Sequence[Letter],
     limiter: AsyncLimiter,
@@ -343,11 +391,10 @@ async def _send(
     """Sends some, and notes before and after."""
     await producer.client.force_metadata_update()
     aims = [_partition(producer, letter.source.topic, letter.record.key) for letter in letters]
-    topics = {letter.source.topic for letter in letters}
-    ends = await _ends(settings, topics)
-    columns = _columns(letter.source for letter in letters)
-    searched = [ends[TopicPartition(x.source.topic, aim)] for x, aim in zip(letters, aims, strict=True)]
-    await db.execute(SQL["letters_begin_redrive"], *columns, aims, searched)
+    places = [TopicPartition(x.source.topic, aim) for x, aim in zip(letters, aims, strict=True)]
+    ends = await consumer.end_offsets(list(set(places)))
+    of_letters = columns(letter.source for letter in letters)
+    await db.execute(SQL["letters_begin_redrive"], *of_letters, aims, [ends[place] for place in places])
     passing("operator.redrive-noted")
     futures = []
     for letter, aim in zip(letters, aims, strict=True):
@@ -368,13 +415,12 @@ async def _send(
     passing("operator.redrive-sent")
     arrived = [(x, r) for x, r in zip(letters, results, strict=True) if not isinstance(r, BaseException)]
     await db.execute(
-        SQL["letters_redriven"], *_columns(x.source for x, _ in arrived), [r.offset for _, r in arrived]
+        SQL["letters_redriven"], *columns(x.source for x, _ in arrived), [r.offset for _, r in arrived]
     )
     if failed := [r for r in results if isinstance(r, BaseException)]:
         raise StepstreamError(
             f"{len(failed)} were not acknowledged ({failed[0]}). Run it again: what arrived is found and "
-            "not sent "
-            "twice"
+            "not sent twice"
         )
 
 
@@ -384,12 +430,6 @@ def _partition(producer: AIOKafkaProducer, topic: str, key: bytes | None) -> int
     if not partitions:
         raise StepstreamError(f"Kafka has no topic {topic} any more: these letters cannot be sent again")
     return int(producer._partitioner(key, partitions, partitions)) if key is not None else partitions[0]  # noqa: SLF001 - the producer's own choice, known before it sends
-
-
-async def _ends(settings: Settings, topics: Iterable[str]) -> dict[TopicPartition, int]:
-    async with admin_client(settings) as admin, reader(settings) as consumer:
-        partitions = [p for topic in topics for p in await partitions_of(admin, topic)]
-        return dict(await consumer.end_offsets(partitions))
 
 
 def _with_history(letter: Letter) -> list[tuple[str, bytes]]:
@@ -407,70 +447,59 @@ def _with_history(letter: Letter) -> list[tuple[str, bytes]]:
     return [*letter.headers, *history, (REDRIVE_HEADER, mark)]
 
 
-async def _settle_interrupted(
-    settings: Settings, db: Connection, letters: Sequence[Letter], outcome: Redriven
-) -> None:
-    """Of letters whose sending was interrupted: which had arrived?"""
-    unsure = {letter.source: letter for letter in letters if letter.action == "redriving"}
-    if not unsure:
-        return
-    rows = await db.fetch(SQL["letters_handled"], list({source.topic for source in unsure}))
-    begin: dict[str, dict[int, int]] = {}
+async def settle_interrupted(settings: Settings, db: Connection) -> set[Source]:
+    """Looks which of the letters whose sending was interrupted had arrived, and notes that.
+
+    The others wait again.
+
+    Returns:
+        Those that had arrived.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    rows = await db.fetch(SQL["letters_redriving"], settings.topic)
+    if not rows:
+        return set()
+    begin: dict[int, int] = {}
     for row in rows:
-        if Source(row["topic"], row["partition"], row["offset"]) in unsure:
-            of_topic = begin.setdefault(row["topic"], {})
-            to = row["to_partition"]
-            of_topic[to] = min(row["searched_from"], of_topic.get(to, row["searched_from"]))
-    for topic, offsets in begin.items():
-        async for record in read_partitions(settings, topic, offsets):
+        begin[row["to_partition"]] = min(
+            row["searched_from"], begin.get(row["to_partition"], row["searched_from"])
+        )
+    unsure = {Source(row["topic"], row["partition"], row["offset"]) for row in rows}
+    arrived: dict[Source, int] = {}
+    async with aclosing(read_partitions(settings, settings.topic, begin)) as records:
+        async for record in records:
             for name, value in record.headers:
-                if name == REDRIVE_HEADER and (letter := unsure.get(_source(value))):
-                    letter.action = "redriven"
-                    await db.execute(SQL["letters_redriven"], *_columns([letter.source]), [record.offset])
-                    outcome.found_sent += 1
-    sources = [s for s, letter in unsure.items() if letter.action == "redriving"]
-    await db.execute(SQL["letters_not_redriven"], *_columns(sources))
+                source = _source(value) if name == REDRIVE_HEADER else None
+                if source in unsure:
+                    arrived[source] = record.offset
+    await db.execute(SQL["letters_redriven"], *columns(arrived), list(arrived.values()))
+    await db.execute(SQL["letters_not_redriven"], *columns(unsure - arrived.keys()))
+    return set(arrived)
 
 
-def _source(mark: bytes) -> Source:
-    topic, partition, offset = mark.decode(errors="replace").rsplit("/", 2)
-    return Source(topic, int(partition), int(offset))
+def _source(mark: bytes | None) -> Source | None:
+    """What a record says that it is a copy of; None where it says nothing that can be read."""
+    try:
+        topic, partition, offset = (mark or b"").decode().rsplit("/", 2)
+        return place(topic, int(partition), int(offset))
+    except ValueError:
+        return None
 
 
-def _columns(sources: Iterable[Source]) -> tuple[list[str], list[int], list[int]]:
+def columns(sources: Iterable[Source]) -> tuple[list[str], list[int], list[int]]:
+    """As PostgreSQL takes them: topics, partitions and offsets."""
     found = list(sources)
     return [s.topic for s in found], [s.partition for s in found], [s.offset for s in found]
 
 
-async def drop(db: Connection, letters: Sequence[Letter]) -> int:
+async def drop(db: Connection, letters: Sequence[Letter]) -> None:
     """Lets the letters go: they are neither listed nor redriven any more; Kafka removes them in its time."""
-    await db.execute(SQL["letters_drop"], *_columns(letter.source for letter in letters))
-    return len(letters)
+    await db.execute(SQL["letters_drop"], *columns(letter.source for letter in letters))
 
 
-# --- telling -------------------------------------------------------------------------------------------
-
-
-def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
-    """A letter for programs; with `body`, its value and headers too: text where it is UTF-8, else base64."""
-    found: dict[str, Any] = {
-        "id": str(letter.source),
-        "topic": letter.source.topic,
-        "error_class": letter.last.error_class,
-        "error": letter.last.error,
-        "source": letter.sender,
-        "came_at": told_time(letter.last.timestamp),
-        "key": letter.key if letter.record.key is not None else None,
-        "failures": len(letter.failures),
-        "action": letter.action,
-    }
-    if body:
-        found["history"] = [
-            {"id": str(f.source), "error_class": f.error_class, "error": f.error} for f in letter.failures
-        ]
-        found |= encoded("value", letter.record.value)
-        found["headers"] = encoded_headers(letter)
-    return found
+# --- as JSON --------------------------------------------------------------------------------------------
 
 
 def encoded_headers(letter: Letter) -> list[dict[str, Any]]:
@@ -486,78 +515,3 @@ def encoded(name: str, value: bytes | None) -> dict[str, Any]:
         return {name: value.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": base64.b64encode(value).decode()}
-
-
-def show_list(letters: Sequence[Letter], *, as_json: bool) -> None:
-    """By error class, then the newest ones."""
-    if as_json:
-        print_json([letter_json(letter) for letter in letters])
-        return
-    if not letters:
-        say("no dead letters wait here")
-        return
-    classes = Counter(letter.last.error_class for letter in letters)
-    rows = []
-    for name, count in classes.most_common():
-        times = [x.last.timestamp for x in letters if x.last.error_class == name]
-        rows.append((name, count, told_time(min(times)), told_time(max(times))))
-    print_table("by error class", ("error class", "letters", "first", "last"), rows)
-    newest = list(reversed(letters))
-    # What says nothing of any of them is left out.
-    columns: dict[str, Callable[[Letter], Any]] = {
-        "id": lambda x: str(x.source),
-        "came at": lambda x: told_time(x.last.timestamp),
-        "error class": lambda x: x.last.error_class,
-        "key": lambda x: x.key,
-        "source": lambda x: x.sender,
-        "error": lambda x: x.last.error,
-    }
-    if all(x.sender == NO_SOURCE for x in letters):
-        del columns["source"]
-    if any(len(x.failures) > 1 for x in letters):
-        columns["failed"] = lambda x: f"{len(x.failures)} times" if len(x.failures) > 1 else "once"
-    if any(x.action for x in letters):
-        columns["handled"] = lambda x: x.action or ""
-    rows_ = [[tell(x) for tell in columns.values()] for x in newest]
-    print_table("newest first", list(columns), rows_, _SHOWN)
-    say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
-
-
-def show_one(letter: Letter, *, as_json: bool) -> None:
-    """One letter with what it holds; nothing in it can speak to the terminal."""
-    if as_json:
-        print_json(letter_json(letter, body=True))
-        return
-    facts = [
-        ("id", str(letter.source)),
-        ("topic", letter.source.topic),
-        ("came at", told_time(letter.last.timestamp)),
-        ("handled", letter.action or "no"),
-        ("key", letter.key if letter.record.key is not None else "none"),
-        *((f"header {safe(n)}", _shown(v)) for n, v in letter.headers),
-        *(
-            (f"failure {i}", f"{f.error_class} at {f.source}: {f.error}")
-            for i, f in enumerate(letter.failures, 1)
-        ),
-        ("value", _shown(letter.record.value)),
-    ]
-    print_table("", ("", ""), facts)
-
-
-def _shown(value: bytes | None) -> str:
-    if value is None:
-        return "none"
-    text = safe(value[:_BODY_SHOWN].decode(errors="backslashreplace"))
-    return text if len(value) <= _BODY_SHOWN else f"{text} … ({len(value):,} bytes; -o json shows all)"
-
-
-def one_of(letters: Sequence[Letter], identifier: str) -> Letter:
-    """The letter of that id.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for letter in letters:
-        if str(letter.source) == identifier:
-            return letter
-    raise UsageError(f"there is no dead letter {identifier}; `stepstream dlq list --all` shows their ids")

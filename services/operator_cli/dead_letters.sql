@@ -1,16 +1,13 @@
--- name: letters_handled
--- What operators did with refused records of these partitions.
+-- name: letters_redriving
+-- Letters of a topic of which nobody noted that their copies arrived, and from where on those can be found.
 select
   topic,
   partition,
   "offset",
-  action,
-  handled_at,
   to_partition,
-  searched_from,
-  to_offset
+  searched_from
 from dead_letters_handled
-where topic = any($1::text[]);
+where topic = $1 and action = 'redriving';
 
 -- name: letters_begin_reading
 -- Which dead letters were read, on this connection. Without migrations this fails also where there are none.

@@ -1,7 +1,8 @@
 """Dead letters mended in bulk: out as lines of JSON, and back in with other values.
 
 A mended value stands for the same event: key and event id stay, and so do headers. All lines are checked
-before anything is sent.
+before anything is sent. Neither letters nor lines are held: where each line is, and what is wrong with it, is
+in a temporary table of PostgreSQL.
 """
 
 import base64
@@ -9,11 +10,13 @@ import binascii
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from schemas import EventError, decode, event_id_in
@@ -21,20 +24,22 @@ from services.operator_cli.dead_letters import (
     Filter,
     Letter,
     Source,
+    columns,
     encoded,
     encoded_headers,
-    is_event_of,
-    read_letters,
+    place,
+    read_portions,
 )
-from services.operator_cli.options import safe, say
 from services.operator_cli.produce import open_lines
-from services.runtime.database import Connection
-from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.database import Connection, load_queries
+from services.runtime.errors import UsageError
 from services.runtime.settings import Settings
-from services.runtime.text import many, told_time
+from services.runtime.text import told_time
 
-#: Lines that are told one by one.
-_TOLD = 20
+SQL = load_queries(__file__)
+
+#: So many lines are noted at once, and so many are told.
+_AT_ONCE = 5_000
 _ABSENT = object()
 
 
@@ -99,7 +104,6 @@ def _writing(file: str | None) -> Iterator[BinaryIO]:
 class Mended:
     """A line: the letter that it mends and its new value; what else it says has to be the letter's."""
 
-    line: int
     source: Source
     value: bytes
     said: Mapping[str, object]
@@ -107,105 +111,141 @@ class Mended:
 
 @dataclass
 class Plan:
-    """What would be sent again."""
+    """What became of a file's lines, in numbers."""
 
-    letters: list[Letter] = field(default_factory=list)
-    #: Letters of the file that somebody has redriven or dropped in the meantime.
-    handled: list[Letter] = field(default_factory=list)
-    #: Lines of the file that cannot be sent, and why.
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    #: How many letters of the file hold no event id to compare with.
+    #: Lines that cannot be sent.
+    problems: int = 0
+    #: Letters that somebody has redriven or dropped in the meantime.
+    handled: int = 0
+    #: How many letters hold no event id to compare with.
     without_id: int = 0
 
-    def of_topic(self, settings: Settings) -> list[Letter]:
-        """Those that come from the topic of events, and can go back there."""
-        return [letter for letter in self.letters if is_event_of(settings.topic, letter)]
 
-    def tell(self, settings: Settings) -> None:
-        """Says which lines are wrong, what is left out, and where nothing could be compared.
+@dataclass(frozen=True)
+class MendedFile:
+    """A file of mended letters: its lines, and the connection on which is noted where each is."""
+
+    lines: BinaryIO
+    db: Connection
+
+    async def note(self) -> None:
+        """Notes where each line begins, which letter it mends, and what is wrong with it."""
+        await self.db.execute(SQL["mended_begin"])
+        noted: list[tuple[int, int, Source | None, str | None]] = []
+        at = self.lines.tell()
+        for number, line in enumerate(self.lines, start=1):
+            if line.strip():
+                try:
+                    noted.append((number, at, _read(line).source, None))
+                except ValueError as error:
+                    noted.append((number, at, None, str(error)))
+            at += len(line)
+            if len(noted) >= _AT_ONCE:
+                await self._note(noted)
+                noted = []
+        await self._note(noted)
+
+    async def _note(self, noted: Sequence[tuple[int, int, Source | None, str | None]]) -> None:
+        of_letters = [(number, at, source) for number, at, source, _ in noted if source is not None]
+        twice = await self.db.fetch(
+            SQL["mended_note"],
+            [number for number, _, _ in of_letters],
+            [at for _, at, _ in of_letters],
+            *columns(source for _, _, source in of_letters),
+        )
+        wrong = [(number, problem) for number, _, _, problem in noted if problem is not None]
+        if twice:
+            sources = {number: source for number, _, source in of_letters}
+            again = [(row["line"], sources[row["line"]]) for row in twice]
+            first = await self.db.fetch(SQL["mended_first"], *columns(source for _, source in again))
+            lines = {Source(r["topic"], r["partition"], r["offset"]): r["line"] for r in first}
+            wrong += [(number, f"{s}: line {lines[s]} mends this letter, too") for number, s in again]
+        await self.db.execute(SQL["mended_wrong"], [n for n, _ in wrong], [told for _, told in wrong])
+
+    async def problems(self, most: int = _AT_ONCE) -> AsyncIterator[list[tuple[int, str]]]:
+        """The lines that cannot be sent and why, in order, `most` at a time."""
+        last = 0
+        while page := await self.db.fetch(SQL["mended_problems"], last, most):
+            yield [(row["line"], row["problem"]) for row in page]
+            last = page[-1]["line"]
+
+    async def handled(self, most: int = _AT_ONCE) -> AsyncIterator[list[tuple[Source, str]]]:
+        """The letters that were handled in the meantime and how, in order of lines, `most` at a time."""
+        last = 0
+        while page := await self.db.fetch(SQL["mended_handled"], last, most):
+            yield [(Source(r["topic"], r["partition"], r["offset"]), r["action"]) for r in page]
+            last = page[-1]["line"]
+
+    async def check(
+        self, settings: Settings, plan: Plan, also: Container[Source] = ()
+    ) -> AsyncGenerator[list[Letter]]:
+        """The letters that lines mend, with their new values, where nothing is wrong with them.
+
+        Args:
+            settings: where Kafka is.
+            plan: counts, known at the end.
+            also: of letters that do not wait, those that are in the topic by this redrive.
 
         Raises:
-            StepstreamError: a line is wrong.
+            StepstreamError: Kafka cannot be reached.
         """
-        if stay := len(self.letters) - len(self.of_topic(settings)):
-            say(
-                f"[yellow]{stay:,} do not say that they come from {settings.topic}, or are batches that "
-                "could not be read: they stay[/]"
-            )
-        for line, problem in sorted(self.problems)[:_TOLD]:
-            say(f"  line {line}: {safe(problem)}", markup=False)
-        if len(self.problems) > _TOLD:
-            say(f"  and {len(self.problems) - _TOLD:,} more; -o json lists them all")
-        if self.handled:
-            ids = [f"{letter.source} ({letter.action})" for letter in self.handled]
-            more = f" and {len(ids) - _TOLD:,} more" if len(ids) > _TOLD else ""
-            say(f"[yellow]handled meanwhile, left out:[/] {', '.join(ids[:_TOLD])}{more}")
-        if self.without_id:
-            say(
-                f"{many(self.without_id, 'letter')} held no event id that can be read: those of the file are "
-                "taken"
-            )
-        if self.problems:
-            raise StepstreamError(f"{many(len(self.problems), 'line')} cannot be sent; nothing was sent")
+        now_ms = int(time.time() * 1000)
+        async with aclosing(read_portions(settings, self.db, Filter(), handled=True)) as portions:
+            async for portion in portions:
+                if mended := await self._check(settings, portion, also, now_ms, plan):
+                    yield mended
+        await self.db.execute(SQL["mended_of_nothing"])
+        (counts,) = await self.db.fetch(SQL["mended_count"])
+        plan.problems, plan.handled = counts["problems"], counts["handled"]
+
+    async def _check(
+        self, settings: Settings, portion: Sequence[Letter], also: Container[Source], now_ms: int, plan: Plan
+    ) -> list[Letter]:
+        rows = await self.db.fetch(SQL["mended_of"], *columns(letter.source for letter in portion))
+        known = {Source(r["topic"], r["partition"], r["offset"]): (r["line"], r["at"]) for r in rows}
+        good: list[Letter] = []
+        wrong: list[tuple[int, str]] = []
+        handled: list[tuple[int, str]] = []
+        for letter in portion:
+            if letter.source not in known:
+                continue
+            number, at = known[letter.source]
+            if not letter.is_waiting and letter.source not in also:
+                handled.append((number, letter.action or ""))
+                continue
+            self.lines.seek(at)
+            mended = _read(self.lines.readline())
+            if problem := _problem(settings, mended, letter, now_ms):
+                wrong.append((number, f"{letter.source}: {problem}"))
+                continue
+            plan.without_id += _id_of(letter) is None
+            record = dataclasses.replace(letter.record, value=mended.value)
+            good.append(dataclasses.replace(letter, record=record))
+        if wrong:
+            await self.db.execute(SQL["mended_wrong"], [n for n, _ in wrong], [told for _, told in wrong])
+        if handled:
+            await self.db.execute(SQL["mended_done"], [n for n, _ in handled], [how for _, how in handled])
+        return good
 
 
-@dataclass
-class File:
-    """The lines of a file by the letter that each mends, and those that mend none."""
-
-    mended: dict[Source, Mended] = field(default_factory=dict)
-    problems: list[tuple[int, str]] = field(default_factory=list)
-
-
-def read_file(file: str) -> File:
-    """Reads a file of mended letters, or standard input for `-`, to its end.
+@contextmanager
+def open_mended(file: str) -> Iterator[BinaryIO]:
+    """A file of mended letters, or standard input for `-`, that can be read several times.
 
     Raises:
         UsageError: the file cannot be read.
     """
-    found = File()
     with open_lines(file) as (lines, _):
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                one = _read(number, line)
-            except ValueError as error:
-                found.problems.append((number, str(error)))
-                continue
-            first = found.mended.setdefault(one.source, one)
-            if first is not one:
-                found.problems.append((number, f"{one.source}: line {first.line} mends this letter, too"))
-    return found
+        if lines.seekable():
+            yield lines
+            return
+        with TemporaryFile() as copy:
+            shutil.copyfileobj(lines, copy, 1024 * 1024)
+            copy.seek(0)
+            yield copy
 
 
-async def make_plan(settings: Settings, db: Connection, file: File) -> Plan:
-    """Holds each line against its letter and the contract.
-
-    Raises:
-        StepstreamError: Kafka cannot be reached.
-    """
-    made = Plan(problems=list(file.problems))
-    mended = dict(file.mended)
-    now_ms = int(time.time() * 1000)
-    async for letter in read_letters(settings, db, Filter(), handled=True):
-        if (of_letter := mended.pop(letter.source, None)) is None:
-            continue
-        if letter.action not in {None, "redriving"}:
-            made.handled.append(letter)
-        elif problem := _problem(settings, of_letter, letter, now_ms):
-            made.problems.append((of_letter.line, f"{letter.source}: {problem}"))
-        else:
-            made.without_id += _id_of(letter) is None
-            record = dataclasses.replace(letter.record, value=of_letter.value)
-            made.letters.append(dataclasses.replace(letter, record=record))
-    for one in mended.values():
-        made.problems.append((one.line, f"{one.source}: there is no such dead letter of {one.source.topic}"))
-    made.letters.sort(key=lambda letter: (letter.last.timestamp, letter.source))
-    return made
-
-
-def _read(number: int, line: bytes) -> Mended:
+def _read(line: bytes) -> Mended:
     """A line of the file.
 
     Raises:
@@ -220,7 +260,10 @@ def _read(number: int, line: bytes) -> Mended:
     topic, partition, offset = (said.get(name) for name in Source._fields)
     if not isinstance(topic, str) or type(partition) is not int or type(offset) is not int:
         raise ValueError("topic, partition and offset say which letter it is")
-    source = Source(topic, partition, offset)
+    try:
+        source = place(topic, partition, offset)
+    except ValueError:
+        raise ValueError(f"{partition}:{offset}: there is no such dead letter") from None
     if ("value" in said) == ("value_base64" in said):
         raise ValueError(f"{source}: it has to have either value or value_base64")
     value = said.get("value")
@@ -229,7 +272,7 @@ def _read(number: int, line: bytes) -> Mended:
     found = _decoded(given, "value")
     if not isinstance(found, bytes):
         raise ValueError(f"{source}: the value is no text, no object and no base64")  # noqa: TRY004 - as above
-    return Mended(number, source, found, said)
+    return Mended(source, found, said)
 
 
 def _decoded(said: Mapping[str, object], name: str) -> object:
@@ -268,11 +311,3 @@ def _problem(settings: Settings, mended: Mended, letter: Letter, now_ms: int) ->
 
 def _id_of(letter: Letter) -> str | None:
     return event_id_in(letter.record.value) if letter.record.value else None
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan for programs, beside what a redrive says."""
-    return {
-        "handled": [str(letter.source) for letter in plan.handled],
-        "problems": [{"line": line, "error": problem} for line, problem in sorted(plan.problems)],
-    }

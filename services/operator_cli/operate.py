@@ -29,7 +29,7 @@ from services.operator_cli.options import (
     say,
     time_option,
 )
-from services.runtime.errors import UsageError
+from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.text import many
 
 dlq = typer.Typer(
@@ -495,18 +495,33 @@ def dlq_list(
     everything: AllOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List dead letters that wait, by error class and newest first."""
+    """List dead letters that wait, by error class and newest first.
+
+    With -o json all of them, as they are read.
+    """
     from services.operator_cli import dead_letters
+    from services.operator_cli.letter_tables import JsonList, Listing, letter_json
     from services.runtime.database import connected
 
     settings = current_settings()
     wanted = _filter(error_class, partition, since, until, key, sender)
+    listing, as_json = Listing(), JsonList()
 
-    async def work() -> Any:
+    async def work() -> None:
         async with connected(settings) as db:
-            return await dead_letters.find(settings, db, wanted, handled=everything)
+            with progress("reading", "dead letters") as advance:
+                async for letters in dead_letters.read_portions(settings, db, wanted, handled=everything):
+                    if output is Output.JSON:
+                        as_json.add(map(letter_json, letters))
+                    else:
+                        listing.add(letters)
+                        advance(listing.count)
 
-    dead_letters.show_list(asyncio.run(work()), as_json=output is Output.JSON)
+    asyncio.run(work())
+    if output is Output.JSON:
+        as_json.end()
+    else:
+        listing.show()
 
 
 @dlq.command("summary", epilog=examples("dlq summary", "dlq summary --from -24h --json"))
@@ -582,16 +597,16 @@ def dlq_show(
 ) -> None:
     """Show one dead letter with what it holds and all that it went through."""
     from services.operator_cli import dead_letters
+    from services.operator_cli.letter_tables import show_one
     from services.runtime.database import connected
 
     settings = current_settings()
 
     async def work() -> Any:
         async with connected(settings) as db:
-            return await dead_letters.find(settings, db, dead_letters.Filter(), handled=True)
+            return await dead_letters.find_one(settings, db, identifier)
 
-    letter = dead_letters.one_of(asyncio.run(work()), identifier)
-    dead_letters.show_one(letter, as_json=output is Output.JSON)
+    show_one(asyncio.run(work()), as_json=output is Output.JSON)
 
 
 @dlq.command(
@@ -629,48 +644,122 @@ def dlq_redrive(
     is sent. Interrupted, it can be run again: nothing is sent twice. What fails again comes back as one dead
     letter, with its history.
     """
-    from services.operator_cli import dead_letters, mending
-    from services.runtime.alone import Act, be_alone
+    from services.operator_cli import dead_letters
+    from services.operator_cli.mending import open_mended
     from services.runtime.crashpoints import arm
-    from services.runtime.database import connected
 
     settings = current_settings()
     arm(settings.crash_at)
     wanted = _filter(error_class, partition, since, until, key, sender, ids)
-    if from_file is not None and wanted != dead_letters.Filter():
+    as_json = output is Output.JSON
+    if from_file is None:
+        asyncio.run(_redrive(settings, wanted, rate, execute=execute, as_json=as_json))
+        return
+    if wanted != dead_letters.Filter():
         raise UsageError("--from-file says which letters: no filter goes with it")
-    mended = mending.read_file(from_file) if from_file is not None else None
+    with open_mended(from_file) as lines:
+        asyncio.run(_redrive_file(settings, lines, rate, execute=execute, as_json=as_json))
 
-    async def work() -> tuple[Any, Any]:
-        async with connected(settings) as db:
-            await be_alone(db, Act.HANDLE_LETTERS)
-            if mended is None:
-                plan = mending.Plan(await dead_letters.find(settings, db, wanted))
-            else:
-                plan = await mending.make_plan(settings, db, mended)
-            if plan.problems or not execute:
-                return plan, None
-            with progress("sending again", "letters", len(plan.of_topic(settings))) as advance:
-                return plan, await dead_letters.redrive(settings, db, plan.of_topic(settings), rate, advance)
 
-    plan, outcome = asyncio.run(work())
-    able = plan.of_topic(settings)
-    if output is Output.JSON:
-        print_json(
-            {
-                "matching": len(plan.letters),
-                "executed": outcome is not None,
-                "sent": outcome.sent if outcome else 0,
-                "sent_before": outcome.found_sent if outcome else 0,
-                "ids": [str(letter.source) for letter in able],
-            }
-            | (mending.plan_json(plan) if mended else {})
-        )
-    elif outcome is None and not plan.problems:
-        dead_letters.show_list(able, as_json=False)
-    plan.tell(settings)
+async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as_json: bool) -> None:
+    """Sends letters as they are, or shows which."""
+    from services.operator_cli import dead_letters
+    from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
+    from services.runtime.alone import Act, be_alone
+    from services.runtime.database import connected
+
+    chosen = Chosen()
+    async with connected(settings) as db:
+        await be_alone(db, Act.HANDLE_LETTERS)
+        if not execute:
+            portions = dead_letters.read_portions(settings, db, wanted)
+            listing, stay = await _look_through(settings, portions, chosen)
+            outcome = None
+            if not as_json:
+                listing.show()
+        else:
+            there = await dead_letters.settle_interrupted(settings, db)
+            portions = dead_letters.read_portions(settings, db, wanted, also=there)
+            outcome = await _send_again(settings, db, portions, rate, chosen)
+            stay = outcome.stay
+    if as_json:
+        show_redriven(chosen, outcome, matching=chosen.count + stay)
+        end_json()
+    tell_stay(stay, settings.topic)
+    _tell_redriven(settings, chosen.count, outcome, rate)
+
+
+async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
+    """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
+    from services.operator_cli import dead_letters
+    from services.operator_cli.letter_tables import (
+        Chosen,
+        end_json,
+        show_file,
+        show_redriven,
+        tell_file,
+        tell_stay,
+    )
+    from services.operator_cli.mending import MendedFile, Plan
+    from services.runtime.alone import Act, be_alone
+    from services.runtime.database import connected
+
+    chosen, plan, outcome = Chosen(), Plan(), None
+    async with connected(settings) as db:
+        await be_alone(db, Act.HANDLE_LETTERS)
+        file = MendedFile(lines, db)
+        await file.note()
+        portions = file.check(settings, plan)
+        listing, stay = await _look_through(settings, portions, chosen)
+        if execute and not plan.problems:
+            there = await dead_letters.settle_interrupted(settings, db)
+            chosen, again = Chosen(), Plan()
+            portions = file.check(settings, again, there)
+            outcome = await _send_again(settings, db, portions, rate, chosen)
+            if again.problems:
+                raise StepstreamError(
+                    f"the file has changed meanwhile: {outcome.sent:,} were sent, others not"
+                )
+        if as_json:
+            show_redriven(chosen, outcome, matching=chosen.count + stay)
+            await show_file(file)
+            end_json()
+        elif not execute and not plan.problems:
+            listing.show()
+        tell_stay(stay, settings.topic)
+        await tell_file(file, plan)
+    _tell_redriven(settings, chosen.count, outcome, rate)
+
+
+async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any, int]:
+    """The letters that can be sent, as a table; and how many of them cannot be."""
+    from services.operator_cli.dead_letters import is_event_of
+    from services.operator_cli.letter_tables import Listing
+
+    listing, stay = Listing(), 0
+    async for letters in portions:
+        able = [letter for letter in letters if is_event_of(settings.topic, letter)]
+        stay += len(letters) - len(able)
+        chosen.add(able)
+        listing.add(able)
+    return listing, stay
+
+
+async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen: Any) -> Any:
+    from services.operator_cli import dead_letters
+
+    with progress("sending again", "letters") as advance:
+
+        def tell(letters: Any, outcome: Any) -> None:
+            chosen.add(letters)
+            advance(outcome.sent)
+
+        return await dead_letters.redrive(settings, db, portions, rate, tell)
+
+
+def _tell_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
     if outcome is None:
-        say(f"{len(able):,} would be sent to {settings.topic}, at most {rate:g} a second")
+        say(f"{able:,} would be sent to {settings.topic}, at most {rate:g} a second")
         not_executed()
     else:
         again = f", {outcome.found_sent:,} had been sent before" if outcome.found_sent else ""
@@ -693,27 +782,32 @@ def dlq_drop(
 ) -> None:
     """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
     from services.operator_cli import dead_letters
+    from services.operator_cli.letter_tables import Chosen, Listing, end_json
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
 
     settings = current_settings()
     wanted = _filter(error_class, partition, since, until, key, sender, ids)
+    listing, chosen = Listing(), Chosen()
 
-    async def work() -> Any:
+    async def work() -> None:
         async with connected(settings) as db:
             await be_alone(db, Act.HANDLE_LETTERS)
-            letters = await dead_letters.find(settings, db, wanted)
-            if execute:
-                await dead_letters.drop(db, letters)
-            return letters
+            async for letters in dead_letters.read_portions(settings, db, wanted):
+                if execute:
+                    await dead_letters.drop(db, letters)
+                else:
+                    listing.add(letters)
+                chosen.add(letters)
 
-    letters = asyncio.run(work())
+    asyncio.run(work())
     if output is Output.JSON:
-        print_json({"matching": len(letters), "executed": execute, "ids": [str(x.source) for x in letters]})
+        chosen.show({"matching": chosen.count, "executed": execute})
+        end_json()
     elif not execute:
-        dead_letters.show_list(letters, as_json=False)
+        listing.show()
     if execute:
-        say(f"[green]done[/]: {len(letters):,} dropped")
+        say(f"[green]done[/]: {chosen.count:,} dropped")
     else:
         not_executed()
 

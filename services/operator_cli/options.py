@@ -145,12 +145,17 @@ def _out() -> Console:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], shown: int | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    shown: int | None = None,
+    total: int | None = None,
 ) -> None:
-    """As `make_table`, on stdout; with `shown`, no more than so many rows."""
+    """As `make_table`, on stdout; with `shown`, no more than so many rows of the `total`."""
     print_result(make_table(title, columns, rows[:shown]))
-    if shown is not None and len(rows) > shown:
-        typer.echo(f"and {len(rows) - shown:,} more; -o json lists them all")
+    left = (len(rows) if total is None else total) - (shown or 0)
+    if shown is not None and left > 0:
+        typer.echo(f"and {left:,} more; -o json lists them all")
 
 
 def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> RenderableType:

@@ -19,12 +19,12 @@ from rich.text import Text
 from services.operator_cli.gone import CAUSES
 from services.operator_cli.gone import as_json as gone_json
 from services.operator_cli.options import make_table
-from services.runtime.agreement import Agreement, agreement
+from services.runtime.agreement import Agreement, agreement, name_partitions
 from services.runtime.database import Connection, connected, explained, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
 from services.runtime.gone import Gone, find
 from services.runtime.kafka import admin_client, unreachable
-from services.runtime.lag import GROUPS, Group, look, partitions_of, reader
+from services.runtime.lag import GROUPS, Group, held_back_since, look, partitions_of, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
@@ -56,6 +56,8 @@ _LOOKS_MORE = 2
 _UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 #: Services that keep connections to the database, which say who they are.
 _SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
+#: A producer's transaction that is open for longer holds up others.
+_LONG_TRANSACTION_MS = 60_000
 #: How many ranges of what is gone it names.
 _SHOWN_GONE = 10
 #: Not needed for counting, and maybe at a replica, where it cannot be seen.
@@ -80,6 +82,8 @@ class Status:
     unreadable: bool = False
     topic_log: TopicLog | None = None
     high_watermarks: Mapping[int, int] = field(default_factory=dict)
+    #: When the oldest event came that an open transaction holds back, by partition.
+    held_back_since: Mapping[int, int] = field(default_factory=dict)
     #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
     agreement: Agreement | None = None
     gone: list[Gone] = field(default_factory=list)
@@ -95,6 +99,13 @@ class Status:
         return found
 
     @property
+    def held_back_long(self) -> dict[int, int]:
+        """The partitions that a transaction holds back for longer than one should last, and since when."""
+        return {
+            p: since for p, since in self.held_back_since.items() if self.at - since > _LONG_TRANSACTION_MS
+        }
+
+    @property
     def is_incomplete(self) -> bool:
         """Whether something did not answer, is missing, could not be read, or is not migrated."""
         missing = self.groups is None or self.dead_letters is None or self.database is None
@@ -102,8 +113,8 @@ class Status:
 
     @property
     def is_apart(self) -> bool:
-        """Whether they do not agree, a batch cannot be read, or something is gone of which nobody knows."""
-        if self.unreadable_batches:
+        """Whether they do not agree, something cannot be read, or is gone and nobody knows."""
+        if self.unreadable_batches or self.held_back_long:
             return True
         return bool(self.gone) or (self.agreement is not None and bool(self.agreement.problems))
 
@@ -158,6 +169,7 @@ async def _look_at_groups(settings: Settings, seen: Status) -> None:
         seen.topic_log = await describe_log(client, settings.topic)
         seen.high_watermarks = await high_watermarks(client, settings.topic, seen.topic_log)
     seen.groups = await look(settings)
+    seen.held_back_since = await held_back_since(settings, seen.groups[0].positions, seen.high_watermarks)
 
 
 async def _look_at_dead_letters(settings: Settings, seen: Status) -> None:
@@ -272,6 +284,8 @@ def _judge(seen: Status) -> None:
         "what it would leave behind"
         for p, (what, services) in sorted(seen.unreadable_batches.items())
     ]
+    if seen.held_back_long:
+        seen.problems.append(_told_transaction(seen.held_back_long, seen.at))
     if seen.database is None:
         return
     for service in _SERVICES[2:]:
@@ -289,6 +303,15 @@ def _judge(seen: Status) -> None:
         for row in seen.database.get("positions_locked", ())
     ]
     _judge_agreement(seen)
+
+
+def _told_transaction(since: Mapping[int, int], at: int) -> str:
+    return (
+        f"a producer's transaction has been open for {told_duration((at - min(since.values())) / 1000)} in "
+        f"{name_partitions(sorted(since))}: what anybody sent there since waits for its end. It ends by "
+        "itself after its transaction.timeout.ms; `kafka-transactions.sh describe-producers` names it, and "
+        "`abort` ends it"
+    )
 
 
 def _judge_agreement(seen: Status) -> None:

@@ -101,7 +101,7 @@ class Committed:
 
 @contextlib.asynccontextmanager
 async def reader(
-    settings: Settings, *, quiet: bool = False, **options: Any
+    settings: Settings, *, quiet: bool = False, isolation_level: str = "read_committed", **options: Any
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer of no group, which commits nothing, for looking.
 
@@ -114,7 +114,7 @@ async def reader(
         **connection(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        isolation_level="read_committed",
+        isolation_level=isolation_level,
         **options,
     )
     try:
@@ -278,6 +278,31 @@ async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[
         )
         for p in positions
     ]
+
+
+async def held_back_since(
+    settings: Settings, positions: Sequence[Position], high_watermarks: Mapping[int, int]
+) -> dict[int, int]:
+    """When the oldest event came that a producer's open transaction holds back, by partition.
+
+    In milliseconds since the epoch, as its producer says. Partitions of which nothing is held back are left
+    out, and those of which it cannot be read in time.
+
+    Raises:
+        StepstreamError: Kafka cannot be reached.
+    """
+    held = {
+        TopicPartition(settings.topic, p.partition): replace(p, committed=p.end, end=end)
+        for p in positions
+        if (end := high_watermarks.get(p.partition, 0)) > p.end
+    }
+    since: dict[int, int] = {}
+    if held:
+        async with reader(settings, quiet=True, isolation_level="read_uncommitted") as consumer:
+            with contextlib.suppress(TimeoutError, UnreadableError):
+                async with asyncio.timeout(_READ_SECONDS):
+                    await _read_oldest(consumer, held, since, set())
+    return since
 
 
 async def _read_oldest(

@@ -2,11 +2,19 @@
 
 from datetime import UTC, datetime
 
+#: What has a calendar date, in milliseconds: the beginning of the year 1, and the end of 9999.
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+
 
 def told_time(ms: float | None) -> str:
-    """A time in milliseconds as RFC 3339 in UTC, to the second."""
+    """A time in milliseconds as RFC 3339 in UTC, to the second.
+
+    A producer may give its records any: outside of the years 1 to 9999 it is `before 0001` or `after 9999`.
+    """
     if ms is None:
         return ""
+    if not _FIRST_MS <= ms <= _LAST_MS:
+        return "after 9999" if ms > 0 else "before 0001"
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -41,6 +41,8 @@ _WAIT_IS_LONG = 10.0
 _WAIT_IS_ODD = 2.0
 #: Seconds without anything judged after which the rest of a batch is left, so that other partitions go on.
 _STANDS_STILL = 10.0
+#: The same where the recorder goes on with partitions that are not in the batch: those wait for this one.
+_STANDS_ALONE = 1.0
 #: How often it looks whether locks have gone that journeys wait for; a lock is not tried again in between.
 _LOOK_SECONDS = 1.0
 _LONGEST_SECONDS = 60.0
@@ -68,8 +70,9 @@ class Aggregator:
         rest = list(records)
         looks = 0
         began = asked = stands_since = time.monotonic()
+        elsewhere: Mapping[int, int] | None = None
         while rest:
-            horizon = await self._recorded({r.partition for r in rest})
+            horizon = await self._recorded()
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
             if passed:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
@@ -82,9 +85,13 @@ class Aggregator:
                 self._left -= {r.partition for r in passed}
                 self._show_waiting()
                 began = asked = stands_since = time.monotonic()
+                elsewhere = None
             else:
                 WAITING.set(1)
-                if time.monotonic() - stands_since > _STANDS_STILL and self._leave(rest, batches):
+                others = {p: offset for p, offset in horizon.items() if all(r.partition != p for r in rest)}
+                elsewhere = others if elsewhere is None else elsewhere
+                patience = _STANDS_STILL if others == elsewhere else _STANDS_ALONE
+                if time.monotonic() - stands_since > patience and self._leave(rest, batches):
                     break
                 if looks and time.monotonic() - began > _WAIT_IS_LONG:
                     log.warning("waiting for the completion-recorder to judge %d events", len(rest))
@@ -108,7 +115,7 @@ class Aggregator:
         return True
 
     async def _is_judged(self, partition: int, offset: int) -> bool:
-        horizon = await store.recorded(self._pool, self._settings.topic, {partition})
+        horizon = await store.recorded(self._pool, self._settings.topic)
         if is_judged := horizon.get(partition, 0) > offset:
             self._left.discard(partition)
             self._show_waiting()
@@ -192,10 +199,10 @@ class Aggregator:
         self._note(followed, locked or {})
         JOURNEYS.labels("no").inc(len(journeys) - followed.changed - len(followed.waiting))
 
-    async def _recorded(self, partitions: set[int]) -> dict[int, int]:
+    async def _recorded(self) -> dict[int, int]:
         async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
             with attempt:
-                horizon = await store.recorded(self._pool, self._settings.topic, partitions)
+                horizon = await store.recorded(self._pool, self._settings.topic)
         return dict(horizon)
 
     def _journeys(self, records: Sequence[Record]) -> tuple[set[JourneyKey], int]:

@@ -73,9 +73,9 @@ async def prepare(connection: Connection) -> None:
     await connection.execute(SQL["create_temporary_tables"])
 
 
-async def recorded(pool: Pool, topic: str, partitions: Collection[int]) -> Mapping[int, int]:
+async def recorded(pool: Pool, topic: str) -> Mapping[int, int]:
     """How far the recorder has judged each partition: the first offset that it has not."""
-    rows = await pool.fetch(SQL["recorded"], topic, list(partitions))
+    rows = await pool.fetch(SQL["recorded"], topic)
     return {row["partition"]: row["next_offset"] for row in rows}
 
 

@@ -30,12 +30,12 @@ create temporary table if not exists ending_deltas (
 ) on commit delete rows;
 
 -- name: recorded
--- How far the recorder has judged these partitions.
+-- How far the recorder has judged the partitions.
 select
   partition,
   next_offset
 from recorded_offsets
-where topic = $1 and partition = any($2::integer[]);
+where topic = $1;
 
 -- name: take_marks
 -- The oldest marks that nobody else is draining, and that wait for no lock. They are gone when the transaction commits.

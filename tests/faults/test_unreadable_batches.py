@@ -208,6 +208,35 @@ async def test_services_name_it_go_on_elsewhere_and_are_led_past_it_while_they_r
     await assert_all_is_well(world, services)
 
 
+async def test_an_aggregator_that_can_read_more_waits_in_that_partition_alone(
+    one: Cluster, world: World
+) -> None:
+    """As one of a newer release would: here it has the batch in hand before that breaks."""
+    for partition in range(3):
+        await send(world, partition, "a")
+    recorder, aggregator = world.start_both()
+    await stand_at(world, dict.fromkeys(range(3), 10))
+    assert recorder.terminate() == 0
+    await send(world, 0, "b")
+
+    async def waits() -> bool:
+        return await metric(aggregator, "stepstream_aggregator_waiting") == 1
+
+    await eventually(waits, "the aggregator has the batch in hand")
+    batch = batches_of(one, world.settings.topic, 0)[1]
+    whole = damage.damaged(batch, damage.flipped_bit)
+    world.start(RECORDER)
+    for partition in (1, 2):
+        await send(world, partition, "bcde")
+    await stand_at(world, {0: 10, 1: 50, 2: 50})
+    assert "the completion-recorder does not judge its events" in aggregator.log.read_text()
+    await world.assert_exact()
+    batch.write(whole)
+    await world.drained()
+    assert (await world.completions()).keys() == all_but((0, "c"), (0, "d"), (0, "e"))
+    await world.assert_exact()
+
+
 async def test_what_can_be_read_again_is_read_by_itself(one: Cluster, world: World) -> None:
     """A broker whose file is mended, or a release that knows more. Whole records before it are read."""
     damages = [damage.length_of_nothing, damage.broken_record, damage.length_beyond_the_end]

@@ -2,13 +2,17 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import ConsumerRecord
 
 from services.runtime.database import Pool, connected
-from services.sankey_aggregator import store
+from services.runtime.kafka import Record
+from services.sankey_aggregator import handlers, store
+from services.sankey_aggregator.handlers import Aggregator
 from tests.support.world import World, completed
 
 pytestmark = pytest.mark.integration
@@ -314,3 +318,45 @@ async def test_how_rows_become_a_journey_costs_no_call_of_a_function(world: Worl
     plan = "\n".join(line[0] for line in lines)
     assert "walkthrough_step_completions" in plan
     assert "sankey_journey_of_rows" not in plan
+
+
+class _Holding:
+    """A shell that remembers which partitions are left."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+
+    def over(self, records: Sequence[Record]) -> None:
+        return None
+
+    async def look_again(self, records: Sequence[Record]) -> None:
+        pass
+
+    async def commit(self, records: Sequence[Record], advance: Any) -> None:
+        pass
+
+    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+        self.left.append(partition)
+        return True
+
+
+async def test_a_partition_that_the_recorder_does_not_judge_is_left_when_it_judges_another(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the aggregator would wait for a recorder that stands still everywhere."""
+    monkeypatch.setattr(handlers, "_STANDS_STILL", 10**6)
+    monkeypatch.setattr(handlers, "_STANDS_ALONE", 0)
+    topic, partitions, waits = world.settings.topic, _Holding(), 0
+    told = "insert into recorded_offsets (topic, partition, next_offset) values ($1, $2, 0)"
+    await world.db.executemany(told, [(topic, 0), (topic, 1)])
+
+    async def pause(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        assert not partitions.left
+        if waits == 3:
+            await world.db.execute("update recorded_offsets set next_offset = 5 where partition = 1")
+
+    aggregator = Aggregator(world.settings, await world.aggregator_pool(), pause)
+    await aggregator.handle([ConsumerRecord(topic, 0, 7, 0, 0, None, b"", None, 0, 0, ())], partitions)
+    assert (partitions.left, waits) == ([0], 3)

@@ -6,12 +6,14 @@ import json
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.operator_cli import status as page
+from services.runtime.kafka import make_producer
 from services.runtime.lag import look
 from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
 
@@ -106,6 +108,35 @@ async def test_the_marker_of_a_transaction_is_no_lag(world: World) -> None:
 
     await eventually(passed, "there is no lag")
     assert len(await members(world, RECORDER)) == 1
+
+
+async def test_a_transaction_that_stays_open_is_a_problem_and_a_short_one_is_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others sent behind it waits, and no lag shows that."""
+    monkeypatch.setattr(page, "_LONG_TRANSACTION_MS", 1_800_000)
+    await world.offer()
+    await world.people(["ann", "bob"])
+    world.start_both()
+    topic, now = world.settings.topic, int(time.time() * 1000)
+    producer = make_producer(world.settings, transactional_id=topic)
+    await producer.start()
+    for name, sent_at, is_problem in (("ann", None, False), ("bob", now - 3_600_000, True)):
+        async with producer.transaction():
+            value = json.dumps(completed(name, "a", 1)).encode()
+            await producer.send_and_wait(topic, value, key=name.encode(), partition=1, timestamp_ms=sent_at)
+            await world.produce([completed(name, "b", 2)])
+            shown = await world.invoke("status", "-o", "json")
+            seen = json.loads(shown.stdout)
+            problems = [p for p in seen["problems"] if "transaction has been open for" in p]
+            assert seen["held_back"] >= 1
+            assert len(problems) == is_problem
+            assert shown.returncode == (3 if is_problem else 0)
+        await world.drained()
+    assert "open for 1h" in problems[0]
+    assert "in partition 1: what anybody sent there since waits" in problems[0]
+    await producer.stop()
+    assert {user for user, _ in await world.completions()} == {"ann", "bob"}
 
 
 async def test_watching_goes_on_until_it_is_ended(world: World) -> None:

@@ -162,7 +162,8 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
         "Dead letters",
         "By error class, then the newest; `summary` counts them by who sent them. The cause is mended between the\n"
         "plan and the redrive. What fails again comes back as one letter, with its history; what was sent is never\n"
-        "sent twice, also when the command was interrupted.",
+        "sent twice, also when the command was interrupted. However many there are, a command holds 2,000 of them, or\n"
+        "16 MiB, at a time: `-o json` and `export` print them as they are read.",
     )
 
     await world.db.execute(

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,15 @@ def test_an_error_names_the_field_and_never_the_content() -> None:
         ({"completed_at": "1764000000000"}, "completed_at would be 1764000000000 in milliseconds"),
         ({"completed_at": 1764000000000.5}, "completed_at would be 1764000000000 in milliseconds"),
         ({"completed_at": 1_764_000_000_000_000}, "completed_at would be 1764000000000 in milliseconds"),
+        (
+            {"completed_at": "Tue, 24 Nov 2026 09:00:00 GMT"},
+            "completed_at would be 1795510800000 in milliseconds",
+        ),
+        (
+            {"completed_at": "Tue Nov 24 2026 10:00:00 GMT+0100 (Central European Standard Time)"},
+            "completed_at would be 1795510800000 in milliseconds",
+        ),
+        ({"step_id": 17}, "step_id is a number; ids are text, in quotes"),
         ({"metadata": '{"secret": 1}'}, "metadata is a string that holds JSON"),
         ({"type": "shipped"}, "there are step-completed"),
         ({"completed_at": "secret"}, None),
@@ -166,6 +176,37 @@ def test_the_likely_cause_is_told(changes: dict[str, object], told: str | None) 
     assert told is None or told in str(caught.value)
     assert (told is None) == (str(caught.value).count(";") == 0)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (zlib.compress(b"{}"), "it is compressed with zlib; leave that to the producer's compression.type"),
+        (
+            b"\x03\x00" + bytes(15) + b"\x01\x02a",
+            "frame, schema version 00000000-0000-0000-0000-000000000001",
+        ),
+        (b"\x00\x00\x00\x00\x00{}", "frame, schema id 0, and behind that is JSON"),
+        (b"\x88\xa4type\xaestep-completed", "it is no text: perhaps MessagePack"),
+        (b'{"step_id": "\xe9"}', "it is not UTF-8 from byte 13 on: perhaps Latin-1"),
+        (b'{"step_id": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"a":' * 300 + b"1" + b"}" * 300, "it is nested too deep"),
+        (b"[object Object]", "what JavaScript makes of an object as text"),
+        (b"<event/>", "it is XML or HTML"),
+        (b"// an event\n{}", "it begins with a comment"),
+        (b'{"payload": {"op": "c", "after": {"type": "x"}}}', "the event is perhaps inside `payload.after`"),
+        (
+            json.dumps(completed("u", "a", 1, event_id="0" * 32)).encode(),
+            "event_id: it is no UUID, which is 32",
+        ),
+        (json.dumps(completed("u", "a\0", 1)).encode(), "step_id: it holds a control character"),
+        (json.dumps(completed("u", "a", 1, metadata=[])).encode(), "metadata: metadata is a JSON object"),
+    ],
+)
+def test_what_other_tools_send_is_told_for_what_it_is(value: bytes, told: str) -> None:
+    with pytest.raises(EventError) as caught:
+        decode(value, NOW)
+    assert told in str(caught.value)
 
 
 def test_a_name_that_is_like_none_of_the_contract_is_not_told() -> None:

@@ -1,0 +1,284 @@
+"""Dead letters as tables and JSON: all that `dlq` prints. However many there are, little of them is held."""
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple
+
+import typer
+
+from services.operator_cli.dead_letters import Letter, Redriven, Source, encoded, encoded_headers
+from services.operator_cli.mending import MendedFile, Plan
+from services.operator_cli.options import print_json, print_table, safe, say
+from services.runtime.errors import StepstreamError
+from services.runtime.sources import NO_SOURCE
+from services.runtime.text import many, told_time
+
+#: So many rows of a table, and lines of a file, are told one by one.
+_SHOWN = 20
+#: So many error classes are told apart: whoever may write dead letters may invent more.
+_CLASSES = 100
+_OTHER_CLASSES = "(other classes)"
+_BODY_SHOWN = 4_000
+#: Ids are kept in memory up to so many bytes, then in a file.
+_IDS_BYTES = 1024 * 1024
+
+
+class _Row(NamedTuple):
+    """What a table shows of a letter; rows are compared by time and place."""
+
+    came_at: int
+    source: Source
+    error_class: str
+    key: str
+    sender: str
+    error: str
+    failures: int
+    action: str
+
+    @classmethod
+    def of(cls, letter: Letter) -> "_Row":
+        last = letter.last
+        return cls(
+            last.timestamp,
+            last.source,
+            last.error_class,
+            _key(letter) or "",
+            letter.sender,
+            last.error,
+            len(letter.failures),
+            letter.action or "",
+        )
+
+
+@dataclass
+class _OfClass:
+    letters: int
+    first: int
+    last: int
+
+
+@dataclass
+class Listing:
+    """Letters by error class, and the newest of them."""
+
+    count: int = 0
+    _classes: dict[str, _OfClass] = field(default_factory=dict)
+    _newest: list[_Row] = field(default_factory=list)
+    _has_source: bool = False
+    _has_failed_again: bool = False
+    _has_action: bool = False
+
+    def add(self, letters: Iterable[Letter]) -> None:
+        """Takes some more."""
+        for letter in letters:
+            self._add(_Row.of(letter))
+
+    def _add(self, row: _Row) -> None:
+        self.count += 1
+        name, at = row.error_class, row.came_at
+        if name not in self._classes and len(self._classes) >= _CLASSES:
+            name = _OTHER_CLASSES
+        of_class = self._classes.setdefault(name, _OfClass(0, at, at))
+        of_class.letters += 1
+        of_class.first, of_class.last = min(of_class.first, at), max(of_class.last, at)
+        self._has_source |= row.sender != NO_SOURCE
+        self._has_failed_again |= row.failures > 1
+        self._has_action |= bool(row.action)
+        if len(self._newest) < _SHOWN:
+            heapq.heappush(self._newest, row)
+        else:
+            heapq.heappushpop(self._newest, row)
+
+    def show(self) -> None:
+        """Prints them for people."""
+        if not self.count:
+            say("no dead letters wait here")
+            return
+        rows = [
+            (name, of.letters, told_time(of.first), told_time(of.last))
+            for name, of in sorted(self._classes.items(), key=lambda item: -item[1].letters)
+        ]
+        print_table("by error class", ("error class", "letters", "first", "last"), rows)
+        # What says nothing of any of them is left out.
+        columns: dict[str, Callable[[_Row], Any]] = {
+            "id": lambda x: str(x.source),
+            "came at": lambda x: told_time(x.came_at),
+            "error class": lambda x: x.error_class,
+            "key": lambda x: x.key,
+            "source": lambda x: x.sender,
+            "error": lambda x: x.error,
+        }
+        if not self._has_source:
+            del columns["source"]
+        if self._has_failed_again:
+            columns["failed"] = lambda x: f"{x.failures} times" if x.failures > 1 else "once"
+        if self._has_action:
+            columns["handled"] = lambda x: x.action
+        newest = [[tell(x) for tell in columns.values()] for x in sorted(self._newest, reverse=True)]
+        print_table("newest first", list(columns), newest, _SHOWN, self.count)
+        say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
+
+
+class JsonList:
+    """A list for programs that is printed as it comes, an element a line."""
+
+    def __init__(self) -> None:
+        self._is_begun = False
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Prints some more."""
+        texts = [json.dumps(value, default=str, ensure_ascii=False) for value in values]
+        if texts:
+            typer.echo((",\n" if self._is_begun else "[") + ",\n".join(texts), nl=False)
+            self._is_begun = True
+
+    def end(self, *, nl: bool = True) -> None:
+        """Prints its end."""
+        typer.echo("]" if self._is_begun else "[]", nl=nl)
+
+
+@dataclass
+class Chosen:
+    """Letters that are redriven or dropped, or would be: how many, and the id of each."""
+
+    count: int = 0
+    _ids: "SpooledTemporaryFile[bytes]" = field(
+        default_factory=lambda: SpooledTemporaryFile(_IDS_BYTES)  # noqa: SIM115 - gone with this
+    )
+
+    def add(self, letters: Iterable[Letter]) -> None:
+        """Takes some more."""
+        for letter in letters:
+            self._ids.write(f"{letter.source}\n".encode())
+            self.count += 1
+
+    def show(self, head: dict[str, Any]) -> None:
+        """Prints an object for programs up to the list of ids, which is its last one; `end_json` ends it."""
+        typer.echo(json.dumps(head)[:-1] + ', "ids": ', nl=False)
+        ids = JsonList()
+        self._ids.seek(0)
+        while lines := self._ids.readlines(_IDS_BYTES):
+            ids.add(line.decode().rstrip("\n") for line in lines)
+        ids.end(nl=False)
+
+
+def end_json() -> None:
+    """Ends an object whose lists were printed as they came."""
+    typer.echo("}")
+
+
+def show_redriven(chosen: Chosen, outcome: Redriven | None, *, matching: int) -> None:
+    """How many were sent, and which, for programs; without its end."""
+    chosen.show(
+        {
+            "matching": matching,
+            "executed": outcome is not None,
+            "sent": outcome.sent if outcome else 0,
+            "sent_before": outcome.found_sent if outcome else 0,
+        }
+    )
+
+
+async def show_file(file: MendedFile) -> None:
+    """What a redrive from a file says beside, for programs."""
+    typer.echo(', "handled": ', nl=False)
+    handled = JsonList()
+    async for some in file.handled():
+        handled.add(str(source) for source, _ in some)
+    handled.end(nl=False)
+    typer.echo(', "problems": ', nl=False)
+    problems = JsonList()
+    async for page in file.problems():
+        problems.add({"line": line, "error": problem} for line, problem in page)
+    problems.end(nl=False)
+
+
+async def tell_file(file: MendedFile, plan: Plan) -> None:
+    """Says which lines are wrong, what is left out, and where nothing could be compared.
+
+    Raises:
+        StepstreamError: a line is wrong.
+    """
+    async for page in file.problems(_SHOWN):
+        for line, problem in page:
+            say(f"  line {line}: {safe(problem)}", markup=False)
+        break
+    if plan.problems > _SHOWN:
+        say(f"  and {plan.problems - _SHOWN:,} more; -o json lists them all")
+    async for some in file.handled(_SHOWN):
+        told = ", ".join(f"{source} ({action})" for source, action in some)
+        more = f" and {plan.handled - _SHOWN:,} more" if plan.handled > _SHOWN else ""
+        say(f"[yellow]handled meanwhile, left out:[/] {told}{more}")
+        break
+    if plan.without_id:
+        letters = many(plan.without_id, "letter")
+        say(f"{letters} held no event id that can be read: those of the file are taken")
+    if plan.problems:
+        raise StepstreamError(f"{many(plan.problems, 'line')} cannot be sent; nothing was sent")
+
+
+def tell_stay(stay: int, topic: str) -> None:
+    """Says how many letters cannot be sent."""
+    if stay:
+        say(
+            f"[yellow]{stay:,} do not say that they come from {topic}, or are batches that could not be "
+            "read: they stay[/]"
+        )
+
+
+def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
+    """A letter for programs; with `body`, its value and headers too: text where it is UTF-8, else base64."""
+    found: dict[str, Any] = {
+        "id": str(letter.source),
+        "topic": letter.source.topic,
+        "error_class": letter.last.error_class,
+        "error": letter.last.error,
+        "source": letter.sender,
+        "came_at": told_time(letter.last.timestamp),
+        "key": _key(letter),
+        "failures": len(letter.failures),
+        "action": letter.action,
+    }
+    if body:
+        found["history"] = [
+            {"id": str(f.source), "error_class": f.error_class, "error": f.error} for f in letter.failures
+        ]
+        found |= encoded("value", letter.record.value)
+        found["headers"] = encoded_headers(letter)
+    return found
+
+
+def _key(letter: Letter) -> str | None:
+    key = letter.record.key
+    return None if key is None else safe(key.decode(errors="backslashreplace"))
+
+
+def show_one(letter: Letter, *, as_json: bool) -> None:
+    """One letter with what it holds; nothing in it can speak to the terminal."""
+    if as_json:
+        print_json(letter_json(letter, body=True))
+        return
+    facts: Sequence[tuple[str, str]] = [
+        ("id", str(letter.source)),
+        ("topic", letter.source.topic),
+        ("came at", told_time(letter.last.timestamp)),
+        ("handled", letter.action or "no"),
+        ("key", "none" if (key := _key(letter)) is None else key),
+        *((f"header {safe(n)}", _shown(v)) for n, v in letter.headers),
+        *(
+            (f"failure {i}", f"{f.error_class} at {f.source}: {f.error}")
+            for i, f in enumerate(letter.failures, 1)
+        ),
+        ("value", _shown(letter.record.value)),
+    ]
+    print_table("", ("", ""), facts)
+
+
+def _shown(value: bytes | None) -> str:
+    if value is None:
+        return "none"
+    text = safe(value[:_BODY_SHOWN].decode(errors="backslashreplace"))
+    return text if len(value) <= _BODY_SHOWN else f"{text} … ({len(value):,} bytes; -o json shows all)"
