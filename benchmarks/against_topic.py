@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.drain import RECORDED, STEPS, drain, fresh, make_events, produce
+from services.completion_recorder.against_topic import Start, verify_against_topic
 from services.devstack import down, up
-from services.operator_cli.against_topic import Start, verify_against_topic
 from services.runtime.settings import load_settings
 
 

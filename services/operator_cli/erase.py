@@ -19,9 +19,9 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
 from schemas import decode
+from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.people import find_person
-from services.operator_cli.dead_letters import Letter, Source, parse, read_partitions
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import passing

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import typer
 
-from services.operator_cli.dead_letters import Letter, Redriven, Source, encoded, encoded_headers
-from services.operator_cli.mending import MendedFile, Plan
+from services.completion_recorder.dead_letters import Letter, Redriven, Source, encoded, encoded_headers
+from services.completion_recorder.letter_summary import Tally
+from services.completion_recorder.mending import MendedFile, Plan
 from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE
@@ -18,6 +19,7 @@ from services.runtime.text import many, told_time
 
 #: So many rows of a table, and lines of a file, are told one by one.
 _SHOWN = 20
+_SUMMARY_SHOWN = 40
 #: So many error classes are told apart: whoever may write dead letters may invent more.
 _CLASSES = 100
 _OTHER_CLASSES = "(other classes)"
@@ -282,3 +284,47 @@ def _shown(value: bytes | None) -> str:
         return "none"
     text = safe(value[:_BODY_SHOWN].decode(errors="backslashreplace"))
     return text if len(value) <= _BODY_SHOWN else f"{text} … ({len(value):,} bytes; -o json shows all)"
+
+
+# --- the summary ---------------------------------------------------------------------------------------
+
+
+def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
+    """The summary, on stdout."""
+    if as_json:
+        print_json([_tally_json(tally) for tally in tallies])
+        return
+    if not tallies:
+        say("no dead letters wait here")
+        return
+    rows = [
+        (
+            t.sender,
+            t.error_class,
+            t.letters,
+            told_time(t.since),
+            told_time(t.newest),
+            str(t.example),
+            t.error,
+        )
+        for t in tallies
+    ]
+    columns = ("source", "error class", "letters", "since", "newest", "example", "its error")
+    print_table(
+        f"{many(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SUMMARY_SHOWN
+    )
+
+
+def _tally_json(tally: Tally) -> dict[str, Any]:
+    return {
+        "source": tally.sender,
+        "error_class": tally.error_class,
+        "letters": tally.letters,
+        "since": told_time(tally.since),
+        "newest": told_time(tally.newest),
+        "example": {
+            "id": str(tally.example),
+            "topic": tally.example.topic,
+            "error": tally.error,
+        },
+    }

@@ -11,6 +11,7 @@ import typer
 from rich.live import Live
 
 from services.operator_cli.completions import app as completions_app
+from services.operator_cli.dlq import app as dlq_app
 from services.operator_cli.gone import app as gone_app
 from services.operator_cli.keys import app as keys_app
 from services.operator_cli.options import (
@@ -20,7 +21,6 @@ from services.operator_cli.options import (
     console,
     current_settings,
     examples,
-    not_executed,
     parse_duration,
     parse_some_time,
     print_json,
@@ -29,12 +29,8 @@ from services.operator_cli.options import (
     say,
     time_option,
 )
-from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.errors import UsageError
 from services.runtime.text import many
-
-dlq = typer.Typer(
-    help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
-)
 
 
 class GroupName(StrEnum):
@@ -84,7 +80,7 @@ def register(app: typer.Typer) -> None:
             "backfill --from-progress",
         )
     )(backfill)
-    app.add_typer(dlq, name="dlq")
+    app.add_typer(dlq_app, name="dlq")
     app.add_typer(gone_app, name="gone")
     app.add_typer(keys_app, name="keys")
     app.add_typer(completions_app, name="completions")
@@ -402,7 +398,8 @@ def _verify_against_topic(
     partitions: list[int] | None,
     output: Output,
 ) -> None:
-    from services.operator_cli.against_topic import Start, report, verify_against_topic
+    from services.completion_recorder.against_topic import Start, verify_against_topic
+    from services.operator_cli.against_topic import report
 
     if from_time is not None and from_offset is not None:
         raise UsageError("say where to begin once: --from or --from-offset")
@@ -430,386 +427,6 @@ def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE)
             )
         )
     report_rebuilt(found, as_json=as_json)
-
-
-# --- dead letters --------------------------------------------------------------------------------------
-
-ClassOption = Annotated[str | None, typer.Option("--class", help="Only of this error class.")]
-PartitionOption = Annotated[
-    int | None, typer.Option("--partition", min=0, help="Only of this partition of the topic of events.")
-]
-SinceOption = Annotated[
-    int | None, time_option("--from", "Only those whose event came at this time or later.")
-]
-UntilOption = Annotated[int | None, time_option("--to", "Only those whose event came before this time.")]
-KeyOption = Annotated[str | None, typer.Option("--key", help="Only of this key: the user's id.")]
-SenderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--source",
-        metavar="NAME",
-        help="Only of this source: the header ce_source, or `(no source)` where none can be told.",
-    ),
-]
-AllOption = Annotated[bool, typer.Option("--all", help="Also those that were redriven or dropped.")]
-IdOption = Annotated[
-    list[str] | None, typer.Option("--id", metavar="P:O", help="Only this one; may be given several times.")
-]
-
-
-def _filter(
-    error_class: str | None,
-    partition: int | None,
-    since: int | None,
-    until: int | None,
-    key: str | None,
-    sender: str | None,
-    ids: list[str] | None = None,
-) -> Any:
-    from schemas import Rejection
-    from services.operator_cli.dead_letters import Filter
-    from services.runtime.batches import ERROR_CLASS
-
-    classes = [*(r.value for r in Rejection), ERROR_CLASS]
-    if error_class is not None and error_class not in {*classes, "unknown"}:
-        raise UsageError(f"--class: there is no error class {error_class}; there are {', '.join(classes)}")
-    return Filter(error_class, partition, since, until, key, sender, frozenset(ids or ()))
-
-
-@dlq.command(
-    "list",
-    epilog=examples(
-        "dlq list",
-        "dlq list --class unknown-user --from -24h -o json",
-        "dlq list --source /shop/installer",
-        "dlq list --all",
-    ),
-)
-def dlq_list(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
-    everything: AllOption = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List dead letters that wait, by error class and newest first.
-
-    With -o json all of them, as they are read.
-    """
-    from services.operator_cli import dead_letters
-    from services.operator_cli.letter_tables import JsonList, Listing, letter_json
-    from services.runtime.database import connected
-
-    settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
-    listing, as_json = Listing(), JsonList()
-
-    async def work() -> None:
-        async with connected(settings) as db:
-            with progress("reading", "dead letters") as advance:
-                async for letters in dead_letters.read_portions(settings, db, wanted, handled=everything):
-                    if output is Output.JSON:
-                        as_json.add(map(letter_json, letters))
-                    else:
-                        listing.add(letters)
-                        advance(listing.count)
-
-    asyncio.run(work())
-    if output is Output.JSON:
-        as_json.end()
-    else:
-        listing.show()
-
-
-@dlq.command("summary", epilog=examples("dlq summary", "dlq summary --from -24h --json"))
-def dlq_summary(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Count the dead letters that wait by source and error class, with the newest of each.
-
-    Bounded in memory for any number of letters. Of more than 5,000 sources and classes, those that come later
-    are counted together, as `(other sources)`.
-    """
-    from services.operator_cli import dead_letters, letter_summary
-    from services.runtime.database import connected
-
-    settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
-
-    async def work() -> Any:
-        async with connected(settings) as db:
-            return await letter_summary.summarize(dead_letters.read_letters(settings, db, wanted))
-
-    letter_summary.show(asyncio.run(work()), as_json=as_json or output is Output.JSON)
-
-
-@dlq.command(
-    "export",
-    epilog=examples("dlq export --class invalid-event", "dlq export --from -24h --to-file letters.ndjson"),
-)
-def dlq_export(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
-    everything: AllOption = False,
-    to_file: Annotated[
-        str | None, typer.Option("--to-file", metavar="FILE", help="Where to; without it, stdout.")
-    ] = None,
-) -> None:
-    """Write dead letters that wait as lines of JSON, to be mended and given to `dlq redrive --from-file`.
-
-    Each says where its record was, its error class and error, source, key, value and headers. What is not
-    UTF-8 is base64, in `value_base64` and `key_base64`.
-    """
-    from services.operator_cli import dead_letters, mending
-    from services.runtime.database import connected
-
-    settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
-
-    async def work() -> int:
-        async with connected(settings) as db:
-            letters = dead_letters.read_letters(settings, db, wanted, handled=everything)
-            return await mending.export(letters, to_file)
-
-    say(f"{many(asyncio.run(work()), 'letter')} written")
-
-
-@dlq.command("show", epilog=examples("dlq show 0:4", "dlq show 0:4 -o json"))
-def dlq_show(
-    identifier: Annotated[
-        str, typer.Argument(metavar="ID", help="Partition and offset of its event, as `dlq list` shows it.")
-    ],
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Show one dead letter with what it holds and all that it went through."""
-    from services.operator_cli import dead_letters
-    from services.operator_cli.letter_tables import show_one
-    from services.runtime.database import connected
-
-    settings = current_settings()
-
-    async def work() -> Any:
-        async with connected(settings) as db:
-            return await dead_letters.find_one(settings, db, identifier)
-
-    show_one(asyncio.run(work()), as_json=output is Output.JSON)
-
-
-@dlq.command(
-    "redrive",
-    epilog=examples(
-        "dlq redrive --class unknown-user",
-        "dlq redrive --class unknown-user --rate 50 --execute",
-        "dlq redrive --from-file mended.ndjson --execute",
-    ),
-)
-def dlq_redrive(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
-    ids: IdOption = None,
-    from_file: Annotated[
-        str | None,
-        typer.Option(
-            "--from-file",
-            metavar="FILE",
-            help="Mended letters: lines of `dlq export` with other values; - is stdin. Takes no filter.",
-        ),
-    ] = None,
-    rate: Annotated[float, typer.Option(min=0.1, help="The most that are sent in a second.")] = 200.0,
-    execute: ExecuteOption = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Send dead letters to their topic again, once what refused them is mended.
-
-    Key, value, headers and event id stay. With --from-file the value is the file's, as text or as a JSON
-    object; all lines are held against the contract and their letters first, and where one is wrong nothing
-    is sent. Interrupted, it can be run again: nothing is sent twice. What fails again comes back as one dead
-    letter, with its history.
-    """
-    from services.operator_cli import dead_letters
-    from services.operator_cli.mending import open_mended
-    from services.runtime.crashpoints import arm
-
-    settings = current_settings()
-    arm(settings.crash_at)
-    wanted = _filter(error_class, partition, since, until, key, sender, ids)
-    as_json = output is Output.JSON
-    if from_file is None:
-        asyncio.run(_redrive(settings, wanted, rate, execute=execute, as_json=as_json))
-        return
-    if wanted != dead_letters.Filter():
-        raise UsageError("--from-file says which letters: no filter goes with it")
-    with open_mended(from_file) as lines:
-        asyncio.run(_redrive_file(settings, lines, rate, execute=execute, as_json=as_json))
-
-
-async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as_json: bool) -> None:
-    """Sends letters as they are, or shows which."""
-    from services.operator_cli import dead_letters
-    from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
-    from services.runtime.alone import Act, be_alone
-    from services.runtime.database import connected
-
-    chosen = Chosen()
-    async with connected(settings) as db:
-        await be_alone(db, Act.HANDLE_LETTERS)
-        if not execute:
-            portions = dead_letters.read_portions(settings, db, wanted)
-            listing, stay = await _look_through(settings, portions, chosen)
-            outcome = None
-            if not as_json:
-                listing.show()
-        else:
-            there = await dead_letters.settle_interrupted(settings, db)
-            portions = dead_letters.read_portions(settings, db, wanted, also=there)
-            outcome = await _send_again(settings, db, portions, rate, chosen)
-            stay = outcome.stay
-    if as_json:
-        show_redriven(chosen, outcome, matching=chosen.count + stay)
-        end_json()
-    tell_stay(stay, settings.topic)
-    _tell_redriven(settings, chosen.count, outcome, rate)
-
-
-async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
-    """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
-    from services.operator_cli import dead_letters
-    from services.operator_cli.letter_tables import (
-        Chosen,
-        end_json,
-        show_file,
-        show_redriven,
-        tell_file,
-        tell_stay,
-    )
-    from services.operator_cli.mending import MendedFile, Plan
-    from services.runtime.alone import Act, be_alone
-    from services.runtime.database import connected
-
-    chosen, plan, outcome = Chosen(), Plan(), None
-    async with connected(settings) as db:
-        await be_alone(db, Act.HANDLE_LETTERS)
-        file = MendedFile(lines, db)
-        await file.note()
-        portions = file.check(settings, plan)
-        listing, stay = await _look_through(settings, portions, chosen)
-        if execute and not plan.problems:
-            there = await dead_letters.settle_interrupted(settings, db)
-            chosen, again = Chosen(), Plan()
-            portions = file.check(settings, again, there)
-            outcome = await _send_again(settings, db, portions, rate, chosen)
-            if again.problems:
-                raise StepstreamError(
-                    f"the file has changed meanwhile: {outcome.sent:,} were sent, others not"
-                )
-        if as_json:
-            show_redriven(chosen, outcome, matching=chosen.count + stay)
-            await show_file(file)
-            end_json()
-        elif not execute and not plan.problems:
-            listing.show()
-        tell_stay(stay, settings.topic)
-        await tell_file(file, plan)
-    _tell_redriven(settings, chosen.count, outcome, rate)
-
-
-async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any, int]:
-    """The letters that can be sent, as a table; and how many of them cannot be."""
-    from services.operator_cli.dead_letters import is_event_of
-    from services.operator_cli.letter_tables import Listing
-
-    listing, stay = Listing(), 0
-    async for letters in portions:
-        able = [letter for letter in letters if is_event_of(settings.topic, letter)]
-        stay += len(letters) - len(able)
-        chosen.add(able)
-        listing.add(able)
-    return listing, stay
-
-
-async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen: Any) -> Any:
-    from services.operator_cli import dead_letters
-
-    with progress("sending again", "letters") as advance:
-
-        def tell(letters: Any, outcome: Any) -> None:
-            chosen.add(letters)
-            advance(outcome.sent)
-
-        return await dead_letters.redrive(settings, db, portions, rate, tell)
-
-
-def _tell_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
-    if outcome is None:
-        say(f"{able:,} would be sent to {settings.topic}, at most {rate:g} a second")
-        not_executed()
-    else:
-        again = f", {outcome.found_sent:,} had been sent before" if outcome.found_sent else ""
-        say(f"[green]done[/]: {outcome.sent:,} sent again{again}")
-
-
-@dlq.command(
-    "drop", epilog=examples("dlq drop --class not-json --to -24h", "dlq drop --class not-json --execute")
-)
-def dlq_drop(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
-    ids: IdOption = None,
-    execute: ExecuteOption = False,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Let dead letters go: they are neither listed nor redriven any more. Kafka removes them in its time."""
-    from services.operator_cli import dead_letters
-    from services.operator_cli.letter_tables import Chosen, Listing, end_json
-    from services.runtime.alone import Act, be_alone
-    from services.runtime.database import connected
-
-    settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender, ids)
-    listing, chosen = Listing(), Chosen()
-
-    async def work() -> None:
-        async with connected(settings) as db:
-            await be_alone(db, Act.HANDLE_LETTERS)
-            async for letters in dead_letters.read_portions(settings, db, wanted):
-                if execute:
-                    await dead_letters.drop(db, letters)
-                else:
-                    listing.add(letters)
-                chosen.add(letters)
-
-    asyncio.run(work())
-    if output is Output.JSON:
-        chosen.show({"matching": chosen.count, "executed": execute})
-        end_json()
-    elif not execute:
-        listing.show()
-    if execute:
-        say(f"[green]done[/]: {chosen.count:,} dropped")
-    else:
-        not_executed()
 
 
 # --- people and keys -----------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO
 
 from aiokafka import AIOKafkaProducer
@@ -16,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from schemas import EventError, Rejection, StepCorrected, UserErased, decode
-from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.errors import StepstreamError
+from services.runtime.files import open_lines
 from services.runtime.kafka import admin_client, make_producer, unreachable
 from services.runtime.settings import Settings
 
@@ -148,24 +147,6 @@ def _values(lines: BinaryIO, progress: "_Bar") -> Iterator[tuple[int, bytes]]:
         progress.advance(len(line))
         if value := line.strip():
             yield number, value
-
-
-@contextmanager
-def open_lines(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
-    """A file, or standard input for `-`, and its size in bytes where that is known.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    if file == "-":
-        yield sys.stdin.buffer, None
-        return
-    path = Path(file)
-    try:
-        with path.open("rb") as lines:
-            yield lines, path.stat().st_size
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
 
 
 class _Bar:

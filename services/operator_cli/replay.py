@@ -13,8 +13,8 @@ from aiokafka.errors import CommitFailedError, KafkaError
 from rich.markup import escape
 
 from services.completion_recorder import store as recorder_store
+from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
-from services.operator_cli.dead_letters import parse, read_partitions
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.batches import unreadable_of
 from services.runtime.database import (

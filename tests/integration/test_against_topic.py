@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from services.operator_cli import against_topic
-from services.operator_cli.against_topic import Outcome, Start, verify_against_topic
-from services.operator_cli.dead_letters import read_partitions
+from services.completion_recorder import against_topic
+from services.completion_recorder.against_topic import Outcome, Start, verify_against_topic
+from services.completion_recorder.dead_letters import read_partitions
 from services.runtime.kafka import make_producer
 from services.runtime.lag import look
 from tests.support.world import (

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from schemas import OPERATOR_SOURCES, Rejection
 from services.completion_recorder import store
+from services.completion_recorder.against_topic import Start, verify_against_topic
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch, Judged
-from services.operator_cli.against_topic import Start, verify_against_topic
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
 from tests.support.world import (

@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 MODULES = (
     "services.operator_cli.app",
-    "services.operator_cli.against_topic",
+    "services.completion_recorder.against_topic",
     "services.operator_cli.completions",
-    "services.operator_cli.dead_letters",
+    "services.completion_recorder.dead_letters",
     "services.operator_cli.erase",
     "services.operator_cli.gone",
     "services.walkthrough_mcp.exchange",

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from aiokafka import ConsumerRecord
 
-from services.operator_cli.against_topic import (
+from services.completion_recorder.against_topic import (
     Doubt,
     add_to_digests,
     compare_digests,

@@ -7,8 +7,8 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from schemas import event_id_in
-from services.operator_cli.dead_letters import Failure, Letter, Source
-from services.operator_cli.letter_summary import summarize
+from services.completion_recorder.dead_letters import Failure, Letter, Source
+from services.completion_recorder.letter_summary import summarize
 from services.runtime.sources import OTHERS
 from tests.support.world import completed
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from aiokafka import ConsumerRecord
 
-from services.operator_cli.dead_letters import Failure, Letter, Source
+from services.completion_recorder.dead_letters import Failure, Letter, Source
 from services.operator_cli.letter_tables import Chosen, JsonList, Listing, end_json, letter_json
 
 

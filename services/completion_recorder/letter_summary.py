@@ -1,21 +1,17 @@
 """Dead letters by source and error class: how many wait, since when, and one of them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from schemas import Rejection
-from services.operator_cli.dead_letters import Letter, Source
-from services.operator_cli.options import print_json, print_table, say
+from services.completion_recorder.dead_letters import Letter, Source
 from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.sources import OTHERS
-from services.runtime.text import many, told_time
 
 #: So many pairs of source and class are told apart; sources that come later are counted together.
 _PAIRS = 5_000
 _CLASSES = frozenset({*(rejection.value for rejection in Rejection), UNREADABLE_BATCH})
 _OTHER_CLASSES = "(other classes)"
-_SHOWN = 40
 
 
 @dataclass(slots=True)
@@ -58,42 +54,3 @@ async def summarize(letters: AsyncIterator[Letter], pairs: int = _PAIRS) -> list
             tally = tallies[pair] = Tally(*pair, 0, last.timestamp, 0, last.source, last.error)
         tally.add(letter)
     return sorted(tallies.values(), key=lambda t: (-t.letters, t.sender, t.error_class))
-
-
-def show(tallies: Sequence[Tally], *, as_json: bool) -> None:
-    """The summary, on stdout."""
-    if as_json:
-        print_json([_json(tally) for tally in tallies])
-        return
-    if not tallies:
-        say("no dead letters wait here")
-        return
-    rows = [
-        (
-            t.sender,
-            t.error_class,
-            t.letters,
-            told_time(t.since),
-            told_time(t.newest),
-            str(t.example),
-            t.error,
-        )
-        for t in tallies
-    ]
-    columns = ("source", "error class", "letters", "since", "newest", "example", "its error")
-    print_table(f"{many(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SHOWN)
-
-
-def _json(tally: Tally) -> dict[str, Any]:
-    return {
-        "source": tally.sender,
-        "error_class": tally.error_class,
-        "letters": tally.letters,
-        "since": told_time(tally.since),
-        "newest": told_time(tally.newest),
-        "example": {
-            "id": str(tally.example),
-            "topic": tally.example.topic,
-            "error": tally.error,
-        },
-    }

@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 from schemas import EventError, decode, event_id_in
-from services.operator_cli.dead_letters import (
+from services.completion_recorder.dead_letters import (
     Filter,
     Letter,
     Source,
@@ -30,9 +30,9 @@ from services.operator_cli.dead_letters import (
     place,
     read_portions,
 )
-from services.operator_cli.produce import open_lines
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
+from services.runtime.files import open_lines
 from services.runtime.settings import Settings
 from services.runtime.text import told_time
 
