@@ -13,6 +13,9 @@ MINUTES ?= 10
 ROUNDS ?= 10
 SEED ?=
 FAULTS ?=
+DASHBOARD := services/analytics_api/dashboard
+# Node.js comes with .venv, so that the dashboard is checked and built where there is none.
+NPM = PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix $(DASHBOARD)
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -26,6 +29,10 @@ $(UV):
 	@# Compiled once here: where Python writes no bytecode, each of the many processes would compile it again.
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DASHBOARD)/node_modules/.installed: $(DASHBOARD)/package.json $(DASHBOARD)/package-lock.json | .venv/.installed
+	@$(NPM) ci --no-progress --loglevel error
 	@touch $@
 
 setup: .venv/.installed  ## make .venv with everything in it
@@ -68,8 +75,9 @@ generate: setup  ## write the generated files of schemas/ and of the API, and do
 	$(BIN)/python -m services.analytics_api.generate
 	$(BIN)/python .ci/licences.py
 
-dashboard: generate  ## build the dashboard anew, which is checked in; needs Node.js 20 or newer
-	cd services/analytics_api/dashboard && npm ci --no-progress && npm run types && npm run build
+dashboard: generate $(DASHBOARD)/node_modules/.installed  ## build the dashboard anew, which is checked in
+	$(NPM) run types
+	$(NPM) run build
 	$(BIN)/python -m services.analytics_api.generate --built
 
 docs: setup  ## write what the commands print into docs/operating.md, and the roles' rights into docs/security.md

@@ -25,7 +25,11 @@ export type RefusedClass = Schemas["RefusedClass"];
 export type EventSource = Schemas["EventSource"];
 
 export class ApiError extends Error {
-  constructor(readonly status: number, readonly title: string, detail: string) {
+  constructor(
+    readonly status: number,
+    readonly title: string,
+    detail: string,
+  ) {
     super(detail);
   }
 }

@@ -31,5 +31,13 @@ export function Chart({ label, data, make }: ChartProps): JSX.Element {
     plot.setAttribute("aria-label", label);
     place.current?.replaceChildren(plot);
   }, [data, width]);
-  return <div class="chart" ref={(element) => { measure(element); place.current = element; }} />;
+  return (
+    <div
+      class="chart"
+      ref={(element) => {
+        measure(element);
+        place.current = element;
+      }}
+    />
+  );
 }

@@ -23,7 +23,10 @@ export function useAsked<T>(
   keep = true,
 ): Asked<T> & { again: () => void } {
   const [asked, setAsked] = useState<Asked<T> & { question: string }>({
-    question, data: null, error: null, loading: true,
+    question,
+    data: null,
+    error: null,
+    loading: true,
   });
   const [times, setTimes] = useState(0);
   const stays = (before: string) =>

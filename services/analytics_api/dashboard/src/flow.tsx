@@ -27,10 +27,16 @@ export function FlowView({ api, view, tick, change }: Props): JSX.Element {
     positions: view.places || undefined,
     unfold: view.unfolded,
   };
-  const asked = useAsked<Sankey>(JSON.stringify([path, query]), tick, (signal) => api.get(path, query, signal));
+  const asked = useAsked<Sankey>(JSON.stringify([path, query]), tick, (signal) =>
+    api.get(path, query, signal),
+  );
   const pinQuery = { ...paths(view), positions: view.places || undefined, through: view.pins };
-  const pinned = useAsked<Sankey | null>(JSON.stringify([path, view.pins.length ? pinQuery : null]), tick, (signal) =>
-    view.pins.length ? api.get(path, pinQuery, signal) : Promise.resolve(null), false);
+  const pinned = useAsked<Sankey | null>(
+    JSON.stringify([path, view.pins.length ? pinQuery : null]),
+    tick,
+    (signal) => (view.pins.length ? api.get(path, pinQuery, signal) : Promise.resolve(null)),
+    false,
+  );
   const [chosen, setChosen] = useState("");
   const panel = useRef<HTMLElement>(null);
 
@@ -58,76 +64,94 @@ export function FlowView({ api, view, tick, change }: Props): JSX.Element {
       <div class="toolbar">
         <Segments
           name="Shown as"
-          options={[["chart", "Chart"], ["table", "Table"]]}
+          options={[
+            ["chart", "Chart"],
+            ["table", "Table"],
+          ]}
           value={view.table ? "table" : "chart"}
           onChange={(value) => change({ table: value === "table" })}
         />
         <label>
           Steps at each place{" "}
-          <select value={view.detail} onChange={(e) => change({ detail: Number(e.currentTarget.value), unfolded: [] })}>
-            {[3, 6, 12, 0].map((n) => <option key={n} value={n}>{n === 0 ? "all" : `${n} largest`}</option>)}
+          <select
+            value={view.detail}
+            onChange={(e) => change({ detail: Number(e.currentTarget.value), unfolded: [] })}
+          >
+            {[3, 6, 12, 0].map((n) => (
+              <option key={n} value={n}>
+                {n === 0 ? "all" : `${n} largest`}
+              </option>
+            ))}
           </select>
         </label>
         <label>
           Places{" "}
           <select value={view.places} onChange={(e) => change({ places: Number(e.currentTarget.value) })}>
-            {[4, 8, 16, 0].map((n) => <option key={n} value={n}>{n === 0 ? "all" : `the first ${n}`}</option>)}
+            {[4, 8, 16, 0].map((n) => (
+              <option key={n} value={n}>
+                {n === 0 ? "all" : `the first ${n}`}
+              </option>
+            ))}
           </select>
         </label>
         {view.unfolded.length > 0 && (
-          <button type="button" class="quiet" onClick={() => change({ unfolded: [] })}>Fold small steps again</button>
+          <button type="button" class="quiet" onClick={() => change({ unfolded: [] })}>
+            Fold small steps again
+          </button>
         )}
         {view.pins.length > 0 && (
-          <button type="button" class="quiet" onClick={clear}>Clear pins (Esc)</button>
+          <button type="button" class="quiet" onClick={clear}>
+            Clear pins (Esc)
+          </button>
         )}
         <Download api={api} path={path} query={query} />
       </div>
-      <Answered
-        asked={asked}
-        isEmpty={(answer) => answer.journeys === 0}
-        empty={<Empty view={view} />}
-      >
-        {(answer) => (
-          view.table
-            ? <FlowTable answer={answer} change={change} />
-            : (
-              <div class={`flow-and-panel ${chosen ? "with-panel" : ""}`}>
-                <SankeyChart
+      <Answered asked={asked} isEmpty={(answer) => answer.journeys === 0} empty={<Empty view={view} />}>
+        {(answer) =>
+          view.table ? (
+            <FlowTable answer={answer} change={change} />
+          ) : (
+            <div class={`flow-and-panel ${chosen ? "with-panel" : ""}`}>
+              <SankeyChart
+                answer={answer}
+                pinned={view.pins.length ? pinned.data : null}
+                pins={new Set(answer.nodes.filter((n) => isPinned(n, view.pins)).map((n) => n.id))}
+                chosen={chosen}
+                label={`Flow of ${many(answer.journeys, "journey")} through ${answer.walkthrough.title}`}
+                onChoose={setChosen}
+                onPin={pin}
+                onClear={clear}
+                onMenu={() => window.setTimeout(() => panel.current?.querySelector("button")?.focus(), 30)}
+              />
+              {chosen && (
+                <Panel
+                  of={chosen}
                   answer={answer}
-                  pinned={view.pins.length ? pinned.data : null}
-                  pins={new Set(answer.nodes.filter((n) => isPinned(n, view.pins)).map((n) => n.id))}
-                  chosen={chosen}
-                  label={`Flow of ${many(answer.journeys, "journey")} through ${answer.walkthrough.title}`}
-                  onChoose={setChosen}
-                  onPin={pin}
-                  onClear={clear}
-                  onMenu={() => window.setTimeout(() => panel.current?.querySelector("button")?.focus(), 30)}
+                  view={view}
+                  change={change}
+                  pin={pin}
+                  close={() => setChosen("")}
+                  at={(element) => {
+                    panel.current = element;
+                  }}
                 />
-                {chosen && (
-                  <Panel
-                    of={chosen}
-                    answer={answer}
-                    view={view}
-                    change={change}
-                    pin={pin}
-                    close={() => setChosen("")}
-                    at={(element) => { panel.current = element; }}
-                  />
-                )}
-              </div>
-            )
-        )}
+              )}
+            </div>
+          )
+        }
       </Answered>
       <p class="hint">
-        Width is people. Green ends are finished; red ends stopped: they were not active for 7 days; grey ends were, and are
-        still in progress. Click a step to pin the paths through it; the panel beside it leads to the people.
+        Width is people. Green ends are finished; red ends stopped: they were not active for 7 days; grey ends
+        were, and are still in progress. Click a step to pin the paths through it; the panel beside it leads
+        to the people.
       </p>
     </section>
   );
 }
 
 function pinsOf(node: DrawnNode): string[] {
-  const steps = node.kind === "other" ? (node.node?.folded ?? []).map((f) => f.step_id) : [node.node?.step_id ?? ""];
+  const steps =
+    node.kind === "other" ? (node.node?.folded ?? []).map((f) => f.step_id) : [node.node?.step_id ?? ""];
   return steps.map((step) => `${node.column - 1}:${step}`);
 }
 
@@ -174,7 +198,8 @@ function Panel({ of, answer, view, change, pin, close, at }: PanelProps): JSX.El
     const ids = found.kind === "other" ? (found.folded ?? []).map((f) => f.step_id) : [found.step_id ?? ""];
     return ids.map((step) => ["step", step]);
   };
-  let head = "", body: JSX.Element | null = null;
+  let head = "",
+    body: JSX.Element | null = null;
 
   if (node?.node) {
     const own = node.node;
@@ -183,47 +208,98 @@ function Panel({ of, answer, view, change, pin, close, at }: PanelProps): JSX.El
     const out = drawing.links.filter((l) => l.source === node.id);
     const flows = (links: typeof into, end: "source" | "target") => (
       <ul>
-        {[...links].sort((a, b) => b.journeys - a.journeys).slice(0, 8).map((l) => (
-          <li key={l.id}><span>{title(l[end])}</span> <b>{count(l.journeys)}</b> <i>{share(l.journeys / node.journeys)}</i></li>
-        ))}
+        {[...links]
+          .sort((a, b) => b.journeys - a.journeys)
+          .slice(0, 8)
+          .map((l) => (
+            <li key={l.id}>
+              <span>{title(l[end])}</span> <b>{count(l.journeys)}</b>{" "}
+              <i>{share(l.journeys / node.journeys)}</i>
+            </li>
+          ))}
       </ul>
     );
     head = own.kind === "start" ? "Start" : `${node.title}, place ${node.column}`;
     body = (
       <>
-        <p><b>{many(node.journeys, "person", "people")}</b>, {share(own.share)} of all. {count(own.ended.dropped ?? 0)} stopped here, {count(own.ended.in_progress ?? 0)} are in progress here.</p>
-        {into.length > 0 && <><h3>Came from</h3>{flows(into, "source")}</>}
-        {out.length > 0 && <><h3>Went on to</h3>{flows(out, "target")}</>}
+        <p>
+          <b>{many(node.journeys, "person", "people")}</b>, {share(own.share)} of all.{" "}
+          {count(own.ended.dropped ?? 0)} stopped here, {count(own.ended.in_progress ?? 0)} are in progress
+          here.
+        </p>
+        {into.length > 0 && (
+          <>
+            <h3>Came from</h3>
+            {flows(into, "source")}
+          </>
+        )}
+        {out.length > 0 && (
+          <>
+            <h3>Went on to</h3>
+            {flows(out, "target")}
+          </>
+        )}
         <div class="actions">
           {own.kind !== "start" && (
-            <button type="button" onClick={() => pin(node)}>{isPinned(own, view.pins) ? "Unpin" : "Pin the paths through it"}</button>
+            <button type="button" onClick={() => pin(node)}>
+              {isPinned(own, view.pins) ? "Unpin" : "Pin the paths through it"}
+            </button>
           )}
           <button
             type="button"
-            onClick={() => people(own.kind === "start" ? [] : [["position", String(own.position)], ...stepsOf(node.id)], `came to ${node.title}`)}
+            onClick={() =>
+              people(
+                own.kind === "start" ? [] : [["position", String(own.position)], ...stepsOf(node.id)],
+                `came to ${node.title}`,
+              )
+            }
           >
             People who came here
           </button>
-          {((own.ended.dropped ?? 0) + (own.ended.in_progress ?? 0)) > 0 && (
+          {(own.ended.dropped ?? 0) + (own.ended.in_progress ?? 0) > 0 && (
             <button
               type="button"
-              onClick={() => people(
-                [["ended_after", String(own.position + 1)], ...stepsOf(node.id), ["outcome", "dropped"], ["outcome", "in_progress"]],
-                `did not go on from ${node.title}`,
-              )}
+              onClick={() =>
+                people(
+                  [
+                    ["ended_after", String(own.position + 1)],
+                    ...stepsOf(node.id),
+                    ["outcome", "dropped"],
+                    ["outcome", "in_progress"],
+                  ],
+                  `did not go on from ${node.title}`,
+                )
+              }
             >
               People who did not go on
             </button>
           )}
           {own.kind === "step" && step && (
             <>
-              <button type="button" onClick={() => change({ startAt: step, pins: [] }, true)}>Start here</button>
-              <button type="button" onClick={() => change({ endAt: step, pins: [] }, true)}>End here</button>
-              <button type="button" onClick={() => { close(); change({ hidden: [...view.hidden, step], pins: [] }, true); }}>Hide this step</button>
+              <button type="button" onClick={() => change({ startAt: step, pins: [] }, true)}>
+                Start here
+              </button>
+              <button type="button" onClick={() => change({ endAt: step, pins: [] }, true)}>
+                End here
+              </button>
+              <button
+                type="button"
+                onClick={() => {
+                  close();
+                  change({ hidden: [...view.hidden, step], pins: [] }, true);
+                }}
+              >
+                Hide this step
+              </button>
             </>
           )}
           {own.kind === "other" && (
-            <button type="button" onClick={() => change({ unfolded: [...view.unfolded, own.position] }, true)}>Show these {own.folded?.length ?? 0} steps</button>
+            <button
+              type="button"
+              onClick={() => change({ unfolded: [...view.unfolded, own.position] }, true)}
+            >
+              Show these {own.folded?.length ?? 0} steps
+            </button>
           )}
         </div>
       </>
@@ -232,9 +308,24 @@ function Panel({ of, answer, view, change, pin, close, at }: PanelProps): JSX.El
     head = `${OUTCOMES[node.kind as keyof typeof OUTCOMES]}, after ${many(node.column - 1, "step")}`;
     body = (
       <>
-        <p><b>{many(node.journeys, "person", "people")}</b>, {share(node.journeys / answer.journeys)} of all.</p>
+        <p>
+          <b>{many(node.journeys, "person", "people")}</b>, {share(node.journeys / answer.journeys)} of all.
+        </p>
         <div class="actions">
-          <button type="button" onClick={() => people([["ended_after", String(node.column - 1)], ["outcome", node.kind]], `${node.title.toLowerCase()} after ${many(node.column - 1, "step")}`)}>These people</button>
+          <button
+            type="button"
+            onClick={() =>
+              people(
+                [
+                  ["ended_after", String(node.column - 1)],
+                  ["outcome", node.kind],
+                ],
+                `${node.title.toLowerCase()} after ${many(node.column - 1, "step")}`,
+              )
+            }
+          >
+            These people
+          </button>
         </div>
       </>
     );
@@ -242,20 +333,26 @@ function Panel({ of, answer, view, change, pin, close, at }: PanelProps): JSX.El
     head = `${title(link.source)} → ${title(link.target)}`;
     const figure: Figure = link.link
       ? [
-        ["position", String(link.link.position)],
-        ...stepsOf(link.target),
-        ...stepsOf(link.source).map(([, step]): [string, string] => ["from_step", step]),
-      ]
-      : [["ended_after", String(link.ending?.steps_done ?? 0)], ...stepsOf(link.source), ["outcome", link.ending?.outcome ?? "dropped"]];
+          ["position", String(link.link.position)],
+          ...stepsOf(link.target),
+          ...stepsOf(link.source).map(([, step]): [string, string] => ["from_step", step]),
+        ]
+      : [
+          ["ended_after", String(link.ending?.steps_done ?? 0)],
+          ...stepsOf(link.source),
+          ["outcome", link.ending?.outcome ?? "dropped"],
+        ];
     body = (
       <>
         <p>
-          <b>{many(link.journeys, "person", "people")}</b>, {share(link.journeys / answer.journeys)} of all and{" "}
-          {share(link.link?.share_of_node ?? link.ending?.share_of_node)} of those at {title(link.source)}.
-          {link.link && <> Mean time {duration(link.link.mean_ms)}.</>}
+          <b>{many(link.journeys, "person", "people")}</b>, {share(link.journeys / answer.journeys)} of all
+          and {share(link.link?.share_of_node ?? link.ending?.share_of_node)} of those at {title(link.source)}
+          .{link.link && <> Mean time {duration(link.link.mean_ms)}.</>}
         </p>
         <div class="actions">
-          <button type="button" onClick={() => people(figure, head)}>These people</button>
+          <button type="button" onClick={() => people(figure, head)}>
+            These people
+          </button>
         </div>
       </>
     );
@@ -265,7 +362,12 @@ function Panel({ of, answer, view, change, pin, close, at }: PanelProps): JSX.El
   }
   return (
     <aside class="panel" ref={at} aria-label={`About ${head}`}>
-      <header><h2>{head}</h2><button type="button" class="quiet" aria-label="Close" onClick={close}>✕</button></header>
+      <header>
+        <h2>{head}</h2>
+        <button type="button" class="quiet" aria-label="Close" onClick={close}>
+          ✕
+        </button>
+      </header>
       {body}
     </aside>
   );
@@ -276,15 +378,33 @@ function FlowTable({ answer, change }: { answer: Sankey; change: Props["change"]
   const titles = new Map(answer.nodes.map((node) => [node.id, node.title]));
   const rows = [
     ...answer.links.map((link) => ({
-      key: `${link.source}→${link.target}`, position: link.position, from: titles.get(link.source), to: titles.get(link.target),
-      journeys: link.journeys, share: link.share, ofNode: link.share_of_node, mean: link.mean_ms, isEnd: false,
+      key: `${link.source}→${link.target}`,
+      position: link.position,
+      from: titles.get(link.source),
+      to: titles.get(link.target),
+      journeys: link.journeys,
+      share: link.share,
+      ofNode: link.share_of_node,
+      mean: link.mean_ms,
+      isEnd: false,
       figure: null as Figure | null,
     })),
     ...answer.endings.map((end) => ({
-      key: `${end.node}→${end.outcome}`, position: end.steps_done, from: titles.get(end.node), to: OUTCOMES[end.outcome] as string,
-      journeys: end.journeys, share: end.share, ofNode: end.share_of_node, mean: null, isEnd: true,
+      key: `${end.node}→${end.outcome}`,
+      position: end.steps_done,
+      from: titles.get(end.node),
+      to: OUTCOMES[end.outcome] as string,
+      journeys: end.journeys,
+      share: end.share,
+      ofNode: end.share_of_node,
+      mean: null,
+      isEnd: true,
       figure: (end.step_id || end.steps_done === 0
-        ? [["ended_after", String(end.steps_done)], ...(end.step_id ? [["step", end.step_id]] : []), ["outcome", end.outcome]]
+        ? [
+            ["ended_after", String(end.steps_done)],
+            ...(end.step_id ? [["step", end.step_id]] : []),
+            ["outcome", end.outcome],
+          ]
         : null) as Figure | null,
     })),
   ].sort((a, b) => a.position - b.position || Number(a.isEnd) - Number(b.isEnd) || b.journeys - a.journeys);
@@ -292,8 +412,13 @@ function FlowTable({ answer, change }: { answer: Sankey; change: Props["change"]
     <Table
       caption={`Flows of ${answer.walkthrough.title}`}
       columns={[
-        { title: "From" }, { title: "To" }, { title: "Place", isNumber: true }, { title: "People", isNumber: true },
-        { title: "Of all", isNumber: true }, { title: "Of those there", isNumber: true }, { title: "Mean time", isNumber: true },
+        { title: "From" },
+        { title: "To" },
+        { title: "Place", isNumber: true },
+        { title: "People", isNumber: true },
+        { title: "Of all", isNumber: true },
+        { title: "Of those there", isNumber: true },
+        { title: "Mean time", isNumber: true },
       ]}
       rows={rows.map((row) => ({
         key: row.key,
@@ -301,10 +426,31 @@ function FlowTable({ answer, change }: { answer: Sankey; change: Props["change"]
           row.from,
           row.to,
           count(row.position + (row.isEnd ? 0 : 1)),
-          row.figure
-            ? <button type="button" class="link" onClick={() => change({ tab: "people", figure: row.figure ?? [], label: `${row.to} after ${row.from}`, journey: "", session: "" }, true)}>{count(row.journeys)}</button>
-            : count(row.journeys),
-          share(row.share), share(row.ofNode), duration(row.mean),
+          row.figure ? (
+            <button
+              type="button"
+              class="link"
+              onClick={() =>
+                change(
+                  {
+                    tab: "people",
+                    figure: row.figure ?? [],
+                    label: `${row.to} after ${row.from}`,
+                    journey: "",
+                    session: "",
+                  },
+                  true,
+                )
+              }
+            >
+              {count(row.journeys)}
+            </button>
+          ) : (
+            count(row.journeys)
+          ),
+          share(row.share),
+          share(row.ofNode),
+          duration(row.mean),
         ],
       }))}
     />

@@ -2,8 +2,14 @@
 
 const number = new Intl.NumberFormat("en");
 const dateTime = new Intl.DateTimeFormat("en", {
-  year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
-  hourCycle: "h23", timeZone: "UTC",
+  year: "numeric",
+  month: "short",
+  day: "numeric",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hourCycle: "h23",
+  timeZone: "UTC",
 });
 
 export const count = (value: number): string => number.format(value);
@@ -26,7 +32,12 @@ export function points(value: number | null | undefined): string {
   return `${rounded > 0 ? "+" : rounded < 0 ? "−" : "±"}${Math.abs(rounded).toFixed(1)} points`;
 }
 
-const UNITS: [number, string][] = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"], [1_000, "s"]];
+const UNITS: [number, string][] = [
+  [86_400_000, "d"],
+  [3_600_000, "h"],
+  [60_000, "min"],
+  [1_000, "s"],
+];
 
 /** Milliseconds in the two largest units that fit. */
 export function duration(ms: number | null | undefined): string {

@@ -38,16 +38,20 @@ export function useLive(api: Api, walkthrough: string): Live {
     };
     stream.addEventListener("open", () => setConnection("live"));
     stream.addEventListener("error", () =>
-      setConnection(stream.readyState === stream.CLOSED ? "gone" : "cut"));
+      setConnection(stream.readyState === stream.CLOSED ? "gone" : "cut"),
+    );
     stream.addEventListener("freshness", hear);
     stream.addEventListener("changed", (event) => {
       hear(event);
       // The first one says what there is, which the page has asked for by itself.
       if (seen !== null && waiting.current === undefined) {
-        waiting.current = window.setTimeout(() => {
-          waiting.current = undefined;
-          setTick((n) => n + 1);
-        }, Math.max(CALM_MS, 5 * api.took));
+        waiting.current = window.setTimeout(
+          () => {
+            waiting.current = undefined;
+            setTick((n) => n + 1);
+          },
+          Math.max(CALM_MS, 5 * api.took),
+        );
       }
       seen = event.lastEventId;
     });

@@ -7,7 +7,10 @@ import { count, duration, many, OUTCOMES, share, shorten } from "./format";
 import { draw, within } from "./layout";
 import type { DrawnLink, DrawnNode, Drawing } from "./layout";
 
-export interface Chosen { node?: DrawnNode; link?: DrawnLink }
+export interface Chosen {
+  node?: DrawnNode;
+  link?: DrawnLink;
+}
 
 interface Props {
   answer: Sankey;
@@ -40,18 +43,24 @@ export function inWords(drawing: Drawing, item: DrawnNode | DrawnLink, answer: S
   const title = (id: string) => drawing.nodes.find((node) => node.id === id)?.title ?? id;
   if ("path" in item) {
     if (item.ending) {
-      return `${OUTCOMES[item.ending.outcome]} after ${title(item.source)}: ${many(item.journeys, "person", "people")}, `
-        + `${share(item.ending.share_of_node)} of those there`;
+      return (
+        `${OUTCOMES[item.ending.outcome]} after ${title(item.source)}: ${many(item.journeys, "person", "people")}, ` +
+        `${share(item.ending.share_of_node)} of those there`
+      );
     }
-    return `From ${title(item.source)} to ${title(item.target)}: ${many(item.journeys, "person", "people")}, `
-      + `${share(item.link?.share_of_node)} of those there, mean time ${duration(item.link?.mean_ms)}`;
+    return (
+      `From ${title(item.source)} to ${title(item.target)}: ${many(item.journeys, "person", "people")}, ` +
+      `${share(item.link?.share_of_node)} of those there, mean time ${duration(item.link?.mean_ms)}`
+    );
   }
   if (!item.node) {
     return `${item.title}: ${many(item.journeys, "person", "people")}, ${share(item.journeys / answer.journeys)} of all`;
   }
   const place = item.kind === "start" ? "" : `, place ${item.column}`;
-  return `${item.title}${place}: ${many(item.journeys, "person", "people")}, ${share(item.node.share)} of all, `
-    + `${count(item.node.ended.dropped ?? 0)} stopped here`;
+  return (
+    `${item.title}${place}: ${many(item.journeys, "person", "people")}, ${share(item.node.share)} of all, ` +
+    `${count(item.node.ended.dropped ?? 0)} stopped here`
+  );
 }
 
 export function SankeyChart(props: Props): JSX.Element {
@@ -70,7 +79,7 @@ export function SankeyChart(props: Props): JSX.Element {
   const box = useRef<HTMLDivElement>(null);
   const svg = useRef<SVGSVGElement>(null);
 
-  const focus = byId.has(walked) ? walked : drawing.nodes[0]?.id ?? "";
+  const focus = byId.has(walked) ? walked : (drawing.nodes[0]?.id ?? "");
   const lit = useMemo(() => neighbours(drawing, pointed), [drawing, pointed]);
 
   const walkTo = (id: string | undefined) => {
@@ -108,7 +117,8 @@ export function SankeyChart(props: Props): JSX.Element {
 
   useEffect(() => {
     const item = byId.get(chosen);
-    const pinWords = pins.size && part ? ` ${count(pinned?.journeys ?? 0)} people went through what is pinned.` : "";
+    const pinWords =
+      pins.size && part ? ` ${count(pinned?.journeys ?? 0)} people went through what is pinned.` : "";
     setHeard(item ? `${inWords(drawing, item, answer)}.${pinWords}` : "");
   }, [chosen, pins, part]);
 
@@ -117,7 +127,13 @@ export function SankeyChart(props: Props): JSX.Element {
   const scale = (item: DrawnLink) => (part ? (item.width * (part.get(item.id) ?? 0)) / item.journeys : 0);
 
   return (
-    <div class="sankey" ref={(element) => { box.current = element; measure(element); }}>
+    <div
+      class="sankey"
+      ref={(element) => {
+        box.current = element;
+        measure(element);
+      }}
+    >
       <div class="sankey-scroll">
         <svg
           ref={svg}
@@ -131,9 +147,14 @@ export function SankeyChart(props: Props): JSX.Element {
         >
           <g class="links">
             {drawing.links.map((link) => (
-              <g key={link.id} class={`flow ${link.outcome ?? "on"} ${faint(link.id) ? "faint" : ""} ${chosen === link.id ? "chosen" : ""}`}>
+              <g
+                key={link.id}
+                class={`flow ${link.outcome ?? "on"} ${faint(link.id) ? "faint" : ""} ${chosen === link.id ? "chosen" : ""}`}
+              >
                 <path class="band" d={link.path} stroke-width={Math.max(1, link.width)} />
-                {part && <path class="part" d={link.path} stroke-width={scale(link) && Math.max(1, scale(link))} />}
+                {part && (
+                  <path class="part" d={link.path} stroke-width={scale(link) && Math.max(1, scale(link))} />
+                )}
                 <path
                   class="hit"
                   d={link.path}
@@ -176,8 +197,19 @@ export function SankeyChart(props: Props): JSX.Element {
           </g>
         </svg>
       </div>
-      <p class="visually-hidden" role="status">{heard}</p>
-      {shown && tip && <Tip drawing={drawing} item={shown} at={tip} room={room} answer={answer} part={part?.get(shown.id) ?? null} />}
+      <p class="visually-hidden" role="status">
+        {heard}
+      </p>
+      {shown && tip && (
+        <Tip
+          drawing={drawing}
+          item={shown}
+          at={tip}
+          room={room}
+          answer={answer}
+          part={part?.get(shown.id) ?? null}
+        />
+      )}
     </div>
   );
 }
@@ -204,7 +236,8 @@ function NodeMark(props: MarkProps): JSX.Element {
   const isSink = node.node === null;
   const letters = Math.floor((props.room - 24) / 7);
   const y = node.y0 + Math.min(height / 2, 16);
-  const figures = props.part === null ? count(node.journeys) : `${count(props.part)} of ${count(node.journeys)}`;
+  const figures =
+    props.part === null ? count(node.journeys) : `${count(props.part)} of ${count(node.journeys)}`;
   return (
     <g
       class={`node ${node.kind} ${props.isFaint ? "faint" : ""} ${props.isChosen ? "chosen" : ""} ${props.isPinned ? "pinned" : ""}`}
@@ -218,7 +251,13 @@ function NodeMark(props: MarkProps): JSX.Element {
       onFocus={props.onFocus}
       onClick={props.onClick}
     >
-      <rect class="area" x={node.x0 - 4} y={node.y0 - 4} width={Math.min(props.room - 8, 160)} height={Math.max(height + 8, 30)} />
+      <rect
+        class="area"
+        x={node.x0 - 4}
+        y={node.y0 - 4}
+        width={Math.min(props.room - 8, 160)}
+        height={Math.max(height + 8, 30)}
+      />
       <rect class="bar" x={node.x0} y={node.y0} width={node.x1 - node.x0} height={height} rx={2} />
       <text x={node.x1 + 6} y={y} dy={isSink ? "0.35em" : "-0.15em"}>
         {isSink ? (
@@ -227,8 +266,13 @@ function NodeMark(props: MarkProps): JSX.Element {
           </>
         ) : (
           <>
-            <tspan>{props.isPinned ? "● " : ""}{shorten(node.title, letters)}</tspan>
-            <tspan class="figure" x={node.x1 + 6} dy="1.25em">{figures} · {share(node.journeys / props.total)}</tspan>
+            <tspan>
+              {props.isPinned ? "● " : ""}
+              {shorten(node.title, letters)}
+            </tspan>
+            <tspan class="figure" x={node.x1 + 6} dy="1.25em">
+              {figures} · {share(node.journeys / props.total)}
+            </tspan>
           </>
         )}
       </text>
@@ -247,32 +291,49 @@ interface TipProps {
 
 function Tip({ drawing, item, at, room, answer, part }: TipProps): JSX.Element {
   const title = (id: string) => drawing.nodes.find((node) => node.id === id)?.title ?? id;
-  const rows: [string, string][] = [["People", count(item.journeys)], ["Share of all", share(item.journeys / answer.journeys)]];
+  const rows: [string, string][] = [
+    ["People", count(item.journeys)],
+    ["Share of all", share(item.journeys / answer.journeys)],
+  ];
   let head: string;
   if ("path" in item) {
     const source = drawing.nodes.find((node) => node.id === item.source);
     head = `${title(item.source)} → ${title(item.target)}`;
-    rows.push([`Of those at ${shorten(title(item.source), 24)}`, share(source ? item.journeys / source.journeys : null)]);
+    rows.push([
+      `Of those at ${shorten(title(item.source), 24)}`,
+      share(source ? item.journeys / source.journeys : null),
+    ]);
     if (item.link) rows.push(["Mean time", duration(item.link.mean_ms)]);
   } else {
     head = item.title;
     if (item.node) {
       const ended = item.node.ended;
-      rows.push(["Stopped here", `${count(ended.dropped ?? 0)} (${share((ended.dropped ?? 0) / item.journeys)})`]);
+      rows.push([
+        "Stopped here",
+        `${count(ended.dropped ?? 0)} (${share((ended.dropped ?? 0) / item.journeys)})`,
+      ]);
       if (ended.in_progress) rows.push(["In progress here", count(ended.in_progress)]);
       if (ended.finished) rows.push(["Finished here", count(ended.finished)]);
       const mean = meanInto(drawing, item);
       if (mean !== null) rows.push(["Mean time before it", duration(mean)]);
-      for (const folded of (item.node.folded ?? []).slice(0, 6)) rows.push([folded.title, count(folded.journeys)]);
+      for (const folded of (item.node.folded ?? []).slice(0, 6))
+        rows.push([folded.title, count(folded.journeys)]);
     }
   }
   if (part !== null) rows.push(["Through what is pinned", count(part)]);
   return (
-    <div class="tip" style={{ left: `${Math.min(at.x + 14, Math.max(0, room - 290))}px`, top: `${at.y + 14}px` }} aria-hidden="true">
+    <div
+      class="tip"
+      style={{ left: `${Math.min(at.x + 14, Math.max(0, room - 290))}px`, top: `${at.y + 14}px` }}
+      aria-hidden="true"
+    >
       <strong>{head}</strong>
       <dl>
         {rows.map(([name, value]) => (
-          <div key={name}><dt>{name}</dt><dd>{value}</dd></div>
+          <div key={name}>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+          </div>
         ))}
       </dl>
     </div>
@@ -281,7 +342,8 @@ function Tip({ drawing, item, at, room, answer, part }: TipProps): JSX.Element {
 
 /** Mean time before a step at its position, over all flows into it. */
 export function meanInto(drawing: Drawing, node: DrawnNode): number | null {
-  let sum = 0, timed = 0;
+  let sum = 0,
+    timed = 0;
   for (const { link } of drawing.links.filter((l) => l.target === node.id)) {
     if (link && link.mean_ms !== null) {
       sum += link.mean_ms * link.timed_journeys;
@@ -303,8 +365,11 @@ function neighbours(drawing: Drawing, id: string): Set<string> {
 
 /** Where an arrow key leads: up and down among siblings, left and right along the largest flow. */
 function nextOf(drawing: Drawing, here: DrawnNode | DrawnLink, key: string): string | undefined {
-  const largest = (links: DrawnLink[]) => links.reduce<DrawnLink | undefined>(
-    (best, link) => (!best || link.journeys > best.journeys ? link : best), undefined)?.id;
+  const largest = (links: DrawnLink[]) =>
+    links.reduce<DrawnLink | undefined>(
+      (best, link) => (!best || link.journeys > best.journeys ? link : best),
+      undefined,
+    )?.id;
   const step = (all: { id: string }[], by: number) => {
     const at = all.findIndex((x) => x.id === here.id);
     return all[Math.max(0, Math.min(all.length - 1, at + by))]?.id;
@@ -314,8 +379,12 @@ function nextOf(drawing: Drawing, here: DrawnNode | DrawnLink, key: string): str
     case "ArrowUp":
     case "ArrowDown": {
       const by = key === "ArrowUp" ? -1 : 1;
-      if (isLink) return step(drawing.links.filter((l) => l.source === here.source).sort(byTarget(drawing)), by);
-      return step(drawing.nodes.filter((n) => n.column === here.column).sort((a, b) => a.y0 - b.y0), by);
+      if (isLink)
+        return step(drawing.links.filter((l) => l.source === here.source).sort(byTarget(drawing)), by);
+      return step(
+        drawing.nodes.filter((n) => n.column === here.column).sort((a, b) => a.y0 - b.y0),
+        by,
+      );
     }
     case "ArrowRight":
       return isLink ? here.target : largest(drawing.links.filter((l) => l.source === here.id));

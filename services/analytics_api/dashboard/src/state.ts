@@ -40,9 +40,29 @@ export interface View {
 }
 
 export const NOTHING: View = {
-  walkthrough: "", page: "walkthroughs", tab: "flow", servers: [], period: "all", from: "", to: "", startAt: "", endAt: "",
-  hidden: [], detail: 6, places: 16, unfolded: [], pins: [], table: false, by: "day", compare: "servers", a: "", b: "",
-  figure: [], label: "", journey: "", session: "",
+  walkthrough: "",
+  page: "walkthroughs",
+  tab: "flow",
+  servers: [],
+  period: "all",
+  from: "",
+  to: "",
+  startAt: "",
+  endAt: "",
+  hidden: [],
+  detail: 6,
+  places: 16,
+  unfolded: [],
+  pins: [],
+  table: false,
+  by: "day",
+  compare: "servers",
+  a: "",
+  b: "",
+  figure: [],
+  label: "",
+  journey: "",
+  session: "",
 };
 
 const isDay = (text: string): boolean => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
@@ -57,7 +77,8 @@ export function readView(search: string): View {
   const text = (name: string) => given.get(name) ?? "";
   const detail = Number(given.get("detail") ?? NOTHING.detail);
   const places = Number(given.get("places") ?? NOTHING.places);
-  const from = text("from"), to = text("to");
+  const from = text("from"),
+    to = text("to");
   return {
     walkthrough: text("w"),
     page: oneOf(PAGES, given.get("page"), NOTHING.page),
@@ -71,7 +92,10 @@ export function readView(search: string): View {
     hidden: given.getAll("hide"),
     detail: Number.isInteger(detail) && detail >= 0 && detail <= 200 ? detail : NOTHING.detail,
     places: Number.isInteger(places) && places >= 0 && places <= 200 ? places : NOTHING.places,
-    unfolded: given.getAll("open").map(Number).filter((n) => Number.isInteger(n) && n >= 0),
+    unfolded: given
+      .getAll("open")
+      .map(Number)
+      .filter((n) => Number.isInteger(n) && n >= 0),
     pins: given.getAll("pin").filter((pin) => /^\d{1,4}:./.test(pin)),
     table: given.get("table") === "1",
     by: oneOf(["day", "week"] as const, given.get("by"), NOTHING.by),
@@ -125,9 +149,11 @@ export type Query = Record<string, string | number | (string | number)[] | undef
 /** Which journeys: servers and days. */
 export function cohort(view: View): Query {
   const days: Query =
-    view.period === "all" ? {}
-    : view.period === "custom" ? { from: view.from || undefined, to: view.to || undefined }
-    : { from: daysAgo(Number(view.period) - 1) };
+    view.period === "all"
+      ? {}
+      : view.period === "custom"
+        ? { from: view.from || undefined, to: view.to || undefined }
+        : { from: daysAgo(Number(view.period) - 1) };
   return { server: view.servers, ...days };
 }
 
