@@ -45,6 +45,10 @@ export function url(path: string, query: Query = {}): string {
   return `/v1/${path}${text ? `?${text}` : ""}`;
 }
 
+/** The path of a walkthrough, or of something of it. */
+export const walkthroughPath = (id: string, ...parts: string[]): string =>
+  ["walkthroughs", ...[id, ...parts].map(encodeURIComponent)].join("/");
+
 const KEY = "stepstream.key";
 
 /** The key: given in the address behind `#key=`, which is never sent and is taken out, or by hand. */

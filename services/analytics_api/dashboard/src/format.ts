@@ -25,11 +25,16 @@ export function share(value: number | null | undefined): string {
   return `${percent < 10 && percent % 1 !== 0 ? percent.toFixed(1) : percent.toFixed(0)} %`;
 }
 
+function signOf(value: number): string {
+  if (value === 0) return "±";
+  return value > 0 ? "+" : "−";
+}
+
 /** A difference of two shares, in percentage points. */
 export function points(value: number | null | undefined): string {
   if (value === null || value === undefined) return "–";
   const rounded = Math.round(value * 1000) / 10;
-  return `${rounded > 0 ? "+" : rounded < 0 ? "−" : "±"}${Math.abs(rounded).toFixed(1)} points`;
+  return `${signOf(rounded)}${Math.abs(rounded).toFixed(1)} points`;
 }
 
 const UNITS: [number, string][] = [
@@ -64,7 +69,7 @@ export function ago(ms: number, now: number): string {
 export const isoDay = (at: Date): string => at.toISOString().slice(0, 10);
 
 /** The UTC day so many days before today. */
-export const daysAgo = (days: number): string => isoDay(new Date(Date.now() - days * 86_400_000));
+export const daysAgo = (days: number, now = Date.now()): string => isoDay(new Date(now - days * 86_400_000));
 
 export const OUTCOMES = {
   finished: "Finished",

@@ -4,7 +4,7 @@
 import { EventSource } from "eventsource";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Api, Freshness } from "./api";
-import { url } from "./api";
+import { url, walkthroughPath } from "./api";
 
 /** Between two reloads of figures, however fast they change; where they take long, five times that. */
 const CALM_MS = 1_500;
@@ -28,7 +28,7 @@ export function useLive(api: Api, walkthrough: string): Live {
     setConnection("connecting");
     if (!walkthrough) return;
     let seen: string | null = null;
-    const stream = new EventSource(url(`walkthroughs/${encodeURIComponent(walkthrough)}/live`), {
+    const stream = new EventSource(url(walkthroughPath(walkthrough, "live")), {
       fetch: (input, init) =>
         fetch(input, { ...init, headers: { ...init.headers, Authorization: `Bearer ${api.key}` } }),
     });

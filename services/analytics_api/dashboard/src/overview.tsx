@@ -5,11 +5,12 @@ import type { Overview } from "./api";
 import { count, share } from "./format";
 import { Table } from "./parts";
 
-export function OverviewTable(props: {
+interface Props {
   overview: Overview;
   open: (walkthrough: string, server?: string) => void;
-}): JSX.Element {
-  const { overview, open } = props;
+}
+
+export function OverviewTable({ overview, open }: Props): JSX.Element {
   return (
     <section aria-label="Overview">
       <h1 class="lead">Walkthroughs of {overview.organization.name}</h1>
@@ -34,29 +35,8 @@ export function OverviewTable(props: {
             { title: "Last active" },
           ]}
           rows={overview.walkthroughs.flatMap((w) => [
-            {
-              key: w.walkthrough_id,
-              isStrong: true,
-              cells: [
-                <button type="button" class="link" onClick={() => open(w.walkthrough_id)}>
-                  {w.title}
-                </button>,
-                ...figures(w),
-              ],
-            },
-            ...(w.servers.length > 1 ? w.servers : []).map((s) => ({
-              key: `${w.walkthrough_id} ${s.mcp_server_id}`,
-              cells: [
-                <button
-                  type="button"
-                  class="link indent"
-                  onClick={() => open(w.walkthrough_id, s.mcp_server_id ?? undefined)}
-                >
-                  {s.server ?? s.mcp_server_id}
-                </button>,
-                ...figures(s),
-              ],
-            })),
+            walkthroughRow(w, open),
+            ...(w.servers.length > 1 ? w.servers : []).map((s) => serverRow(w.walkthrough_id, s, open)),
           ])}
         />
       )}
@@ -65,6 +45,25 @@ export function OverviewTable(props: {
 }
 
 type Row = Overview["walkthroughs"][number]["servers"][number];
+
+function walkthroughRow(row: Overview["walkthroughs"][number], open: Props["open"]) {
+  const name = <Open title={row.title} go={() => open(row.walkthrough_id)} />;
+  return { key: row.walkthrough_id, isStrong: true, cells: [name, ...figures(row)] };
+}
+
+function serverRow(walkthrough: string, row: Row, open: Props["open"]) {
+  const title = row.server ?? row.mcp_server_id;
+  const name = <Open title={title} isIndented go={() => open(walkthrough, row.mcp_server_id ?? undefined)} />;
+  return { key: `${walkthrough} ${row.mcp_server_id}`, cells: [name, ...figures(row)] };
+}
+
+function Open(props: { title: string | null; isIndented?: boolean; go: () => void }): JSX.Element {
+  return (
+    <button type="button" class={props.isIndented ? "link indent" : "link"} onClick={props.go}>
+      {props.title}
+    </button>
+  );
+}
 
 const figures = (row: Row): string[] => [
   count(row.started),

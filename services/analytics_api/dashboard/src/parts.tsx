@@ -3,12 +3,12 @@
 import type { ComponentChildren, JSX } from "preact";
 import { useState } from "preact/hooks";
 import type { Api, ApiError } from "./api";
-import type { Asked } from "./data";
+import type { Answering } from "./data";
 import type { Query } from "./state";
 
 /** The states of an answer: loading, error, empty, or what is there. */
 export function Answered<T>(props: {
-  asked: Asked<T> & { again: () => void };
+  asked: Answering<T>;
   isEmpty?: (data: T) => boolean;
   empty?: ComponentChildren;
   children: (data: T) => ComponentChildren;
@@ -90,18 +90,28 @@ export function Segments<T extends string>(props: {
 
 export function Table(props: {
   caption: string;
+  /** What the region of the table is called, if not as its caption. */
+  label?: string;
   columns: readonly { title: string; isNumber?: boolean }[];
   rows: readonly { key: string; cells: ComponentChildren[]; isStrong?: boolean }[];
 }): JSX.Element {
+  const [, ...others] = props.columns;
+  const classOf = (column: { isNumber?: boolean }) => (column.isNumber ? "number" : "");
   return (
-    <div class="table-scroll" tabIndex={0} role="region" aria-label={`Table: ${props.caption}`}>
+    <div
+      class="table-scroll"
+      // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls has to be reached by keyboard
+      tabIndex={0}
+      role="region"
+      aria-label={`Table: ${props.label ?? props.caption}`}
+    >
       <table>
         <caption class="visually-hidden">{props.caption}</caption>
         <thead>
           <tr>
-            {props.columns.map((c) => (
-              <th key={c.title} scope="col" class={c.isNumber ? "number" : ""}>
-                {c.title}
+            {props.columns.map((column) => (
+              <th key={column.title} scope="col" class={classOf(column)}>
+                {column.title}
               </th>
             ))}
           </tr>
@@ -109,17 +119,12 @@ export function Table(props: {
         <tbody>
           {props.rows.map((row) => (
             <tr key={row.key} class={row.isStrong ? "strong" : ""}>
-              {row.cells.map((cell, i) =>
-                i === 0 ? (
-                  <th key={i} scope="row">
-                    {cell}
-                  </th>
-                ) : (
-                  <td key={i} class={props.columns[i]?.isNumber ? "number" : ""}>
-                    {cell}
-                  </td>
-                ),
-              )}
+              <th scope="row">{row.cells[0]}</th>
+              {others.map((column, i) => (
+                <td key={column.title} class={classOf(column)}>
+                  {row.cells[i + 1]}
+                </td>
+              ))}
             </tr>
           ))}
         </tbody>

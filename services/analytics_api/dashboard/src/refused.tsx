@@ -3,8 +3,8 @@
 import type { JSX } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import type { Api, EventSource, RefusedClass, RefusedEvents } from "./api";
+import type { Answering } from "./data";
 import { useAsked } from "./data";
-import type { Asked } from "./data";
 import { ago, count, many, share, time } from "./format";
 import { Download, Table } from "./parts";
 
@@ -13,7 +13,7 @@ const DAY_MS = 86_400_000;
 const EVERY_MS = 60_000;
 
 /** What was refused in the last 30 days: asked while `isShown`, and again every minute. */
-export function useRefused(api: Api, isShown: boolean): Asked<RefusedEvents | null> & { again: () => void } {
+export function useRefused(api: Api, isShown: boolean): Answering<RefusedEvents | null> {
   const [tick, setTick] = useState(0);
   useEffect(() => {
     if (!isShown) return;
@@ -80,23 +80,24 @@ function Classes({ answer }: { answer: RefusedEvents }): JSX.Element {
         { title: "Last refused" },
         { title: "Last example" },
       ]}
-      rows={answer.refused.map((row) => ({
-        key: `${row.source} ${row.rejection}`,
-        cells: [
-          <Source name={row.source} totals={sources.get(row.source)} />,
-          <div class="advice">
-            <code>{row.rejection}</code>
-            <p>
-              <Prose text={row.advice} />
-            </p>
-          </div>,
-          count(row.events),
-          <When row={row} now={now} />,
-          <Example row={row} />,
-        ],
-      }))}
+      rows={answer.refused.map((row) => rowOf(row, sources.get(row.source), now))}
     />
   );
+}
+
+function rowOf(row: RefusedClass, totals: EventSource | undefined, now: number) {
+  const source = <Source name={row.source} totals={totals} />;
+  const when = <When row={row} now={now} />;
+  const example = <Example row={row} />;
+  const advice = (
+    <div class="advice">
+      <code>{row.rejection}</code>
+      <p>
+        <Prose text={row.advice} />
+      </p>
+    </div>
+  );
+  return { key: `${row.source} ${row.rejection}`, cells: [source, advice, count(row.events), when, example] };
 }
 
 function Source({ name, totals }: { name: string; totals: EventSource | undefined }): JSX.Element {
@@ -168,5 +169,6 @@ function Hints({ source }: { source: EventSource }): JSX.Element {
 
 /** A sentence in which names of fields are between backticks. */
 function Prose({ text }: { text: string }): JSX.Element {
+  // biome-ignore lint/suspicious/noArrayIndexKey: the parts of a sentence keep their places
   return <>{text.split("`").map((part, i) => (i % 2 ? <code key={i}>{part}</code> : part))}</>;
 }

@@ -11,7 +11,8 @@ export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
 export type Period = (typeof PERIODS)[number];
 
 /** The people behind a figure: parameters of the journeys route, in their order. */
-export type Figure = [string, string][];
+export type Entry = [name: string, value: string];
+export type Figure = Entry[];
 
 export interface View {
   walkthrough: string;
@@ -77,8 +78,8 @@ export function readView(search: string): View {
   const text = (name: string) => given.get(name) ?? "";
   const detail = Number(given.get("detail") ?? NOTHING.detail);
   const places = Number(given.get("places") ?? NOTHING.places);
-  const from = text("from"),
-    to = text("to");
+  const from = text("from");
+  const to = text("to");
   return {
     walkthrough: text("w"),
     page: oneOf(PAGES, given.get("page"), NOTHING.page),
@@ -109,7 +110,7 @@ export function readView(search: string): View {
   };
 }
 
-/** Writes an address: only what differs from the beginning. */
+/** Writes the query of an address: only what differs from the beginning; without that, nothing. */
 export function writeView(view: View): string {
   const out = new URLSearchParams();
   const put = (name: string, value: string, otherwise = "") => {
@@ -141,21 +142,19 @@ export function writeView(view: View): string {
   put("journey", view.journey);
   put("session", view.session);
   const text = out.toString();
-  return text ? `?${text}` : location.pathname;
+  return text ? `?${text}` : "";
 }
 
 export type Query = Record<string, string | number | (string | number)[] | undefined>;
 
-/** Which journeys: servers and days. */
-export function cohort(view: View): Query {
-  const days: Query =
-    view.period === "all"
-      ? {}
-      : view.period === "custom"
-        ? { from: view.from || undefined, to: view.to || undefined }
-        : { from: daysAgo(Number(view.period) - 1) };
-  return { server: view.servers, ...days };
+function days(view: View): Query {
+  if (view.period === "all") return {};
+  if (view.period === "custom") return { from: view.from || undefined, to: view.to || undefined };
+  return { from: daysAgo(Number(view.period) - 1) };
 }
+
+/** Which journeys: servers and days. */
+export const cohort = (view: View): Query => ({ server: view.servers, ...days(view) });
 
 /** Which journeys, and which part of them. */
 export function paths(view: View): Query {

@@ -2,27 +2,19 @@
 
 import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
-import type { Api, Trends } from "./api";
+import type { Trends } from "./api";
+import { walkthroughPath } from "./api";
 import { Chart } from "./chart";
-import { useAsked } from "./data";
+import { useAnswer } from "./data";
 import { count, share } from "./format";
 import { Answered, Download, Segments, Table } from "./parts";
 import { cohort } from "./state";
-import type { View } from "./state";
+import type { ViewProps } from "./view";
 
-interface Props {
-  api: Api;
-  view: View;
-  tick: number;
-  change: (part: Partial<View>, push?: boolean) => void;
-}
-
-export function TrendsView({ api, view, tick, change }: Props): JSX.Element {
-  const path = `walkthroughs/${encodeURIComponent(view.walkthrough)}/trends`;
+export function TrendsView({ api, view, tick, change }: ViewProps): JSX.Element {
+  const path = walkthroughPath(view.walkthrough, "trends");
   const query = { ...cohort(view), by: view.by };
-  const asked = useAsked<Trends>(JSON.stringify([path, query]), tick, (signal) =>
-    api.get(path, query, signal),
-  );
+  const asked = useAnswer<Trends>(api, path, query, tick);
   return (
     <section aria-label="Trends">
       <div class="toolbar">
