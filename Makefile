@@ -108,4 +108,4 @@ sbom: setup  ## what requirements.txt locks, as CycloneDX in dist/sbom.json; the
 	@echo dist/sbom.json
 
 clean:  ## remove what setup, tests and demo left here
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DASHBOARD)/node_modules
