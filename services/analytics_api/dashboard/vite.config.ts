@@ -7,5 +7,5 @@ export default defineConfig({
     target: "es2023",
     chunkSizeWarningLimit: 800,
   },
-  test: { include: ["tests/**/*.test.ts"], isolate: false, maxWorkers: 2 },
+  test: { include: ["tests/**/*.test.ts"], isolate: false, maxWorkers: 2, testTimeout: 60_000 },
 });
