@@ -13,6 +13,9 @@ MINUTES ?= 10
 ROUNDS ?= 10
 SEED ?=
 FAULTS ?=
+DASHBOARD := services/analytics_api/dashboard
+# Node.js comes with .venv, so that the dashboard is checked and built where there is none.
+NPM = PATH="$(CURDIR)/$(BIN):$$PATH" npm --loglevel error --prefix $(DASHBOARD)
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -28,6 +31,10 @@ $(UV):
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(DASHBOARD)/node_modules/.installed: $(DASHBOARD)/package.json $(DASHBOARD)/package-lock.json | .venv/.installed
+	@$(NPM) ci --no-progress
+	@touch $@
+
 setup: .venv/.installed  ## make .venv with everything in it
 
 demo: setup  ## the whole pipeline in a minute, and the dashboard
@@ -41,7 +48,8 @@ test: setup  ## unit and integration tests; STACK=docker runs them on containers
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
 
-test-dashboard: setup  ## the dashboard in a real Chromium, which has to be installed
+test-dashboard: setup $(DASHBOARD)/node_modules/.installed  ## the dashboard: unit tests, then in a real Chromium, which has to be installed
+	$(NPM) test
 	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
 # Not in `make test`: it needs a JDK, Go and Node.js, whose clients are skipped where they are not, and minutes.
@@ -49,7 +57,7 @@ test-clients: export PYTHONDONTWRITEBYTECODE =
 test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C: minutes, so not in test; STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-lint: setup  ## style, types, import contracts, SQL, generated files, licences
+lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -58,18 +66,21 @@ lint: setup  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/python -m schemas.generate --check
 	$(BIN)/python -m services.analytics_api.generate --check
 	$(BIN)/python .ci/licences.py --check
+	$(NPM) run lint
 
-format: setup  ## write code the way lint wants it
+format: setup $(DASHBOARD)/node_modules/.installed  ## write code the way lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(NPM) run format
 
 generate: setup  ## write the generated files of schemas/ and of the API, and docs/licences.md, anew
 	$(BIN)/python -m schemas.generate
 	$(BIN)/python -m services.analytics_api.generate
 	$(BIN)/python .ci/licences.py
 
-dashboard: generate  ## build the dashboard anew, which is checked in; needs Node.js 20 or newer
-	cd services/analytics_api/dashboard && npm ci --no-progress && npm run types && npm run build
+dashboard: generate $(DASHBOARD)/node_modules/.installed  ## build the dashboard anew, which is checked in
+	$(NPM) run types
+	$(NPM) run build
 	$(BIN)/python -m services.analytics_api.generate --built
 
 docs: setup  ## write what the commands print into docs/operating.md, and the roles' rights into docs/security.md
@@ -97,4 +108,4 @@ sbom: setup  ## what requirements.txt locks, as CycloneDX in dist/sbom.json; the
 	@echo dist/sbom.json
 
 clean:  ## remove what setup, tests and demo left here
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DASHBOARD)/node_modules

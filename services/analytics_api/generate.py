@@ -2,8 +2,8 @@
 
     python -m services.analytics_api.generate [--check | --built]
 
-The bundle is checked in and built with Node.js, which not everybody has. So a build notes, with `--built`,
-what it was made from and what came out; whoever changes either without the other is told.
+The bundle is checked in. A build notes, with `--built`, what it was made from and what came out, so that
+whoever changes either without the other is told, and nothing has to be built for that.
 """
 
 import hashlib

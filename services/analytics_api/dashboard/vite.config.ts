@@ -1,4 +1,4 @@
-import { defineConfig } from "vite";
+import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   build: {
@@ -7,4 +7,5 @@ export default defineConfig({
     target: "es2023",
     chunkSizeWarningLimit: 800,
   },
+  test: { include: ["tests/**/*.test.ts"], isolate: false, maxWorkers: 2, testTimeout: 60_000 },
 });

@@ -25,7 +25,11 @@ export type RefusedClass = Schemas["RefusedClass"];
 export type EventSource = Schemas["EventSource"];
 
 export class ApiError extends Error {
-  constructor(readonly status: number, readonly title: string, detail: string) {
+  constructor(
+    readonly status: number,
+    readonly title: string,
+    detail: string,
+  ) {
     super(detail);
   }
 }
@@ -40,6 +44,10 @@ export function url(path: string, query: Query = {}): string {
   const text = params.toString();
   return `/v1/${path}${text ? `?${text}` : ""}`;
 }
+
+/** The path of a walkthrough, or of something of it. */
+export const walkthroughPath = (id: string, ...parts: string[]): string =>
+  ["walkthroughs", ...[id, ...parts].map(encodeURIComponent)].join("/");
 
 const KEY = "stepstream.key";
 

@@ -3,7 +3,7 @@
 import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import { useWidth } from "./sankey";
+import { useWidth } from "./width";
 
 export interface ChartProps {
   label: string;
@@ -15,6 +15,7 @@ export interface ChartProps {
 export function Chart({ label, data, make }: ChartProps): JSX.Element {
   const [measure, width] = useWidth();
   const place = useRef<HTMLDivElement>(null);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the data stand for `make` and the label
   useEffect(() => {
     const room = Math.max(width, 260);
     const plot = Plot.plot({
@@ -31,5 +32,13 @@ export function Chart({ label, data, make }: ChartProps): JSX.Element {
     plot.setAttribute("aria-label", label);
     place.current?.replaceChildren(plot);
   }, [data, width]);
-  return <div class="chart" ref={(element) => { measure(element); place.current = element; }} />;
+  return (
+    <div
+      class="chart"
+      ref={(element) => {
+        measure(element);
+        place.current = element;
+      }}
+    />
+  );
 }

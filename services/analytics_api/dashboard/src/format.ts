@@ -2,8 +2,14 @@
 
 const number = new Intl.NumberFormat("en");
 const dateTime = new Intl.DateTimeFormat("en", {
-  year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
-  hourCycle: "h23", timeZone: "UTC",
+  year: "numeric",
+  month: "short",
+  day: "numeric",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hourCycle: "h23",
+  timeZone: "UTC",
 });
 
 export const count = (value: number): string => number.format(value);
@@ -19,14 +25,24 @@ export function share(value: number | null | undefined): string {
   return `${percent < 10 && percent % 1 !== 0 ? percent.toFixed(1) : percent.toFixed(0)} %`;
 }
 
+function signOf(value: number): string {
+  if (value === 0) return "±";
+  return value > 0 ? "+" : "−";
+}
+
 /** A difference of two shares, in percentage points. */
 export function points(value: number | null | undefined): string {
   if (value === null || value === undefined) return "–";
   const rounded = Math.round(value * 1000) / 10;
-  return `${rounded > 0 ? "+" : rounded < 0 ? "−" : "±"}${Math.abs(rounded).toFixed(1)} points`;
+  return `${signOf(rounded)}${Math.abs(rounded).toFixed(1)} points`;
 }
 
-const UNITS: [number, string][] = [[86_400_000, "d"], [3_600_000, "h"], [60_000, "min"], [1_000, "s"]];
+const UNITS: [number, string][] = [
+  [86_400_000, "d"],
+  [3_600_000, "h"],
+  [60_000, "min"],
+  [1_000, "s"],
+];
 
 /** Milliseconds in the two largest units that fit. */
 export function duration(ms: number | null | undefined): string {
@@ -53,7 +69,7 @@ export function ago(ms: number, now: number): string {
 export const isoDay = (at: Date): string => at.toISOString().slice(0, 10);
 
 /** The UTC day so many days before today. */
-export const daysAgo = (days: number): string => isoDay(new Date(Date.now() - days * 86_400_000));
+export const daysAgo = (days: number, now = Date.now()): string => isoDay(new Date(now - days * 86_400_000));
 
 export const OUTCOMES = {
   finished: "Finished",

@@ -4,7 +4,7 @@
 import { EventSource } from "eventsource";
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { Api, Freshness } from "./api";
-import { url } from "./api";
+import { url, walkthroughPath } from "./api";
 
 /** Between two reloads of figures, however fast they change; where they take long, five times that. */
 const CALM_MS = 1_500;
@@ -28,7 +28,7 @@ export function useLive(api: Api, walkthrough: string): Live {
     setConnection("connecting");
     if (!walkthrough) return;
     let seen: string | null = null;
-    const stream = new EventSource(url(`walkthroughs/${encodeURIComponent(walkthrough)}/live`), {
+    const stream = new EventSource(url(walkthroughPath(walkthrough, "live")), {
       fetch: (input, init) =>
         fetch(input, { ...init, headers: { ...init.headers, Authorization: `Bearer ${api.key}` } }),
     });
@@ -38,16 +38,20 @@ export function useLive(api: Api, walkthrough: string): Live {
     };
     stream.addEventListener("open", () => setConnection("live"));
     stream.addEventListener("error", () =>
-      setConnection(stream.readyState === stream.CLOSED ? "gone" : "cut"));
+      setConnection(stream.readyState === stream.CLOSED ? "gone" : "cut"),
+    );
     stream.addEventListener("freshness", hear);
     stream.addEventListener("changed", (event) => {
       hear(event);
       // The first one says what there is, which the page has asked for by itself.
       if (seen !== null && waiting.current === undefined) {
-        waiting.current = window.setTimeout(() => {
-          waiting.current = undefined;
-          setTick((n) => n + 1);
-        }, Math.max(CALM_MS, 5 * api.took));
+        waiting.current = window.setTimeout(
+          () => {
+            waiting.current = undefined;
+            setTick((n) => n + 1);
+          },
+          Math.max(CALM_MS, 5 * api.took),
+        );
       }
       seen = event.lastEventId;
     });

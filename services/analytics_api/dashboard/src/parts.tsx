@@ -3,12 +3,12 @@
 import type { ComponentChildren, JSX } from "preact";
 import { useState } from "preact/hooks";
 import type { Api, ApiError } from "./api";
-import type { Asked } from "./data";
+import type { Answering } from "./data";
 import type { Query } from "./state";
 
 /** The states of an answer: loading, error, empty, or what is there. */
 export function Answered<T>(props: {
-  asked: Asked<T> & { again: () => void };
+  asked: Answering<T>;
   isEmpty?: (data: T) => boolean;
   empty?: ComponentChildren;
   children: (data: T) => ComponentChildren;
@@ -16,7 +16,14 @@ export function Answered<T>(props: {
   const { data, error, loading, again } = props.asked;
   if (error && data === null) return <Problem error={error} again={again} />;
   if (data === null) {
-    return <div class="loading" role="status"><span class="visually-hidden">Loading</span><i /><i /><i /></div>;
+    return (
+      <div class="loading" role="status">
+        <span class="visually-hidden">Loading</span>
+        <i />
+        <i />
+        <i />
+      </div>
+    );
   }
   return (
     <div class={loading ? "reloading" : ""} aria-busy={loading}>
@@ -30,8 +37,13 @@ export function Problem(props: { error: ApiError; again: () => void; isStale?: b
   return (
     <div class="problem" role="alert">
       <strong>{props.error.title}</strong>
-      <p>{props.error.message}{props.isStale ? ". What is shown below is from before." : ""}</p>
-      <button type="button" onClick={props.again}>Ask again</button>
+      <p>
+        {props.error.message}
+        {props.isStale ? ". What is shown below is from before." : ""}
+      </p>
+      <button type="button" onClick={props.again}>
+        Ask again
+      </button>
     </div>
   );
 }
@@ -42,7 +54,12 @@ export function Download(props: { api: Api; path: string; query: Query }): JSX.E
     <button
       type="button"
       class="quiet"
-      onClick={() => props.api.download(props.path, props.query).then(() => setProblem(""), (e: Error) => setProblem(e.message))}
+      onClick={() =>
+        props.api.download(props.path, props.query).then(
+          () => setProblem(""),
+          (e: Error) => setProblem(e.message),
+        )
+      }
     >
       {problem ? `CSV: ${problem}` : "Download CSV"}
     </button>
@@ -58,7 +75,12 @@ export function Segments<T extends string>(props: {
   return (
     <div class="segments" role="group" aria-label={props.name}>
       {props.options.map(([value, label]) => (
-        <button type="button" key={value} aria-pressed={props.value === value} onClick={() => props.onChange(value)}>
+        <button
+          type="button"
+          key={value}
+          aria-pressed={props.value === value}
+          onClick={() => props.onChange(value)}
+        >
           {label}
         </button>
       ))}
@@ -68,23 +90,40 @@ export function Segments<T extends string>(props: {
 
 export function Table(props: {
   caption: string;
+  /** What the region of the table is called, if not as its caption. */
+  label?: string;
   columns: readonly { title: string; isNumber?: boolean }[];
   rows: readonly { key: string; cells: ComponentChildren[]; isStrong?: boolean }[];
 }): JSX.Element {
+  const [, ...others] = props.columns;
+  const classOf = (column: { isNumber?: boolean }) => (column.isNumber ? "number" : "");
   return (
-    <div class="table-scroll" tabIndex={0} role="region" aria-label={`Table: ${props.caption}`}>
+    <div
+      class="table-scroll"
+      // biome-ignore lint/a11y/noNoninteractiveTabindex: what scrolls has to be reached by keyboard
+      tabIndex={0}
+      role="region"
+      aria-label={`Table: ${props.label ?? props.caption}`}
+    >
       <table>
         <caption class="visually-hidden">{props.caption}</caption>
         <thead>
-          <tr>{props.columns.map((c) => <th key={c.title} scope="col" class={c.isNumber ? "number" : ""}>{c.title}</th>)}</tr>
+          <tr>
+            {props.columns.map((column) => (
+              <th key={column.title} scope="col" class={classOf(column)}>
+                {column.title}
+              </th>
+            ))}
+          </tr>
         </thead>
         <tbody>
           {props.rows.map((row) => (
             <tr key={row.key} class={row.isStrong ? "strong" : ""}>
-              {row.cells.map((cell, i) => (
-                i === 0
-                  ? <th key={i} scope="row">{cell}</th>
-                  : <td key={i} class={props.columns[i]?.isNumber ? "number" : ""}>{cell}</td>
+              <th scope="row">{row.cells[0]}</th>
+              {others.map((column, i) => (
+                <td key={column.title} class={classOf(column)}>
+                  {row.cells[i + 1]}
+                </td>
               ))}
             </tr>
           ))}

@@ -11,7 +11,8 @@ export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
 export type Period = (typeof PERIODS)[number];
 
 /** The people behind a figure: parameters of the journeys route, in their order. */
-export type Figure = [string, string][];
+export type Entry = [name: string, value: string];
+export type Figure = Entry[];
 
 export interface View {
   walkthrough: string;
@@ -40,9 +41,29 @@ export interface View {
 }
 
 export const NOTHING: View = {
-  walkthrough: "", page: "walkthroughs", tab: "flow", servers: [], period: "all", from: "", to: "", startAt: "", endAt: "",
-  hidden: [], detail: 6, places: 16, unfolded: [], pins: [], table: false, by: "day", compare: "servers", a: "", b: "",
-  figure: [], label: "", journey: "", session: "",
+  walkthrough: "",
+  page: "walkthroughs",
+  tab: "flow",
+  servers: [],
+  period: "all",
+  from: "",
+  to: "",
+  startAt: "",
+  endAt: "",
+  hidden: [],
+  detail: 6,
+  places: 16,
+  unfolded: [],
+  pins: [],
+  table: false,
+  by: "day",
+  compare: "servers",
+  a: "",
+  b: "",
+  figure: [],
+  label: "",
+  journey: "",
+  session: "",
 };
 
 const isDay = (text: string): boolean => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
@@ -57,7 +78,8 @@ export function readView(search: string): View {
   const text = (name: string) => given.get(name) ?? "";
   const detail = Number(given.get("detail") ?? NOTHING.detail);
   const places = Number(given.get("places") ?? NOTHING.places);
-  const from = text("from"), to = text("to");
+  const from = text("from");
+  const to = text("to");
   return {
     walkthrough: text("w"),
     page: oneOf(PAGES, given.get("page"), NOTHING.page),
@@ -71,7 +93,10 @@ export function readView(search: string): View {
     hidden: given.getAll("hide"),
     detail: Number.isInteger(detail) && detail >= 0 && detail <= 200 ? detail : NOTHING.detail,
     places: Number.isInteger(places) && places >= 0 && places <= 200 ? places : NOTHING.places,
-    unfolded: given.getAll("open").map(Number).filter((n) => Number.isInteger(n) && n >= 0),
+    unfolded: given
+      .getAll("open")
+      .map(Number)
+      .filter((n) => Number.isInteger(n) && n >= 0),
     pins: given.getAll("pin").filter((pin) => /^\d{1,4}:./.test(pin)),
     table: given.get("table") === "1",
     by: oneOf(["day", "week"] as const, given.get("by"), NOTHING.by),
@@ -85,7 +110,7 @@ export function readView(search: string): View {
   };
 }
 
-/** Writes an address: only what differs from the beginning. */
+/** Writes the query of an address: only what differs from the beginning; without that, nothing. */
 export function writeView(view: View): string {
   const out = new URLSearchParams();
   const put = (name: string, value: string, otherwise = "") => {
@@ -117,19 +142,19 @@ export function writeView(view: View): string {
   put("journey", view.journey);
   put("session", view.session);
   const text = out.toString();
-  return text ? `?${text}` : location.pathname;
+  return text ? `?${text}` : "";
 }
 
 export type Query = Record<string, string | number | (string | number)[] | undefined>;
 
-/** Which journeys: servers and days. */
-export function cohort(view: View): Query {
-  const days: Query =
-    view.period === "all" ? {}
-    : view.period === "custom" ? { from: view.from || undefined, to: view.to || undefined }
-    : { from: daysAgo(Number(view.period) - 1) };
-  return { server: view.servers, ...days };
+function days(view: View): Query {
+  if (view.period === "all") return {};
+  if (view.period === "custom") return { from: view.from || undefined, to: view.to || undefined };
+  return { from: daysAgo(Number(view.period) - 1) };
 }
+
+/** Which journeys: servers and days. */
+export const cohort = (view: View): Query => ({ server: view.servers, ...days(view) });
 
 /** Which journeys, and which part of them. */
 export function paths(view: View): Query {

@@ -2,38 +2,55 @@
 
 import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
-import type { Api, Trends } from "./api";
+import type { Trends } from "./api";
+import { walkthroughPath } from "./api";
 import { Chart } from "./chart";
-import { useAsked } from "./data";
+import { useAnswer } from "./data";
 import { count, share } from "./format";
 import { Answered, Download, Segments, Table } from "./parts";
 import { cohort } from "./state";
-import type { View } from "./state";
+import type { ViewProps } from "./view";
 
-interface Props {
-  api: Api;
-  view: View;
-  tick: number;
-  change: (part: Partial<View>, push?: boolean) => void;
-}
-
-export function TrendsView({ api, view, tick, change }: Props): JSX.Element {
-  const path = `walkthroughs/${encodeURIComponent(view.walkthrough)}/trends`;
+export function TrendsView({ api, view, tick, change }: ViewProps): JSX.Element {
+  const path = walkthroughPath(view.walkthrough, "trends");
   const query = { ...cohort(view), by: view.by };
-  const asked = useAsked<Trends>(JSON.stringify([path, query]), tick, (signal) => api.get(path, query, signal));
+  const asked = useAnswer<Trends>(api, path, query, tick);
   return (
     <section aria-label="Trends">
       <div class="toolbar">
-        <Segments name="Divided by" options={[["day", "Days"], ["week", "Weeks"]]} value={view.by} onChange={(by) => change({ by })} />
+        <Segments
+          name="Divided by"
+          options={[
+            ["day", "Days"],
+            ["week", "Weeks"],
+          ]}
+          value={view.by}
+          onChange={(by) => change({ by })}
+        />
         <Download api={api} path={path} query={query} />
       </div>
-      <Answered asked={asked} isEmpty={(a) => a.points.length === 0} empty={<><strong>Nobody here</strong><p>Nothing happened in these days.</p></>}>
+      <Answered
+        asked={asked}
+        isEmpty={(a) => a.points.length === 0}
+        empty={
+          <>
+            <strong>Nobody here</strong>
+            <p>Nothing happened in these days.</p>
+          </>
+        }
+      >
         {(answer) => (
           <>
             <div class="two">
               <figure>
                 <figcaption>Journeys that began, and how many of those are finished by now</figcaption>
-                <Lines answer={answer} of={[["started", "Began", "var(--flow-strong)"], ["finished", "Finished by now", "var(--finished)"]]} />
+                <Lines
+                  answer={answer}
+                  of={[
+                    ["started", "Began", "var(--flow-strong)"],
+                    ["finished", "Finished by now", "var(--finished)"],
+                  ]}
+                />
               </figure>
               <figure>
                 <figcaption>People active</figcaption>
@@ -51,13 +68,23 @@ export function TrendsView({ api, view, tick, change }: Props): JSX.Element {
             <Table
               caption={answer.by === "day" ? "By day" : "By week"}
               columns={[
-                { title: answer.by === "day" ? "Day (UTC)" : "Week from (UTC)" }, { title: "Began", isNumber: true },
-                { title: "Finished by now", isNumber: true }, { title: "Completion rate", isNumber: true },
-                { title: "Finished then", isNumber: true }, { title: "People active", isNumber: true },
+                { title: answer.by === "day" ? "Day (UTC)" : "Week from (UTC)" },
+                { title: "Began", isNumber: true },
+                { title: "Finished by now", isNumber: true },
+                { title: "Completion rate", isNumber: true },
+                { title: "Finished then", isNumber: true },
+                { title: "People active", isNumber: true },
               ]}
               rows={[...answer.points].reverse().map((p) => ({
                 key: p.since,
-                cells: [p.since, count(p.started), count(p.finished), share(p.completion_rate), count(p.finished_then), count(p.active_people)],
+                cells: [
+                  p.since,
+                  count(p.started),
+                  count(p.finished),
+                  share(p.completion_rate),
+                  count(p.finished_then),
+                  count(p.active_people),
+                ],
               }))}
             />
           </>
@@ -70,7 +97,9 @@ export function TrendsView({ api, view, tick, change }: Props): JSX.Element {
 type Counted = "started" | "finished" | "finished_then" | "active_people";
 
 function Lines({ answer, of }: { answer: Trends; of: [Counted, string, string][] }): JSX.Element {
-  const rows = of.flatMap(([field, name]) => answer.points.map((p) => ({ day: new Date(p.since), n: p[field], name })));
+  const rows = of.flatMap(([field, name]) =>
+    answer.points.map((p) => ({ day: new Date(p.since), n: p[field], name })),
+  );
   return (
     <Chart
       label={of.map(([, name]) => name).join(", ")}
@@ -79,11 +108,29 @@ function Lines({ answer, of }: { answer: Trends; of: [Counted, string, string][]
         height: 220,
         marginLeft: 46,
         x: { type: "utc", label: null },
-        y: { grid: true, label: null, nice: true, domain: [0, Math.max(1, ...rows.map((r) => r.n))], tickFormat: (n: number) => (Number.isInteger(n) ? count(n) : "") },
-        color: { domain: of.map(([, name]) => name), range: of.map(([, , colour]) => colour), legend: of.length > 1 },
+        y: {
+          grid: true,
+          label: null,
+          nice: true,
+          domain: [0, Math.max(1, ...rows.map((r) => r.n))],
+          tickFormat: (n: number) => (Number.isInteger(n) ? count(n) : ""),
+        },
+        color: {
+          domain: of.map(([, name]) => name),
+          range: of.map(([, , colour]) => colour),
+          legend: of.length > 1,
+        },
         marks: [
           Plot.lineY(rows, { x: "day", y: "n", stroke: "name", strokeWidth: 2, curve: "monotone-x" }),
-          Plot.dot(rows, { x: "day", y: "n", fill: "name", r: rows.length > 90 ? 0 : 2.5, tip: true, title: (r: { day: Date; n: number; name: string }) => `${r.day.toISOString().slice(0, 10)}\n${r.name}: ${count(r.n)}` }),
+          Plot.dot(rows, {
+            x: "day",
+            y: "n",
+            fill: "name",
+            r: rows.length > 90 ? 0 : 2.5,
+            tip: true,
+            title: (r: { day: Date; n: number; name: string }) =>
+              `${r.day.toISOString().slice(0, 10)}\n${r.name}: ${count(r.n)}`,
+          }),
         ],
       })}
     />
@@ -91,7 +138,9 @@ function Lines({ answer, of }: { answer: Trends; of: [Counted, string, string][]
 }
 
 function Rate({ answer }: { answer: Trends }): JSX.Element {
-  const rows = answer.points.filter((p) => p.completion_rate !== null).map((p) => ({ day: new Date(p.since), rate: p.completion_rate ?? 0 }));
+  const rows = answer.points
+    .filter((p) => p.completion_rate !== null)
+    .map((p) => ({ day: new Date(p.since), rate: p.completion_rate ?? 0 }));
   return (
     <Chart
       label="Completion rate"
@@ -103,7 +152,15 @@ function Rate({ answer }: { answer: Trends }): JSX.Element {
         y: { grid: true, label: null, domain: [0, 1], tickFormat: (n: number) => share(n) },
         marks: [
           Plot.lineY(rows, { x: "day", y: "rate", stroke: "var(--finished)", strokeWidth: 2 }),
-          Plot.dot(rows, { x: "day", y: "rate", fill: "var(--finished)", r: 2.5, tip: true, title: (r: { day: Date; rate: number }) => `${r.day.toISOString().slice(0, 10)}\n${share(r.rate)}` }),
+          Plot.dot(rows, {
+            x: "day",
+            y: "rate",
+            fill: "var(--finished)",
+            r: 2.5,
+            tip: true,
+            title: (r: { day: Date; rate: number }) =>
+              `${r.day.toISOString().slice(0, 10)}\n${share(r.rate)}`,
+          }),
         ],
       })}
     />

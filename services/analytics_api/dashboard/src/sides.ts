@@ -1,0 +1,66 @@
+/** The two sides of a comparison, and what they can be chosen from. */
+
+import type { Walkthrough } from "./api";
+import { daysAgo } from "./format";
+import type { Query, View } from "./state";
+import { cohort } from "./state";
+
+export interface Side {
+  name: string;
+  query: Query;
+}
+
+type Letter = "a" | "b";
+type Option = readonly [id: string, name: string];
+
+interface Period {
+  id: string;
+  name: string;
+  /** Days before today. */
+  first: number;
+  last: number;
+}
+
+const PERIODS: Period[] = [
+  { id: "last7", name: "last 7 days", first: 6, last: 0 },
+  { id: "before7", name: "the 7 days before", first: 13, last: 7 },
+  { id: "last30", name: "last 30 days", first: 29, last: 0 },
+  { id: "before30", name: "the 30 days before", first: 59, last: 30 },
+];
+
+/** Places among the options of what is compared while nothing is chosen. */
+const DEFAULTS: Record<View["compare"], Record<Letter, number>> = {
+  servers: { a: 0, b: 1 },
+  periods: { a: 1, b: 0 },
+};
+
+/** What a side can be. */
+export const optionsOf = (view: View, walkthrough: Walkthrough): Option[] =>
+  (view.compare === "periods" ? PERIODS : walkthrough.servers).map(({ id, name }) => [id, name] as const);
+
+/** The id of what is chosen for a side, or else of its default. */
+export function chosenFor(letter: Letter, view: View, options: readonly Option[]): string {
+  const value = view[letter];
+  if (options.some(([id]) => id === value)) return value;
+  return options[DEFAULTS[view.compare][letter]]?.[0] ?? "";
+}
+
+function sideOf(letter: Letter, view: View, walkthrough: Walkthrough): Side | null {
+  const chosen = chosenFor(letter, view, optionsOf(view, walkthrough));
+  if (view.compare === "periods") {
+    const period = PERIODS.find(({ id }) => id === chosen);
+    if (!period) return null;
+    const { name, first, last } = period;
+    return { name, query: { server: view.servers, from: daysAgo(first), to: daysAgo(last) } };
+  }
+  const server = walkthrough.servers.find(({ id }) => id === chosen);
+  return server ? { name: server.name, query: { ...cohort(view), server: [server.id] } } : null;
+}
+
+/** Both sides; null where a walkthrough on one server has no other to be compared with. */
+export function sidesOf(view: View, walkthrough: Walkthrough): { a: Side; b: Side } | null {
+  if (view.compare === "servers" && walkthrough.servers.length < 2) return null;
+  const a = sideOf("a", view, walkthrough);
+  const b = sideOf("b", view, walkthrough);
+  return a && b ? { a, b } : null;
+}

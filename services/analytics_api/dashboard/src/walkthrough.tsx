@@ -1,0 +1,60 @@
+/** A walkthrough: which journeys, its key figures, and one of its views. */
+
+import type { JSX } from "preact";
+import type { Summary } from "./api";
+import { CompareView } from "./compare";
+import { Filters } from "./filters";
+import { FlowView } from "./flow";
+import { KeyFigures } from "./key-figures";
+import { PeopleView } from "./people";
+import type { Tab } from "./state";
+import { TABS } from "./state";
+import { StepsView } from "./steps";
+import { TrendsView } from "./trends";
+import type { ViewProps } from "./view";
+
+const TAB_NAMES: Record<Tab, string> = {
+  flow: "Flow",
+  steps: "Steps",
+  trends: "Trends",
+  compare: "Compare",
+  people: "People",
+};
+
+const TAB_VIEWS: Record<Tab, (props: ViewProps) => JSX.Element> = {
+  flow: FlowView,
+  steps: StepsView,
+  trends: TrendsView,
+  compare: CompareView,
+  people: PeopleView,
+};
+
+export function WalkthroughPage(props: Omit<ViewProps, "walkthrough"> & { answer: Summary }): JSX.Element {
+  const { answer, view, change } = props;
+  const { walkthrough } = answer;
+  const open = (tab: Tab) => {
+    const everybody = tab === "people" ? { figure: [], label: "" } : {};
+    change({ tab, journey: "", session: "", ...everybody }, true);
+  };
+  const TabView = TAB_VIEWS[view.tab];
+  return (
+    <>
+      <h1 class="lead">{walkthrough.title}</h1>
+      <Filters view={view} walkthrough={walkthrough} change={change} />
+      <KeyFigures answer={answer} change={change} />
+      <nav class="tabs" aria-label="Views">
+        {TABS.map((tab) => (
+          <button
+            type="button"
+            key={tab}
+            aria-current={view.tab === tab ? "page" : undefined}
+            onClick={() => open(tab)}
+          >
+            {TAB_NAMES[tab]}
+          </button>
+        ))}
+      </nav>
+      <TabView api={props.api} view={view} walkthrough={walkthrough} tick={props.tick} change={change} />
+    </>
+  );
+}
