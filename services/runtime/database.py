@@ -150,6 +150,10 @@ class _Connection(_Plain):
         if patience.expired() and not self.is_closed():
             self.terminate()
 
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        with contextlib.suppress(TimeoutError):  # it has ended all the same
+            await super().close(timeout=timeout or _GIVE_UP_SECONDS)
+
 
 async def connect(
     settings: Settings, refusals: Refusals | None, *args: Any, **options: Any

@@ -27,14 +27,15 @@ async def leave_silent_servers(settings: Settings, pool: Pool) -> None:
     before: dict[Any, Any] = {}
     while True:
         in_use = _in_use(pool)
-        waiting = [holder for holder, use in in_use.items() if before.get(holder) is use]
+        waits = any(before.get(holder) is use for holder, use in in_use.items())
         before = in_use
-        if known is None or waiting:
+        if known is None or waits:
             identity = await _where_the_address_leads(settings) or known
             if known is not None and identity != known:
-                log.warning("the address leads to another database: %d connections end", len(waiting))
+                in_use = _in_use(pool)  # some have come, and may be to the one before
+                log.warning("the address leads to another database: %d connections end", len(in_use))
                 await pool.expire_connections()
-                for holder in waiting:
+                for holder in in_use:
                     holder.terminate()
             known = identity
         await asyncio.sleep(_LOOK_SECONDS)

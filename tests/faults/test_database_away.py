@@ -331,3 +331,23 @@ async def test_a_statement_that_is_given_up_holds_its_connection_for_a_bounded_t
         assert done
         assert writing.cancelled() or isinstance(writing.exception(), database.DATABASE_ERRORS)
         await database.close_pool(pool)
+
+
+async def test_a_connection_that_is_left_for_another_server_is_let_go_though_nobody_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_GIVE_UP_SECONDS", 0.2)
+    async with proxied(world.settings.dsn) as (proxy, url):
+        settings = world.settings.model_copy(update={"database_url": SecretStr(url)})
+        pool = await database.open_pool(settings, command_timeout=600)
+
+        async def leave() -> None:
+            async with pool.acquire():
+                proxy.freeze()
+                await pool.expire_connections()
+
+        leaving = asyncio.create_task(leave())
+        done, _ = await asyncio.wait({leaving}, timeout=PATIENCE)
+        assert done
+        assert leaving.exception() is None
+        await database.close_pool(pool)
