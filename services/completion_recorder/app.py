@@ -10,6 +10,7 @@ from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
 from services.completion_recorder.watch import keep_watching
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
+from services.runtime.failover import leave_silent_servers
 from services.runtime.handling import Batches
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.migrate import check_migrated
@@ -44,7 +45,8 @@ def build(settings: Settings) -> ConsumerShell:
             recorder = Recorder(settings, pool, producer, shell.pause, partitions)
             await recorder.know_sources()
             watching = keep_watching(settings, pool, SERVICE)
-            async with beside(recorder.keep_resuming()), beside(watching):
+            failover = leave_silent_servers(settings, pool)
+            async with beside(failover), beside(recorder.keep_resuming()), beside(watching):
                 yield pool
         finally:
             await producer.stop()

@@ -11,10 +11,12 @@ from services.outbox_relay import store
 from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
 from services.runtime.database import close_pool, open_pool
+from services.runtime.failover import leave_silent_servers
 from services.runtime.http import Answered, health_routes, leave_unanswered, problem_of_database
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
 from services.runtime.settings import Settings
+from services.runtime.tasks import beside
 
 
 class RelayProcess(Process):
@@ -61,6 +63,7 @@ def application(process: RelayProcess) -> ASGIApp:
                 app.state.pool = pool
                 process.log_start()
                 async with (
+                    beside(leave_silent_servers(settings, pool)),
                     process.beside(relay.watch_depth),
                     process.beside(relay.listen),
                     process.beside(relay.run),

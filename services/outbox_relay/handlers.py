@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine
+from typing import TypeVar
 
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
@@ -22,6 +23,7 @@ from services.runtime.tracing import message_spans, parents_of
 log = logging.getLogger("stepstream.relay")
 SERVICE = "outbox-relay"
 _DEPTH_INTERVAL = 5.0
+T = TypeVar("T")
 
 
 class Relay:
@@ -62,7 +64,7 @@ class Relay:
         with contextlib.suppress(Stopped):
             while True:
                 with contextlib.suppress(*DATABASE_ERRORS):
-                    depth = await store.depth(self._pool)
+                    depth = await self._stoppable(store.depth(self._pool))
                     OUTBOX_WAITING.set(depth.waiting)
                     OUTBOX_AGE.set(depth.age_seconds)
                     OUTBOX_SET_ASIDE.set(depth.set_aside)
@@ -114,7 +116,7 @@ class Relay:
                 await store.witness(connection, self._settings.topic, self._sender.memory.all())
         self._database = identity or self._database
 
-    async def _stoppable(self, work: Coroutine[None, None, int]) -> int:
+    async def _stoppable(self, work: Coroutine[None, None, T]) -> T:
         """Waits for the work; once the process stops, only so long as its end may take."""
         task = asyncio.create_task(work)
         stopping = asyncio.create_task(self._process.stopping.wait())

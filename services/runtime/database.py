@@ -9,7 +9,7 @@ import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import aiosql
@@ -32,6 +32,8 @@ log = logging.getLogger("stepstream.database")
 #: How long a connection may take to open.
 _CONNECT_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
+#: How long the server may take to confirm that it gave up a statement.
+_GIVE_UP_SECONDS = 3.0
 
 _OF_POSTGRESQL = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 #: What the use of a connection can raise. The last one is, among others, what asyncpg says when the server
@@ -108,6 +110,7 @@ async def open_pool(
         pool: Pool = await asyncpg.create_pool(
             settings.dsn,
             connect=functools.partial(connect, settings, refusals),
+            connection_class=_Connection,
             min_size=1,
             max_size=settings.database_pool_size,
             init=setup,
@@ -125,6 +128,31 @@ async def open_pool(
         where = _without_password(settings.dsn)
         raise StepstreamError(f"PostgreSQL at {where}: {_reason(error, patience)}") from error
     return pool
+
+
+if TYPE_CHECKING:
+    _Plain = asyncpg.Connection[asyncpg.Record]
+else:  # no generic class when it runs
+    _Plain = asyncpg.Connection
+
+
+class _Connection(_Plain):
+    """Does not wait long for a server that has fallen silent.
+
+    A statement that is cancelled, or takes too long, has to be confirmed as given up before its connection
+    can roll back or go back to the pool. asyncpg waits as long again as a statement may take, so that
+    neither a failover nor SIGTERM ended in bounded time. Here the connection ends; PostgreSQL rolls back.
+    """
+
+    async def _cancel(self, *waiters: Any) -> None:
+        async with asyncio.timeout(_GIVE_UP_SECONDS) as patience:
+            await super()._cancel(*waiters)  # type: ignore[misc] # ends without an error when it is cancelled
+        if patience.expired() and not self.is_closed():
+            self.terminate()
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        with contextlib.suppress(TimeoutError):  # it has ended all the same
+            await super().close(timeout=timeout or _GIVE_UP_SECONDS)
 
 
 async def connect(

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ class Process:
         self.failure: BaseException | None = None
         self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
+        self._drained_by: float | None = None
         self.address = ""
         self.health_address = ""
         self._server: uvicorn.Server | None = None
@@ -71,9 +73,21 @@ class Process:
 
     def stop(self) -> None:
         """Ends the service politely."""
-        self.stopping.set()
+        self._begin_to_drain()
         if self._server is not None:
             self._server.should_exit = True
+
+    def _begin_to_drain(self) -> None:
+        if self._drained_by is None:
+            self._drained_by = time.monotonic() + self.settings.drain_timeout_seconds
+        self.stopping.set()
+
+    @property
+    def seconds_to_drain(self) -> float:
+        """How long what is in hand may still take: all of it together has the time to drain, once."""
+        if self._drained_by is None:
+            return self.settings.drain_timeout_seconds
+        return max(0.0, self._drained_by - time.monotonic())
 
     def problem_of_life(self) -> str | None:
         """What keeps the service from ever going on by itself, if anything does."""
@@ -142,8 +156,8 @@ class Process:
         try:
             yield
         finally:
-            self.stopping.set()
-            await asyncio.wait({task}, timeout=self.settings.drain_timeout_seconds)
+            self._begin_to_drain()
+            await asyncio.wait({task}, timeout=self.seconds_to_drain)
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task}, timeout=_CANCEL_SECONDS)
@@ -214,7 +228,7 @@ class Process:
                     await self._server.serve(sockets=[sock])
                 except SystemExit as error:  # uvicorn's way to say that the start failed
                     self.failure = self.failure or error
-            self.stopping.set()
+            self._begin_to_drain()
             await watch
         faulthandler.cancel_dump_traceback_later()
         if self.failure is None:

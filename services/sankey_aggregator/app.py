@@ -6,12 +6,14 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
+from services.runtime.failover import leave_silent_servers
 from services.runtime.handling import Batches
 from services.runtime.kafka import Record
 from services.runtime.migrate import check_migrated
 from services.runtime.positions import Placement
 from services.runtime.settings import Settings
 from services.runtime.shell import ConsumerShell
+from services.runtime.tasks import beside
 from services.sankey_aggregator import store
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
 
@@ -30,7 +32,7 @@ def build(settings: Settings) -> ConsumerShell:
         try:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
             aggregator = Aggregator(settings, pool, shell.pause)
-            async with shell.background(drain_marks):
+            async with beside(leave_silent_servers(settings, pool)), shell.background(drain_marks):
                 yield pool
         finally:
             await close_pool(pool)

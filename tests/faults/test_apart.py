@@ -143,13 +143,25 @@ class Pair:
 
             await eventually(has, "the standby has caught up")
 
-    async def promote(self) -> None:
+    async def silence(self) -> list[int]:
+        """The services' connections stay open and nothing answers any more, as when a machine is gone."""
+        async with self.world.connection() as db:
+            theirs = await db.fetch(
+                "select pid from pg_stat_activity where datname = current_database() and usename like 'stepstream%'"
+            )
+        pids: list[int] = [row["pid"] for row in theirs]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        return pids
+
+    async def promote(self, *, cuts: bool = True) -> None:
         """The standby is the primary from now on: for the services, and for the world."""
         name = self.world.settings.dsn.rsplit("/", 1)[1]
         url = f"postgresql://postgres@127.0.0.1:{self._port}/{name}"
         await self.world.db.close()
         self.door.lead_to("127.0.0.1", self._port)
-        self.door.cut()
+        if cuts:
+            self.door.cut()
         self.world.db = await asyncpg.connect(url)
         await self.world.db.execute("select pg_promote()")
         self.world.settings = self.world.settings.model_copy(update={"database_url": SecretStr(url)})
@@ -262,6 +274,29 @@ async def test_a_promoted_standby_becomes_exact_without_traffic(pair: Pair) -> N
     await pair.promote()
     await becomes(world, events + more)
     assert await gone(world) == []
+
+
+@embedded
+async def test_a_server_that_falls_silent_is_left_as_soon_as_another_is_the_primary(pair: Pair) -> None:
+    """No connection to it closes, and what was asked there gets no answer: services wait for neither."""
+    world = pair.world
+    services = world.start_both(database_url=pair.url, database_timeout_seconds=600)
+    services.append(world.start(RELAY, database_url=pair.url, database_timeout_seconds=600))
+    first, second = traffic(9, 300), traffic(10, 300)
+    await world.produce(first)
+    await world.drained()
+    await pair.caught_up()
+    silent = await pair.silence()
+    assert silent
+    try:
+        await world.produce(second)
+        await pair.promote(cuts=False)
+        await becomes(world, first + second)
+        ended = [asyncio.to_thread(service.terminate) for service in services]
+        assert await asyncio.gather(*ended) == [0, 0, 0]
+    finally:
+        for pid in silent:
+            os.kill(pid, signal.SIGCONT)
 
 
 @embedded

@@ -10,10 +10,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
+from services.runtime import database
 from tests.support.proxy import proxied
 from tests.support.world import (
     AGGREGATOR,
+    PATIENCE,
     RECORDER,
     RELAY,
     ROLES,
@@ -301,3 +304,50 @@ async def test_sigterm_ends_who_waits_for_it(world: World, how: str) -> None:
             await asyncio.sleep(1)
         ended = [asyncio.to_thread(service.terminate) for service in services]
         assert await asyncio.gather(*ended) == [0, 0]
+
+
+async def test_a_statement_that_is_given_up_holds_its_connection_for_a_bounded_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says neither an answer nor that it has given up; a statement may take very long otherwise."""
+    monkeypatch.setattr(database, "_GIVE_UP_SECONDS", 0.2)
+    async with proxied(world.settings.dsn) as (proxy, url):
+        settings = world.settings.model_copy(update={"database_url": SecretStr(url)})
+        pool = await database.open_pool(settings, command_timeout=600)
+
+        silent = asyncio.Event()
+
+        async def write() -> None:
+            async with pool.acquire() as connection, connection.transaction():
+                proxy.freeze()
+                silent.set()
+                await connection.fetch("select 1")
+
+        writing = asyncio.create_task(write())
+
+        await silent.wait()
+        writing.cancel()
+        done, _ = await asyncio.wait({writing}, timeout=PATIENCE)
+        assert done
+        assert writing.cancelled() or isinstance(writing.exception(), database.DATABASE_ERRORS)
+        await database.close_pool(pool)
+
+
+async def test_a_connection_that_is_left_for_another_server_is_let_go_though_nobody_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_GIVE_UP_SECONDS", 0.2)
+    async with proxied(world.settings.dsn) as (proxy, url):
+        settings = world.settings.model_copy(update={"database_url": SecretStr(url)})
+        pool = await database.open_pool(settings, command_timeout=600)
+
+        async def leave() -> None:
+            async with pool.acquire():
+                proxy.freeze()
+                await pool.expire_connections()
+
+        leaving = asyncio.create_task(leave())
+        done, _ = await asyncio.wait({leaving}, timeout=PATIENCE)
+        assert done
+        assert leaving.exception() is None
+        await database.close_pool(pool)

@@ -32,7 +32,7 @@ def tell(verdict: Verdict, *, timeline: bool) -> None:
     print(
         f"{'NOT EXACT' if verdict.findings else 'exact'}: seed {plan.seed}, round {plan.number}, {plan.title}: "
         f"{counts['acknowledged']} of {counts['events']} events acknowledged, {counts['rows']} rows, "
-        f"{counts['answers called current']} of {counts['answers']} answers called current, {counts['steps told']} steps led, "
+        f"{counts['answers called current']} of {counts['answers']} answers called current, {counts['steps led']} steps led, {counts['steps told']} of them told, "
         f"{len(verdict.exits)} services ended by themselves, {verdict.seconds:.0f} s"
         + (f"; {found}" * bool(found)),
         flush=True,

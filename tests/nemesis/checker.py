@@ -72,6 +72,19 @@ def check_told(history: History, done: Container[tuple[str, str]]) -> list[Findi
     return [Finding("told and lost", what)] * bool(lost)
 
 
+def check_led(
+    history: History, known: Container[tuple[str, str]], done: Container[tuple[str, str]]
+) -> list[Finding]:
+    """Each step of an agent whose event is in the topic is a completion, also where the database went back.
+
+    `known` are the sessions that are there, with their person; of others the platform forgot. `done` are
+    completions, by person and step.
+    """
+    lost = sorted(one for one in history.led if one[:2] in known and one[1:] not in done)
+    what = f"{len(lost)} steps of agents whose events are in the topic, for one {lost[0]}" if lost else ""
+    return [Finding("led and lost", what)] * bool(lost)
+
+
 def check_erased(history: History, left: Mapping[str, int], gone: Sequence[Gone]) -> list[Finding]:
     """Of erased people nothing is left; `left` are rows by person. Whose event may be gone is not judged."""
     return [

@@ -119,6 +119,8 @@ class History:
     answers: list[Answer] = field(default_factory=list)
     #: Steps that agents were told are done: by the person as their agent names them, and step.
     told: set[tuple[str, str]] = field(default_factory=set)
+    #: Steps of people whom agents led, of which the topic has the event at the end: session, person, step.
+    led: set[tuple[str, str, str]] = field(default_factory=set)
 
     def send(self, event: dict[str, Any], at: float) -> None:
         """Notes a good event before it is sent; a second copy changes nothing."""

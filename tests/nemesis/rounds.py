@@ -22,6 +22,7 @@ from tests.nemesis.checker import (
     check_answers,
     check_erased,
     check_gone,
+    check_led,
     check_rows,
     check_told,
 )
@@ -215,6 +216,9 @@ async def _judge(
     gone = await _gone(deployment)
     findings += check_gone(workload.history, gone, there)
     findings += check_answers(workload.history, gone)
+    sessions = {(r["session"], r["person"]) for r in await deployment.sql(SQL["known_led"])}
+    done_by_id = {(r["person"], r["step_id"]) for r in await deployment.sql(SQL["led_by_id"], LED)}
+    findings += check_led(workload.history, sessions, done_by_id)
     if not any(FAULTS[p.fault].forgets or FAULTS[p.fault].may_lose for p in planned):
         done = {(r["person"], r["step_id"]) for r in await deployment.sql(SQL["led"], LED)}
         findings += check_told(workload.history, done)
@@ -232,6 +236,7 @@ async def _judge(
     counts["answers called current"] = sum(bool(answer.current) for answer in history.answers)
     counts["answers"] = len(history.answers)
     counts["steps told"] = len(history.told)
+    counts["steps led"] = len(history.led)
     counts["named as gone"] = len(gone)
     return findings
 

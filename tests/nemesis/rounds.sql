@@ -35,6 +35,21 @@ from walkthrough_step_completions as done
 join mcp_server_user on done.mcp_server_user_id = mcp_server_user.id
 where done.walkthrough_id = $1;
 
+-- name: known_led
+-- Sessions that are there, of people who are there: what an event may refer to.
+select
+  mcp_server_session.mcp_server_session_id as session,
+  mcp_server_user.id as person
+from mcp_server_session
+join mcp_server_user on mcp_server_session.mcp_server_user_id = mcp_server_user.id;
+
+-- name: led_by_id
+select
+  mcp_server_user_id as person,
+  step_id
+from walkthrough_step_completions
+where walkthrough_id = $1;
+
 -- name: left
 -- Rows that are left of people who are to be forgotten.
 select

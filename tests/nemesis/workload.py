@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException, Producer
 
 from schemas import OPERATOR_SOURCES
 from services.runtime.database import DATABASE_ERRORS
-from tests.nemesis.deployment import LED_BY, PEOPLE, WALKTHROUGHS, Deployment
+from tests.nemesis.deployment import LED, LED_BY, PEOPLE, WALKTHROUGHS, Deployment
 from tests.nemesis.history import Answer, Copy, History
 from tests.support.agents import Agent, agent
 
@@ -308,6 +308,11 @@ class Workload:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._note(json.loads(record.value), Copy(record.topic, record.partition, record.offset, now))
 
+    def _note_led(self, event: dict[str, Any]) -> None:
+        if event["walkthrough_id"] == LED and event.get("type") == "step-completed":
+            who = (event["mcp_server_session_id"], event["mcp_server_user_id"])
+            self.history.led.add((*who, event["step_id"]))
+
     async def read_to_the_end(self) -> set[tuple[str, int, int]]:
         """Reads the whole topic once more, and returns event, partition and offset of what is in it."""
         found = set()
@@ -319,8 +324,9 @@ class Workload:
                     self._saw(records)
                     for record in records:
                         with contextlib.suppress(ValueError, KeyError, TypeError):
-                            event_id = json.loads(record.value)["event_id"]
-                            found.add((event_id, record.partition, record.offset))
+                            event = json.loads(record.value)
+                            found.add((event["event_id"], record.partition, record.offset))
+                            self._note_led(event)
         return found
 
     async def _ask(self) -> None:

@@ -273,7 +273,13 @@ class World:
 
     @classmethod
     async def make(
-        cls, kafka: str, base: str, template: str, topic: str | None = None, group_prefix: str | None = None
+        cls,
+        kafka: str,
+        base: str,
+        template: str,
+        topic: str | None = None,
+        group_prefix: str | None = None,
+        partitions: int = 3,
     ) -> "World":
         name = f"t_{uuid.uuid4().hex[:12]}"
         url = await create_database(base, name, template)
@@ -281,7 +287,7 @@ class World:
             kafka_bootstrap_servers=kafka,
             database_url=url,
             topic=topic or name,
-            topic_partitions=3,
+            topic_partitions=partitions,
             group_prefix=f"{name}." if group_prefix is None else group_prefix,
             session_timeout_seconds=6,
         )

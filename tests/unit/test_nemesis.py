@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from tests.nemesis.checker import Finding, check_answers, check_erased, check_gone, check_rows, check_told
+from tests.nemesis.checker import (
+    Finding,
+    check_answers,
+    check_erased,
+    check_gone,
+    check_led,
+    check_rows,
+    check_told,
+)
 from tests.nemesis.faults import FAULTS
 from tests.nemesis.faults.kafka import _BATCH, truncate
 from tests.nemesis.history import Answer, Copy, Gone, History, Key, Kind, Loss, Rank, Row
@@ -142,6 +150,12 @@ def test_what_was_sent_again_to_the_place_that_it_was_cut_from_was_gone_and_is_o
     there = rows()
     del there[key("bob")]
     assert kinds(check_rows(history, there, named)) == ["lost"]
+
+
+def test_a_step_of_an_agent_whose_event_is_in_the_topic_has_to_be_done(history: History) -> None:
+    history.led |= {("s", "ann", "a"), ("s", "ann", "b"), ("forgotten", "ann", "c")}
+    assert check_led(history, {("s", "ann")}, {("ann", "a"), ("ann", "b")}) == []
+    assert kinds(check_led(history, {("s", "ann")}, {("ann", "a")})) == ["led and lost"]
 
 
 def test_a_step_that_an_agent_was_told_is_done_has_to_be_done(history: History) -> None:

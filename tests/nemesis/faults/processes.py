@@ -9,7 +9,7 @@ from typing import Any
 from tests.nemesis import tools
 from tests.nemesis.deployment import CONSUMERS
 from tests.nemesis.faults.base import Fault
-from tests.support.world import AGGREGATOR, RECORDER, RELAY
+from tests.support.world import AGGREGATOR, MCP, RECORDER, RELAY
 
 
 class _Kill(Fault):
@@ -46,6 +46,12 @@ class KillRelay(_Kill):
     name = "kill-relay"
     what = "the relay is killed (SIGKILL) at random moments"
     service = RELAY
+
+
+class KillMcp(_Kill):
+    name = "kill-mcp"
+    what = "the MCP layer is killed (SIGKILL) at random moments, while it leads agents"
+    service = MCP
 
 
 class PauseConsumer(Fault):
@@ -138,6 +144,7 @@ FAULTS: tuple[type[Fault], ...] = (
     KillRecorder,
     KillAggregator,
     KillRelay,
+    KillMcp,
     PauseConsumer,
     RebalanceStorm,
     OtherClock,
