@@ -178,7 +178,7 @@ def main() -> None:
             stderr=log,
         )
         try:
-            while b"starts;" not in (folder / "mcp.log").read_bytes():
+            while b" starts" not in (folder / "mcp.log").read_bytes():
                 assert service.poll() is None, (folder / "mcp.log").read_text()
                 time.sleep(0.1)
             asyncio.run(work(addresses.database_url, port, args.people, args.steps))
