@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.drain import RECORDED, STEPS, drain, fresh, make_events, produce
-from services.completion_recorder.against_topic import Start, verify_against_topic
+from services.completion_recorder.against_topic import TopicStart, verify_against_topic
 from services.devstack import down, up
 from services.runtime.settings import load_settings
 
@@ -31,7 +31,7 @@ async def measure(count: int, rounds: int, base_url: str) -> None:
         events.clear()
         for _ in range(rounds):
             began, used = time.monotonic(), time.process_time()
-            outcome = await verify_against_topic(load_settings(), Start())
+            outcome = await verify_against_topic(load_settings(), TopicStart())
             seconds, used = time.monotonic() - began, time.process_time() - used
             if outcome.differing or outcome.counts.completions != count:
                 raise SystemExit(f"it is not exact: {outcome.by_cause}")

@@ -37,7 +37,7 @@ from services.runtime.settings import load_settings
 
 GOOD_PER_SECOND = 200
 CLIENT = "neighbour"
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 #: Of good events, and of those that neighbours send which could be recorded.
 PEOPLE, OTHER_PEOPLE = 120_000, 40_000
 NEIGHBOURS = (
@@ -163,7 +163,7 @@ class Good:
             )
             now = time.monotonic()
             self.took += [now - self._sent.pop(row[0]) for row in rows]
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
     async def measure(self, seconds: float) -> list[float]:
         await self.send(seconds)
@@ -172,7 +172,7 @@ class Good:
     async def all_counted(self) -> list[float]:
         """Waits for what is on its way; how long each took since this was asked last."""
         while self._sent:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
         took, self.took = self.took, []
         return took
 

@@ -26,7 +26,7 @@ from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
-from services.analytics_api.tools import Entrance
+from services.analytics_api.tools import AnalyticsMcpEndpoint
 from services.runtime import connections
 from services.runtime.database import Connection, Pool, close_pool, open_pool
 from services.runtime.faults import route_of
@@ -107,7 +107,7 @@ def application(process: AnalyticsProcess) -> ASGIApp:
     lanes = Lanes(settings)
     guard = Guard(settings, lambda: app.state.shared.answers.store)
     streams = Streams(settings)
-    entrance = Entrance(lambda: app.state.shared, settings.mcp_max_request_bytes)
+    entrance = AnalyticsMcpEndpoint(lambda: app.state.shared, settings.mcp_max_request_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,7 +17,7 @@ from services.runtime.database import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client
-from services.runtime.lag import AGGREGATOR, RECORDER, look_with, reader
+from services.runtime.lag import AGGREGATOR, RECORDER, read_groups_with, reader
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
 from services.runtime.topic import describe_log, high_watermarks
@@ -30,7 +30,7 @@ _EVERY_SECONDS = 1.0
 _ASKED_SECONDS = 30.0
 #: How long a look may take, how long a question waits for the first one, and how long one stays good while
 #: the next takes its time.
-_LOOK_SECONDS = 10.0
+_CHECK_SECONDS = 10.0
 _WAIT_SECONDS = 3.0
 _GOOD_SECONDS = 15.0
 _ANOTHER = "the database is another server since the last look"
@@ -112,7 +112,7 @@ class Look:
             else:
                 waits = self.marks.waiting or events or locked
                 current = self.agreement.is_current and not waits
-                problem = "; ".join(self.agreement.problems) or self._held_back() or _told_locked(locked)
+                problem = "; ".join(self.agreement.problems) or self._held_back() or _describe_locked(locked)
         return Freshness(
             version=version,
             newest_event_at=newest.counted_at,
@@ -133,7 +133,7 @@ class Look:
         return "a producer's open transaction holds back what came after it began"
 
 
-def _told_locked(journeys: int) -> str | None:
+def _describe_locked(journeys: int) -> str | None:
     return f"{journeys} journeys wait to be counted: somebody has locked their counts" if journeys else None
 
 
@@ -210,12 +210,12 @@ class FreshnessWatch:
         async with admin_client(self._settings) as admin, reader(self._settings) as consumer:
             while True:
                 at = time.time()
-                async with asyncio.timeout(_LOOK_SECONDS):
+                async with asyncio.timeout(_CHECK_SECONDS):
                     servers = self._servers
                     client, topic = consumer._client, self._settings.topic  # noqa: SLF001
                     topic_log = await describe_log(client, topic)
                     watermarks = await high_watermarks(client, topic, topic_log)
-                    groups = await look_with(admin, consumer, self._settings)
+                    groups = await read_groups_with(admin, consumer, self._settings)
                     # Then the database: it is never behind what is committed, unless it went back.
                     marks = await self._marks()
                 seen = agreement(groups, topic_log, marks.stored, watermarks)

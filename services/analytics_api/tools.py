@@ -260,7 +260,7 @@ TOOLS: Final[dict[str, _Tool]] = {
 }
 
 
-class Tools:
+class AnalyticsTools:
     """Answers the protocol's two requests about tools."""
 
     def __init__(self, uses: Callable[[], Shared]) -> None:
@@ -338,13 +338,16 @@ def _complaint(message: str) -> CallToolResult:
 _ONLY_POST: Final = {"Allow": "POST"}
 
 
-class Entrance:
+class AnalyticsMcpEndpoint:
     """The ASGI application behind /mcp/analytics: lets in who has a key, and hands over to the SDK."""
 
     def __init__(self, uses: Callable[[], Shared], most_bytes: int) -> None:
         self._uses = uses
         self._manager = StreamableHTTPSessionManager(
-            Tools(uses).server(), json_response=True, stateless=True, max_request_body_size=most_bytes
+            AnalyticsTools(uses).server(),
+            json_response=True,
+            stateless=True,
+            max_request_body_size=most_bytes,
         )
 
     @contextlib.asynccontextmanager

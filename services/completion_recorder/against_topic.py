@@ -51,7 +51,7 @@ LISTED = 1_000
 #: A portion takes as long as its rows take to be found, in seconds.
 _NO_LIMIT = 24 * 3600.0
 #: Dead letters follow the commit: so long, in seconds, until what is doubted is looked at once more.
-_LOOK_AGAIN = 1.0
+_CHECK_AGAIN = 1.0
 #: So long without a record, in seconds, and Kafka is said to be away.
 _SILENCE = 60.0
 #: How long to look whether nothing but markers of transactions is left, in seconds.
@@ -63,7 +63,7 @@ _Row: TypeAlias = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class TopicStart:
     """Where to begin: at a time or an offset; neither is the first event that there is."""
 
     time_ms: int | None = None
@@ -281,7 +281,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TopicComparison:
     """What was read, and what differs.
 
     `differing` counts all; the lists hold the first thousand. `rows_without_event` is None where not all of
@@ -319,12 +319,12 @@ class Outcome:
 
 async def verify_against_topic(
     settings: Settings,
-    start: Start,
+    start: TopicStart,
     partitions: Sequence[int] | None = None,
     progress: Progress = lambda *_: None,
     *,
     portion: int = PORTION,
-) -> Outcome:
+) -> TopicComparison:
     """Reads the topic and holds the tables against it.
 
     Args:
@@ -366,7 +366,7 @@ class _Comparison:
         self._portion = portion
         self._counts = Counts()
 
-    async def run(self, start: Start, partitions: Sequence[int] | None) -> Outcome:
+    async def run(self, start: TopicStart, partitions: Sequence[int] | None) -> TopicComparison:
         stored, aggregator = await both_positions(self._db, self._settings.topic)
         parts = await self._plan(start, partitions, stored)
         agreement = await self._hold_all(parts)
@@ -377,7 +377,7 @@ class _Comparison:
         unseen = start.is_beginning and partitions is None
         if unseen:
             await self._find_unseen(parts)
-        return Outcome(
+        return TopicComparison(
             self._settings.topic,
             parts,
             agreement,
@@ -405,7 +405,7 @@ class _Comparison:
         )
 
     async def _plan(
-        self, start: Start, partitions: Sequence[int] | None, stored: Mapping[int, Position]
+        self, start: TopicStart, partitions: Sequence[int] | None, stored: Mapping[int, Position]
     ) -> list[Part]:
         async with admin_client(self._settings) as admin:
             there = await partitions_of(admin, self._settings.topic)
@@ -561,7 +561,7 @@ class _Comparison:
             if await self._doubted():
                 await self._forgive_letters()
             if not is_last and await self._doubted():
-                await asyncio.sleep(_LOOK_AGAIN)
+                await asyncio.sleep(_CHECK_AGAIN)
 
     async def _doubted(self) -> bool:
         return bool(await self._db.fetchval("select exists (select from doubted)"))

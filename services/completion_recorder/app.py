@@ -59,10 +59,10 @@ def build(settings: Settings) -> ConsumerShell:
         assert recorder is not None  # noqa: S101 - the lifespan made it before the first batch
         await recorder.handle(records, batches)
 
-    async def on_other_ground(connection: Connection, placements: Mapping[int, Placement]) -> None:
+    async def on_discontinuity(connection: Connection, placements: Mapping[int, Placement]) -> None:
         """What was recorded last, the aggregator may never hear of from this log."""
         if any(placement.other_log for placement in placements.values()):
             await store.mark_all(connection)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, get_args(Cause))
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_discontinuity, get_args(Cause))
     return shell

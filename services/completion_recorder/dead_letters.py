@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
 from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import (
@@ -395,7 +395,7 @@ async def _send(
     ends = await consumer.end_offsets(list(set(places)))
     of_letters = columns(letter.source for letter in letters)
     await db.execute(SQL["letters_begin_redrive"], *of_letters, aims, [ends[place] for place in places])
-    passing("operator.redrive-noted")
+    crash_point("operator.redrive-noted")
     futures = []
     for letter, aim in zip(letters, aims, strict=True):
         await limiter.acquire()
@@ -412,7 +412,7 @@ async def _send(
         except KafkaError as error:
             raise StepstreamError(f"{letter.source}: Kafka refuses it: {error}") from error
     results = await asyncio.gather(*futures, return_exceptions=True)
-    passing("operator.redrive-sent")
+    crash_point("operator.redrive-sent")
     arrived = [(x, r) for x, r in zip(letters, results, strict=True) if not isinstance(r, BaseException)]
     await db.execute(
         SQL["letters_redriven"], *columns(x.source for x, _ in arrived), [r.offset for _, r in arrived]

@@ -8,11 +8,11 @@ from typing import Any
 from schemas import OPERATOR_SOURCES
 from services.runtime.lag import RECORDER, committed_offsets
 from services.runtime.settings import Settings
-from services.runtime.text import told_time
+from services.runtime.text import format_time
 
 #: How long to wait for the recorder, in seconds.
 _RECORDER_SECONDS = 30.0
-_LOOK_AGAIN = 0.2
+_CHECK_AGAIN = 0.2
 
 
 def operator_headers(event: Mapping[str, Any], at: int) -> dict[str, str]:
@@ -22,7 +22,7 @@ def operator_headers(event: Mapping[str, Any], at: int) -> dict[str, str]:
         "ce_id": event["event_id"],
         "ce_type": event["type"],
         "ce_source": OPERATOR_SOURCES[0],
-        "ce_time": told_time(at),
+        "ce_time": format_time(at),
     }
 
 
@@ -35,4 +35,4 @@ async def wait_for_recorder(settings: Settings, partition: int, offset: int) -> 
             return True
         if not group.members or time.monotonic() > deadline:
             return False
-        await asyncio.sleep(_LOOK_AGAIN)
+        await asyncio.sleep(_CHECK_AGAIN)

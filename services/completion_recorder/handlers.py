@@ -16,7 +16,7 @@ from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.completion_recorder.store import Batch, Before, Noted
 from services.completion_recorder.tally import Counts, Tally, Unwritten
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
@@ -54,9 +54,9 @@ SERVICE = "completion-recorder"
 #: Events judged without looking up: about 2 ms.
 _SLICE = 500
 #: How often it looks whether locks have gone that events wait for, and at how many events in a transaction.
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _LONGEST_SECONDS = 60.0
-_LOOK_EVENTS = 1_000
+_CHECK_EVENTS = 1_000
 #: How long counts by source may wait to be written, in seconds.
 _COUNTS_SECONDS = 2.0
 _MOST_LABELS = 100
@@ -86,7 +86,7 @@ class Recorder:
         self._newest = 0
         #: Whether the last load could not be written at once: the next will hardly be, either.
         self._by_parts = False
-        self._burying = asyncio.Lock()
+        self._sending_dead_letters = asyncio.Lock()
         # There from the start, so that the first increase is seen as one.
         for rejection in Rejection:
             DEAD_LETTERS.labels(rejection.value)
@@ -98,17 +98,17 @@ class Recorder:
 
         One transaction per `batch_max_records`; while PostgreSQL is busy with one, the next is read.
         """
-        passing("recorder.polled")
+        crash_point("recorder.polled")
         size = self._settings.batch_max_records
         loads = [records[i : i + size] for i in range(0, len(records), size)]
         judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
-            passing("recorder.validated")
+            crash_point("recorder.validated")
             advance = batches.over(load)
             ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)
-            passing("recorder.offsets-committed")
+            crash_point("recorder.offsets-committed")
 
     def _take_counts(self, *, at_once: bool = False) -> Unwritten | None:
         """What is to be written now; None where that is not due."""
@@ -163,7 +163,7 @@ class Recorder:
         refused: list[Refused],
         advance: Advance | None,
     ) -> None:
-        """Commits a load, then buries its dead.
+        """Commits a load, then sends its dead letters.
 
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
@@ -197,8 +197,8 @@ class Recorder:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
         self._by_parts = judged.waiting > 0
         self._seen |= {partition.partition for partition in offsets}
-        await self._bury(judged.refused)
-        passing("recorder.dead-letters-sent")
+        await self._send_dead_letters(judged.refused)
+        crash_point("recorder.dead-letters-sent")
         others = len(judged.refused) + judged.of_erased + judged.waiting + judged.covered
         EVENTS.labels(SERVICE, "accepted").inc(len(records) - others)
         EVENTS.labels(SERVICE, "of-erased").inc(judged.of_erased)
@@ -234,7 +234,7 @@ class Recorder:
                     faults.fail(error)
             # However many locks there are, most of the time is for the batches.
             took = time.monotonic() - began
-            await asyncio.sleep(min(_LOOK_SECONDS + 4 * took, _LONGEST_SECONDS))
+            await asyncio.sleep(min(_CHECK_SECONDS + 4 * took, _LONGEST_SECONDS))
 
     async def resume(self) -> int:
         """Looks once whether locks have gone; returns how many events wait no more.
@@ -244,11 +244,11 @@ class Recorder:
         """
         done = 0
         problem: Exception | None = None
-        async for resumed in store.resuming(self._pool, _LOOK_EVENTS, self._trusted):
+        async for resumed in store.resuming(self._pool, _CHECK_EVENTS, self._trusted):
             EVENTS.labels(SERVICE, "accepted").inc(resumed.done)
             done += resumed.done
             if resumed.refused:
-                count, failure = await self._bury_waiting(resumed.refused)
+                count, failure = await self._send_dead_letters_of_waiting(resumed.refused)
                 done += count
                 problem = problem or failure
         if done:
@@ -257,7 +257,9 @@ class Recorder:
             raise problem
         return done
 
-    async def _bury_waiting(self, refused: Mapping[int, Refused]) -> tuple[int, Exception | None]:
+    async def _send_dead_letters_of_waiting(
+        self, refused: Mapping[int, Refused]
+    ) -> tuple[int, Exception | None]:
         """Makes them dead letters, and removes them then: a crash in between only sends them twice.
 
         While it does no other recorder does. Returns how many are, and why the first that is not is not.
@@ -266,7 +268,7 @@ class Recorder:
             KafkaError: Kafka is away; what it took before is removed.
         """
         failure: Exception | None = None
-        async with store.buried(self._pool, refused) as told:
+        async with store.claim_refused(self._pool, refused) as told:
             fitting = [number for number in told if _fits(refused[number].record)]
             for number in told.keys() - fitting:
                 failure = StepstreamError(self._no_letter(refused[number].record, waits=True))
@@ -277,15 +279,15 @@ class Recorder:
                 told[number] = outcome is None
                 if outcome is not None:
                     failure = self._explained(outcome, [refused[number]])
-            passing("waiting.dead-letters-sent")
-        sent = [refused[number] for number, is_buried in told.items() if is_buried]
-        self._tell_buried(sent)
+            crash_point("waiting.dead-letters-sent")
+        sent = [refused[number] for number, is_sent in told.items() if is_sent]
+        self._log_dead_letters(sent)
         if failure is not None and kafka_may_return(failure):
             raise failure
         return len(sent), failure
 
     async def _send_each(self, letters: Sequence[dict[str, Any]]) -> list[Exception | None]:
-        async with self._burying:
+        async with self._sending_dead_letters:
             outcomes = await send_each(
                 await self._producer.start(), self._settings.dead_letter_topic, letters
             )
@@ -295,7 +297,7 @@ class Recorder:
 
     # --- dead letters ---------------------------------------------------------------------------------
 
-    async def _bury(self, refused: Sequence[Refused]) -> None:
+    async def _send_dead_letters(self, refused: Sequence[Refused]) -> None:
         if not refused:
             return
         letters: dict[int, list[dict[str, Any]]] = {}
@@ -304,11 +306,11 @@ class Recorder:
         with PHASE_SECONDS.labels(SERVICE, "dead-letters").time():
             async for attempt in retrying(SERVICE, self._start_anew, kafka_may_return):
                 with attempt:
-                    async with self._burying:
+                    async with self._sending_dead_letters:
                         await self._send(letters, refused)
-        self._tell_buried(refused)
+        self._log_dead_letters(refused)
 
-    def _tell_buried(self, refused: Sequence[Refused]) -> None:
+    def _log_dead_letters(self, refused: Sequence[Refused]) -> None:
         if not refused:
             return
         classes = Counter(r.rejection.value for r in refused)

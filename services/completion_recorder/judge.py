@@ -374,18 +374,18 @@ def check_ids(
             continue
         first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
         if seen.holder_user is not None:
-            told = _told_holder(event, seen)
+            told = _describe_holder(event, seen)
         elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
             event
         ):
-            told = _told_first(event, first, seen.organization == seen_first.organization)
+            told = _describe_first(event, first, seen.organization == seen_first.organization)
         else:
             continue
         refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {told}")
     return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
 
 
-def _told_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
+def _describe_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
     """Of another organization's event nothing is told."""
     if seen.holder_organization != seen.organization or seen.holder_at is None:
         return "another event is recorded under it"
@@ -394,7 +394,9 @@ def _told_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str
     return f"{whose}, of {at.replace('+00:00', 'Z')}, is recorded under it"
 
 
-def _told_first(event: StepCompleted | WalkthroughStarted, first: Accepted, same_organization: bool) -> str:
+def _describe_first(
+    event: StepCompleted | WalkthroughStarted, first: Accepted, same_organization: bool
+) -> str:
     if not same_organization:
         return "another event before this one has it"
     whose = _whose(event, first.event.mcp_server_user_id)
@@ -414,14 +416,14 @@ Rows: TypeAlias = list[tuple[object, ...]]
 def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> tuple[Rows, Rows]:
     """The events as rows of `incoming` and of `incoming_starts`.
 
-    The last column says old ground: an offset that the recorder had passed before.
+    The last column says whether it is replayed: an offset that the recorder had passed before.
     """
     completions: Rows = []
     starts: Rows = []
     for event, record in merged:
         if isinstance(event, UserErased | StepCorrected):
             continue
-        old_ground = record.offset < next_offsets_before[record.partition]
+        is_replayed = record.offset < next_offsets_before[record.partition]
         if isinstance(event, StepCompleted):
             completions.append(
                 (
@@ -433,7 +435,7 @@ def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> 
                     event.mcp_server_session_id,
                     event.completed_at,
                     event.metadata,
-                    old_ground,
+                    is_replayed,
                 )
             )
         else:
@@ -446,7 +448,7 @@ def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> 
                     event.mcp_server_session_id,
                     event.started_at,
                     event.metadata,
-                    old_ground,
+                    is_replayed,
                 )
             )
     return completions, starts
@@ -461,7 +463,7 @@ INCOMING_COLUMNS: Sequence[str] = (
     "mcp_server_session_id",
     "completed_at",
     "metadata",
-    "old_ground",
+    "is_replayed",
 )
 INCOMING_STARTS_COLUMNS: Sequence[str] = (
     "id",
@@ -471,5 +473,5 @@ INCOMING_STARTS_COLUMNS: Sequence[str] = (
     "mcp_server_session_id",
     "started_at",
     "metadata",
-    "old_ground",
+    "is_replayed",
 )

@@ -34,7 +34,7 @@ from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
 from services.runtime.files import open_lines
 from services.runtime.settings import Settings
-from services.runtime.text import told_time
+from services.runtime.text import format_time
 
 SQL = load_queries(__file__)
 
@@ -68,7 +68,7 @@ def _exported(letter: Letter) -> dict[str, Any]:
         "source": letter.sender,
         "error_class": letter.last.error_class,
         "error": letter.last.error,
-        "came_at": told_time(letter.last.timestamp),
+        "came_at": format_time(letter.last.timestamp),
         **encoded("key", letter.record.key),
         **encoded("value", letter.record.value),
         "headers": encoded_headers(letter),
@@ -110,7 +110,7 @@ class Mended:
 
 
 @dataclass
-class Plan:
+class RedrivePlan:
     """What became of a file's lines, in numbers."""
 
     #: Lines that cannot be sent.
@@ -177,7 +177,7 @@ class MendedFile:
             last = page[-1]["line"]
 
     async def check(
-        self, settings: Settings, plan: Plan, also: Container[Source] = ()
+        self, settings: Settings, plan: RedrivePlan, also: Container[Source] = ()
     ) -> AsyncGenerator[list[Letter]]:
         """The letters that lines mend, with their new values, where nothing is wrong with them.
 
@@ -199,7 +199,12 @@ class MendedFile:
         plan.problems, plan.handled = counts["problems"], counts["handled"]
 
     async def _check(
-        self, settings: Settings, portion: Sequence[Letter], also: Container[Source], now_ms: int, plan: Plan
+        self,
+        settings: Settings,
+        portion: Sequence[Letter],
+        also: Container[Source],
+        now_ms: int,
+        plan: RedrivePlan,
     ) -> list[Letter]:
         rows = await self.db.fetch(SQL["mended_of"], *columns(letter.source for letter in portion))
         known = {Source(r["topic"], r["partition"], r["offset"]): (r["line"], r["at"]) for r in rows}

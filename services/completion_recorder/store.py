@@ -63,7 +63,7 @@ from services.completion_recorder.judge import (
     rows,
 )
 from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import (
     Connection,
     Pool,
@@ -83,7 +83,7 @@ def _part(name: str) -> str:
     return SQL[name].rstrip().removesuffix(";")
 
 
-#: Upserts completions, keeps those that they outdo, and returns how many rows it changed; on old ground it
+#: Upserts completions, keeps those that they outdo, and returns how many rows it changed; of a replay it
 #: leaves marks, too.
 _UPSERT = (
     f"with changed as ({_part('upsert')} returning id, mcp_server_user_id, walkthrough_id, step_id,"
@@ -146,7 +146,7 @@ async def prepare(connection: Connection) -> None:
 
 
 class Before(NamedTuple):
-    """What was known of a partition before the batch; before `next_offset` all is old ground."""
+    """What was known of a partition before the batch; before `next_offset` all is replayed."""
 
     next_offset: int
     recent: Chunk
@@ -256,8 +256,8 @@ async def _record(pool: Pool, batch: Batch, watch: Watch | None, write: _Write) 
             if noted.if_wrong and not await _is_ours(connection, batch.topic, noted):
                 raise WrongDatabaseError(noted.if_wrong)
             is_noted = await _note(connection, batch.topic, before, noted)
-        passing("recorder.in-transaction")
-    passing("recorder.database-committed")
+        crash_point("recorder.in-transaction")
+    crash_point("recorder.database-committed")
     return Judged(outcome.refused, len(of_erased), len(outcome.waiting), outcome.covered, is_noted)
 
 
@@ -673,18 +673,18 @@ async def _copy_and_upsert(
     if completions:
         await connection.copy_records_to_table("incoming", records=completions, columns=INCOMING_COLUMNS)
         covered = await _drop(connection, "drop_covered")
-        on_old_ground = any(row[-1] for row in completions)
+        any_replayed = any(row[-1] for row in completions)
         # Most of a replay is there: that is known sooner than it is upserted in vain.
-        left = len(completions) - covered - (await _drop(connection, "drop_recorded") if on_old_ground else 0)
-        changed = await connection.fetchval(_UPSERT_AND_MARK if on_old_ground else _UPSERT) if left else 0
+        left = len(completions) - covered - (await _drop(connection, "drop_recorded") if any_replayed else 0)
+        changed = await connection.fetchval(_UPSERT_AND_MARK if any_replayed else _UPSERT) if left else 0
         if changed < left:
             await connection.execute(SQL["keep_later"])
     if starts:
         await connection.copy_records_to_table(
             "incoming_starts", records=starts, columns=INCOMING_STARTS_COLUMNS
         )
-        on_old_ground = any(row[-1] for row in starts)
-        await connection.execute(_UPSERT_STARTS_AND_MARK if on_old_ground else SQL["upsert_starts"])
+        any_replayed = any(row[-1] for row in starts)
+        await connection.execute(_UPSERT_STARTS_AND_MARK if any_replayed else SQL["upsert_starts"])
     return covered
 
 
@@ -799,7 +799,7 @@ class Resumed(NamedTuple):
 
     #: How many are recorded now, or of people who were erased.
     done: int
-    #: What is refused now, by the number of the row that holds it until `buried` lets it go.
+    #: What is refused now, by the number of the row that holds it until `claim_refused` lets it go.
     refused: dict[int, Refused]
     #: The locks that these events waited for, and wait for no more.
     free: set[str]
@@ -844,7 +844,7 @@ def _portions(waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
 async def resuming(
     pool: Pool, limit: int, trusted: Container[str] = OPERATOR_SOURCES
 ) -> AsyncIterator[Resumed]:
-    """Records what waited for locks that have gone, as everything on old ground; looks at each lock once.
+    """Records what waited for locks that have gone, as everything replayed; looks at each lock once.
 
     The first event of each lock tells whether it has gone; the others follow where it has.
 
@@ -878,14 +878,14 @@ async def _resume(pool: Pool, trusted: Container[str], query: str, *which: objec
         done = [number for number in numbers.values() if number not in waiting and number not in refused]
         await connection.execute(SQL["forget_waiting"], done)
         if done:
-            passing("waiting.in-transaction")
+            crash_point("waiting.in-transaction")
     free = {row["waits_for"] for row in taken if waiting.get(row["id"]) != row["waits_for"]}
     return Resumed(len(done), refused, free, taken[-1]["waits_for"], taken[-1]["id"])
 
 
 @contextlib.asynccontextmanager
-async def buried(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dict[int, bool]]:
-    """Those of these events that no other recorder buries just now, or has buried.
+async def claim_refused(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dict[int, bool]]:
+    """Those of these events that no other recorder sends to the dead letters just now, or has sent.
 
     The block says which are dead letters now; at its end these are removed.
     """
@@ -893,7 +893,7 @@ async def buried(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dict[int, 
         taken = await connection.fetch(SQL["take_refused"], list(numbers))
         told = {row["id"]: False for row in taken}
         yield told
-        await connection.execute(SQL["forget_waiting"], [n for n, is_buried in told.items() if is_buried])
+        await connection.execute(SQL["forget_waiting"], [n for n, is_sent in told.items() if is_sent])
 
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:

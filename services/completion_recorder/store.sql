@@ -9,7 +9,7 @@ create temporary table if not exists incoming (
   mcp_server_session_id text not null,
   completed_at bigint not null,
   metadata jsonb,
-  old_ground boolean not null,
+  is_replayed boolean not null,
   of_correction boolean not null default false
 ) on commit delete rows;
 create temporary table if not exists incoming_starts (
@@ -20,7 +20,7 @@ create temporary table if not exists incoming_starts (
   mcp_server_session_id text not null,
   started_at bigint not null,
   metadata jsonb,
-  old_ground boolean not null
+  is_replayed boolean not null
 ) on commit delete rows;
 
 -- name: advance_offsets
@@ -536,7 +536,7 @@ from unnest($1::bigint[], $2::text[]) as given (id, waits_for)
 where waiting_events.id = given.id and waiting_events.waits_for <> given.waits_for;
 
 -- name: take_refused
--- Those of these events that no other recorder buries just now, or has buried.
+-- Those of these events that no other recorder sends to the dead letters just now, or has sent.
 select id from waiting_events
 where id = any($1::bigint[])
 order by id
@@ -634,7 +634,7 @@ select distinct
 from changed
 inner join incoming on changed.mcp_server_user_id = incoming.mcp_server_user_id
   and changed.step_id = incoming.step_id
-where incoming.old_ground;
+where incoming.is_replayed;
 
 -- name: keep_later
 -- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
@@ -782,10 +782,10 @@ where
 
 -- name: take_candidates
 -- What may count now of these users and steps, beside the row that is there: what the correction says, and what is
--- later than it covers. Events may not name these journeys on new ground, so each change leaves a mark.
+-- later than it covers. New events may not name these journeys, so each change leaves a mark.
 insert into incoming (
   id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata,
-  old_ground, of_correction
+  is_replayed, of_correction
 )
 select
   'wtsc_' || correction.event_id,
@@ -880,7 +880,7 @@ select distinct
 from changed
 inner join incoming_starts on changed.mcp_server_user_id = incoming_starts.mcp_server_user_id
   and changed.walkthrough_id = incoming_starts.walkthrough_id
-where incoming_starts.old_ground;
+where incoming_starts.is_replayed;
 
 -- name: clear_incoming
 delete from incoming;

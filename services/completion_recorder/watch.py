@@ -12,7 +12,7 @@ from services.runtime.database import Pool, may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client, kafka_may_return
-from services.runtime.lag import look_with, reader
+from services.runtime.lag import read_groups_with, reader
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import TABLES, read_positions
 from services.runtime.telemetry import DISAGREEMENTS, GONE
@@ -22,7 +22,7 @@ log = logging.getLogger("stepstream.recorder")
 
 #: Between two looks, and how long one may take.
 _EVERY_SECONDS = 15.0
-_LOOK_SECONDS = 10.0
+_CHECK_SECONDS = 10.0
 
 
 async def keep_watching(settings: Settings, pool: Pool, service: str) -> None:
@@ -46,8 +46,8 @@ async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -
     async with admin_client(settings) as admin, reader(settings) as consumer:
         told: set[str] = set()
         while True:
-            async with asyncio.timeout(_LOOK_SECONDS):
-                groups = await look_with(admin, consumer, settings, [service])
+            async with asyncio.timeout(_CHECK_SECONDS):
+                groups = await read_groups_with(admin, consumer, settings, [service])
                 topic_log = await describe_log(consumer._client, settings.topic)  # noqa: SLF001
                 # Then the database: it is never behind what is committed, unless it went back.
                 async with pool.acquire() as connection:

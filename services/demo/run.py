@@ -24,7 +24,7 @@ from services.demo.history import Past, past_month
 from services.demo.patient import PatientDatabase, patient_database
 from services.demo.people import Offer, Person, simulate
 from services.demo.picture import SQL, draw
-from services.operator_cli.produce import Outcome, bulk_producer, send_values
+from services.operator_cli.produce import ProduceResult, bulk_producer, send_values
 from services.operator_cli.status import status
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
@@ -71,7 +71,7 @@ def run_on_running_services(people: int, *, once: bool) -> None:
     """
     console.print("[bold]Stepstream demo[/] on running services, with simulated people\n")
     settings = load_settings()
-    _tell_dashboard(settings, asyncio.run(_demo(settings, people, {}, None, once=once)))
+    _show_dashboard(settings, asyncio.run(_demo(settings, people, {}, None, once=once)))
 
 
 def run_demo(folder: Path, people: int, *, keep: bool) -> None:
@@ -111,7 +111,7 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
                 )
             else:
                 console.print("  make demo ARGS=--keep   leaves the stack running for a look with psql")
-            _tell_dashboard(settings, key)
+            _show_dashboard(settings, key)
             if sys.stdin.isatty() and sys.stdout.isatty():
                 console.print(
                     "It is live: somebody new comes every few seconds. [bold]Ctrl-C[/] ends everything."
@@ -124,7 +124,7 @@ def run_demo(folder: Path, people: int, *, keep: bool) -> None:
             down(folder, purge=True)
 
 
-def _tell_dashboard(settings: Settings, key: str) -> None:
+def _show_dashboard(settings: Settings, key: str) -> None:
     """Where the dashboard is; the key goes behind `#`, which no server sees and no log keeps."""
     console.print(f"\n[bold]Dashboard:[/] {settings.api_public_url.rstrip('/')}/#key={key}", soft_wrap=True)
 
@@ -221,7 +221,7 @@ async def _send_the_past(
     await db.execute(SQL["insert_sessions"], *map(list, zip(*sessions, strict=True)))
     values = [event for p in past for event in p.events()]
     # As they would have come, each person's in order, and everybody's mixed.
-    outcome = Outcome()
+    outcome = ProduceResult()
     async with bulk_producer(settings) as producer:
         await send_values(producer, settings.topic, enumerate(values), outcome)
     if outcome.bad or outcome.not_acknowledged:

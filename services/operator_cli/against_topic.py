@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.completion_recorder.against_topic import Outcome
+from services.completion_recorder.against_topic import TopicComparison
 from services.operator_cli.options import print_json, print_table, say
 from services.runtime.agreement import name_partitions, why_apart
 from services.runtime.errors import MismatchError
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 
 _SHOWN = 20
 #: What each cause means, for people.
@@ -23,7 +23,7 @@ _CAUSES: Mapping[str, str] = {
 }
 
 
-def report(outcome: Outcome, *, as_json: bool) -> None:
+def report(outcome: TopicComparison, *, as_json: bool) -> None:
     """Prints what was found.
 
     Raises:
@@ -40,7 +40,7 @@ def report(outcome: Outcome, *, as_json: bool) -> None:
         say("[bold green]exact[/]: the tables show every event that the topic holds")
 
 
-def _as_json(outcome: Outcome, why: list[str]) -> dict[str, Any]:
+def _as_json(outcome: TopicComparison, why: list[str]) -> dict[str, Any]:
     return {
         "topic": outcome.topic,
         "partitions": [
@@ -77,11 +77,11 @@ def _as_json(outcome: Outcome, why: list[str]) -> dict[str, Any]:
     }
 
 
-def _why(outcome: Outcome) -> list[str]:
+def _why(outcome: TopicComparison) -> list[str]:
     why = []
     if events := sum(outcome.by_cause.values()):
         causes = ", ".join(f"{count:,} {cause}" for cause, count in outcome.by_cause.items())
-        why.append(f"{many(events, 'event')} of the topic not in the tables as they should be ({causes})")
+        why.append(f"{plural(events, 'event')} of the topic not in the tables as they should be ({causes})")
     if outcome.unlike:
         why.append(
             f"the recorder has not read what the topic holds of {name_partitions(outcome.unlike)}: its "
@@ -94,7 +94,7 @@ def _why(outcome: Outcome) -> list[str]:
     return why
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: TopicComparison) -> None:
     print_table(
         "",
         ("partition", "from", "up to", "end", "not judged yet", "the recorder has read"),
@@ -115,9 +115,9 @@ def _show(outcome: Outcome) -> None:
             say(f"[yellow]partition {p.partition}[/]: {p.note}")
     counts = outcome.counts
     say(
-        f"{many(counts.events, 'event')}: {many(counts.completions, 'completion')}, "
-        f"{many(counts.starts, 'start')}, "
-        f"{many(counts.erasures, 'erasure')}, {many(counts.corrections, 'correction')}, "
+        f"{plural(counts.events, 'event')}: {plural(counts.completions, 'completion')}, "
+        f"{plural(counts.starts, 'start')}, "
+        f"{plural(counts.erasures, 'erasure')}, {plural(counts.corrections, 'correction')}, "
         f"{sum(counts.unreadable.values()):,} unreadable"
     )
     explained = (
@@ -137,10 +137,10 @@ def _show(outcome: Outcome) -> None:
                 else f"{events:,} {reason}"
             )
     if not_judged := sum(p.not_judged for p in outcome.parts):
-        say(f"[yellow]{many(not_judged, 'offset')} not judged yet[/]: the recorder has yet to pass them")
+        say(f"[yellow]{plural(not_judged, 'offset')} not judged yet[/]: the recorder has yet to pass them")
     if outcome.rows_without_event:
         causes = "other writers" if outcome.has_all else "events that have expired, or other writers"
-        say(f"{many(outcome.rows_without_event, 'row')} of no event that the topic holds: of {causes}")
+        say(f"{plural(outcome.rows_without_event, 'row')} of no event that the topic holds: of {causes}")
 
 
 _AGREEMENT = {"same": "this", "differs": "something else", "not comparable": "not known"}
@@ -160,5 +160,5 @@ def _about(difference: Mapping[str, Any]) -> str:
 def _cause(difference: Mapping[str, Any]) -> str:
     told = _CAUSES[difference["cause"]]
     if difference["cause"] == "later-row":
-        return f"{told}, {difference['row_id']} of {told_time(difference['row_at'])}"
+        return f"{told}, {difference['row_id']} of {format_time(difference['row_at'])}"
     return told

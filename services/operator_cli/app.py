@@ -304,12 +304,12 @@ def import_(
     Prints the walkthrough's id. Steps that are there and not in the file stay, with what people did in them.
     """
     from services.runtime.database import connected
-    from services.walkthrough_mcp.exchange import Plan, import_walkthrough, read_export
+    from services.walkthrough_mcp.exchange import ImportPlan, import_walkthrough, read_export
 
     export = read_export(file)
     settings = current_settings()
 
-    async def work() -> Plan:
+    async def work() -> ImportPlan:
         async with connected(settings) as connection:
             return await import_walkthrough(connection, export, server, dry_run=dry_run)
 

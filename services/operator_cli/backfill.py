@@ -23,13 +23,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, Validati
 from schemas import encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.operator_cli.produce import Outcome, bulk_producer, send_values
+from services.operator_cli.produce import ProduceResult, bulk_producer, send_values
 from services.operator_cli.produce import report as report_sent
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
-from services.runtime.lag import RECORDER, look
+from services.runtime.lag import RECORDER, read_groups
 from services.runtime.settings import Settings
-from services.runtime.text import told_duration
+from services.runtime.text import format_duration
 
 SQL = load_queries(__file__)
 
@@ -119,7 +119,7 @@ class Backfill:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     sessions_made: int = 0
     executed: bool = False
-    sent: Outcome = field(default_factory=Outcome)
+    sent: ProduceResult = field(default_factory=ProduceResult)
 
     def leave(self, where: str, reason: str) -> None:
         """Counts something that is not sent."""
@@ -323,11 +323,11 @@ async def backfill(settings: Settings, file: Path | None, server: str | None, *,
 
 
 async def _refuse_lag(settings: Settings) -> None:
-    (group,) = await look(settings, [RECORDER])
+    (group,) = await read_groups(settings, [RECORDER])
     since = group.waiting_since
     if since is not None and (waited := time.time() * 1000 - since) > _RECENT_MS / 2:
         raise RefusedError(
-            f"events wait for the {RECORDER} for {told_duration(waited / 1000)}: until it has recorded "
+            f"events wait for the {RECORDER} for {format_duration(waited / 1000)}: until it has recorded "
             "them, nobody "
             "knows which completions there are already. Let it catch up first"
         )

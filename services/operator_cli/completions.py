@@ -19,7 +19,7 @@ from services.operator_cli.options import (
     say,
     time_option,
 )
-from services.runtime.text import told_time
+from services.runtime.text import format_time
 
 if TYPE_CHECKING:
     from services.completion_recorder.corrections import Correction, Entry
@@ -101,8 +101,8 @@ def _show_entries(entries: Sequence["Entry"], *, as_json: bool) -> None:
         (
             e.step_id,
             e.state,
-            "none" if e.completed_at is None else told_time(e.completed_at),
-            "" if e.covers_until is None else told_time(e.covers_until),
+            "none" if e.completed_at is None else format_time(e.completed_at),
+            "" if e.covers_until is None else format_time(e.covers_until),
             e.id,
         )
         for e in entries
@@ -122,7 +122,7 @@ def _report(correction: "Correction", *, as_json: bool) -> None:
         rows = [(now, *_row(before)), (then, *_row(after))]
         print_table(title, ("", "completed at", "id"), rows)
     if not correction.executed:
-        say(f"completions up to {told_time(event['covers_until'])} would not count any more; later ones do")
+        say(f"completions up to {format_time(event['covers_until'])} would not count any more; later ones do")
         not_executed()
         return
     if not correction.recorded:
@@ -134,4 +134,4 @@ def _report(correction: "Correction", *, as_json: bool) -> None:
 
 
 def _row(entry: "Entry | None") -> tuple[str, str]:
-    return ("no completion", "") if entry is None else (told_time(entry.completed_at), entry.id)
+    return ("no completion", "") if entry is None else (format_time(entry.completed_at), entry.id)

@@ -17,7 +17,7 @@ from services.operator_cli.options import (
     time_option,
 )
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.text import many
+from services.runtime.text import plural
 
 app = typer.Typer(
     help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
@@ -175,7 +175,7 @@ def dlq_export(
             letters = dead_letters.read_letters(settings, db, wanted, handled=everything)
             return await mending.export(letters, to_file)
 
-    say(f"{many(asyncio.run(work()), 'letter')} written")
+    say(f"{plural(asyncio.run(work()), 'letter')} written")
 
 
 @app.command("show", epilog=examples("dlq show 0:4", "dlq show 0:4 -o json"))
@@ -276,7 +276,7 @@ async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as
         show_redriven(chosen, outcome, matching=chosen.count + stay)
         end_json()
     tell_stay(stay, settings.topic)
-    _tell_redriven(settings, chosen.count, outcome, rate)
+    _show_redriven(settings, chosen.count, outcome, rate)
 
 
 async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
@@ -318,7 +318,7 @@ async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool
             listing.show()
         tell_stay(stay, settings.topic)
         await tell_file(file, plan)
-    _tell_redriven(settings, chosen.count, outcome, rate)
+    _show_redriven(settings, chosen.count, outcome, rate)
 
 
 async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any, int]:
@@ -347,7 +347,7 @@ async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen
         return await dead_letters.redrive(settings, db, portions, rate, tell)
 
 
-def _tell_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
+def _show_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
     if outcome is None:
         say(f"{able:,} would be sent to {settings.topic}, at most {rate:g} a second")
         not_executed()

@@ -24,7 +24,7 @@ from services.completion_recorder.decisions import operator_headers, wait_for_re
 from services.completion_recorder.people import find_person
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.alone import Act, be_alone
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import (
@@ -38,7 +38,7 @@ from services.runtime.kafka import (
 from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 from services.sankey_aggregator import store
 
 _QUERIES = load_queries(__file__)
@@ -165,7 +165,7 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
         )
     async with connected(settings, store.prepare, store.SERVER_SETTINGS | _LOCK) as db:
         receipt, names = await _forget(db, found.user)
-        passing("operator.erase-committed")
+        crash_point("operator.erase-committed")
         try:
             told = await _announce(settings, db, receipt)
             await _wait_for_recorder(settings, told, receipt)
@@ -304,7 +304,7 @@ async def _remove_letters(settings: Settings, names: Names) -> Letters:
     found = await _letters_of(settings, names)
     for partition in found.theirs:
         await _copy_others(settings, partition, found.ends[partition], names.user)
-        passing("operator.letters-copied")
+        crash_point("operator.letters-copied")
         async with admin_client(settings) as admin:
             try:
                 await admin.delete_records({partition: RecordsToDelete(found.ends[partition])})
@@ -350,8 +350,8 @@ def _named_in(ids: Sequence[str]) -> str:
     """Which dead letters of others name the person, and what can be done."""
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED:,} more (-o json)" if ids[_NAMED:] else "")
     return (
-        f"{many(len(ids), 'dead letter')} of others name this person and stay until their retention removes "
-        f"them: {named}. `stepstream dlq show ID` shows one; Kafka lets nobody remove it alone"
+        f"{plural(len(ids), 'dead letter')} of others name this person and stay until their retention "
+        f"removes them: {named}. `stepstream dlq show ID` shows one; Kafka lets nobody remove it alone"
     )
 
 
@@ -359,7 +359,7 @@ def report(receipt: Receipt, *, as_json: bool) -> None:
     """The plan, or the receipt."""
     if as_json:
         print_json(
-            asdict(receipt) | {"erased_at": told_time(receipt.erased_at) if receipt.erased_at else None}
+            asdict(receipt) | {"erased_at": format_time(receipt.erased_at) if receipt.erased_at else None}
         )
     else:
         title = f"{'removed of' if receipt.executed else 'what there is of'} {receipt.user}"
@@ -371,7 +371,7 @@ def report(receipt: Receipt, *, as_json: bool) -> None:
         say(f"[yellow]{_named_in(receipt.named_in)}[/]")
     if not receipt.executed:
         if receipt.erased_at is not None:
-            say(f"erased before, at {told_time(receipt.erased_at)}")
+            say(f"erased before, at {format_time(receipt.erased_at)}")
         if receipt.nothing_known:
             say("[yellow]nothing is known of such a person[/]: is the id right?")
         not_executed()

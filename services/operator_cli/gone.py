@@ -17,7 +17,7 @@ from services.operator_cli.options import (
     say,
 )
 from services.runtime.errors import UsageError
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 
 if TYPE_CHECKING:
     from services.runtime.gone import Gone
@@ -59,13 +59,13 @@ def gone_acknowledge(
     if bool(ids) == everything:
         raise UsageError("say which: their numbers, or --all")
     count = asyncio.run(gone.acknowledge(current_settings(), ids or [], everything=everything))
-    say(f"[green]done[/]: {many(count, 'range')} acknowledged")
+    say(f"[green]done[/]: {plural(count, 'range')} acknowledged")
 
 
 def as_json(gone: "Gone") -> dict[str, Any]:
     """For programs."""
     times = {
-        name: told_time(getattr(gone, name)) or None
+        name: format_time(getattr(gone, name)) or None
         for name in ("noticed_at", "before_at", "after_at", "acknowledged_at")
     }
     return asdict(gone) | times
@@ -88,11 +88,11 @@ def _show(gone: Sequence["Gone"], *, output_json: bool) -> None:
             g.offsets,
             g.judged,
             g.cause,
-            f"{told_time(g.before_at) or '?'} and {told_time(g.after_at) or '?'}",
-            told_time(g.noticed_at),
+            f"{format_time(g.before_at) or '?'} and {format_time(g.after_at) or '?'}",
+            format_time(g.noticed_at),
         )
         for g in gone
     ]
-    print_table(many(len(gone), "range"), columns, rows)
+    print_table(plural(len(gone), "range"), columns, rows)
     for cause in dict.fromkeys(g.cause for g in gone):
         say(f"{cause}: {CAUSES[cause]}")

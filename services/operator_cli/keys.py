@@ -18,7 +18,7 @@ from services.operator_cli.options import (
     print_table,
     say,
 )
-from services.runtime.text import told_time
+from services.runtime.text import format_time
 
 app = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def keys_create(
     until = (
         "until it is revoked"
         if key.expires_at is None
-        else f"until {told_time(key.expires_at.timestamp() * 1000)}"
+        else f"until {format_time(key.expires_at.timestamp() * 1000)}"
     )
     say(f"[dim]its id is {key.id}; it is valid {until}. It is not shown again[/]")
 
@@ -81,7 +81,7 @@ def keys_list(
 
 
 def _cell(value: object) -> object:
-    return told_time(value.timestamp() * 1000) if isinstance(value, datetime) else value
+    return format_time(value.timestamp() * 1000) if isinstance(value, datetime) else value
 
 
 @app.command("revoke", epilog=examples("keys revoke 1f9c3a7b20de", "keys revoke 1f9c3a7b20de --execute"))

@@ -11,11 +11,11 @@ import typer
 
 from services.completion_recorder.dead_letters import Letter, Redriven, Source, encoded, encoded_headers
 from services.completion_recorder.letter_summary import Tally
-from services.completion_recorder.mending import MendedFile, Plan
+from services.completion_recorder.mending import MendedFile, RedrivePlan
 from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 
 #: So many rows of a table, and lines of a file, are told one by one.
 _SHOWN = 20
@@ -100,14 +100,14 @@ class Listing:
             say("no dead letters wait here")
             return
         rows = [
-            (name, of.letters, told_time(of.first), told_time(of.last))
+            (name, of.letters, format_time(of.first), format_time(of.last))
             for name, of in sorted(self._classes.items(), key=lambda item: -item[1].letters)
         ]
         print_table("by error class", ("error class", "letters", "first", "last"), rows)
         # What says nothing of any of them is left out.
         columns: dict[str, Callable[[_Row], Any]] = {
             "id": lambda x: str(x.source),
-            "came at": lambda x: told_time(x.came_at),
+            "came at": lambda x: format_time(x.came_at),
             "error class": lambda x: x.error_class,
             "key": lambda x: x.key,
             "source": lambda x: x.sender,
@@ -198,7 +198,7 @@ async def show_file(file: MendedFile) -> None:
     problems.end(nl=False)
 
 
-async def tell_file(file: MendedFile, plan: Plan) -> None:
+async def tell_file(file: MendedFile, plan: RedrivePlan) -> None:
     """Says which lines are wrong, what is left out, and where nothing could be compared.
 
     Raises:
@@ -216,10 +216,10 @@ async def tell_file(file: MendedFile, plan: Plan) -> None:
         say(f"[yellow]handled meanwhile, left out:[/] {told}{more}")
         break
     if plan.without_id:
-        letters = many(plan.without_id, "letter")
+        letters = plural(plan.without_id, "letter")
         say(f"{letters} held no event id that can be read: those of the file are taken")
     if plan.problems:
-        raise StepstreamError(f"{many(plan.problems, 'line')} cannot be sent; nothing was sent")
+        raise StepstreamError(f"{plural(plan.problems, 'line')} cannot be sent; nothing was sent")
 
 
 def tell_stay(stay: int, topic: str) -> None:
@@ -239,7 +239,7 @@ def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
         "error_class": letter.last.error_class,
         "error": letter.last.error,
         "source": letter.sender,
-        "came_at": told_time(letter.last.timestamp),
+        "came_at": format_time(letter.last.timestamp),
         "key": _key(letter),
         "failures": len(letter.failures),
         "action": letter.action,
@@ -266,7 +266,7 @@ def show_one(letter: Letter, *, as_json: bool) -> None:
     facts: Sequence[tuple[str, str]] = [
         ("id", str(letter.source)),
         ("topic", letter.source.topic),
-        ("came at", told_time(letter.last.timestamp)),
+        ("came at", format_time(letter.last.timestamp)),
         ("handled", letter.action or "no"),
         ("key", "none" if (key := _key(letter)) is None else key),
         *((f"header {safe(n)}", _shown(v)) for n, v in letter.headers),
@@ -302,8 +302,8 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
             t.sender,
             t.error_class,
             t.letters,
-            told_time(t.since),
-            told_time(t.newest),
+            format_time(t.since),
+            format_time(t.newest),
             str(t.example),
             t.error,
         )
@@ -311,7 +311,7 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
     ]
     columns = ("source", "error class", "letters", "since", "newest", "example", "its error")
     print_table(
-        f"{many(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SUMMARY_SHOWN
+        f"{plural(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SUMMARY_SHOWN
     )
 
 
@@ -320,8 +320,8 @@ def _tally_json(tally: Tally) -> dict[str, Any]:
         "source": tally.sender,
         "error_class": tally.error_class,
         "letters": tally.letters,
-        "since": told_time(tally.since),
-        "newest": told_time(tally.newest),
+        "since": format_time(tally.since),
+        "newest": format_time(tally.newest),
         "example": {
             "id": str(tally.example),
             "topic": tally.example.topic,

@@ -30,7 +30,7 @@ from services.operator_cli.options import (
     time_option,
 )
 from services.runtime.errors import UsageError
-from services.runtime.text import many
+from services.runtime.text import plural
 
 
 class GroupName(StrEnum):
@@ -130,14 +130,14 @@ def lag(
 ) -> None:
     """See each group partition by partition: committed, end, lag in events and in time, and who reads it."""
     from services.operator_cli import status as page
-    from services.runtime.lag import GROUPS, look
+    from services.runtime.lag import GROUPS, read_groups
 
     settings = current_settings()
     limits = _limits(fail_above)
     services = GROUPS if group is None else (group.value,)
 
     async def once() -> Any:
-        return await look(settings, services), int(time.time() * 1000)
+        return await read_groups(settings, services), int(time.time() * 1000)
 
     groups, at = _look(
         once,
@@ -224,8 +224,8 @@ def replay(
     numbers = _numbers(partitions)
 
     async def work() -> tuple[Any, int]:
-        start = replaying.Start(from_time, from_offset, from_beginning)
-        end = replaying.End(to_time, to_offset)
+        start = replaying.ReplayStart(from_time, from_offset, from_beginning)
+        end = replaying.ReplayEnd(to_time, to_offset)
         plan = await replaying.make_plan(settings, group.value, start, end, numbers)
         await replaying.refuse_gaps(settings, plan)
         if not execute:
@@ -237,7 +237,7 @@ def replay(
     replaying.show_plan(plan, as_json=output is Output.JSON, executed=execute, fed=fed)
     if not execute and plan.members:
         say(
-            f"[yellow]the group has {many(plan.members, 'member')} now[/]: stop every {group.value} before "
+            f"[yellow]the group has {plural(plan.members, 'member')} now[/]: stop every {group.value} before "
             "--execute, "
             "which is refused until then"
         )
@@ -398,12 +398,12 @@ def _verify_against_topic(
     partitions: list[int] | None,
     output: Output,
 ) -> None:
-    from services.completion_recorder.against_topic import Start, verify_against_topic
+    from services.completion_recorder.against_topic import TopicStart, verify_against_topic
     from services.operator_cli.against_topic import report
 
     if from_time is not None and from_offset is not None:
         raise UsageError("say where to begin once: --from or --from-offset")
-    start = Start(from_time, from_offset)
+    start = TopicStart(from_time, from_offset)
     with progress("reading the topic", "offsets") as advance:
         outcome = asyncio.run(verify_against_topic(settings, start, partitions, advance))
     report(outcome, as_json=output is Output.JSON)

@@ -28,7 +28,7 @@ _TOLD = 20
 
 
 @dataclass
-class Outcome:
+class ProduceResult:
     """What became of a file's lines."""
 
     sent: int = 0
@@ -37,14 +37,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-async def produce(settings: Settings, file: str) -> Outcome:
+async def produce(settings: Settings, file: str) -> ProduceResult:
     """Sends every line of an NDJSON file, or of standard input, that is an event of the contract.
 
     Raises:
         UsageError: there is no such file.
         StepstreamError: Kafka cannot be reached.
     """
-    outcome = Outcome()
+    outcome = ProduceResult()
     began = time.monotonic()
     with open_lines(file) as (lines, size), _progress(size) as progress:
         async with bulk_producer(settings) as producer:
@@ -72,7 +72,7 @@ async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         await producer.stop()
 
 
-def report(outcome: Outcome, *, as_json: bool) -> None:
+def report(outcome: ProduceResult, *, as_json: bool) -> None:
     """Tells the outcome, and exits 1 when a line was not sent."""
     lost = outcome.bad + outcome.not_acknowledged
     if as_json:
@@ -99,7 +99,7 @@ async def _check_topic(settings: Settings) -> None:
 
 
 async def send_values(
-    producer: AIOKafkaProducer, topic: str, values: Iterable[tuple[int, bytes]], outcome: Outcome
+    producer: AIOKafkaProducer, topic: str, values: Iterable[tuple[int, bytes]], outcome: ProduceResult
 ) -> None:
     """Sends each (line number, value) that is an event of the contract, and waits for the acknowledgements.
 

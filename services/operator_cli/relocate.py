@@ -12,7 +12,7 @@ from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import unreachable
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, look, reader
+from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, read_groups, reader
 from services.runtime.positions import Digest, Gone, Placement, Position, Seen, place
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
@@ -23,7 +23,7 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
-from services.runtime.text import many
+from services.runtime.text import plural
 from services.runtime.topic import TopicLog, describe_log
 from services.sankey_aggregator import store as aggregator_store
 
@@ -33,7 +33,7 @@ SQL = load_queries(__file__)
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class EventSkip:
     """A service's position on a partition, and where it would be."""
 
     service: str
@@ -49,14 +49,14 @@ class Skip:
         return self.to - self.present
 
 
-async def plan_skip(settings: Settings, service: str, partition: int, to: int) -> Skip:
+async def plan_skip(settings: Settings, service: str, partition: int, to: int) -> EventSkip:
     """Looks where the service is.
 
     Raises:
         UsageError: there is no such partition or offset, or the service has come further.
         StepstreamError: Kafka or the database cannot be reached.
     """
-    (group,) = await look(settings, [service], ages=False)
+    (group,) = await read_groups(settings, [service], ages=False)
     found = next((p for p in group.positions if p.partition == partition), None)
     if found is None:
         raise UsageError(f"{settings.topic} has no partition {partition}")
@@ -70,10 +70,10 @@ async def plan_skip(settings: Settings, service: str, partition: int, to: int) -
             f"{service} is at {present:,} on partition {partition}: there is nothing to skip up to {to:,}. "
             "To read events again, use `stepstream replay`"
         )
-    return Skip(service, settings.topic, partition, present, to, len(group.members))
+    return EventSkip(service, settings.topic, partition, present, to, len(group.members))
 
 
-async def skip(settings: Settings, plan: Skip) -> None:
+async def skip(settings: Settings, plan: EventSkip) -> None:
     """Leaves the offsets behind, and names them.
 
     Raises:
@@ -107,7 +107,7 @@ async def skip(settings: Settings, plan: Skip) -> None:
     await commit_for(settings, plan.service, {tp: plan.to}, words)
 
 
-def show_skip(plan: Skip, *, as_json: bool, executed: bool) -> None:
+def show_skip(plan: EventSkip, *, as_json: bool, executed: bool) -> None:
     """Tells the plan, and whether it was carried out."""
     if as_json:
         print_json(
@@ -128,7 +128,7 @@ def show_skip(plan: Skip, *, as_json: bool, executed: bool) -> None:
     if not executed:
         not_executed()
         return
-    say(f"[green]done[/]: {many(plan.offsets, 'offset')} are left behind")
+    say(f"[green]done[/]: {plural(plan.offsets, 'offset')} are left behind")
     if plan.service == RECORDER:
         say(
             f"`stepstream status` names them until somebody acknowledges them. Where the {AGGREGATOR} cannot "
@@ -161,7 +161,7 @@ async def plan_relocation(settings: Settings) -> Relocation:
     Raises:
         StepstreamError: Kafka or the database cannot be reached.
     """
-    groups = await look(settings, ages=False)
+    groups = await read_groups(settings, ages=False)
     async with reader(settings) as consumer:
         try:
             topic_log = await describe_log(consumer._client, settings.topic)  # noqa: SLF001

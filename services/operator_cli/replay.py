@@ -34,7 +34,7 @@ from services.runtime.kafka import (
     connection,
     unreachable,
 )
-from services.runtime.lag import RECORDER, look, reader
+from services.runtime.lag import RECORDER, read_groups, reader
 from services.runtime.lag import Position as Seen
 from services.runtime.positions import Position
 from services.runtime.settings import Settings
@@ -45,7 +45,7 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
-from services.runtime.text import many
+from services.runtime.text import plural
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator
 
@@ -53,7 +53,7 @@ _COMMIT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class ReplayStart:
     """Where to begin: one of the three."""
 
     time_ms: int | None = None
@@ -62,7 +62,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ReplayEnd:
     """Where to stop, exclusively: a time or an offset; neither is where the group is."""
 
     time_ms: int | None = None
@@ -75,7 +75,7 @@ class End:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class PartitionReplay:
     """What becomes of a partition: it is read from `new` up to `until`.
 
     `expired` is how many of the wanted events Kafka has removed; with `expired_at_most` it is known only that
@@ -94,7 +94,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReplayPlan:
     """What a replay would do."""
 
     service: str
@@ -102,7 +102,7 @@ class Plan:
     topic: str
     bounded: bool
     members: int
-    moves: list[Move]
+    moves: list[PartitionReplay]
 
     @property
     def events(self) -> int:
@@ -111,15 +111,15 @@ class Plan:
 
 
 async def make_plan(
-    settings: Settings, service: str, start: Start, end: End, partitions: Sequence[int] | None
-) -> Plan:
+    settings: Settings, service: str, start: ReplayStart, end: ReplayEnd, partitions: Sequence[int] | None
+) -> ReplayPlan:
     """Looks where the group is, and where it would be.
 
     Raises:
         UsageError: there is no such partition.
         StepstreamError: Kafka cannot be reached.
     """
-    (group,) = await look(settings, [service], ages=False)
+    (group,) = await read_groups(settings, [service], ages=False)
     async with connected(settings) as db:
         stored = await read_positions(db, service, settings.topic)
     chosen = [p for p in group.positions if partitions is None or p.partition in partitions]
@@ -150,10 +150,12 @@ async def make_plan(
             until = min(present, ends[tp] or 0)
         new = min(max(wanted, p.begin), present)
         expired = max(0, min(p.begin, until) - wanted)
-        moves.append(Move(p.partition, present, new, max(new, until), max(0, until - new), expired, at_most))
+        moves.append(
+            PartitionReplay(p.partition, present, new, max(new, until), max(0, until - new), expired, at_most)
+        )
     if service == RECORDER:
         moves = await _with_letters(settings, moves)
-    return Plan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
+    return ReplayPlan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
 
 
 def reads_on_at(seen: Seen, stored: Position | None) -> int:
@@ -164,7 +166,7 @@ def reads_on_at(seen: Seen, stored: Position | None) -> int:
     return max(at, seen.begin)
 
 
-async def _with_letters(settings: Settings, moves: Sequence[Move]) -> list[Move]:
+async def _with_letters(settings: Settings, moves: Sequence[PartitionReplay]) -> list[PartitionReplay]:
     """With how many dead letters are of events in the range of each."""
     ranges = {m.partition: m for m in moves if m.events}
     found: dict[int, set[int]] = {}
@@ -193,7 +195,7 @@ async def _offsets_at(
     return {p: o.offset if o is not None else None for p, o in found.items()}
 
 
-def refuse_members(plan: Plan) -> None:
+def refuse_members(plan: ReplayPlan) -> None:
     """Raises RefusedError while the group has members."""
     refuse_a_group_with(plan.members, plan.group, plan.service)
 
@@ -202,13 +204,13 @@ def refuse_a_group_with(members: int, group: str, service: str) -> None:
     """Raises RefusedError while a group has members."""
     if members:
         raise RefusedError(
-            f"the group {group} has {many(members, 'member')}: stop every {service} "
+            f"the group {group} has {plural(members, 'member')}: stop every {service} "
             "first (SIGTERM), then run this again, then start them again. A killed one leaves its group "
             "after STEPSTREAM_SESSION_TIMEOUT_SECONDS"
         )
 
 
-async def refuse_gaps(settings: Settings, plan: Plan) -> None:
+async def refuse_gaps(settings: Settings, plan: ReplayPlan) -> None:
     """Raises RefusedError where the database has not judged what lies before or in the range.
 
     So it is with a database that is an older copy: a replay from later on would leave events out for good.
@@ -229,7 +231,7 @@ async def refuse_gaps(settings: Settings, plan: Plan) -> None:
             )
 
 
-async def execute(settings: Settings, plan: Plan, progress: Callable[[int, int], None]) -> int:
+async def execute(settings: Settings, plan: ReplayPlan, progress: Callable[[int, int], None]) -> int:
     """Carries the plan out; returns how many events were fed through (0 where offsets were moved).
 
     Raises:
@@ -245,7 +247,7 @@ async def execute(settings: Settings, plan: Plan, progress: Callable[[int, int],
     return 0
 
 
-async def _set_offsets(settings: Settings, plan: Plan) -> None:
+async def _set_offsets(settings: Settings, plan: ReplayPlan) -> None:
     """Moves the database's positions, and then the group's offsets, which are their copy.
 
     Should it end in between, the service starts at the smaller of the two.
@@ -291,7 +293,7 @@ async def commit_for(
         await consumer.stop()
 
 
-async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], None]) -> int:
+async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, int], None]) -> int:
     """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
@@ -308,7 +310,7 @@ async def _feed(settings: Settings, plan: Plan, progress: Callable[[int, int], N
             fed = await _read_ranges(settings, ranges, handler.handle, progress)
             if recording and (waiting := (await recorder_store.count_waiting(pool))[0]):
                 say(
-                    f"[yellow]{many(waiting, 'event')} wait for rows that somebody else has locked[/]: "
+                    f"[yellow]{plural(waiting, 'event')} wait for rows that somebody else has locked[/]: "
                     f"{RECORDER} records them when the locks go. `stepstream status` says which rows"
                 )
             return fed
@@ -328,7 +330,7 @@ class _Feeding:
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         pass
 
-    async def look_again(self, records: Sequence[Record]) -> None:
+    async def recheck(self, records: Sequence[Record]) -> None:
         pass
 
     def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
@@ -337,7 +339,7 @@ class _Feeding:
 
 async def _read_ranges(
     settings: Settings,
-    ranges: Mapping[TopicPartition, Move],
+    ranges: Mapping[TopicPartition, PartitionReplay],
     handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
     progress: Callable[[int, int], None],
 ) -> int:
@@ -367,7 +369,7 @@ async def _read_ranges(
     return fed
 
 
-def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> None:
+def show_plan(plan: ReplayPlan, *, as_json: bool, executed: bool, fed: int = 0) -> None:
     """Tells the plan, and whether it was carried out."""
     if as_json:
         print_json(
@@ -398,7 +400,7 @@ def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> Non
             for m in plan.moves
         ]
         what = "fed through again, the group stays" if plan.bounded else "read again by the group"
-        print_table(f"{plan.group}: {many(plan.events, 'event')} {what}", columns, rows)
+        print_table(f"{plan.group}: {plural(plan.events, 'event')} {what}", columns, rows)
     if expired := sum(m.expired for m in plan.moves):
         at_most = "up to " if any(m.expired_at_most and m.expired for m in plan.moves) else ""
         say(
@@ -408,8 +410,8 @@ def show_plan(plan: Plan, *, as_json: bool, executed: bool, fed: int = 0) -> Non
         )
     if letters := sum(m.letters for m in plan.moves):
         say(
-            f"{many(letters, 'dead letter')} {'is' if letters == 1 else 'are'} of events in this range: what "
-            "is refused again comes to the dead letters once more"
+            f"{plural(letters, 'dead letter')} {'is' if letters == 1 else 'are'} of events in this range: "
+            "what is refused again comes to the dead letters once more"
         )
     if not executed:
         not_executed()

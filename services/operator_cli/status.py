@@ -24,12 +24,12 @@ from services.runtime.database import Connection, connected, explained, load_que
 from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
 from services.runtime.gone import Gone, find
 from services.runtime.kafka import admin_client, unreachable
-from services.runtime.lag import GROUPS, Group, held_back_since, look, partitions_of, reader
+from services.runtime.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
 from services.runtime.stored_positions import TABLES, read_positions
-from services.runtime.text import many, told_duration, told_time
+from services.runtime.text import format_duration, format_time, plural
 from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
 SQL = load_queries(__file__)
@@ -122,15 +122,15 @@ class Status:
 async def status(settings: Settings) -> Status:
     """Looks at Kafka and at the database, at the same time; neither needs the other, or a service."""
     seen = Status(int(time.time() * 1000))
-    await asyncio.gather(_look_at_kafka(settings, seen), _look_at_database(settings, seen))
-    await _look_whether_they_agree(settings, seen)
+    await asyncio.gather(_read_kafka(settings, seen), _read_database(settings, seen))
+    await _read_agreement(settings, seen)
     for _ in range(_LOOKS_MORE):
         if seen.agreement is None or not seen.agreement.problems:
             break
         # What only came between two answers, under traffic, is gone at the next look; what is apart stays.
         again = Status(seen.at, database=seen.database, migrations_pending=seen.migrations_pending)
-        await _look_at_kafka(settings, again)
-        await _look_whether_they_agree(settings, again)
+        await _read_kafka(settings, again)
+        await _read_agreement(settings, again)
         if again.agreement is None:
             break
         seen.groups, seen.agreement, seen.gone = again.groups, again.agreement, again.gone
@@ -138,10 +138,10 @@ async def status(settings: Settings) -> Status:
     return seen
 
 
-async def _look_at_kafka(settings: Settings, seen: Status) -> None:
+async def _read_kafka(settings: Settings, seen: Status) -> None:
     try:
         async with asyncio.timeout(_PATIENCE):
-            for part in (_look_at_groups, _look_at_dead_letters):
+            for part in (_read_groups, _read_dead_letters):
                 with _shown(seen, ConfigurationError):  # a topic is missing: the other part is shown
                     await part(settings, seen)
             seen.kafka = True
@@ -162,17 +162,17 @@ def _shown(seen: Status, kind: type[StepstreamError]) -> Iterator[None]:
         seen.problems.append(str(error))
 
 
-async def _look_at_groups(settings: Settings, seen: Status) -> None:
+async def _read_groups(settings: Settings, seen: Status) -> None:
     async with admin_client(settings) as admin:
         client = admin._client  # noqa: SLF001
         await partitions_of(admin, settings.topic)  # is there such a topic?
         seen.topic_log = await describe_log(client, settings.topic)
         seen.high_watermarks = await high_watermarks(client, settings.topic, seen.topic_log)
-    seen.groups = await look(settings)
+    seen.groups = await read_groups(settings)
     seen.held_back_since = await held_back_since(settings, seen.groups[0].positions, seen.high_watermarks)
 
 
-async def _look_at_dead_letters(settings: Settings, seen: Status) -> None:
+async def _read_dead_letters(settings: Settings, seen: Status) -> None:
     seen.dead_letters = await _count_records(settings, settings.dead_letter_topic)
 
 
@@ -183,22 +183,22 @@ async def _count_records(settings: Settings, topic: str) -> int:
         return int(sum(ends.values()) - sum(begins.values()))
 
 
-async def _look_at_database(settings: Settings, seen: Status) -> None:
+async def _read_database(settings: Settings, seen: Status) -> None:
     timeout = {"statement_timeout": f"{_PART_SECONDS:g}s"}
     try:
         async with asyncio.timeout(_PATIENCE), connected(settings, server_settings=timeout) as db:
             names = await db.fetch(SQL["status_services"])
             seen.services = {r["service"]: r["connections"] for r in names}
             seen.database = {}
-            await _look_for_migrations(db, seen)
-            await _look_at_parts(db, settings, seen.database, seen)
+            await _read_migrations(db, seen)
+            await _read_parts(db, settings, seen.database, seen)
     except StepstreamError as error:
         _could_not_read(str(error), seen)
     except TimeoutError:
         _could_not_read(f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
 
 
-async def _look_for_migrations(db: Connection, seen: Status) -> None:
+async def _read_migrations(db: Connection, seen: Status) -> None:
     with _shown(seen, MigrationError):  # an applied one was edited
         try:
             seen.migrations_pending = await pending(db)
@@ -209,7 +209,7 @@ async def _look_for_migrations(db: Connection, seen: Status) -> None:
         seen.problems.append(f"migrations are pending: {names}: run `stepstream migrate`")
 
 
-async def _look_at_parts(db: Connection, settings: Settings, database: dict[str, Any], seen: Status) -> None:
+async def _read_parts(db: Connection, settings: Settings, database: dict[str, Any], seen: Status) -> None:
     """Adds what can be read, part by part: it stays when the time is over."""
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
@@ -227,7 +227,7 @@ async def _look_at_parts(db: Connection, settings: Settings, database: dict[str,
     database |= {name: json.loads(rows) for name, rows in positions.items()}
 
 
-async def _look_whether_they_agree(settings: Settings, seen: Status) -> None:
+async def _read_agreement(settings: Settings, seen: Status) -> None:
     """Looks at the database once more, after Kafka: then it is never the older one, unless it went back."""
     if seen.database is None:
         return
@@ -276,7 +276,7 @@ def _judge(seen: Status) -> None:
     """What an operator should know without reading numbers."""
     for group in seen.groups or ():
         if not group.members:
-            behind = f", behind by {many(group.lag, 'event')}" if group.lag else ""
+            behind = f", behind by {plural(group.lag, 'event')}" if group.lag else ""
             seen.problems.append(f"no {group.service} is in its group ({group.state}){behind}")
         seen.services[group.service] = len(group.members)
     seen.problems += [
@@ -294,12 +294,12 @@ def _judge(seen: Status) -> None:
     if seen.database.get("set_aside"):
         seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
     if seen.database.get("events_waiting"):
-        seen.problems.append(_told_waiting(seen.database))
+        seen.problems.append(_describe_waiting(seen.database))
     if seen.database.get("journeys_waiting"):
-        seen.problems.append(_told_journeys_waiting(seen.database))
+        seen.problems.append(_describe_waiting_journeys(seen.database))
     seen.problems += [
         f"the row of partition {row['partition']} in {TABLES[row['service']]} is locked by "
-        f"{_told_who([row])}: the {row['service']} stands still there, and goes on with the others"
+        f"{_describe_lockers([row])}: the {row['service']} stands still there, and goes on with the others"
         for row in seen.database.get("positions_locked", ())
     ]
     _judge_agreement(seen)
@@ -307,7 +307,7 @@ def _judge(seen: Status) -> None:
 
 def _told_transaction(since: Mapping[int, int], at: int) -> str:
     return (
-        f"a producer's transaction has been open for {told_duration((at - min(since.values())) / 1000)} in "
+        f"a producer's transaction has been open for {format_duration((at - min(since.values())) / 1000)} in "
         f"{name_partitions(sorted(since))}: what anybody sent there since waits for its end. It ends by "
         "itself after its transaction.timeout.ms; `kafka-transactions.sh describe-producers` names it, and "
         "`abort` ends it"
@@ -317,14 +317,14 @@ def _told_transaction(since: Mapping[int, int], at: int) -> str:
 def _judge_agreement(seen: Status) -> None:
     if seen.agreement is not None:
         seen.problems += seen.agreement.problems
-    seen.problems += [_told_gone(gone) for gone in seen.gone[:_SHOWN_GONE]]
+    seen.problems += [_describe_gone(gone) for gone in seen.gone[:_SHOWN_GONE]]
     if len(seen.gone) > _SHOWN_GONE:
-        more = many(len(seen.gone) - _SHOWN_GONE, "more range")
+        more = plural(len(seen.gone) - _SHOWN_GONE, "more range")
         seen.problems.append(f"{more} of events gone: `stepstream gone list`")
 
 
-def _told_gone(gone: Gone) -> str:
-    between = [told_time(at) for at in (gone.before_at, gone.after_at)]
+def _describe_gone(gone: Gone) -> str:
+    between = [format_time(at) for at in (gone.before_at, gone.after_at)]
     times = f", which came between {between[0]} and {between[1]}" if all(between) else ""
     return (
         f"partition {gone.partition}: events {gone.offsets}{times} are gone from {gone.topic} "
@@ -332,38 +332,38 @@ def _told_gone(gone: Gone) -> str:
     )
 
 
-def _told_waiting(database: Mapping[str, Any]) -> str:
+def _describe_waiting(database: Mapping[str, Any]) -> str:
     """Which events wait for a lock, on what, and who has it."""
     events = database["events_waiting"]
     return (
-        f"{many(events, 'event')} {'waits' if events == 1 else 'wait'} for what somebody else has locked, "
-        f"the oldest for {told_duration(database['events_waiting_seconds'])}: "
-        + _told_locks(database["waits_for"], database["lockers"])
+        f"{plural(events, 'event')} {'waits' if events == 1 else 'wait'} for what somebody else has locked, "
+        f"the oldest for {format_duration(database['events_waiting_seconds'])}: "
+        + _describe_locks(database["waits_for"], database["lockers"])
     )
 
 
-def _told_journeys_waiting(database: Mapping[str, Any]) -> str:
+def _describe_waiting_journeys(database: Mapping[str, Any]) -> str:
     """How many journeys wait for a lock, on what, and who has it."""
     journeys = database["journeys_waiting"]
     return (
-        f"{many(journeys, 'journey')} {'waits' if journeys == 1 else 'wait'} to be counted for what somebody "
-        f"else has locked, the first for {told_duration(database['journeys_waiting_seconds'])}: "
-        + _told_locks(database["journeys_wait_for"], database["count_lockers"])
+        f"{plural(journeys, 'journey')} {'waits' if journeys == 1 else 'wait'} to be counted for what "
+        f"somebody else has locked, the first for {format_duration(database['journeys_waiting_seconds'])}: "
+        + _describe_locks(database["journeys_wait_for"], database["count_lockers"])
     )
 
 
-def _told_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(rows) + (f"; locked by {_told_who(lockers)}" if lockers else "")
+def _describe_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(rows) + (f"; locked by {_describe_lockers(lockers)}" if lockers else "")
 
 
-def _told_who(lockers: Sequence[Mapping[str, Any]]) -> str:
+def _describe_lockers(lockers: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in lockers)
 
 
 def as_json(seen: Status) -> dict[str, Any]:
     """For programs."""
     return {
-        "at": told_time(seen.at),
+        "at": format_time(seen.at),
         "kafka": seen.kafka,
         "database": seen.database is not None,
         "migrations_pending": seen.migrations_pending,
@@ -406,8 +406,8 @@ def as_json(seen: Status) -> dict[str, Any]:
         "newest": None
         if seen.database is None
         else {
-            "recorded": told_time(seen.database.get("newest_recorded")) or None,
-            "counted": told_time(seen.database.get("newest_counted")) or None,
+            "recorded": format_time(seen.database.get("newest_recorded")) or None,
+            "counted": format_time(seen.database.get("newest_counted")) or None,
         },
         "held_back": None if seen.agreement is None else seen.agreement.held_back,
         "agree": None if seen.agreement is None else not seen.agreement.problems,
@@ -480,7 +480,7 @@ def lag_tables(groups: Sequence[Group], at: int) -> RenderableType:
 
 
 def _waited(since: int | None, at: int) -> str:
-    return "" if since is None else told_duration(_seconds(since, at))
+    return "" if since is None else format_duration(_seconds(since, at))
 
 
 def status_page(seen: Status) -> RenderableType:
@@ -496,8 +496,8 @@ def status_page(seen: Status) -> RenderableType:
     if seen.database is not None:
         db = seen.database
         facts = [
-            ("newest completion", _told_newest(db, "newest_recorded")),
-            ("newest counted", _told_newest(db, "newest_counted")),
+            ("newest completion", _describe_newest(db, "newest_recorded")),
+            ("newest counted", _describe_newest(db, "newest_counted")),
             ("marks to count again", f"{db['marks']:,}" if "marks" in db else _UNKNOWN),
             (
                 "events that wait for a lock",
@@ -507,7 +507,7 @@ def status_page(seen: Status) -> RenderableType:
                 "journeys that wait for a lock",
                 f"{db['journeys_waiting']:,}" if "journeys_waiting" in db else _UNKNOWN,
             ),
-            ("outbox", _told_outbox(db)),
+            ("outbox", _describe_outbox(db)),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),
         ]
     if seen.agreement is not None and seen.agreement.held_back:
@@ -528,8 +528,8 @@ def status_page(seen: Status) -> RenderableType:
 def _hints(database: Mapping[str, Any]) -> list[str]:
     """What producers should mend: it costs them, or order, and harms nobody else."""
     hints = [
-        f"{many(row['events'], 'event')} of {row['source']} refused, the last at {_told_at(row['last_at'])}: "
-        f"{', '.join(sorted(row['classes']))}"
+        f"{plural(row['events'], 'event')} of {row['source']} refused, the last at "
+        f"{_describe_time(row['last_at'])}: {', '.join(sorted(row['classes']))}"
         for row in database.get("refused_by_source", ())
     ]
     for row in database.get("odd_partitions", ()):
@@ -545,19 +545,19 @@ def _hints(database: Mapping[str, Any]) -> list[str]:
     return hints
 
 
-def _told_at(at: str) -> str:
+def _describe_time(at: str) -> str:
     """A time of PostgreSQL's JSON, as all times here."""
-    return told_time(int(datetime.fromisoformat(at).timestamp() * 1000)) or at
+    return format_time(int(datetime.fromisoformat(at).timestamp() * 1000)) or at
 
 
-def _told_newest(database: Mapping[str, Any], column: str) -> str:
-    return (told_time(database[column]) or "none") if column in database else _UNKNOWN
+def _describe_newest(database: Mapping[str, Any], column: str) -> str:
+    return (format_time(database[column]) or "none") if column in database else _UNKNOWN
 
 
-def _told_outbox(database: Mapping[str, Any]) -> str:
+def _describe_outbox(database: Mapping[str, Any]) -> str:
     if "outbox" not in database:
         return _UNKNOWN
-    oldest = f", the oldest for {told_duration(database['outbox_seconds'])}" if database["outbox"] else ""
+    oldest = f", the oldest for {format_duration(database['outbox_seconds'])}" if database["outbox"] else ""
     set_aside = f", {database['set_aside']:,} set aside" if database.get("set_aside") else ""
     return f"{database['outbox']:,} waiting{oldest}{set_aside}"
 
@@ -568,10 +568,10 @@ def check_lag(groups: Sequence[Group], at: int, events: int | None, seconds: flo
         waited = _seconds(group.waiting_since, at)
         if events is not None and group.lag > events:
             raise MismatchError(
-                f"{group.service} is behind by {many(group.lag, 'event')}, more than {events:,}"
+                f"{group.service} is behind by {plural(group.lag, 'event')}, more than {events:,}"
             )
         if seconds is not None and waited > seconds:
             raise MismatchError(
-                f"{group.service}: the oldest event waits for {told_duration(waited)}, longer than "
-                f"{told_duration(seconds)}"
+                f"{group.service}: the oldest event waits for {format_duration(waited)}, longer than "
+                f"{format_duration(seconds)}"
             )

@@ -22,7 +22,7 @@ from services.runtime.kafka import (
     send_all,
     unreachable,
 )
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group, look, reader
+from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups, reader
 from services.runtime.positions import Digest, Gone, Position
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (
@@ -32,18 +32,18 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 from services.sankey_aggregator import store as aggregator_store
 
 #: What headers and the record around it may take of a dead letter.
 _OVERHEAD = 4_096
 #: How long services that run may take to go on behind it, and between two looks at them.
 _TAKE_UP_SECONDS = 60.0
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class BatchSkip:
     """A batch, and what would be left behind of it.
 
     `services` stand at `offset` and go to `batch.until`; `elsewhere` is where the others are.
@@ -67,7 +67,7 @@ class Skip:
         return len(self.batch.raw) <= DEAD_LETTER_MAX_BYTES - _OVERHEAD
 
 
-async def plan_skip(settings: Settings, partition: int, services: Sequence[str] = GROUPS) -> Skip:
+async def plan_skip(settings: Settings, partition: int, services: Sequence[str] = GROUPS) -> BatchSkip:
     """Looks for a batch of a partition that a service cannot read.
 
     Raises:
@@ -75,7 +75,7 @@ async def plan_skip(settings: Settings, partition: int, services: Sequence[str] 
         UnreadableError: where the batch ends cannot be told.
         StepstreamError: Kafka or the database cannot be reached.
     """
-    groups = {group.service: group for group in await look(settings, ages=False)}
+    groups = {group.service: group for group in await read_groups(settings, ages=False)}
     at = await _where_they_are(settings, groups, partition)
     end = max(p.end for group in groups.values() for p in group.positions if p.partition == partition)
     tp = TopicPartition(settings.topic, partition)
@@ -84,7 +84,7 @@ async def plan_skip(settings: Settings, partition: int, services: Sequence[str] 
         if batch.cause is not None:
             standing = [service for service in services if at[service] == offset]
             elsewhere = {service: at[service] for service in GROUPS if service not in standing}
-            return Skip(settings.topic, partition, offset, batch, standing, elsewhere)
+            return BatchSkip(settings.topic, partition, offset, batch, standing, elsewhere)
     told = ", ".join(f"{service} is at {at[service]:,}" for service in services)
     raise UsageError(
         f"partition {partition} of {settings.topic} can be read where the services go on ({told}, it ends at "
@@ -117,7 +117,7 @@ async def _fetch(settings: Settings, tp: TopicPartition, offset: int, end: int) 
             raise unreachable(settings, error) from error
 
 
-async def skip(settings: Settings, plan: Skip) -> bool:
+async def skip(settings: Settings, plan: BatchSkip) -> bool:
     """Keeps the batch as a dead letter, names what is left behind, and moves the services on.
 
     Services that run see within seconds that their position has moved.
@@ -138,11 +138,11 @@ async def skip(settings: Settings, plan: Skip) -> bool:
             if await _has_taken_up(settings, plan, service, words):
                 waiting.remove(service)
         if waiting:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
     return not waiting
 
 
-async def _keep(settings: Settings, plan: Skip) -> None:
+async def _keep(settings: Settings, plan: BatchSkip) -> None:
     """Sends the batch to the dead letters, and returns when it is acknowledged."""
     batch = plan.batch
     size = f"{len(batch.raw)} bytes{'' if plan.is_kept else ', too large to be kept'}"
@@ -167,7 +167,7 @@ async def _keep(settings: Settings, plan: Skip) -> None:
         await letters.stop()
 
 
-async def _move(settings: Settings, plan: Skip) -> str:
+async def _move(settings: Settings, plan: BatchSkip) -> str:
     """Moves the positions in the database; returns what goes with offsets of this database."""
     partition, until = plan.partition, plan.batch.until
     async with (
@@ -200,9 +200,9 @@ async def _move(settings: Settings, plan: Skip) -> str:
         return (await read_identity(db)).words
 
 
-async def _has_taken_up(settings: Settings, plan: Skip, service: str, words: str) -> bool:
+async def _has_taken_up(settings: Settings, plan: BatchSkip, service: str, words: str) -> bool:
     """Whether a service is behind the batch; for one that does not run, this commits its offset."""
-    (group,) = await look(settings, [service], ages=False)
+    (group,) = await read_groups(settings, [service], ages=False)
     position = next(p for p in group.positions if p.partition == plan.partition)
     if position.committed is not None and position.committed >= plan.batch.until:
         return True
@@ -220,7 +220,7 @@ async def _has_taken_up(settings: Settings, plan: Skip, service: str, words: str
     return False
 
 
-def show_skip(plan: Skip, *, as_json: bool, executed: bool, taken_up: bool) -> None:
+def show_skip(plan: BatchSkip, *, as_json: bool, executed: bool, taken_up: bool) -> None:
     """Tells the plan, and whether it was carried out."""
     batch = plan.batch
     if as_json:
@@ -236,7 +236,7 @@ def show_skip(plan: Skip, *, as_json: bool, executed: bool, taken_up: bool) -> N
             ("size", f"{len(batch.raw):,} bytes{'' if plan.is_kept else ', too large for a dead letter'}"),
             ("codec", batch.codec),
             ("format", batch.magic),
-            ("came", told_time(batch.timestamp) or ""),
+            ("came", format_time(batch.timestamp) or ""),
             ("cause", batch.cause),
             ("goes on", ", ".join(plan.services)),
         ]
@@ -251,7 +251,7 @@ def show_skip(plan: Skip, *, as_json: bool, executed: bool, taken_up: bool) -> N
         not_executed()
         return
     say(
-        f"[green]done[/]: {many(plan.offsets, 'offset')} are left behind; `stepstream status` names them "
+        f"[green]done[/]: {plural(plan.offsets, 'offset')} are left behind; `stepstream status` names them "
         "until somebody acknowledges them"
     )
     if not taken_up:
@@ -261,7 +261,7 @@ def show_skip(plan: Skip, *, as_json: bool, executed: bool, taken_up: bool) -> N
         )
 
 
-def _as_json(plan: Skip, *, executed: bool, taken_up: bool) -> dict[str, Any]:
+def _as_json(plan: BatchSkip, *, executed: bool, taken_up: bool) -> dict[str, Any]:
     batch = {k: v for k, v in asdict(plan.batch).items() if k != "raw"}
     return {
         "topic": plan.topic,
@@ -269,7 +269,7 @@ def _as_json(plan: Skip, *, executed: bool, taken_up: bool) -> dict[str, Any]:
         "from_offset": plan.offset,
         "until_offset": plan.batch.until,
         "offsets": plan.offsets,
-        "batch": batch | {"bytes": len(plan.batch.raw), "timestamp": told_time(plan.batch.timestamp)},
+        "batch": batch | {"bytes": len(plan.batch.raw), "timestamp": format_time(plan.batch.timestamp)},
         "kept": plan.is_kept,
         "services": list(plan.services),
         "elsewhere": dict(plan.elsewhere),

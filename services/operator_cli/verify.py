@@ -5,9 +5,9 @@ from typing import Any
 
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.errors import MismatchError
-from services.runtime.text import many, told_time
+from services.runtime.text import format_time, plural
 from services.sankey_aggregator.rebuild import Rebuilt
-from services.sankey_aggregator.verify import Verdict
+from services.sankey_aggregator.verify import Verification
 
 _SHOWN = 20
 
@@ -51,11 +51,11 @@ def _told(journey: dict[str, Any], which: str) -> str:
     steps, started = journey[f"{which}_step_ids"], journey[f"{which}_started_at"]
     if steps is None:
         return "none"
-    begin = "" if started is None else f"started {told_time(started)}: "
+    begin = "" if started is None else f"started {format_time(started)}: "
     return begin + (" > ".join(steps) or "no step")
 
 
-def report(verdict: Verdict, *, as_json: bool) -> None:
+def report(verdict: Verification, *, as_json: bool) -> None:
     """Prints the verdict.
 
     Raises:
@@ -79,12 +79,12 @@ def report(verdict: Verdict, *, as_json: bool) -> None:
             say(f"{verdict.in_flight:,} journeys were in flight, and right when looked at again")
         if verdict.events_waiting:
             say(
-                f"[yellow]{many(verdict.events_waiting, 'event')} wait for rows that somebody else has "
+                f"[yellow]{plural(verdict.events_waiting, 'event')} wait for rows that somebody else has "
                 "locked[/], and are no completions yet: `stepstream status` says which rows"
             )
     if verdict.differing:
         cells = verdict.differing - len(verdict.apart)
-        told = [f"{many(cells, 'cell')} and journeys differ"] if cells else []
+        told = [f"{plural(cells, 'cell')} and journeys differ"] if cells else []
         raise MismatchError("; ".join([*told, *verdict.why]))
     if not as_json:
         say("[bold green]exact[/]: every cell equals what completions and starts say")
@@ -95,8 +95,8 @@ def show_differing(found: Rebuilt) -> None:
     show_cells(found.transitions, found.endings)
     show_journeys(found.differing_journeys)
     say(
-        f"{many(found.transition_cells, 'transition cell')}, {many(found.ending_cells, 'ending cell')} and "
-        f"{many(found.journeys, 'journey')} differ from completions and starts"
+        f"{plural(found.transition_cells, 'transition cell')}, {plural(found.ending_cells, 'ending cell')} "
+        f"and {plural(found.journeys, 'journey')} differ from completions and starts"
     )
 
 
@@ -115,6 +115,6 @@ def report_rebuilt(found: Rebuilt, *, as_json: bool) -> None:
         )
         if found.changed_meanwhile:
             say(
-                f"[yellow]{many(found.changed_meanwhile, 'cell')} were changed by somebody else[/] "
+                f"[yellow]{plural(found.changed_meanwhile, 'cell')} were changed by somebody else[/] "
                 "meanwhile, and put right as well"
             )

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind
 
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
@@ -81,7 +81,7 @@ class Relay:
         await self._sender.start()
         failure: BaseException | None = None
         async with store.take(self._pool, self._settings.topic, self._settings.relay_batch_records) as load:
-            passing("relay.taken")
+            crash_point("relay.taken")
             parents = parents_of(_headers(m) for m in load.messages)
             with message_spans(
                 SERVICE, f"send {self._settings.topic}", SpanKind.PRODUCER, parents, len(load.messages)
@@ -92,10 +92,10 @@ class Relay:
                     failure = error  # what was acknowledged leaves the outbox all the same
                 load.acknowledged = self._sender.take_acknowledged()
             if load.sent:
-                passing("relay.sent")
+                crash_point("relay.sent")
         self._sender.keep_acknowledged(load.acknowledged)
         if load.sent:
-            passing("relay.removed")
+            crash_point("relay.removed")
         OUTBOX_SENT.inc(len(load.sent))
         for refused in load.refused:
             log.error(

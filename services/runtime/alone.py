@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_dela
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError
 from services.runtime.settings import Settings
-from services.runtime.text import told_time
+from services.runtime.text import format_time
 
 SQL = load_queries(__file__)
 
@@ -91,6 +91,6 @@ async def _who(db: Connection, act: Act) -> str:
     if row is None:
         return f"somebody else just {act.told} of this database"
     who = (row["application_name"] or "").removeprefix("stepstream-cli ") or "somebody"
-    since = f" since {told_time(row['since'].timestamp() * 1000)}" if row["since"] else ""
+    since = f" since {format_time(row['since'].timestamp() * 1000)}" if row["since"] else ""
     source = f" from {row['address']}" if row["address"] else ""
     return f"{who} {act.told} of this database{since} (as {row['role']}{source}, session {row['pid']})"

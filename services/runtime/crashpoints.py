@@ -61,7 +61,7 @@ def arm(setting: str) -> None:
         log.warning("this process will kill itself at %s", setting)
 
 
-def passing(point: str) -> None:
+def crash_point(point: str) -> None:
     """Ends the process here, by SIGKILL, if this point is the armed one and this passing the one meant."""
     global _left  # noqa: PLW0603 - as above
     if point != _armed:

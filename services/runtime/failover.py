@@ -15,7 +15,7 @@ from services.runtime.stored_positions import DatabaseIdentity, read_identity
 log = logging.getLogger("stepstream.failover")
 
 #: How long a connection is in use before anybody asks where the address leads, and between two questions.
-_LOOK_SECONDS = 5.0
+_CHECK_SECONDS = 5.0
 
 
 async def leave_silent_servers(settings: Settings, pool: Pool) -> None:
@@ -38,7 +38,7 @@ async def leave_silent_servers(settings: Settings, pool: Pool) -> None:
                 for holder in in_use:
                     holder.terminate()
             known = identity
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_CHECK_SECONDS)
 
 
 def _in_use(pool: Pool) -> dict[Any, Any]:
@@ -51,8 +51,8 @@ def _in_use(pool: Pool) -> dict[Any, Any]:
 async def _where_the_address_leads(settings: Settings) -> DatabaseIdentity | None:
     """The primary that answers a new connection; None where none does, or it does not say which it is."""
     try:
-        async with asyncio.timeout(_LOOK_SECONDS):
-            connection = await connect(settings, None, settings.dsn, timeout=_LOOK_SECONDS)
+        async with asyncio.timeout(_CHECK_SECONDS):
+            connection = await connect(settings, None, settings.dsn, timeout=_CHECK_SECONDS)
             try:
                 return (await read_identity(connection)).identity
             finally:

@@ -23,7 +23,7 @@ class Batches(Protocol):
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
 
-    async def look_again(self, records: Sequence[Record]) -> None:
+    async def recheck(self, records: Sequence[Record]) -> None:
         """Looks whether these records, which wait, are still what comes next.
 
         Raises:

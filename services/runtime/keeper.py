@@ -61,7 +61,7 @@ _Place: TypeAlias = tuple[TopicPartition, int]
 #: A record in short; None where there is none.
 _Found: TypeAlias = Fingerprint | Literal["unreadable"] | None
 #: Called in the transaction that places partitions where events can tell no more which journeys changed.
-OtherGround: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitable[None]]
+OnDiscontinuity: TypeAlias = Callable[[Connection, Mapping[int, Placement]], Awaitable[None]]
 
 
 class _Offset(NamedTuple):
@@ -81,16 +81,16 @@ class Keeper:
     Args:
         service: whose positions.
         settings: where Kafka is.
-        on_other_ground: see there; it is called for what was missed, and for a log that is another.
+        on_discontinuity: see there; it is called for what was missed, and for a log that is another.
         names: of which causes it names what is gone.
     """
 
     def __init__(
-        self, service: str, settings: Settings, on_other_ground: OtherGround, names: Collection[Cause]
+        self, service: str, settings: Settings, on_discontinuity: OnDiscontinuity, names: Collection[Cause]
     ) -> None:
         self._service = service
         self._settings = settings
-        self._on_other_ground = on_other_ground
+        self._on_discontinuity = on_discontinuity
         self._names = names
         self.positions: dict[int, Position] = {}
         self.ours = Ours(None)
@@ -409,7 +409,7 @@ class Keeper:
                 raise MovedError("somebody else has moved them meanwhile")
             other = {p: new for p, new in placements.items() if new.missed or new.other_log}
             if other:
-                await self._on_other_ground(connection, other)
+                await self._on_discontinuity(connection, other)
             await name_gone(connection, topic, {p: new.gone for p, new in placements.items()})
             if self._service == RECORDER and (anew := [p for p, new in other.items() if new.other_log]):
                 await forget_sent(connection, topic, anew)
@@ -429,7 +429,7 @@ class Keeper:
                 missed,
             )
         for p, new in sorted(placements.items()):
-            _tell_gone({p: new.gone})
+            _log_gone({p: new.gone})
             if p in stored and new.position.reads_from < stored[p].next_offset:
                 REWINDS.labels(self._service).inc()
             if p in stored and new.why:
@@ -532,7 +532,7 @@ class Keeper:
             async with pool.acquire() as connection, connection.transaction():
                 await name_gone(connection, topic, {one.partition: cut})
                 await settle_witnessed(connection, topic, one, is_there=there)
-            _tell_gone({one.partition: cut})
+            _log_gone({one.partition: cut})
 
     async def _are_there(
         self, consumer: AIOKafkaConsumer, witnessed: Sequence[Witnessed], topic_log: TopicLog
@@ -643,7 +643,7 @@ def _marking_what_is_counted(placement: Placement, counted: Position | None) -> 
     return replace(placement, position=replace(position, marks_until=counted.next_offset))
 
 
-def _tell_gone(gone: Mapping[int, Sequence[Gone]]) -> None:
+def _log_gone(gone: Mapping[int, Sequence[Gone]]) -> None:
     for partition, ranges in sorted(gone.items()):
         for one in ranges:
             log.error(

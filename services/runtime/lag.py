@@ -41,7 +41,7 @@ class Lag:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class GroupPosition:
     """Where a group is on a partition.
 
     `committed` is None where the group never committed, and so begins at `begin`. `waiting_since` is when
@@ -73,7 +73,7 @@ class Group:
     group: str
     state: str
     members: dict[str, list[int]]
-    positions: list[Position] = field(default_factory=list)
+    positions: list[GroupPosition] = field(default_factory=list)
 
     @property
     def lag(self) -> int:
@@ -122,7 +122,7 @@ async def reader(
             await consumer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
-        leave_out_the_unreadable(consumer, _tell_nobody if quiet else _tell)
+        leave_out_the_unreadable(consumer, _ignore if quiet else _tell)
         await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
         yield consumer
     finally:
@@ -133,7 +133,7 @@ def _tell(found: Unreadable) -> None:
     log.error("%s", found)
 
 
-def _tell_nobody(_: Unreadable) -> None:
+def _ignore(_: Unreadable) -> None:
     pass
 
 
@@ -195,7 +195,9 @@ def _assigned(encoded: bytes, topic: str) -> list[int]:
     return sorted(p.partition for p in decoded.partitions() if p.topic == topic)
 
 
-async def look(settings: Settings, services: Sequence[str] = GROUPS, *, ages: bool = True) -> list[Group]:
+async def read_groups(
+    settings: Settings, services: Sequence[str] = GROUPS, *, ages: bool = True
+) -> list[Group]:
     """Each group of Stepstream, partition by partition.
 
     Args:
@@ -208,7 +210,7 @@ async def look(settings: Settings, services: Sequence[str] = GROUPS, *, ages: bo
         ConfigurationError: there is no topic, or a codec cannot be read.
     """
     async with admin_client(settings) as admin, reader(settings) as consumer:
-        groups = await look_with(admin, consumer, settings, services)
+        groups = await read_groups_with(admin, consumer, settings, services)
     if not ages:
         return groups
     try:
@@ -217,7 +219,7 @@ async def look(settings: Settings, services: Sequence[str] = GROUPS, *, ages: bo
         raise unreachable(settings, error) from error
 
 
-async def look_with(
+async def read_groups_with(
     admin: AIOKafkaAdminClient,
     consumer: AIOKafkaConsumer,
     settings: Settings,
@@ -239,14 +241,14 @@ async def look_with(
                 following = begins[p] if at is None else max(at, begins[p])
                 lag = max(0, ends[p] - following)
                 member = members.get(p.partition)
-                positions.append(Position(p.partition, begins[p], at, ends[p], lag, None, member))
+                positions.append(GroupPosition(p.partition, begins[p], at, ends[p], lag, None, member))
             groups.append(Group(service, settings.group(service), found.state, found.members, positions))
     except KafkaError as error:
         raise unreachable(settings, error) from error
     return groups
 
 
-async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[Position]:
+async def _with_ages(settings: Settings, positions: Sequence[GroupPosition]) -> list[GroupPosition]:
     """With when the oldest waiting event came; where only markers of transactions wait, nothing does."""
     waiting = {TopicPartition(settings.topic, p.partition): p for p in positions if p.lag}
     since: dict[int, int] = {}
@@ -266,7 +268,7 @@ async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[
             }
     since |= {p: found.timestamp for p, found in unreadable.items() if found.timestamp is not None}
     return [
-        Position(
+        GroupPosition(
             p.partition,
             p.begin,
             p.committed,
@@ -281,7 +283,7 @@ async def _with_ages(settings: Settings, positions: Sequence[Position]) -> list[
 
 
 async def held_back_since(
-    settings: Settings, positions: Sequence[Position], high_watermarks: Mapping[int, int]
+    settings: Settings, positions: Sequence[GroupPosition], high_watermarks: Mapping[int, int]
 ) -> dict[int, int]:
     """When the oldest event came that a producer's open transaction holds back, by partition.
 
@@ -307,7 +309,7 @@ async def held_back_since(
 
 async def _read_oldest(
     consumer: AIOKafkaConsumer,
-    waiting: Mapping[TopicPartition, Position],
+    waiting: Mapping[TopicPartition, GroupPosition],
     since: dict[int, int],
     passed: set[int],
 ) -> None:
@@ -331,5 +333,5 @@ async def lags(settings: Settings) -> list[Lag]:
     """
     return [
         Lag(g.service, sum(p.next_offset for p in g.positions), sum(p.end for p in g.positions))
-        for g in await look(settings, ages=False)
+        for g in await read_groups(settings, ages=False)
     ]

@@ -26,7 +26,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 _LOCK = 7_226_377_001
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 #: Between two looks at the schema, and how long one may take.
-_LOOK_SECONDS = 5.0
+_CHECK_SECONDS = 5.0
 #: What a migration makes where it is missing.
 _MADE = re.compile(r"^create (?:table if not exists|or replace function) (\w+)", re.MULTILINE)
 #: The first one is of the platform's tables, which belong to whom they belong.
@@ -136,7 +136,7 @@ async def watching_schema(pool: Pool, refusals: Refusals) -> AsyncIterator[None]
 
     async def look() -> None:
         try:
-            async with asyncio.timeout(_LOOK_SECONDS), pool.acquire() as connection:
+            async with asyncio.timeout(_CHECK_SECONDS), pool.acquire() as connection:
                 missing = await pending(connection)
         except DATABASE_ERRORS:
             return
@@ -150,7 +150,7 @@ async def watching_schema(pool: Pool, refusals: Refusals) -> AsyncIterator[None]
 
     async def again_and_again() -> None:
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             await look()
 
     async with beside(again_and_again()):

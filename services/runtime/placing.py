@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from services.runtime.shell import ConsumerShell
 
 #: How long Kafka may take to say where partitions begin and end.
-LOOK_SECONDS = 5.0
+CHECK_SECONDS = 5.0
 
 
 class Placing:
@@ -62,7 +62,7 @@ class Placing:
         async with self.lock:
             async for attempt in self._retrying():
                 with attempt:
-                    await self.look_and_place(owned, LOOK_SECONDS)
+                    await self.check_and_place(owned, CHECK_SECONDS)
             records = [r for r in records if r.partition not in shell.standing.held]
             firsts: dict[int, int] = {}
             for record in records:
@@ -87,7 +87,7 @@ class Placing:
         begins: dict[TopicPartition, int] = {}
         async for attempt in self._retrying():
             with attempt:
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(CHECK_SECONDS):
                     begins = await self._shell.consumer.beginning_offsets(self._shell.partitions(odd))
         return any(
             firsts[tp.partition] < at[tp.partition] or begin > at[tp.partition]
@@ -100,11 +100,11 @@ class Placing:
             shell.service, shell.pause, lambda e: may_pass(e) or kafka_may_return(e), shell.pool_if_open
         )
 
-    async def look_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
+    async def check_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
         """Places what has to be placed; looks before whether something has moved, if that is long ago."""
         if time.monotonic() - self._looked_at >= patience:
             with moving():
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(CHECK_SECONDS):
                     await self._shell.keeper.look(
                         self._shell.consumer, self._shell.pool, [p.partition for p in owned]
                     )

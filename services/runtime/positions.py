@@ -70,7 +70,7 @@ class Position:
 
     reads_from: int = 0
     next_offset: int = 0
-    #: Before this offset all is old ground: a log before this one went so far.
+    #: Before this offset all is replayed: a log before this one went so far.
     marks_until: int = 0
     cluster_id: str = ""
     topic_id: str = ""

@@ -35,8 +35,8 @@ from services.runtime.kafka import (
     subscriber_options,
     unreachable,
 )
-from services.runtime.keeper import Keeper, OtherGround
-from services.runtime.placing import LOOK_SECONDS, Placing
+from services.runtime.keeper import Keeper, OnDiscontinuity
+from services.runtime.placing import CHECK_SECONDS, Placing
 from services.runtime.positions import Cause, Placement
 from services.runtime.prerequisites import check_prerequisites
 from services.runtime.process import Process, Stopped
@@ -75,7 +75,7 @@ class ConsumerShell(Process):
         settings: where everything is.
         handle: the handler.
         resources: what the handler needs, opened before the first batch.
-        on_other_ground: called in the transaction that moves positions where no event tells which journeys
+        on_discontinuity: called in the transaction that moves positions where no event tells which journeys
             changed: Kafka has removed events that this group had not read, or the log is another one.
         names: of which causes this service names what is gone.
     """
@@ -86,15 +86,15 @@ class ConsumerShell(Process):
         settings: Settings,
         handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
         resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
-        on_other_ground: OtherGround,
+        on_discontinuity: OnDiscontinuity,
         names: Collection[Cause],
     ) -> None:
         super().__init__(service, settings)
         self.interrupt = asyncio.Event()
         self._handle = handle
         self._resources = resources
-        self._on_other_ground = on_other_ground
-        self.keeper = Keeper(service, settings, self._around_other_ground, names)
+        self._on_discontinuity = on_discontinuity
+        self.keeper = Keeper(service, settings, self._around_discontinuity, names)
         self._pool: Pool | None = None
         self._batch: asyncio.Task[None] | None = None
         self._progress = time.monotonic()
@@ -239,7 +239,7 @@ class ConsumerShell(Process):
         except MovedError as moved:
             log.warning("%s does not go on where the database is: %s", self.service, moved)
             self.keeper.forget({r.partition for r in records})
-            self.look_soon()
+            self.place_soon()
         except asyncio.CancelledError:
             CANCELLED.labels(self.service).inc()
             log.warning("%s rolls back a batch, %d events are left uncommitted", self.service, batch.left)
@@ -282,7 +282,7 @@ class ConsumerShell(Process):
         """How these records move positions on."""
         return self.keeper.over(records)
 
-    async def look_again(self, records: Sequence[Record]) -> None:
+    async def recheck(self, records: Sequence[Record]) -> None:
         """Looks whether records of the batch in hand, which wait, are still what comes next.
 
         Raises:
@@ -290,7 +290,7 @@ class ConsumerShell(Process):
         """
         partitions = sorted({r.partition for r in records})
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(CHECK_SECONDS):
                 moved = await self.keeper.moved(self.consumer, self.pool, partitions)
         except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
             if not (may_pass(error) or kafka_may_return(error)):
@@ -346,7 +346,7 @@ class ConsumerShell(Process):
         if not self.stopping.is_set():
             self.interrupt.clear()
             if partitions:
-                self.look_soon()
+                self.place_soon()
 
     def _note_fetches(self, consumer: AIOKafkaConsumer) -> None:
         """Remembers of each batch when it was fetched: after how many placings."""
@@ -370,14 +370,16 @@ class ConsumerShell(Process):
         """What a service that is ready leaves undone."""
         return "; ".join(self.standing.reasons) or None
 
-    def look_soon(self) -> None:
+    def place_soon(self) -> None:
         """Places partitions without waiting for events of theirs."""
         self._looks = asyncio.create_task(self._look())
 
-    async def _around_other_ground(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
+    async def _around_discontinuity(
+        self, connection: Connection, placements: Mapping[int, Placement]
+    ) -> None:
         self._mending = True
         try:
-            await self._on_other_ground(connection, placements)
+            await self._on_discontinuity(connection, placements)
         finally:
             self._mending = False
 
@@ -390,10 +392,10 @@ class ConsumerShell(Process):
             if not self._in_hand and not self.interrupt.is_set():
                 async with self.placing.lock:
                     if not self._in_hand:
-                        await self.placing.look_and_place(owned, 0)
+                        await self.placing.check_and_place(owned, 0)
                         await self.placing.pass_what_nobody_reads(owned)
                         await self.standing.retry_unreadable()
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(CHECK_SECONDS):
                 await self._reached.measure(consumer, owned, self.keeper.positions, idle=not self._in_hand)
         except (Interrupted, IllegalStateError, MovedError):
             pass  # stopping, or partitions have just moved
@@ -480,8 +482,8 @@ class _Batch:
     def over(self, records: Sequence[Record]) -> Advance:
         return self._shell.over(records)
 
-    async def look_again(self, records: Sequence[Record]) -> None:
-        await self._shell.look_again(records)
+    async def recheck(self, records: Sequence[Record]) -> None:
+        await self._shell.recheck(records)
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         if advance is not None:

@@ -121,7 +121,7 @@ class Standing:
             if not shell.is_waiting:
                 shell.consumer.resume(*shell.partitions([partition]))
         if partition not in shell.keeper.positions:
-            shell.look_soon()
+            shell.place_soon()
 
     def forget(self, partition: int) -> None:
         """It is no longer held; it is not resumed, either."""

@@ -75,10 +75,10 @@ async def lock_free_positions(
 ) -> dict[int, str]:
     """As `lock_positions`, and waits for nobody: returns the rows that are somebody else's, and whose."""
     rows = await connection.fetch(_statement("lock_free_positions", service), topic, list(partitions))
-    return {r["partition"]: _told_holder(service, r) for r in rows}
+    return {r["partition"]: _describe_holder(service, r) for r in rows}
 
 
-def _told_holder(service: str, row: asyncpg.Record) -> str:
+def _describe_holder(service: str, row: asyncpg.Record) -> str:
     who = "somebody"
     if row["pid"] is not None:
         who = f"process {row['pid']} ({row['role']}, {row['application'] or 'no name'})"

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
-def told_time(ms: float | None) -> str:
+def format_time(ms: float | None) -> str:
     """A time in milliseconds as RFC 3339 in UTC, to the second.
 
     A producer may give its records any: outside of the years 1 to 9999 it is `before 0001` or `after 9999`.
@@ -18,7 +18,7 @@ def told_time(ms: float | None) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def told_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration in its two largest units."""
     parts = []
     rest = int(seconds)
@@ -29,6 +29,6 @@ def told_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
-def many(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """A number and its noun."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

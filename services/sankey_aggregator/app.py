@@ -41,7 +41,7 @@ def build(settings: Settings) -> ConsumerShell:
         assert aggregator is not None  # noqa: S101 - the lifespan made it before the first batch
         await aggregator.handle(records, batches)
 
-    async def on_other_ground(connection: Connection, _: Mapping[int, Placement]) -> None:
+    async def on_discontinuity(connection: Connection, _: Mapping[int, Placement]) -> None:
         """Events that are gone name no journeys any more: all are looked at."""
         marks = await store.mark_all(connection)
         log.warning("marked all journeys, %d of them, to be counted again", marks)
@@ -52,5 +52,5 @@ def build(settings: Settings) -> ConsumerShell:
         if not await aggregator.drain_marks():
             await asyncio.sleep(MARKS_INTERVAL)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_other_ground, {"cut"})
+    shell = ConsumerShell(SERVICE, settings, handle, resources, on_discontinuity, {"cut"})
     return shell

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from schemas import EventError, UserErased, decode
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, retrying
 from services.runtime.handling import Batches
 from services.runtime.kafka import Record
@@ -32,7 +32,7 @@ SERVICE = "sankey-aggregator"
 #: Whether an event is too far ahead is the recorder's clock to say, not this one's.
 _ANY_TIME = 2**63
 #: Between two looks at how far the recorder is, in seconds: short at first, then patient.
-_LOOK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
+_CHECK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
 #: Between two looks for marks when there were none, in seconds.
 MARKS_INTERVAL = 0.25
 #: Seconds of waiting for the recorder after which a line is logged.
@@ -44,7 +44,7 @@ _STANDS_STILL = 10.0
 #: The same where the recorder goes on with partitions that are not in the batch: those wait for this one.
 _STANDS_ALONE = 1.0
 #: How often it looks whether locks have gone that journeys wait for; a lock is not tried again in between.
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 _LONGEST_SECONDS = 60.0
 
 
@@ -66,7 +66,7 @@ class Aggregator:
 
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Counts what the recorder has judged, as it gets there, until the whole batch is passed."""
-        passing("aggregator.polled")
+        crash_point("aggregator.polled")
         rest = list(records)
         looks = 0
         began = asked = stands_since = time.monotonic()
@@ -78,9 +78,9 @@ class Aggregator:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
                 advance = batches.over(passed)
                 await self._follow(passed, advance)
-                passing("aggregator.database-committed")
+                crash_point("aggregator.database-committed")
                 await batches.commit(passed, advance)
-                passing("aggregator.offsets-committed")
+                crash_point("aggregator.offsets-committed")
                 looks = 0
                 self._left -= {r.partition for r in passed}
                 self._show_waiting()
@@ -98,9 +98,9 @@ class Aggregator:
                     began = time.monotonic()
                 if time.monotonic() - asked > _WAIT_IS_ODD:
                     # The recorder may be in another log or database by now: then it never comes here.
-                    await batches.look_again(rest)
+                    await batches.recheck(rest)
                     asked = time.monotonic()
-                await self._pause(_LOOK_AGAIN[min(looks, len(_LOOK_AGAIN) - 1)])
+                await self._pause(_CHECK_AGAIN[min(looks, len(_CHECK_AGAIN) - 1)])
                 looks += 1
         self._show_waiting()
 
@@ -157,14 +157,14 @@ class Aggregator:
         JOURNEYS_WAITING_AGE.set(oldest)
         # However many locks there are, most of the time is for the batches.
         now = time.monotonic()
-        self._look_at = now + min(_LOOK_SECONDS + 4 * (now - began), _LONGEST_SECONDS)
+        self._look_at = now + min(_CHECK_SECONDS + 4 * (now - began), _LONGEST_SECONDS)
 
     def _known_locked(self) -> dict[str, str] | None:
         """The walkthroughs that are not tried just now; None where nothing waits for a lock."""
         if not self._waiting:
             return None
         now = time.monotonic()
-        return {w: lock for w, (lock, at) in self._locked.items() if now - at < _LOOK_SECONDS}
+        return {w: lock for w, (lock, at) in self._locked.items() if now - at < _CHECK_SECONDS}
 
     def _note(self, followed: Followed, known: Mapping[str, str]) -> None:
         """Counts journeys by what became of them, and remembers what is locked, and was not `known` to be."""

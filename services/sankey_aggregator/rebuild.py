@@ -20,7 +20,7 @@ from services.runtime.alone import Act, be_alone
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
-from services.runtime.text import many
+from services.runtime.text import plural
 from services.sankey_aggregator import store
 from services.sankey_aggregator.survey import (
     NO_LIMIT,
@@ -111,7 +111,7 @@ async def _compare_again(db: Connection, settings: Settings, found: Rebuilt) -> 
             await _survey(db, settings, lambda *_: None)
             await _swap(db, found)
     raise MismatchError(
-        f"{many(differing, 'cell')} were wrong again after each of {_ROUNDS} corrections: somebody else "
+        f"{plural(differing, 'cell')} were wrong again after each of {_ROUNDS} corrections: somebody else "
         "changes sankey_transitions, sankey_endings or sankey_journeys. Find out who, and run this again"
     )
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import asyncpg
 
 from services.journeys import Delta, Journey, accumulate
-from services.runtime.crashpoints import passing
+from services.runtime.crashpoints import crash_point
 from services.runtime.database import PLANNED_ANEW, Connection, Pool, load_queries, no_longer_than
 from services.runtime.stored_positions import Advance
 
@@ -131,7 +131,7 @@ async def _follow(
             await advance.write(connection)
         followed = await _count(connection, journeys, locked, marked=False)
         await _set_aside(connection, followed.waiting)
-        passing("aggregator.in-transaction")
+        crash_point("aggregator.in-transaction")
         return followed
 
 
@@ -159,7 +159,7 @@ async def _drain_marks(pool: Pool, limit: int, locked: Mapping[str, str] | None)
         followed = await _count(connection, journeys, locked, marked=True)
         await _set_aside(connection, followed.waiting)
         if marks:
-            passing("aggregator.marks-in-transaction")
+            crash_point("aggregator.marks-in-transaction")
         return Drained(len(marks), followed)
 
 
@@ -205,7 +205,7 @@ async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
         done = [number for number in keys if number not in waiting]
         await connection.execute(SQL["forget_marks"], done)
         if done:
-            passing("waiting.counts-in-transaction")
+            crash_point("waiting.counts-in-transaction")
     free = {mark["waits_for"] for mark in taken if waiting.get(mark["id"]) != mark["waits_for"]}
     return Resumed(len(done), followed, free, taken[-1]["waits_for"], taken[-1]["id"])
 

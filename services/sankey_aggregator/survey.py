@@ -36,7 +36,7 @@ _LOOKED_AT_AGAIN = 50_000
 #: Without Kafka nobody knows what is in flight; this long, in seconds, differing journeys are looked at
 #: again.
 _WITHOUT_KAFKA = 5.0
-_LOOK_AGAIN = 0.2
+_CHECK_AGAIN = 0.2
 
 #: The most differing cells, and journeys, that are listed.
 LISTED = 1_000
@@ -170,7 +170,7 @@ async def settle(
         if len(waiting) > _LOOKED_AT_AGAIN:
             still, later = waiting, horizon
         else:
-            still, later = await _look_again(fresh, settings.topic, waiting)
+            still, later = await _recheck(fresh, settings.topic, waiting)
         right = [key for key in waiting if key not in still]
         await survey.execute(SQL["survey_forget"], [u for u, _ in right], [w for _, w in right])
         outcome.in_flight += len(right)
@@ -192,7 +192,7 @@ async def settle(
             break
         waiting |= locked
         if waiting:
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_CHECK_AGAIN)
     return outcome
 
 
@@ -218,12 +218,10 @@ def _why_unsettled(trouble: str | None, seconds: float) -> str:
     )
 
 
-async def _look_again(
-    fresh: Connection, topic: str, states: dict[_Key, Any]
-) -> tuple[dict[_Key, Any], Horizon]:
+async def _recheck(fresh: Connection, topic: str, states: dict[_Key, Any]) -> tuple[dict[_Key, Any], Horizon]:
     async with fresh.transaction(isolation="repeatable_read", readonly=True):
         later = await _horizon(fresh, topic)
-        rows = await fresh.fetch(SQL["look_again"], [u for u, _ in states], [w for _, w in states])
+        rows = await fresh.fetch(SQL["recheck"], [u for u, _ in states], [w for _, w in states])
     return {_key(row): _state(row) for row in rows}, later
 
 

@@ -26,7 +26,7 @@ SQL = load_queries(__file__)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verification:
     """What was compared, and what differs.
 
     `differing` counts all; the lists hold the first thousand of each kind.
@@ -50,7 +50,7 @@ class Verdict:
 
 async def verify(
     settings: Settings, *, sample: float = 100.0, wait: float = 30.0, progress: Progress = lambda *_: None
-) -> Verdict:
+) -> Verification:
     """Compares every cell, every node, and every journey (or a sample of them).
 
     Args:
@@ -70,7 +70,7 @@ async def verify(
             return await _verdict(survey, outcome, agreements(*read))
 
 
-async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, bool | None]) -> Verdict:
+async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, bool | None]) -> Verification:
     totals = await survey.fetchrow(SQL["totals"])
     assert totals is not None  # noqa: S101 - one row, always
     found = await differences(survey)
@@ -101,7 +101,7 @@ async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, 
         why.append(told)
     apart = [partition for partition, same in agrees.items() if same is False]
     differing = cells + found.journeys + (0 if cells else len(nodes)) + len(apart)
-    return Verdict(
+    return Verification(
         totals=dict(totals),
         transitions=found.listed_transitions,
         endings=found.listed_endings,

@@ -33,7 +33,7 @@ from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
-from services.walkthrough_mcp.routes import Entrance, Refusal, check_rates, identity_of
+from services.walkthrough_mcp.routes import McpEndpoint, Refusal, check_rates, identity_of
 from services.walkthrough_mcp.tokens import IssuerAwayError
 
 
@@ -69,7 +69,7 @@ def application(process: McpProcess) -> ASGIApp:
         assert process.pool is not None  # noqa: S101 - the lifespan opens it before the first request
         return process.pool
 
-    entrance = Entrance(process.settings, the_pool)
+    entrance = McpEndpoint(process.settings, the_pool)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -171,7 +171,7 @@ async def _caller_over_stdio(
             f"people sign in at `{server.slug}`: put a token for it into STEPSTREAM_MCP_ACCESS_TOKEN"
         )
     try:
-        verified = await Entrance(settings, lambda: pool).verifier(server).verify_token(token)
+        verified = await McpEndpoint(settings, lambda: pool).verifier(server).verify_token(token)
     except (IssuerAwayError, Refusal) as error:
         raise StepstreamError(str(error)) from error
     if verified is None:

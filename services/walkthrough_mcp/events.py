@@ -9,7 +9,7 @@ import uuid_utils
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from schemas import decode
-from services.walkthrough_mcp.guide import Move, Step
+from services.walkthrough_mcp.guide import CallEffect, OfferedStep
 
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
 
@@ -34,7 +34,7 @@ class OutboxRow:
     type: str
 
 
-def events_of(move: Move, where: Where, at: int) -> list[OutboxRow]:
+def events_of(move: CallEffect, where: Where, at: int) -> list[OutboxRow]:
     """The events that a move makes: the start of a journey, or the completion of its one step.
 
     Raises:
@@ -55,7 +55,7 @@ def events_of(move: Move, where: Where, at: int) -> list[OutboxRow]:
     return rows
 
 
-def _is_last(step: Step, steps: tuple[Step, ...]) -> bool:
+def _is_last(step: OfferedStep, steps: tuple[OfferedStep, ...]) -> bool:
     return step.id == steps[-1].id
 
 

@@ -42,7 +42,7 @@ class ContentFields(_Exported):
     operations_for_agent: str | None = None
 
 
-class Step(_Exported):
+class ExportedStep(_Exported):
     """One step of the export; `next_step_reference` is the index of the step that it links to."""
 
     id: Identifier | None = None
@@ -55,7 +55,7 @@ class Step(_Exported):
     metadata: dict[str, Any] | None = None
 
 
-class Walkthrough(_Exported):
+class ExportedWalkthrough(_Exported):
     """The walkthrough of the export."""
 
     id: Identifier | None = None
@@ -80,8 +80,8 @@ class Export(_Exported):
     """A file of the platform's export format."""
 
     version: Literal["1.0"]
-    walkthrough: Walkthrough
-    steps: Annotated[list[Step], Field(min_length=1)]
+    walkthrough: ExportedWalkthrough
+    steps: Annotated[list[ExportedStep], Field(min_length=1)]
     metadata: Origin | None = None
 
     @model_validator(mode="after")
@@ -149,7 +149,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ImportPlan:
     """What an import does, row by row."""
 
     walkthrough_id: str
@@ -164,7 +164,7 @@ class Plan:
 
 async def import_walkthrough(
     connection: Connection, export: Export, slug: str, *, dry_run: bool = False
-) -> Plan:
+) -> ImportPlan:
     """Writes the walkthrough with its steps and offers it on the server; with `dry_run` only says so.
 
     Ids of the file are kept where nobody else has them. Without ids, steps are found again by their title,
@@ -196,12 +196,12 @@ class _Import:
         self._now = now
         self._dry_run = dry_run
 
-    async def run(self) -> Plan:
+    async def run(self) -> ImportPlan:
         walkthrough = await self._walkthrough_id()
         changes = [await self._write_walkthrough(walkthrough)]
         changes += await self._write_steps(walkthrough)
         changes.append(await self._offer(walkthrough))
-        return Plan(walkthrough, self._server["slug"], changes)
+        return ImportPlan(walkthrough, self._server["slug"], changes)
 
     async def _walkthrough_id(self) -> str:
         given = self._export.walkthrough
@@ -325,11 +325,11 @@ def _candidates(prefix: str, given: str | None, *parts: str) -> Iterator[str]:
         yield prefix + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _by_title(row: asyncpg.Record, step: Step) -> bool:
+def _by_title(row: asyncpg.Record, step: ExportedStep) -> bool:
     return bool(row["title"] == step.title)
 
 
-def _by_place(row: asyncpg.Record, step: Step) -> bool:
+def _by_place(row: asyncpg.Record, step: ExportedStep) -> bool:
     return bool(row["display_order"] == step.display_order)
 
 

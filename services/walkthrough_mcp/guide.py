@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class OfferedStep:
     """A step in display order; `order` is its `display_order`."""
 
     id: str
@@ -48,7 +48,7 @@ class Offer:
     type: str | None
     minutes: int | None
     tags: tuple[str, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[OfferedStep, ...]
     progress: Progress | None
     recorded: tuple[str, ...] = ()
 
@@ -59,7 +59,7 @@ class Offer:
         return frozenset(completed) & {step.id for step in self.steps}
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """What a call came to."""
 
     LISTED = "listed"
@@ -78,7 +78,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class CallEffect:
     """What a call does.
 
     `completes` is the one step that it completes, if any; `shows` the step that is current afterwards;
@@ -86,10 +86,10 @@ class Move:
     Without an `offer` nothing is written.
     """
 
-    outcome: Outcome
+    outcome: CallOutcome
     offer: Offer | None = None
-    completes: Step | None = None
-    shows: Step | None = None
+    completes: OfferedStep | None = None
+    shows: OfferedStep | None = None
     completed: tuple[str, ...] = ()
     opens: bool = False
 
@@ -104,24 +104,26 @@ class Move:
         return progress.completed_at is None or progress.current_step_id is not None
 
 
-def start(offers: Sequence[Offer], name: str | None, *, restart: bool) -> Move:
+def start(offers: Sequence[Offer], name: str | None, *, restart: bool) -> CallEffect:
     """Starts or resumes the walkthrough of that title or id; lists them when it is not clear which."""
     if not offers:
-        return Move(Outcome.NOTHING_OFFERED)
+        return CallEffect(CallOutcome.NOTHING_OFFERED)
     if name is None:
         found = list(offers)
-        unclear = Outcome.LISTED
+        unclear = CallOutcome.LISTED
     else:
         found = [o for o in offers if o.walkthrough_id == name.strip()] or [
             o for o in offers if _plain(o.title) == _plain(name)
         ]
-        unclear = Outcome.AMBIGUOUS_NAME if found else Outcome.UNKNOWN_NAME
+        unclear = CallOutcome.AMBIGUOUS_NAME if found else CallOutcome.UNKNOWN_NAME
     if len(found) != 1:
-        return Move(unclear)
+        return CallEffect(unclear)
     return _open(found[0], restart=restart)
 
 
-def advance(offers: Sequence[Offer], current_step_id: str | None, arrived_at: int | None = None) -> Move:
+def advance(
+    offers: Sequence[Offer], current_step_id: str | None, arrived_at: int | None = None
+) -> CallEffect:
     """Completes the step that was shown last, and shows the next.
 
     Args:
@@ -134,25 +136,25 @@ def advance(offers: Sequence[Offer], current_step_id: str | None, arrived_at: in
     """
     offer = _under_way(offers, current_step_id)
     if offer is None or offer.progress is None:
-        return Move(Outcome.NOT_STARTED if offers else Outcome.NOTHING_OFFERED)
+        return CallEffect(CallOutcome.NOT_STARTED if offers else CallOutcome.NOTHING_OFFERED)
     done, following = offer.done, _first_open(offer, offer.done)
     shown = next(
         (s for s in offer.steps if s.id == offer.progress.current_step_id and s.id not in done), None
     )
     if current_step_id is None:
         completes = None if _overlaps(offer.progress, arrived_at) else shown
-        otherwise = Outcome.CHANGED if shown is None else Outcome.REPEATED
+        otherwise = CallOutcome.CHANGED if shown is None else CallOutcome.REPEATED
     else:
         expected = shown or following
         completes = expected if expected is not None and expected.id == current_step_id else None
-        otherwise = Outcome.REPEATED if current_step_id in done else Outcome.CHANGED
+        otherwise = CallOutcome.REPEATED if current_step_id in done else CallOutcome.CHANGED
     completed = (*offer.progress.completed, *([completes.id] if completes else []))
     shows = _first_open(offer, {*done, *([completes.id] if completes else [])})
     if shows is None:
-        outcome = Outcome.FINISHED if completes else Outcome.ALREADY_FINISHED
+        outcome = CallOutcome.FINISHED if completes else CallOutcome.ALREADY_FINISHED
     else:
-        outcome = Outcome.ADVANCED if completes else otherwise
-    return Move(outcome, offer, completes, shows, completed)
+        outcome = CallOutcome.ADVANCED if completes else otherwise
+    return CallEffect(outcome, offer, completes, shows, completed)
 
 
 #: Two calls of a person wait for each other at most so long, in milliseconds.
@@ -173,17 +175,17 @@ def _overlaps(progress: Progress, arrived_at: int | None) -> bool:
     return arrived_at is not None and last is not None and 0 < last - arrived_at < _OVERLAP_MS
 
 
-def _open(offer: Offer, *, restart: bool) -> Move:
+def _open(offer: Offer, *, restart: bool) -> CallEffect:
     progress = offer.progress
     if progress is None:
         shows = _first_open(offer, offer.recorded)
-        outcome = Outcome.ALREADY_FINISHED if shows is None else Outcome.STARTED
-        return Move(outcome, offer, shows=shows, completed=offer.recorded, opens=True)
+        outcome = CallOutcome.ALREADY_FINISHED if shows is None else CallOutcome.STARTED
+        return CallEffect(outcome, offer, shows=shows, completed=offer.recorded, opens=True)
     if restart:
-        return Move(Outcome.RESTARTED, offer, shows=_first_open(offer, ()))
+        return CallEffect(CallOutcome.RESTARTED, offer, shows=_first_open(offer, ()))
     shows = _first_open(offer, offer.done)
-    outcome = Outcome.ALREADY_FINISHED if shows is None else Outcome.RESUMED
-    return Move(outcome, offer, shows=shows, completed=progress.completed)
+    outcome = CallOutcome.ALREADY_FINISHED if shows is None else CallOutcome.RESUMED
+    return CallEffect(outcome, offer, shows=shows, completed=progress.completed)
 
 
 def _under_way(offers: Sequence[Offer], step_id: str | None) -> Offer | None:
@@ -201,7 +203,7 @@ def _last_activity(offer: Offer) -> tuple[int, str]:
     return (last or 0, offer.walkthrough_id)
 
 
-def _first_open(offer: Offer, done: Collection[str]) -> Step | None:
+def _first_open(offer: Offer, done: Collection[str]) -> OfferedStep | None:
     return next((step for step in offer.steps if step.id not in done), None)
 
 

@@ -24,7 +24,7 @@ from services.runtime.database import Pool, is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
-from services.walkthrough_mcp.guide import Move, Offer, Outcome, advance, start
+from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
 from services.walkthrough_mcp.people import Caller, problem_of_tracking_id
 from services.walkthrough_mcp.prose import Guidance, guidance, text
 from services.walkthrough_mcp.turns import BusyError, Turns
@@ -156,7 +156,7 @@ def build_mcp_server(
 
     `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
     """
-    tools = Tools(pool, caller_of, count_visitor)
+    tools = WalkthroughTools(pool, caller_of, count_visitor)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
@@ -171,7 +171,7 @@ def build_mcp_server(
     return server
 
 
-class Tools:
+class WalkthroughTools:
     """Answers the protocol's two requests about tools."""
 
     def __init__(
@@ -231,7 +231,7 @@ class Tools:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
         arguments = _arguments(caller, params)
         if not caller.server.tools_enabled:
-            return guidance(Move(Outcome.NOTHING_OFFERED), (), None, None)
+            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None, None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
@@ -262,7 +262,7 @@ def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
 
 
 def _decision(arguments: BaseModel) -> store.Decide:
-    def decide(offers: tuple[Offer, ...], arrived_at: int | None) -> Move:
+    def decide(offers: tuple[Offer, ...], arrived_at: int | None) -> CallEffect:
         if isinstance(arguments, StartWalkthrough):
             return start(offers, arguments.name, restart=arguments.restart)
         assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are two tools

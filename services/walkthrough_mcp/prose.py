@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.walkthrough_mcp.guide import Move, Offer, Outcome, Step
+from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep
 
 #: A step's content in the order in which an agent needs it: the platform's field, ours, and its heading.
 CONTENT_FIELDS: Final = (
@@ -62,7 +62,7 @@ class Listed(_Part):
 class Guidance(_Part):
     """The answer of both tools."""
 
-    outcome: Outcome = Field(description="What the call came to.")
+    outcome: CallOutcome = Field(description="What the call came to.")
     message: str = Field(description="What happened, and what to do next.")
     step: StepContent | None = Field(default=None, description="The step to lead the person through now.")
     progress: ProgressState | None = None
@@ -74,16 +74,16 @@ class Guidance(_Part):
 
 
 def guidance(
-    move: Move, offers: tuple[Offer, ...], content: Mapping[str, Any] | None, visitor: str | None
+    move: CallEffect, offers: tuple[Offer, ...], content: Mapping[str, Any] | None, visitor: str | None
 ) -> Guidance:
     """The structured answer to a move; `content` is the content of the step that it shows."""
     listing = {
-        Outcome.LISTED,
-        Outcome.UNKNOWN_NAME,
-        Outcome.AMBIGUOUS_NAME,
-        Outcome.NOT_STARTED,
-        Outcome.FINISHED,
-        Outcome.ALREADY_FINISHED,
+        CallOutcome.LISTED,
+        CallOutcome.UNKNOWN_NAME,
+        CallOutcome.AMBIGUOUS_NAME,
+        CallOutcome.NOT_STARTED,
+        CallOutcome.FINISHED,
+        CallOutcome.ALREADY_FINISHED,
     }
     return Guidance(
         outcome=move.outcome,
@@ -118,43 +118,45 @@ def text(answer: Guidance) -> str:
     return "\n\n".join(parts)
 
 
-def _message(move: Move, offers: tuple[Offer, ...]) -> str:
+def _message(move: CallEffect, offers: tuple[Offer, ...]) -> str:
     title = f"“{move.offer.title}”" if move.offer else ""
     others = [o for o in offers if move.offer is None or o.walkthrough_id != move.offer.walkthrough_id]
     completed = move.completes.title if move.completes else ""
     another = " Or start another walkthrough by its name." if others else ""
     return {
-        Outcome.LISTED: "There is more than one walkthrough. Ask the person which one they want, then call "
-        "start_walkthrough with its title as `name`.",
-        Outcome.UNKNOWN_NAME: "No walkthrough on offer has that name. Call start_walkthrough with one of "
+        CallOutcome.LISTED: "There is more than one walkthrough. Ask the person which one they want, then "
+        "call start_walkthrough with its title as `name`.",
+        CallOutcome.UNKNOWN_NAME: "No walkthrough on offer has that name. Call start_walkthrough with one of "
         "these titles as `name`.",
-        Outcome.AMBIGUOUS_NAME: "Several walkthroughs have that title. Call start_walkthrough with the id of "
-        "one of them as `name`.",
-        Outcome.NOTHING_OFFERED: "This server offers no walkthrough at the moment. Tell the person so; there "
-        "is nothing to start.",
-        Outcome.STARTED: f"{title} begins. Lead the person through this step, and no further.",
-        Outcome.RESUMED: f"{title} goes on where the person left it. Lead them through this step.",
-        Outcome.RESTARTED: f"{title} begins again from its first step.",
-        Outcome.ADVANCED: f"“{completed}” is done. This is the next step.",
-        Outcome.REPEATED: "That step was already done, so nothing was completed again. This is the step that "
-        "is current now.",
-        Outcome.CHANGED: "The walkthrough has changed, or another step is current: nothing was completed. "
-        "Lead the person through this step.",
-        Outcome.FINISHED: f"That was the last step: {title} is finished. Congratulate the person.{another}",
-        Outcome.ALREADY_FINISHED: f"Every step of {title} is done already. To go through it again, call "
+        CallOutcome.AMBIGUOUS_NAME: "Several walkthroughs have that title. Call start_walkthrough with the "
+        "id of one of them as `name`.",
+        CallOutcome.NOTHING_OFFERED: "This server offers no walkthrough at the moment. Tell the person so; "
+        "there is nothing to start.",
+        CallOutcome.STARTED: f"{title} begins. Lead the person through this step, and no further.",
+        CallOutcome.RESUMED: f"{title} goes on where the person left it. Lead them through this step.",
+        CallOutcome.RESTARTED: f"{title} begins again from its first step.",
+        CallOutcome.ADVANCED: f"“{completed}” is done. This is the next step.",
+        CallOutcome.REPEATED: "That step was already done, so nothing was completed again. This is the step "
+        "that is current now.",
+        CallOutcome.CHANGED: "The walkthrough has changed, or another step is current: nothing was "
+        "completed. Lead the person through this step.",
+        CallOutcome.FINISHED: f"That was the last step: {title} is finished. Congratulate the person."
+        f"{another}",
+        CallOutcome.ALREADY_FINISHED: f"Every step of {title} is done already. To go through it again, call "
         f"start_walkthrough with its title as `name` and `restart` true.{another}",
-        Outcome.NOT_STARTED: "The person has no walkthrough under way here. Call start_walkthrough first.",
+        CallOutcome.NOT_STARTED: "The person has no walkthrough under way here. Call start_walkthrough "
+        "first.",
     }[move.outcome]
 
 
-def _step(offer: Offer, step: Step, content: Mapping[str, Any]) -> StepContent:
+def _step(offer: Offer, step: OfferedStep, content: Mapping[str, Any]) -> StepContent:
     fields = {
         name: content[field] for field, name, _ in CONTENT_FIELDS if isinstance(content.get(field), str)
     }
     return StepContent(id=step.id, title=step.title, number=offer.steps.index(step) + 1, **fields)
 
 
-def _progress(move: Move) -> ProgressState:
+def _progress(move: CallEffect) -> ProgressState:
     assert move.offer is not None  # noqa: S101 - the caller looked
     total = len(move.offer.steps)
     done = len({step.id for step in move.offer.steps} & set(move.completed))
@@ -187,7 +189,7 @@ def _progress_text(progress: ProgressState) -> str:
     return "\n".join(lines)
 
 
-def _listed(offer: Offer, move: Move) -> Listed:
+def _listed(offer: Offer, move: CallEffect) -> Listed:
     this = move.offer is not None and move.offer.walkthrough_id == offer.walkthrough_id
     done = {step.id for step in offer.steps} & set(move.completed) if this else offer.done
     return Listed(

@@ -193,7 +193,7 @@ def caller_of(ctx: Context) -> Caller:
     return Caller(caller.server, caller.identity, caller.tracking_id, session)
 
 
-class Entrance:
+class McpEndpoint:
     """The ASGI application behind `/mcp/…`: lets in who may, and hands over to the SDK."""
 
     def __init__(self, settings: Settings, pool: Callable[[], Pool]) -> None:

@@ -19,7 +19,7 @@ from tenacity import (
 
 from services.runtime.database import Connection, Pool, bounded, load_queries
 from services.walkthrough_mcp.events import Where, events_of
-from services.walkthrough_mcp.guide import Move, Offer, Outcome, Progress, Step, next_time
+from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep, Progress, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
 from services.walkthrough_mcp.turns import BusyError, Turns
 
@@ -43,7 +43,7 @@ _LEAST_TRIES = 8
 WAITING = 16
 
 #: Decides on what is offered and when the call arrived.
-Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], Move]
+Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], CallEffect]
 
 
 class _GoneError(Exception):
@@ -71,7 +71,7 @@ class SignsInElsewhereError(Exception):
 class Done:
     """What a call came to: the move, what is offered, the content of the step shown, a new visitor's id."""
 
-    move: Move
+    move: CallEffect
     offers: tuple[Offer, ...]
     content: dict[str, Any] | None
     visitor: str | None
@@ -221,13 +221,13 @@ async def _look(
 
 
 async def _save(
-    connection: Connection, caller: Caller, person: _Person, move: Move, session: str, now: int
+    connection: Connection, caller: Caller, person: _Person, move: CallEffect, session: str, now: int
 ) -> dict[str, Any] | None:
     offer = move.offer
     assert offer is not None  # noqa: S101 - moves that write have one
     before = offer.progress
     at = next_time(now, before.last_activity_at if before else None)
-    begins = before is None or move.outcome is Outcome.RESTARTED
+    begins = before is None or move.outcome is CallOutcome.RESTARTED
     finished = None if move.shows else ((before.completed_at if before else None) or at)
     where = Where(person.id, caller.server.id, caller.server.slug, session)
     events = events_of(move, where, at)
@@ -266,7 +266,7 @@ def _offer(given: dict[str, Any]) -> Offer:
         type=given["type"],
         minutes=given["minutes"],
         tags=tuple(str(tag) for tag in given["tags"]) if isinstance(given["tags"], list) else (),
-        steps=tuple(Step(*step) for step in given["steps"]),
+        steps=tuple(OfferedStep(*step) for step in given["steps"]),
         progress=None if progress is None else _progress(progress, recorded),
         recorded=recorded,
     )

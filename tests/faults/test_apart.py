@@ -637,10 +637,10 @@ async def test_a_tail_that_was_read_since_the_last_look_is_named(
     broker = cluster.brokers[0]
     other_ground: set[int] = set()
 
-    async def on_other_ground(_: Any, placements: Mapping[int, Placement]) -> None:
+    async def on_discontinuity(_: Any, placements: Mapping[int, Placement]) -> None:
         other_ground.update(placements)
 
-    keeper = Keeper(RECORDER, world.settings, on_other_ground, get_args(Cause))
+    keeper = Keeper(RECORDER, world.settings, on_discontinuity, get_args(Cause))
     pool = await world.recorder_pool()
     consumer = AIOKafkaConsumer(
         **connection(world.settings), group_id=world.settings.group(RECORDER), enable_auto_commit=False

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from services.completion_recorder import against_topic
-from services.completion_recorder.against_topic import Outcome, Start, verify_against_topic
+from services.completion_recorder.against_topic import TopicComparison, TopicStart, verify_against_topic
 from services.completion_recorder.dead_letters import read_partitions
 from services.runtime.kafka import make_producer
-from services.runtime.lag import look
+from services.runtime.lag import read_groups
 from tests.support.world import (
     OPERATOR,
     RECORDER,
@@ -27,7 +27,7 @@ from tests.support.world import (
 pytestmark = pytest.mark.integration
 
 PEOPLE = [f"p{i}" for i in range(8)]
-BEGINNING = Start()
+BEGINNING = TopicStart()
 GONE = completed("left", "a", 1)
 UNKNOWN = completed("new", "a", 1)
 ERASURE = {
@@ -40,7 +40,7 @@ ERASURE = {
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(against_topic, "_LOOK_AGAIN", 0)
+    monkeypatch.setattr(against_topic, "_CHECK_AGAIN", 0)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def judge(world: World, *, go_on: bool = False) -> Service:
     recorder = world.start(RECORDER)
 
     async def passed() -> bool:
-        (group,) = await look(world.settings, [RECORDER])
+        (group,) = await read_groups(world.settings, [RECORDER])
         return group.lag == 0
 
     await eventually(passed, "the recorder has passed all")
@@ -96,11 +96,13 @@ async def judge(world: World, *, go_on: bool = False) -> Service:
     return recorder
 
 
-async def found(world: World, start: Start = BEGINNING, portion: int = 7, **more: Any) -> Outcome:
+async def found(
+    world: World, start: TopicStart = BEGINNING, portion: int = 7, **more: Any
+) -> TopicComparison:
     return await verify_against_topic(world.settings_of(OPERATOR), start, portion=portion, **more)
 
 
-def causes(outcome: Outcome) -> dict[str, str]:
+def causes(outcome: TopicComparison) -> dict[str, str]:
     """The cause by event."""
     return {d["id"].partition("_")[2] or d["id"]: d["cause"] for d in outcome.differences}
 
@@ -205,7 +207,7 @@ async def test_an_event_that_was_passed_unread_is_found(judged: World) -> None:
     )
     assert causes(await found(judged)) == {skipped["event_id"]: "skipped"}
     await judged.db.execute("update gone_events set acknowledged_at = now()")
-    outcome = await found(judged, Start(offset=offset), partitions=[partition])
+    outcome = await found(judged, TopicStart(offset=offset), partitions=[partition])
     assert (outcome.differing, outcome.counts.skipped, outcome.counts.events) == (0, 1, 1)
     assert outcome.agreement == {partition: "not comparable"}
     told = await judged.invoke("verify", "--against-topic")
@@ -242,7 +244,7 @@ async def test_what_waits_for_a_lock_is_no_difference(judged: World) -> None:
 
 
 async def test_from_a_time_or_an_offset_on_and_rows_of_others(judged: World) -> None:
-    first = await found(judged, Start(offset=3), partitions=[0, 2])
+    first = await found(judged, TopicStart(offset=3), partitions=[0, 2])
     assert {p.partition: p.start for p in first.parts} == {0: 3, 2: 3}
     assert first.rows_without_event is None
     nothing = await judged.invoke("verify", "--against-topic", "--from", "-0s", "-o", "json")

@@ -329,7 +329,7 @@ class _Holding:
     def over(self, records: Sequence[Record]) -> None:
         return None
 
-    async def look_again(self, records: Sequence[Record]) -> None:
+    async def recheck(self, records: Sequence[Record]) -> None:
         pass
 
     async def commit(self, records: Sequence[Record], advance: Any) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas import OPERATOR_SOURCES, Rejection
 from services.completion_recorder import store
-from services.completion_recorder.against_topic import Start, verify_against_topic
+from services.completion_recorder.against_topic import TopicStart, verify_against_topic
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch, Judged
 from services.runtime.database import Pool
@@ -424,7 +424,7 @@ async def test_a_row_that_a_correction_covers_is_found(world: World) -> None:
     await agrees(world)
     await world.insert(covered)
     await world.db.execute("delete from completion_corrections where mcp_server_user_id = 'bob'")
-    outcome = await verify_against_topic(world.settings, Start())
+    outcome = await verify_against_topic(world.settings, TopicStart())
     assert outcome.by_cause == {"covered-row": 1, "not-corrected": 1}
     assert (await world.invoke("verify", "--against-topic")).returncode == 3
     await replayed(world)

@@ -98,7 +98,7 @@ async def resume(pool: Pool) -> tuple[int, list[Refused]]:
     async for resumed in store.resuming(pool, 100):
         done += resumed.done
         refused += resumed.refused.values()
-        async with store.buried(pool, resumed.refused) as told:
+        async with store.claim_refused(pool, resumed.refused) as told:
             told.update(dict.fromkeys(told, True))
     return done, refused
 

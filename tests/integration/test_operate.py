@@ -14,7 +14,7 @@ import pytest
 
 from services.operator_cli import status as page
 from services.runtime.kafka import make_producer
-from services.runtime.lag import look
+from services.runtime.lag import read_groups
 from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
 
 pytestmark = pytest.mark.integration
@@ -104,7 +104,7 @@ async def test_the_marker_of_a_transaction_is_no_lag(world: World) -> None:
     await eventually(counted, "it is counted")
 
     async def passed() -> bool:
-        return all(group.lag == 0 for group in await look(world.settings))
+        return all(group.lag == 0 for group in await read_groups(world.settings))
 
     await eventually(passed, "there is no lag")
     assert len(await members(world, RECORDER)) == 1
@@ -157,9 +157,9 @@ async def test_watching_goes_on_until_it_is_ended(world: World) -> None:
 
 
 def test_durations_are_told_in_two_units() -> None:
-    from services.runtime.text import told_duration
+    from services.runtime.text import format_duration
 
-    assert [told_duration(s) for s in (0.2, 59, 61, 3_700, 90_061)] == ["0s", "59s", "1m1s", "1h1m", "1d1h"]
+    assert [format_duration(s) for s in (0.2, 59, 61, 3_700, 90_061)] == ["0s", "59s", "1m1s", "1h1m", "1d1h"]
     assert page.status_page(page.Status(0)) is not None
 
 

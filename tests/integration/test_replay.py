@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from services.runtime.lag import GROUPS, look
+from services.runtime.lag import GROUPS, read_groups
 from tests.support.logs import needs_logs, oracle, path
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, eventually
 
@@ -29,7 +29,7 @@ async def tables(world: World) -> list[list[tuple[Any, ...]]]:
 
 async def remove_head(world: World, share: float) -> int:
     """What retention does; returns how many events are gone."""
-    (group,) = await look(world.settings, [RECORDER], ages=False)
+    (group,) = await read_groups(world.settings, [RECORDER], ages=False)
     upto = {p.partition: p.begin + int((p.end - p.begin) * share) for p in group.positions}
     admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
     await admin.start()
@@ -76,7 +76,7 @@ async def test_real_log_whole_ranges_twice_and_without_its_head(world: World) ->
             assert done.returncode == 0, done.stderr
             assert "is where it was" in done.stderr
             assert await tables(world) == before
-    assert all(group.lag == 0 for group in await look(world.settings))
+    assert all(group.lag == 0 for group in await read_groups(world.settings))
     await again(("--group", AGGREGATOR, "--from-offset", "100", "--partitions", "0,2"))
     gone = await remove_head(world, 0.4)
     plan = await plan_of(world, "--group", RECORDER, "--from-beginning")
@@ -120,7 +120,7 @@ async def test_refused_while_the_group_has_members(world: World) -> None:
         shown = await world.invoke("replay", "--group", group, "--from-beginning")
         assert shown.returncode == 0
         assert "refused until then" in shown.stderr
-    assert all(group.lag == 0 for group in await look(world.settings))
+    assert all(group.lag == 0 for group in await read_groups(world.settings))
 
 
 async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: World) -> None:
@@ -133,11 +133,11 @@ async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: Worl
     world.start_both()
     await world.drained()
     plan = await replaying.make_plan(
-        world.settings, RECORDER, replaying.Start(beginning=True), replaying.End(), None
+        world.settings, RECORDER, replaying.ReplayStart(beginning=True), replaying.ReplayEnd(), None
     )
     with pytest.raises(RefusedError, match="got members meanwhile"):
         await replaying._set_offsets(world.settings, plan)
-    assert all(group.lag == 0 for group in await look(world.settings))
+    assert all(group.lag == 0 for group in await read_groups(world.settings))
 
 
 async def test_the_plan_finds_offsets_by_time_and_never_skips(world: World) -> None:

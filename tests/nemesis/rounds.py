@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 
 from services.runtime.database import DATABASE_ERRORS, load_queries
 from services.runtime.errors import StepstreamError
-from services.runtime.lag import look
+from services.runtime.lag import read_groups
 from tests.nemesis.checker import (
     Finding,
     check_answers,
@@ -172,7 +172,7 @@ async def _waiting(deployment: Deployment) -> dict[str, int]:
     topic = deployment.world.settings.topic
     waits: dict[str, int] = {}
     positions = {}
-    for group in await look(deployment.world.settings):
+    for group in await read_groups(deployment.world.settings):
         waits[f"lag of {group.service}"] = group.lag
         waits[f"{group.service} past the end"] = sum(
             p.committed is not None and p.committed > p.end for p in group.positions

@@ -41,7 +41,7 @@ from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, open_pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import NULL, Record, admin_client, ensure_topics, make_producer
-from services.runtime.lag import GROUPS, look_with, reader
+from services.runtime.lag import GROUPS, read_groups_with, reader
 from services.runtime.migrate import migrate
 from services.runtime.process import server_config
 from services.runtime.settings import Settings
@@ -591,7 +591,7 @@ class World:
                     f"{service.name}: {code}\n{service.log.read_text()}"
                 )
             return (
-                all(group.lag == 0 for group in await look_with(admin, consumer, self.settings))
+                all(group.lag == 0 for group in await read_groups_with(admin, consumer, self.settings))
                 and await self.db.fetchval("select count(*) from sankey_dirty") == 0
             )
 

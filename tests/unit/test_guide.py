@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.walkthrough_mcp.guide import (
-    Move,
+    CallEffect,
+    CallOutcome,
     Offer,
-    Outcome,
+    OfferedStep,
     Progress,
-    Step,
     advance,
     next_time,
     start,
@@ -28,7 +28,7 @@ def offer(
     progress = None
     if done is not None:
         progress = Progress("wtp_1", tuple(done), current, 1, None, other.pop("last", 5))
-    listed = tuple(Step(name, f"title of {name}", i) for i, name in enumerate(steps))
+    listed = tuple(OfferedStep(name, f"title of {name}", i) for i, name in enumerate(steps))
     plain: dict[str, Any] = {
         "walkthrough_id": "wt_a",
         "title": "Install it",
@@ -138,8 +138,8 @@ def test_a_call_completes_at_most_one_step_and_a_retried_one_none(
 def test_a_call_that_waited_for_another_of_the_same_person_completes_nothing() -> None:
     moved_on = offer("abc", ["a"], "b", last=1_000)
     assert advance([moved_on], None, arrived_at=999).completes is None
-    assert advance([moved_on], None, arrived_at=999).outcome is Outcome.REPEATED
-    assert advance([moved_on], None, arrived_at=1_000).completes == Step("b", "title of b", 1)
+    assert advance([moved_on], None, arrived_at=999).outcome is CallOutcome.REPEATED
+    assert advance([moved_on], None, arrived_at=1_000).completes == OfferedStep("b", "title of b", 1)
     assert advance([moved_on], "b", arrived_at=999).completes is not None, "it names what it has seen"
     assert advance([moved_on], None, arrived_at=-40_000).completes is not None, "a clock that jumped"
 
@@ -154,38 +154,42 @@ def test_times_of_a_journey_never_fall_and_a_wrong_clock_is_not_followed_for_eve
 
 def test_only_one_on_offer_is_started_without_a_name_and_several_are_listed() -> None:
     one, two = offer("ab"), offer("xy", walkthrough_id="wt_b", title="Use it")
-    assert start([], None, restart=False).outcome is Outcome.NOTHING_OFFERED
-    assert start([one], None, restart=False).outcome is Outcome.STARTED
-    assert start([one, two], None, restart=False).outcome is Outcome.LISTED
-    assert start([one, two], None, restart=True).outcome is Outcome.LISTED
+    assert start([], None, restart=False).outcome is CallOutcome.NOTHING_OFFERED
+    assert start([one], None, restart=False).outcome is CallOutcome.STARTED
+    assert start([one, two], None, restart=False).outcome is CallOutcome.LISTED
+    assert start([one, two], None, restart=True).outcome is CallOutcome.LISTED
 
 
 @pytest.mark.parametrize("name", ["Use it", "  use   IT ", "wt_b"])
 def test_a_walkthrough_is_named_by_its_title_or_id(name: str) -> None:
     move = start([offer("ab"), offer("xy", walkthrough_id="wt_b", title="Use it")], name, restart=False)
-    assert (move.outcome, move.opens, move.shows) == (Outcome.STARTED, True, Step("x", "title of x", 0))
+    assert (move.outcome, move.opens, move.shows) == (
+        CallOutcome.STARTED,
+        True,
+        OfferedStep("x", "title of x", 0),
+    )
 
 
 def test_names_that_fit_none_or_several() -> None:
     twins = [offer("ab"), offer("xy", walkthrough_id="wt_b")]
-    assert start(twins, "nothing", restart=False).outcome is Outcome.UNKNOWN_NAME
-    assert start(twins, "install it", restart=False).outcome is Outcome.AMBIGUOUS_NAME
-    assert start(twins, "wt_b", restart=False).outcome is Outcome.STARTED
+    assert start(twins, "nothing", restart=False).outcome is CallOutcome.UNKNOWN_NAME
+    assert start(twins, "install it", restart=False).outcome is CallOutcome.AMBIGUOUS_NAME
+    assert start(twins, "wt_b", restart=False).outcome is CallOutcome.STARTED
 
 
 def test_starting_again_resumes_and_a_restart_begins_anew() -> None:
     under_way = offer("abc", ["a"], "b")
     move = start([under_way], None, restart=False)
     assert (move.outcome, move.shows, move.completed, move.opens) == (
-        Outcome.RESUMED,
-        Step("b", "title of b", 1),
+        CallOutcome.RESUMED,
+        OfferedStep("b", "title of b", 1),
         ("a",),
         False,
     )
     move = start([under_way], None, restart=True)
     assert (move.outcome, move.shows, move.completed, move.opens) == (
-        Outcome.RESTARTED,
-        Step("a", "title of a", 0),
+        CallOutcome.RESTARTED,
+        OfferedStep("a", "title of a", 0),
         (),
         False,
     )
@@ -193,27 +197,27 @@ def test_starting_again_resumes_and_a_restart_begins_anew() -> None:
 
 def test_what_is_finished_stays_so_until_a_step_is_added() -> None:
     finished = offer("ab", ["a", "b"])
-    assert start([finished], None, restart=False).outcome is Outcome.ALREADY_FINISHED
-    assert advance([finished], None).outcome is Outcome.ALREADY_FINISHED
-    assert advance([finished], "b").outcome is Outcome.ALREADY_FINISHED
+    assert start([finished], None, restart=False).outcome is CallOutcome.ALREADY_FINISHED
+    assert advance([finished], None).outcome is CallOutcome.ALREADY_FINISHED
+    assert advance([finished], "b").outcome is CallOutcome.ALREADY_FINISHED
     longer = offer("abc", ["a", "b"])
-    assert start([longer], None, restart=False).shows == Step("c", "title of c", 2)
-    assert advance([longer], None).outcome is Outcome.CHANGED
+    assert start([longer], None, restart=False).shows == OfferedStep("c", "title of c", 2)
+    assert advance([longer], None).outcome is CallOutcome.CHANGED
 
 
 def test_the_last_step_finishes() -> None:
     move = advance([offer("ab", ["a"], "b")], "b")
-    assert (move.outcome, move.shows, move.completed) == (Outcome.FINISHED, None, ("a", "b"))
+    assert (move.outcome, move.shows, move.completed) == (CallOutcome.FINISHED, None, ("a", "b"))
 
 
 def test_without_a_name_the_walkthrough_used_last_goes_on_and_a_step_says_which_is_meant() -> None:
     older = offer("ab", [], "a", last=5)
     newer = offer("xy", [], "x", last=9, walkthrough_id="wt_b")
-    assert advance([older, newer], None).completes == Step("x", "title of x", 0)
-    assert advance([older, newer], "a").completes == Step("a", "title of a", 0)
-    assert advance([older, offer("xy", walkthrough_id="wt_b")], "x").outcome is Outcome.NOT_STARTED
-    assert advance([offer("ab")], None).outcome is Outcome.NOT_STARTED
-    assert advance([], None).outcome is Outcome.NOTHING_OFFERED
+    assert advance([older, newer], None).completes == OfferedStep("x", "title of x", 0)
+    assert advance([older, newer], "a").completes == OfferedStep("a", "title of a", 0)
+    assert advance([older, offer("xy", walkthrough_id="wt_b")], "x").outcome is CallOutcome.NOT_STARTED
+    assert advance([offer("ab")], None).outcome is CallOutcome.NOT_STARTED
+    assert advance([], None).outcome is CallOutcome.NOTHING_OFFERED
 
 
 def test_nothing_is_written_where_nothing_changes() -> None:
@@ -236,7 +240,7 @@ CONTENT = {
 }
 
 
-def read(move: Move, offers: list[Offer], content: dict[str, Any] | None = None) -> str:
+def read(move: CallEffect, offers: list[Offer], content: dict[str, Any] | None = None) -> str:
     return text(guidance(move, tuple(offers), content, None))
 
 
@@ -263,17 +267,17 @@ def test_deleted_steps_do_not_count_towards_the_whole() -> None:
     assert "1 of 3 steps done" in read(start(offers, None, restart=False), offers, {})
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_every_outcome_says_what_to_do(outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", CallOutcome)
+def test_every_outcome_says_what_to_do(outcome: CallOutcome) -> None:
     offers = [offer("ab", ["a"], "b"), offer("xy", walkthrough_id="wt_b", title="Use it", tags=("x",))]
-    needs_offer = {*Outcome} - {
-        Outcome.LISTED,
-        Outcome.UNKNOWN_NAME,
-        Outcome.AMBIGUOUS_NAME,
-        Outcome.NOTHING_OFFERED,
-        Outcome.NOT_STARTED,
+    needs_offer = {*CallOutcome} - {
+        CallOutcome.LISTED,
+        CallOutcome.UNKNOWN_NAME,
+        CallOutcome.AMBIGUOUS_NAME,
+        CallOutcome.NOTHING_OFFERED,
+        CallOutcome.NOT_STARTED,
     }
-    move = Move(outcome, offers[0] if outcome in needs_offer else None)
+    move = CallEffect(outcome, offers[0] if outcome in needs_offer else None)
     told = read(move, offers)
     assert len(told) > 40
     assert "None" not in told
