@@ -212,9 +212,9 @@ class Answers:
     async def trends(self, context: Context, question: TrendsQuestion) -> Trends:
         """Figures by day or week."""
         rows = {row["since"]: row for row in await self.store.trends(context, question, question.by)}
-        people = await self.store.active_people(context, question, question.by)
+        active = await self.store.active_people(context, question, question.by)
         points = []
-        for since in steps.days_between(rows.keys() | people.keys(), question, self.today):
+        for since in steps.days_between(rows.keys() | active.keys(), question, self.today):
             row = rows.get(since)
             started, finished = (row["started"], row["finished"] or 0) if row else (0, 0)
             points.append(
@@ -224,7 +224,7 @@ class Answers:
                     finished=finished,
                     completion_rate=share(finished, started),
                     finished_then=row["finished_then"] if row else 0,
-                    active_people=people.get(since, 0),
+                    active_people=active.get(since, 0),
                 )
             )
         return Trends(

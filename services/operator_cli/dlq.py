@@ -282,7 +282,7 @@ async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as
 async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
     """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
     from services.completion_recorder import dead_letters
-    from services.completion_recorder.mending import MendedFile, Plan
+    from services.completion_recorder.mending import MendedFile, RedrivePlan
     from services.operator_cli.letter_tables import (
         Chosen,
         end_json,
@@ -294,7 +294,7 @@ async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
 
-    chosen, plan, outcome = Chosen(), Plan(), None
+    chosen, plan, outcome = Chosen(), RedrivePlan(), None
     async with connected(settings) as db:
         await be_alone(db, Act.HANDLE_LETTERS)
         file = MendedFile(lines, db)
@@ -303,7 +303,7 @@ async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool
         listing, stay = await _look_through(settings, portions, chosen)
         if execute and not plan.problems:
             there = await dead_letters.settle_interrupted(settings, db)
-            chosen, again = Chosen(), Plan()
+            chosen, again = Chosen(), RedrivePlan()
             portions = file.check(settings, again, there)
             outcome = await _send_again(settings, db, portions, rate, chosen)
             if again.problems:

@@ -35,7 +35,7 @@ from services.runtime.kafka import (
     unreachable,
 )
 from services.runtime.lag import RECORDER, read_groups, reader
-from services.runtime.lag import Position as Seen
+from services.runtime.lag import GroupPosition as Seen
 from services.runtime.positions import Position
 from services.runtime.settings import Settings
 from services.runtime.stored_positions import (

@@ -25,7 +25,7 @@ from services.devstack.kafka import VERSION as KAFKA_VERSION
 from tests.clients import expected
 from tests.clients.catalogue import CLIENTS, HERE, Client, Command
 from tests.clients.expected import VECTORS, Event, people, traffic
-from tests.integration.test_codecs import CODECS, UNLIMITED, stored
+from tests.integration.test_codecs import CODECS, stored
 from tests.support.world import Message, World
 
 pytestmark = pytest.mark.integration
@@ -122,7 +122,7 @@ async def sender(
         pytest.skip(f"{client.name}: {missing}")
     command = await asyncio.to_thread(client.make)
     await world.offer(steps=expected.STEPS)
-    world.start_both(**UNLIMITED)
+    world.start_both()
     return Sender(client, command, world, record_property)
 
 

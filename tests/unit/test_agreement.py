@@ -4,7 +4,7 @@ import pytest
 
 from services.runtime.agreement import agreement
 from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group
-from services.runtime.lag import Position as Seen
+from services.runtime.lag import GroupPosition as Seen
 from services.runtime.positions import Position
 from services.runtime.topic import TopicLog
 
