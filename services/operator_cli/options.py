@@ -47,6 +47,16 @@ ExecuteOption = Annotated[
 ]
 
 
+class GroupName(StrEnum):
+    """A consumer group, by its service."""
+
+    COMPLETION_RECORDER = "completion-recorder"
+    SANKEY_AGGREGATOR = "sankey-aggregator"
+
+
+GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
+
+
 def current_settings() -> "Settings":
     """The settings of the environment."""
     from services.runtime.settings import load_settings

@@ -5,23 +5,17 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from rich.console import Group as Lines
-from rich.console import RenderableType
-from rich.text import Text
 
 from services.operator_cli.gone import CAUSES
-from services.operator_cli.gone import as_json as gone_json
-from services.operator_cli.options import make_table
 from services.runtime.agreement import Agreement, agreement, name_partitions
 from services.runtime.database import Connection, connected, explained, load_queries
-from services.runtime.errors import ConfigurationError, MigrationError, MismatchError, StepstreamError
+from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
 from services.runtime.gone import Gone, find
 from services.runtime.kafka import admin_client, unreachable
 from services.runtime.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
@@ -55,7 +49,7 @@ _LOOKS_MORE = 2
 #: What keeps a part from being read, and not the others.
 _UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 #: Services that keep connections to the database, which say who they are.
-_SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
+SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
 #: A producer's transaction that is open for longer holds up others.
 _LONG_TRANSACTION_MS = 60_000
 #: How many ranges of what is gone it names.
@@ -288,7 +282,7 @@ def _judge(seen: Status) -> None:
         seen.problems.append(_told_transaction(seen.held_back_long, seen.at))
     if seen.database is None:
         return
-    for service in _SERVICES[2:]:
+    for service in SERVICES[2:]:
         if not seen.services.get(service) and service != _OPTIONAL:
             seen.problems.append(f"no {service} is connected to the database")
     if seen.database.get("set_aside"):
@@ -358,220 +352,3 @@ def _describe_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -
 
 def _describe_lockers(lockers: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in lockers)
-
-
-def as_json(seen: Status) -> dict[str, Any]:
-    """For programs."""
-    return {
-        "at": format_time(seen.at),
-        "kafka": seen.kafka,
-        "database": seen.database is not None,
-        "migrations_pending": seen.migrations_pending,
-        "groups": None if seen.groups is None else groups_json(seen.groups, seen.at),
-        "services": seen.services,
-        "dead_letters": None
-        if seen.database is None or seen.dead_letters is None
-        else {"in_topic": seen.dead_letters, "handled": seen.database.get("handled")},
-        "outbox": None
-        if seen.database is None
-        else {
-            "waiting": seen.database.get("outbox"),
-            "oldest_seconds": seen.database.get("outbox_seconds"),
-            "set_aside": seen.database.get("set_aside"),
-        },
-        "sources": None
-        if seen.database is None
-        else {
-            "refused": seen.database.get("refused_by_source"),
-            "odd_partitions": seen.database.get("odd_partitions"),
-        },
-        "marks": None if seen.database is None else seen.database.get("marks"),
-        "events_waiting": None
-        if seen.database is None
-        else {
-            "events": seen.database.get("events_waiting"),
-            "oldest_seconds": seen.database.get("events_waiting_seconds"),
-            "rows": seen.database.get("waits_for"),
-            "locked_by": seen.database.get("lockers", []),
-        },
-        "journeys_waiting": None
-        if seen.database is None
-        else {
-            "journeys": seen.database.get("journeys_waiting"),
-            "oldest_seconds": seen.database.get("journeys_waiting_seconds"),
-            "rows": seen.database.get("journeys_wait_for"),
-            "locked_by": seen.database.get("count_lockers", []),
-        },
-        "positions_locked": None if seen.database is None else seen.database.get("positions_locked"),
-        "newest": None
-        if seen.database is None
-        else {
-            "recorded": format_time(seen.database.get("newest_recorded")) or None,
-            "counted": format_time(seen.database.get("newest_counted")) or None,
-        },
-        "held_back": None if seen.agreement is None else seen.agreement.held_back,
-        "agree": None if seen.agreement is None else not seen.agreement.problems,
-        "positions": None if seen.agreement is None else _positions_json(seen.agreement),
-        "gone": [gone_json(gone) for gone in seen.gone],
-        "problems": seen.problems,
-    }
-
-
-def _positions_json(seen: Agreement) -> dict[str, Any]:
-    """Where the services are as the database has it; digests in hexadecimal digits."""
-    return {
-        service: [
-            {
-                "partition": partition,
-                "reads_from": p.reads_from,
-                "next_offset": p.next_offset,
-                "topic_id": p.topic_id,
-                "leader_epoch": p.leader_epoch,
-                "digest": {
-                    "from_offset": p.digest.from_offset,
-                    "events": p.digest.events,
-                    "value": f"{p.digest.total:016x}",
-                },
-            }
-            for partition, p in sorted(positions.items())
-        ]
-        for service, positions in seen.stored.items()
-    }
-
-
-def _group_json(group: Group, at: int) -> dict[str, Any]:
-    return {
-        "service": group.service,
-        "group": group.group,
-        "state": group.state,
-        "members": group.members,
-        "lag": group.lag,
-        "lag_seconds": _seconds(group.waiting_since, at),
-        "partitions": [
-            {k: v for k, v in asdict(p).items() if k != "waiting_since"}
-            | {"lag_seconds": _seconds(p.waiting_since, at)}
-            for p in group.positions
-        ],
-    }
-
-
-def _seconds(since: int | None, at: int) -> float:
-    return 0.0 if since is None else max(0, at - since) / 1000
-
-
-def groups_json(groups: Sequence[Group], at: int) -> list[dict[str, Any]]:
-    """Groups for programs."""
-    return [_group_json(group, at) for group in groups]
-
-
-def lag_tables(groups: Sequence[Group], at: int) -> RenderableType:
-    """Each group, partition by partition."""
-    parts: list[RenderableType] = []
-    for group in groups:
-        rows = [
-            (p.partition, p.committed, p.end, p.lag, _waited(p.waiting_since, at), p.member)
-            for p in group.positions
-        ]
-        title = f"{group.group}: {group.state}, members {len(group.members)}, lag {group.lag:,}"
-        parts.append(
-            make_table(title, ("partition", "committed", "end", "lag", "oldest waits", "member"), rows)
-        )
-    return Lines(*parts)
-
-
-def _waited(since: int | None, at: int) -> str:
-    return "" if since is None else format_duration(_seconds(since, at))
-
-
-def status_page(seen: Status) -> RenderableType:
-    """Everything on one page."""
-    parts: list[RenderableType] = []
-    if seen.groups is not None:
-        rows = [
-            (g.service, g.state, len(g.members), g.lag, _waited(g.waiting_since, seen.at))
-            for g in seen.groups
-        ]
-        parts.append(make_table("", ("group", "state", "members", "lag", "oldest waits"), rows))
-    facts = []
-    if seen.database is not None:
-        db = seen.database
-        facts = [
-            ("newest completion", _describe_newest(db, "newest_recorded")),
-            ("newest counted", _describe_newest(db, "newest_counted")),
-            ("marks to count again", f"{db['marks']:,}" if "marks" in db else _UNKNOWN),
-            (
-                "events that wait for a lock",
-                f"{db['events_waiting']:,}" if "events_waiting" in db else _UNKNOWN,
-            ),
-            (
-                "journeys that wait for a lock",
-                f"{db['journeys_waiting']:,}" if "journeys_waiting" in db else _UNKNOWN,
-            ),
-            ("outbox", _describe_outbox(db)),
-            *((s, f"{seen.services.get(s, 0)} connections to the database") for s in _SERVICES[2:]),
-        ]
-    if seen.agreement is not None and seen.agreement.held_back:
-        facts.append(("held back", f"{seen.agreement.held_back:,} offsets, by producers' open transactions"))
-    if seen.dead_letters is not None:
-        done = (seen.database or {}).get("handled")
-        handled = "" if done is None else f", {done:,} handled"
-        facts.append(("dead letters", f"{seen.dead_letters:,} in the topic{handled}"))
-    width = max((len(name) for name, _ in facts), default=0)
-    parts += [Text(f"{name:<{width}}  {text}") for name, text in facts]
-    parts += [Text(f"· {hint}", style="yellow") for hint in _hints(seen.database or {})]
-    parts += [Text(f"! {problem}", style="bold red") for problem in seen.problems]
-    if not seen.problems:
-        parts.append(Text("all services are running", style="bold green"))
-    return Lines(*parts)
-
-
-def _hints(database: Mapping[str, Any]) -> list[str]:
-    """What producers should mend: it costs them, or order, and harms nobody else."""
-    hints = [
-        f"{plural(row['events'], 'event')} of {row['source']} refused, the last at "
-        f"{_describe_time(row['last_at'])}: {', '.join(sorted(row['classes']))}"
-        for row in database.get("refused_by_source", ())
-    ]
-    for row in database.get("odd_partitions", ()):
-        habits = [
-            f"{row[name] / row['looked_at']:.0%} {told}"
-            for name, told in (("elsewhere", "not where their key belongs"), ("without_key", "without a key"))
-            if row[name]
-        ]
-        hints.append(
-            f"events of {row['source']}: {' and '.join(habits)}: counted exactly, but a person's events may "
-            "come out of order; its producer needs the partitioner murmur2 and the person as the key"
-        )
-    return hints
-
-
-def _describe_time(at: str) -> str:
-    """A time of PostgreSQL's JSON, as all times here."""
-    return format_time(int(datetime.fromisoformat(at).timestamp() * 1000)) or at
-
-
-def _describe_newest(database: Mapping[str, Any], column: str) -> str:
-    return (format_time(database[column]) or "none") if column in database else _UNKNOWN
-
-
-def _describe_outbox(database: Mapping[str, Any]) -> str:
-    if "outbox" not in database:
-        return _UNKNOWN
-    oldest = f", the oldest for {format_duration(database['outbox_seconds'])}" if database["outbox"] else ""
-    set_aside = f", {database['set_aside']:,} set aside" if database.get("set_aside") else ""
-    return f"{database['outbox']:,} waiting{oldest}{set_aside}"
-
-
-def check_lag(groups: Sequence[Group], at: int, events: int | None, seconds: float | None) -> None:
-    """Raises MismatchError when a group's lag is above a limit."""
-    for group in groups:
-        waited = _seconds(group.waiting_since, at)
-        if events is not None and group.lag > events:
-            raise MismatchError(
-                f"{group.service} is behind by {plural(group.lag, 'event')}, more than {events:,}"
-            )
-        if seconds is not None and waited > seconds:
-            raise MismatchError(
-                f"{group.service}: the oldest event waits for {format_duration(waited)}, longer than "
-                f"{format_duration(seconds)}"
-            )

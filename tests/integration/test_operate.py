@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from services.operator_cli import status as page
+from services.operator_cli import status
+from services.operator_cli.status import Status
+from services.operator_cli.status_tables import status_page
 from services.runtime.kafka import make_producer
 from services.runtime.lag import read_groups
 from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
@@ -114,7 +116,7 @@ async def test_a_transaction_that_stays_open_is_a_problem_and_a_short_one_is_non
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What others sent behind it waits, and no lag shows that."""
-    monkeypatch.setattr(page, "_LONG_TRANSACTION_MS", 1_800_000)
+    monkeypatch.setattr(status, "_LONG_TRANSACTION_MS", 1_800_000)
     await world.offer()
     await world.people(["ann", "bob"])
     world.start_both()
@@ -160,7 +162,7 @@ def test_durations_are_told_in_two_units() -> None:
     from services.runtime.text import format_duration
 
     assert [format_duration(s) for s in (0.2, 59, 61, 3_700, 90_061)] == ["0s", "59s", "1m1s", "1h1m", "1d1h"]
-    assert page.status_page(page.Status(0)) is not None
+    assert status_page(Status(0)) is not None
 
 
 # --- keys ------------------------------------------------------------------------------------------------
