@@ -239,7 +239,7 @@ select
   (select count(*) from differing_endings) as endings;
 
 -- name: survey_rows
--- The differing journeys, as `look_again` shows them.
+-- The differing journeys, as `recheck` shows them.
 select
   mcp_server_user_id,
   walkthrough_id,
@@ -259,7 +259,7 @@ using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_i
 where differing_journeys.mcp_server_user_id = given.mcp_server_user_id
   and differing_journeys.walkthrough_id = given.walkthrough_id;
 
--- name: look_again
+-- name: recheck
 -- Of these journeys, those whose rows are not what is counted of them now.
 select
   given.mcp_server_user_id,

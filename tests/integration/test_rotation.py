@@ -299,7 +299,7 @@ async def test_a_right_that_is_gone_for_good_makes_the_api_not_alive(world: Worl
 async def test_migrations_that_are_gone_make_the_mcp_layer_not_alive(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runtime.migrate._LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("services.runtime.migrate._CHECK_SECONDS", 0.2)
     mcp = await world.start_mcp(database_refused_seconds=1)
     await world.db.execute("delete from stepstream_migrations where number = 3")
 
