@@ -51,6 +51,8 @@ _TRANSACTION_SECONDS = 60
 _LETTERS_SECONDS = 60.0
 #: Sources that are nobody; the first gets what is left of one that was a person.
 _NOBODY = [NO_SOURCE, OTHERS]
+#: What `json` raises for what is no JSON, and for what is nested too deeply.
+_UNREADABLE = (ValueError, RecursionError)
 #: So many letters of others are named.
 _NAMED = 20
 
@@ -279,7 +281,7 @@ def is_of(record: Record, names: Names) -> bool:
         return False
     try:
         told = json.loads(value)
-    except ValueError:
+    except _UNREADABLE:
         told = None
     if isinstance(told, dict) and "mcp_server_user_id" in told:
         return bool(told["mcp_server_user_id"] == names.user)
@@ -296,7 +298,7 @@ def speaks_of(record: Record, names: Names) -> bool:
         return False
     try:
         return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))
-    except ValueError:
+    except _UNREADABLE:
         return False
 
 

@@ -511,3 +511,18 @@ async def test_whoevers_id_begins_like_theirs_keeps_what_cannot_be_read(world: W
     assert sorted(letter.value or b"" for letter in await world.dead_letters()) == sorted(
         value.encode() for value in unreadable
     )
+
+
+async def test_one_letter_that_is_nested_too_deeply_stops_no_erasure(world: World) -> None:
+    """Whoever may send events could keep everybody from being forgotten."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    deep = r'["\u0061", ' + "[" * 20_000
+    await world.db.execute("insert into outbox (key, value) values ('bob', $1)", deep)
+    await world.produce([completed("bob", "a", 1), Message(b"bob", deep.encode())])
+    world.start_both()
+    await world.drained()
+    done = await world.invoke("erase", "ann", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert await world.db.fetchval("select count(*) from outbox where key = 'bob'") == 1
+    assert [letter.key for letter in await world.dead_letters()] == [b"bob"]
