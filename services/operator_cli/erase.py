@@ -51,6 +51,8 @@ _TRANSACTION_SECONDS = 60
 _LETTERS_SECONDS = 60.0
 #: Sources that are nobody; the first gets what is left of one that was a person.
 _NOBODY = [NO_SOURCE, OTHERS]
+#: What `json` raises for what is no JSON, and for what is nested too deeply.
+_UNREADABLE = (ValueError, RecursionError)
 #: So many letters of others are named.
 _NAMED = 20
 
@@ -62,6 +64,11 @@ class Names:
     user: str
     tracking_id: str = ""
     email: str = ""
+
+    @property
+    def id_pattern(self) -> str:
+        """Finds the person's id in a text, as a whole word: another's id may begin with it."""
+        return _words(self.user)
 
     @property
     def pattern(self) -> str:
@@ -144,7 +151,7 @@ async def _names_of(db: Connection, user: str) -> Names:
 
 
 async def _count(db: Connection, names: Names) -> dict[str, Any]:
-    row = await db.fetchrow(SQL["erase_plan"], names.user)
+    row = await db.fetchrow(SQL["erase_plan"], names.user, names.id_pattern)
     sources = await db.fetchval(SQL["erase_count_sources"], names.source_pattern, _NOBODY, names.pattern)
     return dict(row or ()) | {"sources": sources}
 
@@ -205,8 +212,10 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         names = await _names_of(db, user)
         counts = {k: v for k, v in (await _count(db, names)).items() if k not in {"known", "erased_at"}}
         journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
-        for name in ("erase_user", "erase_waiting_events", "erase_outbox", "erase_set_aside"):
+        for name in ("erase_user", "erase_waiting_events"):
             await db.execute(SQL[name], user)
+        for name in ("erase_outbox", "erase_set_aside"):
+            await db.execute(SQL[name], user, names.id_pattern)
         await store.follow_within(db, journeys)
         await db.execute(SQL["erase_marks"], user)
         if first:
@@ -260,20 +269,23 @@ async def _wait_for_recorder(settings: Settings, told: tuple[int, int] | None, r
 # --- dead letters --------------------------------------------------------------------------------------
 
 
-def is_of(record: Record, user: str) -> bool:
-    """Whether a dead letter is about this person: by its key, or by what its value says."""
-    if record.key == user.encode():
+def is_of(record: Record, names: Names) -> bool:
+    """Whether a dead letter is about this person: by its key, or by what its value says.
+
+    One that does not say whose it is, or cannot be read, is theirs if it holds their id.
+    """
+    if record.key == names.user.encode():
         return True
     value = record.value
-    if value is None or (user.encode() not in value and b"\\u" not in value):
+    if value is None or (names.user.encode() not in value and b"\\u" not in value):
         return False
     try:
         told = json.loads(value)
-    except ValueError:
-        return user.encode() in value  # it cannot be read, and names them
-    if not isinstance(told, dict):
-        return user.encode() in value
-    return bool(told.get("mcp_server_user_id", user if user.encode() in value else None) == user)
+    except _UNREADABLE:
+        told = None
+    if isinstance(told, dict) and "mcp_server_user_id" in told:
+        return bool(told["mcp_server_user_id"] == names.user)
+    return re.search(names.id_pattern, value.decode(errors="replace")) is not None
 
 
 def speaks_of(record: Record, names: Names) -> bool:
@@ -286,14 +298,14 @@ def speaks_of(record: Record, names: Names) -> bool:
         return False
     try:
         return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))
-    except ValueError:
+    except _UNREADABLE:
         return False
 
 
 async def _letters_of(settings: Settings, names: Names) -> Letters:
     found = Letters({}, {}, [])
     async for record in read_partitions(settings, settings.dead_letter_topic, ends=found.ends):
-        if is_of(record, names.user):
+        if is_of(record, names):
             found.theirs.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
         elif speaks_of(record, names):
             found.naming.append(parse(record))
@@ -303,7 +315,7 @@ async def _letters_of(settings: Settings, names: Names) -> Letters:
 async def _remove_letters(settings: Settings, names: Names) -> Letters:
     found = await _letters_of(settings, names)
     for partition in found.theirs:
-        await _copy_others(settings, partition, found.ends[partition], names.user)
+        await _copy_others(settings, partition, found.ends[partition], names)
         crash_point("operator.letters-copied")
         async with admin_client(settings) as admin:
             try:
@@ -313,7 +325,7 @@ async def _remove_letters(settings: Settings, names: Names) -> Letters:
     return found
 
 
-async def _copy_others(settings: Settings, partition: TopicPartition, end: int, user: str) -> None:
+async def _copy_others(settings: Settings, partition: TopicPartition, end: int, names: Names) -> None:
     """Sends the letters of others before `end` again, each once, with the times that they had."""
     producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
     copied: set[Source] = set()
@@ -323,7 +335,7 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
         begin = {partition.partition: 0}
         async for record in read_partitions(settings, partition.topic, begin):
             source = parse(record).source
-            if record.offset >= end or is_of(record, user) or source in copied:
+            if record.offset >= end or is_of(record, names) or source in copied:
                 continue
             copied.add(source)
             sent.append(

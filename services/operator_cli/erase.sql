@@ -140,14 +140,16 @@ select
 
 -- name: erase_is_theirs
 -- Whether an event of the outbox, or one that was set aside, is a person's: by its key, or by what its value says,
--- for whoever writes there may choose another key. One that cannot be read is theirs if it names them.
+-- for whoever writes there may choose another key. One that does not say whose it is, or cannot be read, is theirs if
+-- it holds their id, which the second argument finds as a whole word. Where brackets are nested some thousands deep,
+-- PostgreSQL raises an error: a value with so many is one that cannot be read.
 (
   key = $1
   or (position($1 in value) > 0 or position('\u' in value) > 0)  -- JSON may write any character as \u…
   and case
-    when pg_input_is_valid(value, 'jsonb')
-      then coalesce(value::jsonb ->> 'mcp_server_user_id', case when position($1 in value) > 0 then $1 end) = $1
-    else position($1 in value) > 0
+    when regexp_count(value, '[[{]') < 2000 and pg_input_is_valid(value, 'jsonb')
+      then coalesce(value::jsonb ->> 'mcp_server_user_id', case when value ~ $2::text then $1 end) = $1
+    else value ~ $2::text
   end
 )
 

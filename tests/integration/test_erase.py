@@ -494,3 +494,35 @@ async def test_letters_of_others_that_name_the_person_stay_and_are_told(world: W
     told = " ".join(done.stderr.split())
     assert "3 dead letters of others name this person and stay" in told
     assert [r.value for r in await world.dead_letters()] == [letter.value for letter in letters[:4]]
+
+
+async def test_whoevers_id_begins_like_theirs_keeps_what_cannot_be_read(world: World) -> None:
+    await world.offer()
+    await world.people(["ann", "ann2"])
+    unreadable = ["no JSON, of ann2", '{"user": "ann2"}', '"of ann2"']
+    await world.db.execute("insert into outbox (key, value) select 'ann2', unnest($1::text[])", unreadable)
+    letters = [Message(b"ann2", value.encode()) for value in unreadable]
+    await world.produce([completed("ann2", "a", 1), *letters])
+    world.start_both()
+    await world.drained()
+    receipt = await erasing.erase(world.settings, "ann", unknown_too=False)
+    assert (receipt.removed["outbox"], receipt.removed["dead_letters"]) == (0, 0)
+    assert await world.db.fetchval("select count(*) from outbox") == 3
+    assert sorted(letter.value or b"" for letter in await world.dead_letters()) == sorted(
+        value.encode() for value in unreadable
+    )
+
+
+async def test_one_letter_that_is_nested_too_deeply_stops_no_erasure(world: World) -> None:
+    """Whoever may send events could keep everybody from being forgotten."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    deep = r'["\u0061", ' + "[" * 20_000
+    await world.db.execute("insert into outbox (key, value) values ('bob', $1)", deep)
+    await world.produce([completed("bob", "a", 1), Message(b"bob", deep.encode())])
+    world.start_both()
+    await world.drained()
+    done = await world.invoke("erase", "ann", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert await world.db.fetchval("select count(*) from outbox where key = 'bob'") == 1
+    assert [letter.key for letter in await world.dead_letters()] == [b"bob"]
