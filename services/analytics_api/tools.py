@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 
 from mcp.server import Server as McpServer
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import RequestBodyLimitMiddleware
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
@@ -339,7 +340,11 @@ _ONLY_POST: Final = {"Allow": "POST"}
 
 
 class AnalyticsMcpEndpoint:
-    """The ASGI application behind /mcp/analytics: lets in who has a key, and hands over to the SDK."""
+    """The ASGI application behind /mcp/analytics: lets in who has a key, and hands over to the SDK.
+
+    What the SDK does with a message takes a turn, too: to read one and say what is wrong with it, or to list
+    the tools, takes tens of milliseconds of the event loop.
+    """
 
     def __init__(self, uses: Callable[[], Shared], most_bytes: int) -> None:
         self._uses = uses
@@ -349,6 +354,7 @@ class AnalyticsMcpEndpoint:
             stateless=True,
             max_request_body_size=most_bytes,
         )
+        self._bounded = RequestBodyLimitMiddleware(self._hand_over, most_bytes)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -365,4 +371,9 @@ class AnalyticsMcpEndpoint:
         except ProblemError as problem:
             await respond(problem)(scope, receive, send)
             return
+        await self._bounded(scope, receive, send)
+
+    async def _hand_over(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Waits for a place, now that the whole body is there."""
+        await turn_of(scope).begin()
         await self._manager.asgi_app(scope, receive, send)

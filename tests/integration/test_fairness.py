@@ -73,6 +73,47 @@ async def test_small_questions_are_answered_while_large_ones_wait(
     assert [(await task).status_code for task in large] == [200] * 12
 
 
+async def test_messages_of_agents_take_turns_before_they_are_read(
+    world: World, large_reads_wait: None
+) -> None:
+    await gather(world)
+    api = await world.start_api()
+    theirs = await other(world, api, "org_b")
+
+    async def send(by: Api, message: bytes) -> int:
+        headers = {
+            "Authorization": f"Bearer {by.key}",
+            "Accept": "application/json, text/event-stream",
+            "Content-Type": "application/json",
+        }
+        return (await by.http.post("/mcp/analytics", content=message, headers=headers)).status_code
+
+    listing = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/list"}'
+    await theirs.get("organization")  # the key is known: it is no stranger's
+    async with world.connection() as lock:
+        await lock.execute("select pg_advisory_lock(8)")
+        days = ["2026-01-01", "2026-01-02"]
+        asked = [asyncio.create_task(theirs.ask(f"{WT_B}/trends", from_=day)) for day in days]
+
+        async def they_run() -> bool:
+            return await lock.fetchval(
+                "select count(*) = 2 from pg_locks where locktype = 'advisory' and not granted"
+            )
+
+        await eventually(they_run, "two questions have all places of their organization")
+        messages = [asyncio.create_task(send(theirs, text)) for text in (listing, b"[" * 60_000)]
+
+        async def both_wait() -> bool:
+            assert not any(task.done() for task in messages)
+            return waiting("small") == 2
+
+        await eventually(both_wait, "a message that is good and one that is not wait for a place")
+        assert await send(api, listing) == 200
+        assert not any(task.done() for task in (*asked, *messages))
+    assert [await task for task in messages] == [200, 400]
+    assert [(await task).status_code for task in asked] == [200, 200]
+
+
 async def test_large_questions_over_the_share_of_their_key_are_refused_and_another_key_has_its_own(
     world: World, large_reads_wait: None
 ) -> None:
