@@ -10,7 +10,8 @@ from typing import Any
 
 import asyncpg
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import BrokerResponseError, KafkaError
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from services.operator_cli.gone import CAUSES
 from services.runtime.agreement import Agreement, agreement, name_partitions
@@ -44,6 +45,8 @@ _UNKNOWN = "not known"
 _PATIENCE = 15.0
 #: How long each part of the database may take.
 _PART_SECONDS = 4.0
+#: How long partitions and groups may have no broker, while they are made or handed over.
+_BETWEEN_SECONDS = 8.0
 #: How often it looks again where database, topic and groups do not seem to agree.
 _LOOKS_MORE = 2
 #: What keeps a part from being read, and not the others.
@@ -137,7 +140,7 @@ async def _read_kafka(settings: Settings, seen: Status) -> None:
         async with asyncio.timeout(_PATIENCE):
             for part in (_read_groups, _read_dead_letters):
                 with _shown(seen, ConfigurationError):  # a topic is missing: the other part is shown
-                    await part(settings, seen)
+                    await _PATIENTLY(part, settings, seen)
             seen.kafka = True
     except StepstreamError as error:
         seen.problems.append(str(error))
@@ -145,6 +148,20 @@ async def _read_kafka(settings: Settings, seen: Status) -> None:
         seen.problems.append(str(unreachable(settings, error)))
     except TimeoutError:
         seen.problems.append(f"Kafka does not answer within {_PATIENCE:g} s")
+
+
+def _is_between_brokers(error: BaseException) -> bool:
+    """Whether a partition or a group has no broker for a moment: it was just made, or is handed over."""
+    error = error.__cause__ if isinstance(error, StepstreamError) and error.__cause__ else error
+    return isinstance(error, BrokerResponseError) and error.retriable
+
+
+_PATIENTLY = AsyncRetrying(
+    retry=retry_if_exception(_is_between_brokers),
+    stop=stop_after_delay(_BETWEEN_SECONDS),
+    wait=wait_random_exponential(0.1, max=1),
+    reraise=True,
+)
 
 
 @contextlib.contextmanager

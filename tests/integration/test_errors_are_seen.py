@@ -24,6 +24,7 @@ from services.analytics_api import store as api_store
 from services.analytics_api.routes import paths
 from services.demo import run as demo
 from services.operator_cli import status
+from services.runtime.kafka import ensure_topics
 from services.runtime.migrate import migrate, read_migrations
 from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post
@@ -623,6 +624,17 @@ async def test_status_without_topics_shows_the_database(world: World) -> None:
     ]
 
 
+async def test_status_right_after_topics_were_made(world: World) -> None:
+    """Kafka shows a topic before each of its partitions has a broker that leads it."""
+    for n in range(3):
+        new = {"topic": f"{world.settings.topic}.{n}", "topic_partitions": 24}
+        await ensure_topics(world.settings.model_copy(update=new))
+        done = await world.invoke("status", "-o", "json", **new)
+        seen = json.loads(done.stdout)
+        assert seen["kafka"], seen["problems"]
+        assert len(seen["groups"][0]["partitions"]) == 24
+
+
 async def test_status_without_rights_or_with_a_table_gone_shows_the_rest(world: World) -> None:
     role = f"r_{uuid.uuid4().hex[:12]}"
     await world.db.execute(f"create role {role} login password 'hidden'")
@@ -656,7 +668,7 @@ async def test_status_with_a_table_locked_shows_the_rest_and_names_the_part(
         done = await world.invoke("status", "-o", "json")
     seen = json.loads(done.stdout)
     assert done.returncode == 1
-    assert (seen["kafka"], seen["database"], seen["marks"]) == (True, True, None)
+    assert (seen["kafka"], seen["database"], seen["marks"]) == (True, True, None), seen["problems"]
     assert (seen["outbox"]["waiting"], seen["migrations_pending"]) == (1, None)
     why = "no answer within 0.5 s: is a table locked, or the database very busy?"
     for part in ("which migrations are pending", "marks to count again"):
