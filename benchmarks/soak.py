@@ -28,12 +28,12 @@ import psutil
 from aiokafka.errors import KafkaError
 
 from schemas import EventError, StepCompleted, decode
+from services.consumers.lag import lags
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
 from services.runtime.database import DATABASE_ERRORS
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import RenewedProducer
-from services.runtime.lag import lags
 from tests.support.agents import agent
 from tests.support.cluster import Cluster
 from tests.support.world import (

@@ -12,15 +12,15 @@ from typing import Final, NamedTuple
 from aiokafka.errors import KafkaError
 
 from services.analytics_api.models import Freshness, GroupFreshness
-from services.runtime.agreement import Agreement, Stored, agreement
+from services.consumers.agreement import Agreement, Stored, agreement
+from services.consumers.lag import AGGREGATOR, RECORDER, read_groups_with, reader
+from services.consumers.topic import describe_log, high_watermarks
 from services.runtime.database import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client
-from services.runtime.lag import AGGREGATOR, RECORDER, read_groups_with, reader
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
-from services.runtime.topic import describe_log, high_watermarks
 
 log = logging.getLogger("stepstream.analytics")
 SERVICE: Final = "analytics-api"

@@ -15,10 +15,10 @@ from cachetools import LRUCache
 from services.analytics_api.fair import SharedCache, Turn
 from services.analytics_api.freshness import Held, Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
+from services.consumers.stored_positions import TABLES, read_positions
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
 from services.runtime.database import Connection, Pool, bounded, load_queries
 from services.runtime.sources import NO_SOURCE, OTHERS
-from services.runtime.stored_positions import TABLES, read_positions
 
 SQL = load_queries(__file__)
 _EPOCH: Final = date(1970, 1, 1)

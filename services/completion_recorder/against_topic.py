@@ -31,16 +31,16 @@ from schemas import (
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.judge import Accepted, check_references, read_one
 from services.completion_recorder.store import find_known
-from services.runtime.agreement import agreements
-from services.runtime.batches import Unreadable, unreadable_of
+from services.consumers.agreement import agreements
+from services.consumers.batches import Unreadable, unreadable_of
+from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of, reader
+from services.consumers.positions import Digest, Position, checksum
+from services.consumers.stored_positions import read_positions, read_skipped
+from services.consumers.topic import TopicLog, describe_log
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
-from services.runtime.lag import AGGREGATOR, RECORDER, partitions_of, reader
-from services.runtime.positions import Digest, Position, checksum
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import read_positions, read_skipped
-from services.runtime.topic import TopicLog, describe_log
 
 SQL = load_queries(__file__)
 

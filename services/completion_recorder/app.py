@@ -9,14 +9,14 @@ from aiokafka.errors import KafkaError
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
 from services.completion_recorder.watch import keep_watching
+from services.consumers.failover import leave_silent_servers
+from services.consumers.handling import Batches
+from services.consumers.positions import Cause, Placement
+from services.consumers.shell import ConsumerShell
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
-from services.runtime.failover import leave_silent_servers
-from services.runtime.handling import Batches
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
 from services.runtime.migrate import check_migrated
-from services.runtime.positions import Cause, Placement
 from services.runtime.settings import Settings
-from services.runtime.shell import ConsumerShell
 from services.runtime.tasks import beside
 
 

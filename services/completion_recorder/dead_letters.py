@@ -18,7 +18,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
-from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
+from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
+from services.consumers.lag import partitions_of, reader
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
@@ -32,7 +33,6 @@ from services.runtime.kafka import (
     make_producer,
     unreachable,
 )
-from services.runtime.lag import partitions_of, reader
 from services.runtime.settings import Settings
 from services.runtime.sources import source_of
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas import OPERATOR_SOURCES
-from services.runtime.lag import RECORDER, committed_offsets
+from services.consumers.lag import RECORDER, committed_offsets
 from services.runtime.settings import Settings
 from services.runtime.text import format_time
 

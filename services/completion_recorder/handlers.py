@@ -16,11 +16,12 @@ from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.completion_recorder.store import Batch, Before, Noted
 from services.completion_recorder.tally import Counts, Tally, Unwritten
+from services.consumers.handling import Batches, Interrupted
+from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
-from services.runtime.handling import Batches, Interrupted
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     NULL,
@@ -34,7 +35,6 @@ from services.runtime.kafka import (
 )
 from services.runtime.settings import Settings
 from services.runtime.sources import OTHERS
-from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (
     DEAD_LETTERS,
     EVENTS,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from schemas import Rejection
 from services.completion_recorder.dead_letters import Letter, Source
-from services.runtime.batches import ERROR_CLASS as UNREADABLE_BATCH
+from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.runtime.sources import OTHERS
 
 #: So many pairs of source and class are told apart; sources that come later are counted together.

@@ -63,6 +63,7 @@ from services.completion_recorder.judge import (
     rows,
 )
 from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
+from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import (
     Connection,
@@ -73,7 +74,6 @@ from services.runtime.database import (
 )
 from services.runtime.kafka import Offsets, Record
 from services.runtime.sources import NO_SOURCE
-from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
 

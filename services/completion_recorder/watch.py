@@ -7,16 +7,16 @@ import asyncpg
 from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
-from services.runtime.agreement import agreement
+from services.consumers.agreement import agreement
+from services.consumers.lag import read_groups_with, reader
+from services.consumers.stored_positions import TABLES, read_positions
+from services.consumers.topic import describe_log
 from services.runtime.database import Pool, may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client, kafka_may_return
-from services.runtime.lag import read_groups_with, reader
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import TABLES, read_positions
 from services.runtime.telemetry import DISAGREEMENTS, GONE
-from services.runtime.topic import describe_log
 
 log = logging.getLogger("stepstream.recorder")
 

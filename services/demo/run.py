@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.analytics_api import keys
+from services.consumers.stored_positions import Ours, read_identity
 from services.demo.agents import Ending, Led, Transition, expected, lead_all
 from services.demo.history import Past, past_month
 from services.demo.patient import PatientDatabase, patient_database
@@ -31,7 +32,6 @@ from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import ensure_topics
 from services.runtime.migrate import migrate
 from services.runtime.settings import Settings, load_settings
-from services.runtime.stored_positions import Ours, read_identity
 from services.sankey_aggregator.verify import verify
 from services.walkthrough_mcp.exchange import import_walkthrough, read_export
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.completion_recorder.against_topic import TopicComparison
+from services.consumers.agreement import name_partitions, why_apart
 from services.operator_cli.options import print_json, print_table, say
-from services.runtime.agreement import name_partitions, why_apart
 from services.runtime.errors import MismatchError
 from services.runtime.text import format_time, plural
 

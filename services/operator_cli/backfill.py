@@ -22,12 +22,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, Validati
 
 from schemas import encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
+from services.consumers.lag import RECORDER, read_groups
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.produce import ProduceResult, bulk_producer, send_values
 from services.operator_cli.produce import report as report_sent
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
-from services.runtime.lag import RECORDER, read_groups
 from services.runtime.settings import Settings
 from services.runtime.text import format_duration
 

@@ -57,7 +57,7 @@ def _filter(
 ) -> Any:
     from schemas import Rejection
     from services.completion_recorder.dead_letters import Filter
-    from services.runtime.batches import ERROR_CLASS
+    from services.consumers.batches import ERROR_CLASS
 
     classes = [*(r.value for r in Rejection), ERROR_CLASS]
     if error_class is not None and error_class not in {*classes, "unknown"}:

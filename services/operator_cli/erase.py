@@ -22,6 +22,7 @@ from schemas import decode
 from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.people import find_person
+from services.consumers.lag import RECORDER
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import crash_point
@@ -35,7 +36,6 @@ from services.runtime.kafka import (
     make_producer,
     unreachable,
 )
-from services.runtime.lag import RECORDER
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
 from services.runtime.text import format_time, plural

@@ -20,7 +20,7 @@ from services.runtime.errors import UsageError
 from services.runtime.text import format_time, plural
 
 if TYPE_CHECKING:
-    from services.runtime.gone import Gone
+    from services.consumers.gone import Gone
 
 app = typer.Typer(
     help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
@@ -42,7 +42,7 @@ def gone_list(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Events that are gone from Kafka: partition, offsets, between which times they came, and why."""
-    from services.runtime import gone
+    from services.consumers import gone
 
     found = asyncio.run(gone.listed(current_settings(), acknowledged_too=everything))
     _show(found, output_json=output is Output.JSON)
@@ -54,7 +54,7 @@ def gone_acknowledge(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
     """Take them out of `status`: you have seen them, and done what there is to do."""
-    from services.runtime import gone
+    from services.consumers import gone
 
     if bool(ids) == everything:
         raise UsageError("say which: their numbers, or --all")

@@ -7,15 +7,9 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with
-from services.runtime.database import Connection, connected, load_queries
-from services.runtime.errors import RefusedError, UsageError
-from services.runtime.kafka import unreachable
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, read_groups, reader
-from services.runtime.positions import Digest, Gone, Placement, Position, Seen, place
-from services.runtime.settings import Settings
-from services.runtime.stored_positions import (
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, read_groups, reader
+from services.consumers.positions import Digest, Gone, Placement, Position, Seen, place
+from services.consumers.stored_positions import (
     forget_sent,
     lock_positions,
     name_gone,
@@ -23,8 +17,14 @@ from services.runtime.stored_positions import (
     read_positions,
     set_positions,
 )
+from services.consumers.topic import TopicLog, describe_log
+from services.operator_cli.options import not_executed, print_json, print_table, say
+from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.errors import RefusedError, UsageError
+from services.runtime.kafka import unreachable
+from services.runtime.settings import Settings
 from services.runtime.text import plural
-from services.runtime.topic import TopicLog, describe_log
 from services.sankey_aggregator import store as aggregator_store
 
 SQL = load_queries(__file__)

@@ -15,8 +15,19 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
+from services.consumers.batches import unreadable_of
+from services.consumers.handling import Batches
+from services.consumers.lag import RECORDER, read_groups, reader
+from services.consumers.lag import GroupPosition as Seen
+from services.consumers.positions import Position
+from services.consumers.stored_positions import (
+    Advance,
+    lock_positions,
+    read_identity,
+    read_positions,
+    set_positions,
+)
 from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.batches import unreadable_of
 from services.runtime.database import (
     bounded_beyond_stuck,
     close_pool,
@@ -25,7 +36,6 @@ from services.runtime.database import (
     open_pool,
 )
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
-from services.runtime.handling import Batches
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
     Record,
@@ -34,17 +44,7 @@ from services.runtime.kafka import (
     connection,
     unreachable,
 )
-from services.runtime.lag import RECORDER, read_groups, reader
-from services.runtime.lag import GroupPosition as Seen
-from services.runtime.positions import Position
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import (
-    Advance,
-    lock_positions,
-    read_identity,
-    read_positions,
-    set_positions,
-)
 from services.runtime.text import plural
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator

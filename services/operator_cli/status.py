@@ -13,19 +13,19 @@ from aiokafka import TopicPartition
 from aiokafka.errors import BrokerResponseError, KafkaError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from services.consumers.agreement import Agreement, agreement, name_partitions
+from services.consumers.gone import Gone, find
+from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
+from services.consumers.stored_positions import TABLES, read_positions
+from services.consumers.topic import TopicLog, describe_log, high_watermarks
 from services.operator_cli.gone import CAUSES
-from services.runtime.agreement import Agreement, agreement, name_partitions
 from services.runtime.database import Connection, connected, explained, load_queries
 from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
-from services.runtime.gone import Gone, find
 from services.runtime.kafka import admin_client, unreachable
-from services.runtime.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
 from services.runtime.migrate import pending
 from services.runtime.settings import Settings
 from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
-from services.runtime.stored_positions import TABLES, read_positions
 from services.runtime.text import format_duration, format_time, plural
-from services.runtime.topic import TopicLog, describe_log, high_watermarks
 
 SQL = load_queries(__file__)
 

@@ -9,12 +9,12 @@ from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.text import Text
 
+from services.consumers.agreement import Agreement
+from services.consumers.lag import Group
 from services.operator_cli.gone import as_json as gone_json
 from services.operator_cli.options import make_table
 from services.operator_cli.status import SERVICES, Status
-from services.runtime.agreement import Agreement
 from services.runtime.errors import MismatchError
-from services.runtime.lag import Group
 from services.runtime.text import format_duration, format_time, plural
 
 _UNKNOWN = "not known"

@@ -9,9 +9,18 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.consumers.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups, reader
+from services.consumers.positions import Digest, Gone, Position
+from services.consumers.stored_positions import (
+    lock_positions,
+    name_gone,
+    read_identity,
+    read_positions,
+    set_positions,
+)
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at
-from services.runtime.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import (
@@ -22,16 +31,7 @@ from services.runtime.kafka import (
     send_all,
     unreachable,
 )
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups, reader
-from services.runtime.positions import Digest, Gone, Position
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import (
-    lock_positions,
-    name_gone,
-    read_identity,
-    read_positions,
-    set_positions,
-)
 from services.runtime.text import format_time, plural
 from services.sankey_aggregator import store as aggregator_store
 

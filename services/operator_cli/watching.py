@@ -60,8 +60,8 @@ def lag(
     every: EveryOption = 2.0,
 ) -> None:
     """See each group partition by partition: committed, end, lag in events and in time, and who reads it."""
+    from services.consumers.lag import GROUPS, read_groups
     from services.operator_cli import status_tables as page
-    from services.runtime.lag import GROUPS, read_groups
 
     settings = current_settings()
     limits = _limits(fail_above)

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from services.consumers.failover import leave_silent_servers
 from services.outbox_relay import store
 from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
 from services.runtime.database import close_pool, open_pool
-from services.runtime.failover import leave_silent_servers
 from services.runtime.http import Answered, health_routes, leave_unanswered, problem_of_database
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process

@@ -10,13 +10,13 @@ from typing import TypeVar
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
+from services.consumers.stored_positions import DatabaseIdentity, read_identity
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import DatabaseIdentity, read_identity
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from services.runtime.tracing import message_spans, parents_of
 

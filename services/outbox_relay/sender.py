@@ -22,10 +22,10 @@ from aiokafka.errors import (
     UnknownError,
 )
 
+from services.consumers.positions import Fingerprint, Witnessed
+from services.consumers.topic import TopicLog, describe_log
 from services.runtime.kafka import RenewedProducer
-from services.runtime.positions import Fingerprint, Witnessed
 from services.runtime.settings import Settings
-from services.runtime.topic import TopicLog, describe_log
 
 log = logging.getLogger("stepstream.relay")
 

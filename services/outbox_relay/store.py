@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from services.consumers.positions import Witnessed
 from services.outbox_relay.sender import Acknowledged, Message, Refused
 from services.runtime.database import Connection, Pool, bounded, load_queries
-from services.runtime.positions import Witnessed
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.

@@ -5,14 +5,14 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from services.consumers.failover import leave_silent_servers
+from services.consumers.handling import Batches
+from services.consumers.positions import Placement
+from services.consumers.shell import ConsumerShell
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
-from services.runtime.failover import leave_silent_servers
-from services.runtime.handling import Batches
 from services.runtime.kafka import Record
 from services.runtime.migrate import check_migrated
-from services.runtime.positions import Placement
 from services.runtime.settings import Settings
-from services.runtime.shell import ConsumerShell
 from services.runtime.tasks import beside
 from services.sankey_aggregator import store
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator

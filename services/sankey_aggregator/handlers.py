@@ -7,12 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from schemas import EventError, UserErased, decode
+from services.consumers.handling import Batches
+from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, retrying
-from services.runtime.handling import Batches
 from services.runtime.kafka import Record
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import Advance
 from services.runtime.telemetry import (
     EVENTS,
     JOURNEYS,

@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeAlias
 
 import asyncpg
 
+from services.consumers.stored_positions import Advance
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import PLANNED_ANEW, Connection, Pool, load_queries, no_longer_than
-from services.runtime.stored_positions import Advance
 
 SQL = load_queries(__file__)
 #: A lock is given up before PostgreSQL looks for deadlocks.

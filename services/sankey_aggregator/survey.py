@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from services.consumers.lag import AGGREGATOR, committed_offsets
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError
-from services.runtime.lag import AGGREGATOR, committed_offsets
 from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)

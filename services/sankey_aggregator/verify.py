@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.runtime.agreement import agreements, why_apart
+from services.consumers.agreement import agreements, why_apart
+from services.consumers.lag import AGGREGATOR, RECORDER
+from services.consumers.stored_positions import read_positions
 from services.runtime.database import Connection, connected, load_queries
-from services.runtime.lag import AGGREGATOR, RECORDER
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import read_positions
 from services.sankey_aggregator.survey import (
     LISTED,
     NO_LIMIT,

@@ -24,13 +24,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
+from services.consumers.keeper import Keeper
+from services.consumers.lag import lags, reader
+from services.consumers.positions import Cause, Placement
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
 from services.runtime.alone import Act, alone
 from services.runtime.kafka import connection, make_producer
-from services.runtime.keeper import Keeper
-from services.runtime.lag import lags, reader
-from services.runtime.positions import Cause, Placement
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from services.runtime.lag import GROUPS
+from services.consumers.lag import GROUPS
 from tests.support.logs import NAMES, needs_logs, oracle, path
 from tests.support.world import AGGREGATOR, RECORDER, World, eventually
 

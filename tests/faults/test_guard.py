@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.runtime.lag import lags
+from services.consumers.lag import lags
 from tests.support.world import AGGREGATOR, RECORDER, Message, Service, World, completed, eventually
 
 pytestmark = pytest.mark.integration

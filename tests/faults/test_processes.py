@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.runtime.lag import lags
+from services.consumers.lag import lags
 from tests.support.world import (
     AGGREGATOR,
     MCP,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.runtime.batches import ERROR_CLASS
+from services.consumers.batches import ERROR_CLASS
 from services.runtime.kafka import make_producer
 from tests.support import damage
 from tests.support.cluster import Cluster

@@ -10,8 +10,8 @@ import pytest
 from services.completion_recorder import against_topic
 from services.completion_recorder.against_topic import TopicComparison, TopicStart, verify_against_topic
 from services.completion_recorder.dead_letters import read_partitions
+from services.consumers.lag import read_groups
 from services.runtime.kafka import make_producer
-from services.runtime.lag import read_groups
 from tests.support.world import (
     OPERATOR,
     RECORDER,

@@ -14,9 +14,9 @@ from schemas import Rejection
 from services.completion_recorder import store
 from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch
+from services.consumers.stored_positions import Advance, read_positions
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
-from services.runtime.stored_positions import Advance, read_positions
 from tests.support.world import World, completed, eventually, moment, started
 
 pytestmark = pytest.mark.integration

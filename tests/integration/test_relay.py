@@ -10,11 +10,11 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import DefaultPartitioner
 
+from services.consumers.positions import Fingerprint
+from services.consumers.stored_positions import trust_sent
 from services.outbox_relay.sender import Acknowledged
 from services.outbox_relay.store import note_sent
 from services.runtime.kafka import ensure_topics
-from services.runtime.positions import Fingerprint
-from services.runtime.stored_positions import trust_sent
 from tests.support.world import RELAY, World, eventually
 
 pytestmark = pytest.mark.integration

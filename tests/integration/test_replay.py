@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
-from services.runtime.lag import GROUPS, read_groups
+from services.consumers.lag import GROUPS, read_groups
 from tests.support.logs import needs_logs, oracle, path
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, eventually
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from aiokafka.errors import KafkaError
 
+from services.consumers.lag import read_groups
 from services.runtime.database import DATABASE_ERRORS, load_queries
 from services.runtime.errors import StepstreamError
-from services.runtime.lag import read_groups
 from tests.nemesis.checker import (
     Finding,
     check_answers,

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from services.completion_recorder.app import build
+from services.consumers.shell import ConsumerShell
 from services.runtime.settings import load_settings
-from services.runtime.shell import ConsumerShell
 from services.runtime.telemetry import configure_logging
 
 

@@ -34,6 +34,7 @@ from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.app import application as api_application
 from services.analytics_api.keys import create as make_key
 from services.completion_recorder import store as recorder_store
+from services.consumers.lag import GROUPS, read_groups_with, reader
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
@@ -41,7 +42,6 @@ from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, open_pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import NULL, Record, admin_client, ensure_topics, make_producer
-from services.runtime.lag import GROUPS, read_groups_with, reader
 from services.runtime.migrate import migrate
 from services.runtime.process import server_config
 from services.runtime.settings import Settings

@@ -13,10 +13,10 @@ from services.completion_recorder.against_topic import (
     plan_part,
     sift,
 )
-from services.runtime.agreement import agreements, why_apart
+from services.consumers.agreement import agreements, why_apart
+from services.consumers.positions import Digest, Position
+from services.consumers.topic import TopicLog
 from services.runtime.kafka import Record
-from services.runtime.positions import Digest, Position
-from services.runtime.topic import TopicLog
 
 AT = 10**12
 LOG = TopicLog("c", "t")

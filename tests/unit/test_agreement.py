@@ -2,11 +2,11 @@
 
 import pytest
 
-from services.runtime.agreement import agreement
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group
-from services.runtime.lag import GroupPosition as Seen
-from services.runtime.positions import Position
-from services.runtime.topic import TopicLog
+from services.consumers.agreement import agreement
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group
+from services.consumers.lag import GroupPosition as Seen
+from services.consumers.positions import Position
+from services.consumers.topic import TopicLog
 
 
 def problems(committed: int | None, end: int, stored: int) -> list[str]:

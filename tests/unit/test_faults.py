@@ -23,12 +23,12 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.consumers.shell import ConsumerShell
 from services.runtime.database import is_away, without_values
 from services.runtime.http import Answered, leave_unanswered
 from services.runtime.mcp import Faults
 from services.runtime.process import Process
 from services.runtime.settings import Settings
-from services.runtime.shell import ConsumerShell
 from services.runtime.telemetry import configure_logging
 
 SERVICE = "a-service"

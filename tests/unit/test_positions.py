@@ -7,9 +7,9 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.consumers.positions import Digest, Fingerprint, Gone, Position, Seen, place
+from services.consumers.stored_positions import DatabaseIdentity, Ours, identity_in, last_in
 from services.runtime.kafka import Record
-from services.runtime.positions import Digest, Fingerprint, Gone, Position, Seen, place
-from services.runtime.stored_positions import DatabaseIdentity, Ours, identity_in, last_in
 
 LAST = Fingerprint(99, 5_000, 7)
 STORED = Position(

@@ -8,8 +8,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownError
 from aiokafka.structs import RecordMetadata
 
+from services.consumers.positions import Fingerprint
 from services.outbox_relay.sender import Acknowledged, Message, Refused, Sender, waves
-from services.runtime.positions import Fingerprint
 from services.runtime.settings import Settings
 
 SETTINGS = Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from services.runtime.positions import Position
+from services.consumers.positions import Position
 from services.runtime.telemetry import LAG
 
 

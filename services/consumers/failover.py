@@ -8,9 +8,9 @@ import asyncio
 import logging
 from typing import Any
 
+from services.consumers.stored_positions import DatabaseIdentity, read_identity
 from services.runtime.database import DATABASE_ERRORS, Pool, connect
 from services.runtime.settings import Settings
-from services.runtime.stored_positions import DatabaseIdentity, read_identity
 
 log = logging.getLogger("stepstream.failover")
 

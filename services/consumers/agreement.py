@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from services.runtime.lag import AGGREGATOR, GROUPS, RECORDER, Group
-from services.runtime.positions import Position
-from services.runtime.topic import TopicLog
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group
+from services.consumers.positions import Position
+from services.consumers.topic import TopicLog
 
 #: Positions by service and partition, as the database has them.
 Stored: TypeAlias = Mapping[str, Mapping[int, Position]]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
 
-from services.runtime.batches import Reading, Unreadable
+from services.consumers.batches import Reading, Unreadable
+from services.consumers.handling import Interrupted
+from services.consumers.stored_positions import PositionLockedError, lock_free_positions
 from services.runtime.database import may_pass
-from services.runtime.handling import Interrupted
-from services.runtime.stored_positions import PositionLockedError, lock_free_positions
 from services.runtime.telemetry import HELD, UNREADABLE
 
 if TYPE_CHECKING:
-    from services.runtime.shell import ConsumerShell
+    from services.consumers.shell import ConsumerShell
 
 log = logging.getLogger("stepstream.shell")
 

@@ -15,14 +15,10 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.runtime.batches import unreadable_of
-from services.runtime.database import Connection, Pool
-from services.runtime.errors import RefusedError, StepstreamError
-from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
-from services.runtime.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
-from services.runtime.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
-from services.runtime.settings import Settings
-from services.runtime.stored_positions import (
+from services.consumers.batches import unreadable_of
+from services.consumers.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
+from services.consumers.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
+from services.consumers.stored_positions import (
     Advance,
     MovedError,
     Ours,
@@ -42,8 +38,12 @@ from services.runtime.stored_positions import (
     settle_witnessed,
     trust_sent,
 )
+from services.consumers.topic import TopicLog, describe_log, ends_of_epochs, high_watermarks
+from services.runtime.database import Connection, Pool
+from services.runtime.errors import RefusedError, StepstreamError
+from services.runtime.kafka import Record, admin_client, kafka_may_return, unreachable
+from services.runtime.settings import Settings
 from services.runtime.telemetry import EXPIRED, REWINDS
-from services.runtime.topic import TopicLog, describe_log, ends_of_epochs, high_watermarks
 
 log = logging.getLogger("stepstream.positions")
 

@@ -19,8 +19,8 @@ from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaErro
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
+from services.consumers.header_names import read_records
 from services.runtime.errors import StepstreamError
-from services.runtime.header_names import read_records
 
 #: The class of a dead letter that is a whole batch.
 ERROR_CLASS: Final = "unreadable-batch"

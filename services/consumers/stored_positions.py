@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import asyncpg
 from aiokafka import TopicPartition
 
+from services.consumers.positions import Digest, Fingerprint, Gone, Position, Witnessed
 from services.runtime.database import Connection, load_queries
 from services.runtime.kafka import Record
-from services.runtime.positions import Digest, Fingerprint, Gone, Position, Witnessed
 
 SQL = load_queries(__file__)
 

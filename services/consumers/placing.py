@@ -17,13 +17,13 @@ from aiokafka.errors import (
 )
 from tenacity import AsyncRetrying
 
+from services.consumers.handling import Interrupted
+from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.runtime.database import may_pass, retrying
-from services.runtime.handling import Interrupted
 from services.runtime.kafka import Record, commit_offsets, kafka_may_return
-from services.runtime.stored_positions import Advance, MovedError, PositionLockedError
 
 if TYPE_CHECKING:
-    from services.runtime.shell import ConsumerShell
+    from services.consumers.shell import ConsumerShell
 
 #: How long Kafka may take to say where partitions begin and end.
 CHECK_SECONDS = 5.0

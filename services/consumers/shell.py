@@ -23,9 +23,17 @@ from faststream.asgi import AsgiFastStream
 from opentelemetry.trace import SpanKind
 from starlette.routing import Router
 
+from services.consumers.handling import Batches, Interrupted
+from services.consumers.keeper import Keeper, OnDiscontinuity
+from services.consumers.placing import CHECK_SECONDS, Placing
+from services.consumers.positions import Cause, Placement
+from services.consumers.prerequisites import check_prerequisites
+from services.consumers.progress import Progress
+from services.consumers.standing import Standing
+from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
+from services.consumers.subscription import bound_the_end, dead_task, decode_batch, make_broker, parse_batch
 from services.runtime.database import DATABASE_ERRORS, Connection, Pool, may_pass, retrying
 from services.runtime.errors import StepstreamError
-from services.runtime.handling import Batches, Interrupted
 from services.runtime.http import Answered, health_routes, problem_of_database
 from services.runtime.kafka import (
     Record,
@@ -35,16 +43,8 @@ from services.runtime.kafka import (
     subscriber_options,
     unreachable,
 )
-from services.runtime.keeper import Keeper, OnDiscontinuity
-from services.runtime.placing import CHECK_SECONDS, Placing
-from services.runtime.positions import Cause, Placement
-from services.runtime.prerequisites import check_prerequisites
 from services.runtime.process import Process, Stopped
-from services.runtime.progress import Progress
 from services.runtime.settings import Settings
-from services.runtime.standing import Standing
-from services.runtime.stored_positions import Advance, MovedError, PositionLockedError
-from services.runtime.subscription import bound_the_end, dead_task, decode_batch, make_broker, parse_batch
 from services.runtime.telemetry import (
     BATCH_EVENTS,
     BATCH_SECONDS,

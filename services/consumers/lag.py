@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
-from services.runtime.batches import Unreadable, UnreadableError, leave_out_the_unreadable, unreadable_of
+from services.consumers.batches import Unreadable, UnreadableError, leave_out_the_unreadable, unreadable_of
 from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import admin_client, check_codecs, connection, unreachable
 from services.runtime.settings import Settings

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from services.consumers.stored_positions import Advance
 from services.runtime.kafka import Record
-from services.runtime.stored_positions import Advance
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
