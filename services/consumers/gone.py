@@ -11,6 +11,15 @@ from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
 
+#: What each cause means, for people.
+CAUSES = {
+    "expired": "retention removed them before they were read",
+    "cut": "Kafka lost the end of the log; what had been read of it is in the tables",
+    "topic-made-anew": "the topic was deleted and made anew; what came after is not known",
+    "moved": "the services moved to another cluster; what came after in the old one is not known",
+    "skipped": "an operator left them behind",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Gone:

@@ -25,8 +25,8 @@ from services.demo.history import Past, past_month
 from services.demo.patient import PatientDatabase, patient_database
 from services.demo.people import Offer, Person, simulate
 from services.demo.picture import SQL, draw
-from services.operator_cli.produce import ProduceResult, bulk_producer, send_values
-from services.operator_cli.status import status
+from services.operations.produce import ProduceResult, bulk_producer, send_values
+from services.operations.status import status
 from services.runtime.database import Connection, connected
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import ensure_topics

@@ -1,361 +1,56 @@
-"""Forgetting a person: rows, counts, what is on its way, dead letters; and an event, so that it stays so.
-
-The database forgets in one transaction, which also writes the `user-erased` event into the outbox. Dead
-letters cannot be removed from a topic one by one: the letters of others in the same partition are copied
-behind the last one, and what lies before the copies is removed.
-"""
+"""`stepstream erase`: forget a person."""
 
 import asyncio
-import json
-import re
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-import uuid_utils
-from aiokafka import TopicPartition
-from aiokafka.admin.records_to_delete import RecordsToDelete
-from aiokafka.errors import KafkaError
+import typer
 
-from schemas import decode
-from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
-from services.completion_recorder.decisions import operator_headers, wait_for_recorder
-from services.completion_recorder.people import find_person
-from services.consumers.lag import RECORDER
-from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.alone import Act, be_alone
-from services.runtime.crashpoints import crash_point
-from services.runtime.database import Connection, connected, load_queries
-from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_MAX_BYTES,
-    NULL,
-    Record,
-    admin_client,
-    make_producer,
-    unreachable,
+from services.operator_cli.options import (
+    ExecuteOption,
+    Output,
+    OutputOption,
+    current_settings,
+    examples,
+    not_executed,
+    print_json,
+    print_table,
+    say,
 )
-from services.runtime.settings import Settings
-from services.runtime.sources import NO_SOURCE, OTHERS
 from services.runtime.text import format_time, plural
-from services.sankey_aggregator import store
 
-_QUERIES = load_queries(__file__)
-SQL = {name: text.replace("IS_THEIRS", _QUERIES["erase_is_theirs"]) for name, text in _QUERIES.items()}
-#: How long to wait for somebody who has locked the person, or something of theirs.
-_LOCK = {"lock_timeout": "10s"}
-#: What the transaction holds up ends with it: a command that is frozen in it loses its connection.
-_TRANSACTION_SECONDS = 60
-#: How long to wait for another who handles the dead letters, in seconds.
-_LETTERS_SECONDS = 60.0
-#: Sources that are nobody; the first gets what is left of one that was a person.
-_NOBODY = [NO_SOURCE, OTHERS]
-#: What `json` raises for what is no JSON, and for what is nested too deeply.
-_UNREADABLE = (ValueError, RecursionError)
+if TYPE_CHECKING:
+    from services.operations.erase import Receipt
+
 #: So many letters of others are named.
 _NAMED = 20
 
 
-@dataclass(frozen=True)
-class Names:
-    """What a person is called; the patterns are regular expressions for Python and for PostgreSQL."""
-
-    user: str
-    tracking_id: str = ""
-    email: str = ""
-
-    @property
-    def id_pattern(self) -> str:
-        """Finds the person's id in a text, as a whole word: another's id may begin with it."""
-        return _words(self.user)
-
-    @property
-    def pattern(self) -> str:
-        """Finds them in a text, as whole words."""
-        return _words(self.user, self.tracking_id, self.email)
-
-    @property
-    def source_pattern(self) -> str:
-        """Finds them in a source.
-
-        A tracking id, which people choose themselves, is all of it: as a word it may be another's name.
-        """
-        whole = f"|^{re.escape(self.tracking_id)}$" if self.tracking_id else ""
-        return _words(self.user, self.email if "@" in self.email else "") + whole
-
-    def are_in(self, text: str) -> bool:
-        """Whether a text speaks of the person."""
-        return re.search(self.pattern, text) is not None
+app = typer.Typer()
 
 
-def _words(*names: str) -> str:
-    return rf"(?<![\w-])(?:{'|'.join(re.escape(name) for name in names if name)})(?![\w-])"
+@app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))
+def erase(
+    user: Annotated[str, typer.Argument(help="A person: id, tracking id or e-mail address.")],
+    execute: ExecuteOption = False,
+    even_if_unknown: Annotated[
+        bool, typer.Option("--even-if-unknown", help="Also where nothing is known of such an id (any more).")
+    ] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Forget a person: completions, progress, sessions, journeys and counts, outbox and dead letters.
 
-
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """Dead letters: how far partitions go, the person's by partition, and those of others that name them."""
-
-    ends: dict[TopicPartition, int]
-    theirs: dict[TopicPartition, list[Record]]
-    naming: list[Letter]
-
-    @property
-    def count(self) -> int:
-        """How many are the person's."""
-        return sum(len(letters) for letters in self.theirs.values())
-
-
-@dataclass
-class Receipt:
-    """What is, or was, there of a person; and where the topic says that they are erased."""
-
-    user: str
-    known: bool
-    erased_at: int | None
-    removed: dict[str, int] = field(default_factory=dict)
-    #: Dead letters of others that name the person: they stay.
-    named_in: list[str] = field(default_factory=list)
-    event_id: str | None = None
-    executed: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def nothing_known(self) -> bool:
-        """Whether there is no trace of such a person; a source of that name, or a word, is none."""
-        traces = any(n for what, n in self.removed.items() if what != "sources")
-        return not self.known and self.erased_at is None and not traces
-
-
-async def plan(settings: Settings, who: str) -> Receipt:
-    """What there is of a person.
-
-    Raises:
-        UsageError: it means several people.
-        StepstreamError: the database or Kafka cannot be reached.
+    A `user-erased` event in the topic keeps it so under replay and on other consumers. Doing it again is
+    harmless.
     """
-    async with connected(settings) as db:
-        user = await find_person(db, who)
-        names = await _names_of(db, user)
-        counts = await _count(db, names)
-    known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
-    letters = await _letters_of(settings, names)
-    counts["dead_letters"] = letters.count
-    return Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    from services.operations import erase as act
+    from services.runtime.crashpoints import arm
 
-
-async def _names_of(db: Connection, user: str) -> Names:
-    row = await db.fetchrow(SQL["erase_names"], user)
-    return Names(user, row["distinct_id"] or "", row["email"] or "") if row else Names(user)
-
-
-async def _count(db: Connection, names: Names) -> dict[str, Any]:
-    row = await db.fetchrow(SQL["erase_plan"], names.user, names.id_pattern)
-    sources = await db.fetchval(SQL["erase_count_sources"], names.source_pattern, _NOBODY, names.pattern)
-    return dict(row or ()) | {"sources": sources}
-
-
-async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
-    """Forgets a person. Doing it again removes what came since, and changes nothing else.
-
-    Raises:
-        UsageError: nothing is known of such a person, and `unknown_too` is not set.
-        StepstreamError: the database or Kafka cannot be reached.
-    """
-    found = await plan(settings, who)
-    if found.nothing_known and not unknown_too:
-        raise UsageError(
-            f"nothing is known of `{found.user}`: is it right? To have events of somebody whose rows are "
-            "gone "
-            "already refused for good, add --even-if-unknown"
-        )
-    async with connected(settings, store.prepare, store.SERVER_SETTINGS | _LOCK) as db:
-        receipt, names = await _forget(db, found.user)
-        crash_point("operator.erase-committed")
-        try:
-            told = await _announce(settings, db, receipt)
-            await _wait_for_recorder(settings, told, receipt)
-            # What it had counted, and not written yet, it has written with the event.
-            async with db.transaction():
-                await _forget_sources(db, names)
-            # Two at once would each copy the letters that the other removes.
-            await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
-            letters = await _remove_letters(settings, names)
-            receipt.removed["dead_letters"] = letters.count
-            receipt.named_in = [str(letter.source) for letter in letters.naming]
-        except StepstreamError as error:
-            raise StepstreamError(
-                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. The event "
-                "waits in "
-                "the outbox; run the same command again for the dead letters"
-            ) from error
-    receipt.executed = True
-    return receipt
-
-
-async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
-    """All of the database's part, in one transaction, the counts too; and what the person was called."""
-    erased_at, event_id = int(time.time() * 1000), str(uuid_utils.uuid7())
-    event = {
-        "type": "user-erased",
-        "event_id": event_id,
-        "mcp_server_user_id": user,
-        "erased_at": erased_at,
-    }
-    value = json.dumps(event, ensure_ascii=False)
-    decode(value.encode(), erased_at)
-    async with db.transaction():
-        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
-        known = await db.fetchval(SQL["erase_lock"], user) is not None
-        first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
-        names = await _names_of(db, user)
-        counts = {k: v for k, v in (await _count(db, names)).items() if k not in {"known", "erased_at"}}
-        journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
-        for name in ("erase_user", "erase_waiting_events"):
-            await db.execute(SQL[name], user)
-        for name in ("erase_outbox", "erase_set_aside"):
-            await db.execute(SQL[name], user, names.id_pattern)
-        await store.follow_within(db, journeys)
-        await db.execute(SQL["erase_marks"], user)
-        if first:
-            headers = json.dumps(operator_headers(event, erased_at))
-            await db.execute(SQL["erase_announce"], user, value, headers)
-        else:
-            told = await db.fetchrow(SQL["erase_told"], user)
-            assert told is not None  # noqa: S101 - it was just written
-            erased_at, event_id = told["erased_at"], told["event_id"]
-        await _forget_sources(db, names)
-    return Receipt(user, known, erased_at, counts, event_id=event_id), names
-
-
-async def _forget_sources(db: Connection, names: Names) -> None:
-    """Makes what is kept of sources that are the person that of no source, so that totals stay."""
-    await db.execute(SQL["erase_lock_sources"])
-    for statement in ("erase_refusals", "erase_sources", "erase_places"):
-        await db.execute(SQL[statement], names.source_pattern, _NOBODY)
-    await db.execute(SQL["erase_examples"], names.pattern)
-
-
-async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
-    """Sends the event that waits in the outbox, unless a relay is quicker; returns where it is."""
-    row = await db.fetchrow(SQL["erase_waiting"], receipt.user)
-    if row is None:
-        return None
-    producer = make_producer(settings)
-    try:
-        await producer.start()
-        headers = [(name, text.encode()) for name, text in json.loads(row["headers"]).items()]
-        sent = await producer.send_and_wait(
-            settings.topic, row["value"].encode(), key=row["key"].encode(), headers=headers
-        )
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
-    await db.execute(SQL["erase_sent"], row["id"])
-    return sent.partition, sent.offset
-
-
-async def _wait_for_recorder(settings: Settings, told: tuple[int, int] | None, receipt: Receipt) -> None:
-    """Until it has passed the event: what it refused before is among the dead letters then."""
-    if told is not None and not await wait_for_recorder(settings, *told):
-        receipt.notes.append(
-            f"the {RECORDER} has not passed the event yet; it will, and then drops what is left of this "
-            "person"
-        )
-
-
-# --- dead letters --------------------------------------------------------------------------------------
-
-
-def is_of(record: Record, names: Names) -> bool:
-    """Whether a dead letter is about this person: by its key, or by what its value says.
-
-    One that does not say whose it is, or cannot be read, is theirs if it holds their id.
-    """
-    if record.key == names.user.encode():
-        return True
-    value = record.value
-    if value is None or (names.user.encode() not in value and b"\\u" not in value):
-        return False
-    try:
-        told = json.loads(value)
-    except _UNREADABLE:
-        told = None
-    if isinstance(told, dict) and "mcp_server_user_id" in told:
-        return bool(told["mcp_server_user_id"] == names.user)
-    return re.search(names.id_pattern, value.decode(errors="replace")) is not None
-
-
-def speaks_of(record: Record, names: Names) -> bool:
-    """Whether a dead letter names a person anywhere: in key, value, headers, or why it was refused."""
-    parts = [record.key, record.value, *(name.encode(errors="replace") for name, _ in record.headers)]
-    parts += [value for _, value in record.headers]
-    if any(names.are_in(part.decode(errors="replace")) for part in parts if part):
-        return True
-    if record.value is None or b"\\u" not in record.value:
-        return False
-    try:
-        return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))
-    except _UNREADABLE:
-        return False
-
-
-async def _letters_of(settings: Settings, names: Names) -> Letters:
-    found = Letters({}, {}, [])
-    async for record in read_partitions(settings, settings.dead_letter_topic, ends=found.ends):
-        if is_of(record, names):
-            found.theirs.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
-        elif speaks_of(record, names):
-            found.naming.append(parse(record))
-    return found
-
-
-async def _remove_letters(settings: Settings, names: Names) -> Letters:
-    found = await _letters_of(settings, names)
-    for partition in found.theirs:
-        await _copy_others(settings, partition, found.ends[partition], names)
-        crash_point("operator.letters-copied")
-        async with admin_client(settings) as admin:
-            try:
-                await admin.delete_records({partition: RecordsToDelete(found.ends[partition])})
-            except KafkaError as error:
-                raise unreachable(settings, error) from error
-    return found
-
-
-async def _copy_others(settings: Settings, partition: TopicPartition, end: int, names: Names) -> None:
-    """Sends the letters of others before `end` again, each once, with the times that they had."""
-    producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
-    copied: set[Source] = set()
-    sent = []
-    try:
-        await producer.start()
-        begin = {partition.partition: 0}
-        async for record in read_partitions(settings, partition.topic, begin):
-            source = parse(record).source
-            if record.offset >= end or is_of(record, names) or source in copied:
-                continue
-            copied.add(source)
-            sent.append(
-                await producer.send(
-                    partition.topic,
-                    NULL if record.value is None else record.value,
-                    key=record.key,
-                    partition=partition.partition,
-                    timestamp_ms=record.timestamp,
-                    headers=list(record.headers),
-                )
-            )
-        await asyncio.gather(*sent)
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
-
-
-# --- telling -------------------------------------------------------------------------------------------
+    settings = current_settings()
+    arm(settings.crash_at)
+    work = act.erase(settings, user, unknown_too=even_if_unknown) if execute else act.plan(settings, user)
+    _report(asyncio.run(work), as_json=output is Output.JSON)
 
 
 def _named_in(ids: Sequence[str]) -> str:
@@ -367,7 +62,7 @@ def _named_in(ids: Sequence[str]) -> str:
     )
 
 
-def report(receipt: Receipt, *, as_json: bool) -> None:
+def _report(receipt: "Receipt", *, as_json: bool) -> None:
     """The plan, or the receipt."""
     if as_json:
         print_json(

@@ -26,15 +26,6 @@ app = typer.Typer(
     help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
 )
 
-#: What each cause means, for people.
-CAUSES = {
-    "expired": "retention removed them before they were read",
-    "cut": "Kafka lost the end of the log; what had been read of it is in the tables",
-    "topic-made-anew": "the topic was deleted and made anew; what came after is not known",
-    "moved": "the services moved to another cluster; what came after in the old one is not known",
-    "skipped": "an operator left them behind",
-}
-
 
 @app.command("list", epilog=examples("gone list", "gone list --all -o json"))
 def gone_list(
@@ -94,5 +85,7 @@ def _show(gone: Sequence["Gone"], *, output_json: bool) -> None:
         for g in gone
     ]
     print_table(plural(len(gone), "range"), columns, rows)
+    from services.consumers.gone import CAUSES
+
     for cause in dict.fromkeys(g.cause for g in gone):
         say(f"{cause}: {CAUSES[cause]}")

@@ -22,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from services.runtime.errors import UsageError
+
 if TYPE_CHECKING:
     from services.runtime.settings import Settings
 
@@ -67,6 +69,25 @@ def current_settings() -> "Settings":
 def examples(*lines: str) -> str:
     """The end of a command's help: each line is tried by the tests."""
     return "\n\n".join(["Examples:", *(f"$ stepstream {line}" for line in lines)])
+
+
+PartitionsOption = Annotated[
+    str | None, typer.Option("--partitions", metavar="N,N", help="Only these partitions; else all.")
+]
+
+
+def parse_partitions(text: str | None) -> list[int] | None:
+    """The numbers of --partitions; None where it is not given.
+
+    Raises:
+        UsageError: it is no list of numbers.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise UsageError(f"--partitions: `{text}` is no list of numbers like 0,3")
+    return [int(part) for part in parts]
 
 
 # --- times ---------------------------------------------------------------------------------------------

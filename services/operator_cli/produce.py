@@ -1,49 +1,51 @@
-"""Sending events from a file: validated, keyed, acknowledged, and no line lost for another's fault."""
+"""`stepstream produce`: events of a file."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
-from rich.console import Console
+import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from schemas import EventError, Rejection, StepCorrected, UserErased, decode
+from services.operator_cli.options import (
+    Output,
+    OutputOption,
+    console,
+    current_settings,
+    examples,
+    print_json,
+    say,
+)
 from services.runtime.errors import StepstreamError
-from services.runtime.files import open_lines
-from services.runtime.kafka import admin_client, make_producer, unreachable
-from services.runtime.settings import Settings
 
-console = Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from services.operations.produce import ProduceResult
+    from services.runtime.settings import Settings
 
-#: Events on their way at once: enough to fill batches, few enough to bound memory.
-_IN_FLIGHT = 20_000
+app = typer.Typer()
+
 #: Bad lines that are told one by one.
 _TOLD = 20
 
 
-@dataclass
-class ProduceResult:
-    """What became of a file's lines."""
+@app.command(epilog=examples("produce events.ndjson", "produce events.ndjson -o json"))
+def produce(
+    file: Annotated[str, typer.Argument(help="Events as NDJSON, one a line; `-` is standard input.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Send contract events, keyed by user and acknowledged by all replicas.
 
-    sent: int = 0
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    not_acknowledged: list[tuple[int, str]] = field(default_factory=list)
-    seconds: float = 0.0
-
-
-async def produce(settings: Settings, file: str) -> ProduceResult:
-    """Sends every line of an NDJSON file, or of standard input, that is an event of the contract.
-
-    Raises:
-        UsageError: there is no such file.
-        StepstreamError: Kafka cannot be reached.
+    A line that is no event is named with its number and reason, and everything else is sent.
     """
+    report(asyncio.run(_send(current_settings(), file)), as_json=output is Output.JSON)
+
+
+async def _send(settings: "Settings", file: str) -> "ProduceResult":
+    from services.operations.produce import ProduceResult, bulk_producer, send_values
+    from services.runtime.files import open_lines
+
     outcome = ProduceResult()
     began = time.monotonic()
     with open_lines(file) as (lines, size), _progress(size) as progress:
@@ -53,33 +55,18 @@ async def produce(settings: Settings, file: str) -> ProduceResult:
     return outcome
 
 
-@asynccontextmanager
-async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer of large batches, once it is known that there is a topic.
+def report(outcome: "ProduceResult", *, as_json: bool) -> None:
+    """Tells what was sent.
 
     Raises:
-        StepstreamError: Kafka cannot be reached, or has no such topic.
+        StepstreamError: a line was not.
     """
-    await _check_topic(settings)
-    producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
-    try:
-        try:
-            await producer.start()
-        except KafkaError as error:
-            raise unreachable(settings, error) from error
-        yield producer
-    finally:
-        await producer.stop()
-
-
-def report(outcome: ProduceResult, *, as_json: bool) -> None:
-    """Tells the outcome, and exits 1 when a line was not sent."""
     lost = outcome.bad + outcome.not_acknowledged
     if as_json:
         problems = [{"line": number, "error": reason} for number, reason in sorted(lost)]
-        print(json.dumps({"sent": outcome.sent, "not_sent": problems}))  # noqa: T201 - the result
+        print_json({"sent": outcome.sent, "not_sent": problems})
     rate = outcome.sent / outcome.seconds if outcome.seconds else 0
-    console.print(f"{outcome.sent:,} events sent and acknowledged, {rate:,.0f} a second")
+    say(f"{outcome.sent:,} events sent and acknowledged, {rate:,.0f} a second")
     if not lost:
         return
     for number, reason in sorted(lost)[:_TOLD]:
@@ -90,56 +77,6 @@ def report(outcome: ProduceResult, *, as_json: bool) -> None:
         f"{len(lost):,} of {outcome.sent + len(lost):,} lines were not sent. Mend them and send the "
         "file again: what is there already counts once"
     )
-
-
-async def _check_topic(settings: Settings) -> None:
-    async with admin_client(settings) as admin:
-        if settings.topic not in await admin.list_topics():
-            raise StepstreamError(f"Kafka has no topic {settings.topic}: run `stepstream migrate` first")
-
-
-async def send_values(
-    producer: AIOKafkaProducer, topic: str, values: Iterable[tuple[int, bytes]], outcome: ProduceResult
-) -> None:
-    """Sends each (line number, value) that is an event of the contract, and waits for the acknowledgements.
-
-    Bounded in memory: no more than some thousands are on their way at once.
-    """
-    room = asyncio.Semaphore(_IN_FLIGHT)
-    last_in_flight: set[asyncio.Future[object]] = set()
-
-    def acknowledged(number: int, future: "asyncio.Future[object]") -> None:
-        room.release()
-        last_in_flight.discard(future)
-        error = future.exception()
-        if error is None:
-            outcome.sent += 1
-        else:
-            outcome.not_acknowledged.append((number, f"Kafka refused it: {error}"))
-
-    for number, value in values:
-        try:
-            event = decode(value, int(time.time() * 1000))
-        except EventError as error:
-            outcome.bad.append((number, f"{error.rejection}: {error}"))
-            continue
-        if isinstance(event, UserErased | StepCorrected):
-            command = "erase" if isinstance(event, UserErased) else "completions"
-            reason = f"{Rejection.NOT_ALLOWED}: `{event.type}` is sent by `stepstream {command}` alone"
-            outcome.bad.append((number, reason))
-            continue
-        await room.acquire()
-        try:
-            future = await producer.send(topic, value, key=event.mcp_server_user_id.encode())
-        except KafkaError as error:
-            room.release()
-            outcome.not_acknowledged.append((number, f"Kafka refused it: {error}"))
-            continue
-        last_in_flight.add(future)
-        future.add_done_callback(lambda done, n=number: acknowledged(n, done))
-    while last_in_flight:
-        await asyncio.wait(set(last_in_flight))
-        await asyncio.sleep(0)
 
 
 def _values(lines: BinaryIO, progress: "_Bar") -> Iterator[tuple[int, bytes]]:

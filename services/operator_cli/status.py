@@ -1,371 +1,207 @@
-"""How far everything is: groups, services, dead letters, outbox. What is down is said, and the rest shown."""
+"""`stepstream status`: everything on one page."""
 
-import asyncio
-import contextlib
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
-from aiokafka import TopicPartition
-from aiokafka.errors import BrokerResponseError, KafkaError
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
+import typer
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.text import Text
 
-from services.consumers.agreement import Agreement, agreement, name_partitions
-from services.consumers.gone import Gone, find
-from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
-from services.consumers.stored_positions import TABLES, read_positions
-from services.consumers.topic import TopicLog, describe_log, high_watermarks
-from services.operator_cli.gone import CAUSES
-from services.runtime.database import Connection, connected, explained, load_queries
-from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
-from services.runtime.kafka import admin_client, unreachable
-from services.runtime.migrate import pending
-from services.runtime.settings import Settings
-from services.runtime.sources import LEAST_LOOKED_AT, LEAST_PERCENT
+from services.operator_cli.gone import as_json as gone_json
+from services.operator_cli.lag import format_wait, groups_json
+from services.operator_cli.options import Output, OutputOption, current_settings, examples, make_table
+from services.operator_cli.watch import EveryOption, WatchOption, look
 from services.runtime.text import format_duration, format_time, plural
 
-SQL = load_queries(__file__)
+if TYPE_CHECKING:
+    from services.consumers.agreement import Agreement
+    from services.operations.status import Status
 
-#: What is read of the database, each part without the others.
-_PARTS = {
-    "status_newest_recorded": "the newest completion",
-    "status_newest_counted": "the newest that is counted",
-    "status_marks": "marks to count again",
-    "status_outbox": "the outbox",
-    "status_set_aside": "what was set aside",
-    "status_waiting": "events that wait for a lock",
-    "status_handled": "dead letters that are handled",
-}
+app = typer.Typer()
+
 _UNKNOWN = "not known"
 
-#: How long Kafka, and the database, may take to answer, in seconds.
-_PATIENCE = 15.0
-#: How long each part of the database may take.
-_PART_SECONDS = 4.0
-#: How long partitions and groups may have no broker, while they are made or handed over.
-_BETWEEN_SECONDS = 8.0
-#: How often it looks again where database, topic and groups do not seem to agree.
-_LOOKS_MORE = 2
-#: What keeps a part from being read, and not the others.
-_UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
-#: Services that keep connections to the database, which say who they are.
-SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
-#: A producer's transaction that is open for longer holds up others.
-_LONG_TRANSACTION_MS = 60_000
-#: How many ranges of what is gone it names.
-_SHOWN_GONE = 10
-#: Not needed for counting, and maybe at a replica, where it cannot be seen.
-_OPTIONAL = "analytics-api"
 
+@app.command(epilog=examples("status", "status -o json"))
+def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, every: EveryOption = 2.0) -> None:
+    """See how far everything is: groups, dead letters, outbox, and which services are down.
 
-@dataclass
-class Status:
-    """What was seen; a part that could not be is None, and `problems` says why.
-
-    `database` has what could be read of it. `kafka` is whether Kafka answered, with or without our topics.
+    Works while services, Kafka or the database are down, and says which; also before `migrate`. Exit 1 when
+    Kafka or the database does not answer, a part of either is missing or may not be read, or migrations are
+    pending; exit 3 when the database, the topic and the groups' offsets do not agree, a batch cannot be read,
+    or events are gone from Kafka and nobody has acknowledged that.
     """
+    from services.operations.status import status as read_status
 
-    at: int
-    kafka: bool = False
-    groups: list[Group] | None = None
-    dead_letters: int | None = None
-    database: dict[str, Any] | None = None
-    migrations_pending: list[str] | None = None
-    services: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    unreadable: bool = False
-    topic_log: TopicLog | None = None
-    high_watermarks: Mapping[int, int] = field(default_factory=dict)
-    #: When the oldest event came that an open transaction holds back, by partition.
-    held_back_since: Mapping[int, int] = field(default_factory=dict)
-    #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
-    agreement: Agreement | None = None
-    gone: list[Gone] = field(default_factory=list)
+    settings = current_settings()
 
-    @property
-    def unreadable_batches(self) -> dict[int, tuple[str, list[str]]]:
-        """What cannot be read next, and by whom, by partition."""
-        found: dict[int, tuple[str, list[str]]] = {}
-        for group in self.groups or ():
-            for p in group.positions:
-                if p.unreadable is not None:
-                    found.setdefault(p.partition, (p.unreadable, []))[1].append(group.service)
-        return found
+    async def once() -> "Status":
+        return await read_status(settings)
 
-    @property
-    def held_back_long(self) -> dict[int, int]:
-        """The partitions that a transaction holds back for longer than one should last, and since when."""
-        return {
-            p: since for p, since in self.held_back_since.items() if self.at - since > _LONG_TRANSACTION_MS
-        }
-
-    @property
-    def is_incomplete(self) -> bool:
-        """Whether something did not answer, is missing, could not be read, or is not migrated."""
-        missing = self.groups is None or self.dead_letters is None or self.database is None
-        return missing or self.unreadable or self.migrations_pending != []
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether they do not agree, something cannot be read, or is gone and nobody knows."""
-        if self.unreadable_batches or self.held_back_long:
-            return True
-        return bool(self.gone) or (self.agreement is not None and bool(self.agreement.problems))
+    seen = look(once, _as_json, status_page, output, every if watch else None)
+    if seen.is_incomplete:
+        raise typer.Exit(1)
+    if seen.is_apart:
+        raise typer.Exit(3)
 
 
-async def status(settings: Settings) -> Status:
-    """Looks at Kafka and at the database, at the same time; neither needs the other, or a service."""
-    seen = Status(int(time.time() * 1000))
-    await asyncio.gather(_read_kafka(settings, seen), _read_database(settings, seen))
-    await _read_agreement(settings, seen)
-    for _ in range(_LOOKS_MORE):
-        if seen.agreement is None or not seen.agreement.problems:
-            break
-        # What only came between two answers, under traffic, is gone at the next look; what is apart stays.
-        again = Status(seen.at, database=seen.database, migrations_pending=seen.migrations_pending)
-        await _read_kafka(settings, again)
-        await _read_agreement(settings, again)
-        if again.agreement is None:
-            break
-        seen.groups, seen.agreement, seen.gone = again.groups, again.agreement, again.gone
-    _judge(seen)
-    return seen
+def _as_json(seen: "Status") -> dict[str, Any]:
+    """For programs."""
+    return {
+        "at": format_time(seen.at),
+        "kafka": seen.kafka,
+        "database": seen.database is not None,
+        "migrations_pending": seen.migrations_pending,
+        "groups": None if seen.groups is None else groups_json(seen.groups, seen.at),
+        "services": seen.services,
+        "dead_letters": None
+        if seen.database is None or seen.dead_letters is None
+        else {"in_topic": seen.dead_letters, "handled": seen.database.get("handled")},
+        "outbox": None
+        if seen.database is None
+        else {
+            "waiting": seen.database.get("outbox"),
+            "oldest_seconds": seen.database.get("outbox_seconds"),
+            "set_aside": seen.database.get("set_aside"),
+        },
+        "sources": None
+        if seen.database is None
+        else {
+            "refused": seen.database.get("refused_by_source"),
+            "odd_partitions": seen.database.get("odd_partitions"),
+        },
+        "marks": None if seen.database is None else seen.database.get("marks"),
+        "events_waiting": None
+        if seen.database is None
+        else {
+            "events": seen.database.get("events_waiting"),
+            "oldest_seconds": seen.database.get("events_waiting_seconds"),
+            "rows": seen.database.get("waits_for"),
+            "locked_by": seen.database.get("lockers", []),
+        },
+        "journeys_waiting": None
+        if seen.database is None
+        else {
+            "journeys": seen.database.get("journeys_waiting"),
+            "oldest_seconds": seen.database.get("journeys_waiting_seconds"),
+            "rows": seen.database.get("journeys_wait_for"),
+            "locked_by": seen.database.get("count_lockers", []),
+        },
+        "positions_locked": None if seen.database is None else seen.database.get("positions_locked"),
+        "newest": None
+        if seen.database is None
+        else {
+            "recorded": format_time(seen.database.get("newest_recorded")) or None,
+            "counted": format_time(seen.database.get("newest_counted")) or None,
+        },
+        "held_back": None if seen.agreement is None else seen.agreement.held_back,
+        "agree": None if seen.agreement is None else not seen.agreement.problems,
+        "positions": None if seen.agreement is None else _positions_json(seen.agreement),
+        "gone": [gone_json(gone) for gone in seen.gone],
+        "problems": seen.problems,
+    }
 
 
-async def _read_kafka(settings: Settings, seen: Status) -> None:
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            for part in (_read_groups, _read_dead_letters):
-                with _shown(seen, ConfigurationError):  # a topic is missing: the other part is shown
-                    await _PATIENTLY(part, settings, seen)
-            seen.kafka = True
-    except StepstreamError as error:
-        seen.problems.append(str(error))
-    except KafkaError as error:
-        seen.problems.append(str(unreachable(settings, error)))
-    except TimeoutError:
-        seen.problems.append(f"Kafka does not answer within {_PATIENCE:g} s")
+def _positions_json(seen: "Agreement") -> dict[str, Any]:
+    """Where the services are as the database has it; digests in hexadecimal digits."""
+    return {
+        service: [
+            {
+                "partition": partition,
+                "reads_from": p.reads_from,
+                "next_offset": p.next_offset,
+                "topic_id": p.topic_id,
+                "leader_epoch": p.leader_epoch,
+                "digest": {
+                    "from_offset": p.digest.from_offset,
+                    "events": p.digest.events,
+                    "value": f"{p.digest.total:016x}",
+                },
+            }
+            for partition, p in sorted(positions.items())
+        ]
+        for service, positions in seen.stored.items()
+    }
 
 
-def _is_between_brokers(error: BaseException) -> bool:
-    """Whether a partition or a group has no broker for a moment: it was just made, or is handed over."""
-    error = error.__cause__ if isinstance(error, StepstreamError) and error.__cause__ else error
-    return isinstance(error, BrokerResponseError) and error.retriable
+def status_page(seen: "Status") -> RenderableType:
+    """Everything on one page."""
+    from services.operations.status import SERVICES
+
+    parts: list[RenderableType] = []
+    if seen.groups is not None:
+        rows = [
+            (g.service, g.state, len(g.members), g.lag, format_wait(g.waiting_since, seen.at))
+            for g in seen.groups
+        ]
+        parts.append(make_table("", ("group", "state", "members", "lag", "oldest waits"), rows))
+    facts = []
+    if seen.database is not None:
+        db = seen.database
+        facts = [
+            ("newest completion", _describe_newest(db, "newest_recorded")),
+            ("newest counted", _describe_newest(db, "newest_counted")),
+            ("marks to count again", f"{db['marks']:,}" if "marks" in db else _UNKNOWN),
+            (
+                "events that wait for a lock",
+                f"{db['events_waiting']:,}" if "events_waiting" in db else _UNKNOWN,
+            ),
+            (
+                "journeys that wait for a lock",
+                f"{db['journeys_waiting']:,}" if "journeys_waiting" in db else _UNKNOWN,
+            ),
+            ("outbox", _describe_outbox(db)),
+            *((s, f"{seen.services.get(s, 0)} connections to the database") for s in SERVICES[2:]),
+        ]
+    if seen.agreement is not None and seen.agreement.held_back:
+        facts.append(("held back", f"{seen.agreement.held_back:,} offsets, by producers' open transactions"))
+    if seen.dead_letters is not None:
+        done = (seen.database or {}).get("handled")
+        handled = "" if done is None else f", {done:,} handled"
+        facts.append(("dead letters", f"{seen.dead_letters:,} in the topic{handled}"))
+    width = max((len(name) for name, _ in facts), default=0)
+    parts += [Text(f"{name:<{width}}  {text}") for name, text in facts]
+    parts += [Text(f"· {hint}", style="yellow") for hint in _hints(seen.database or {})]
+    parts += [Text(f"! {problem}", style="bold red") for problem in seen.problems]
+    if not seen.problems:
+        parts.append(Text("all services are running", style="bold green"))
+    return Lines(*parts)
 
 
-_PATIENTLY = AsyncRetrying(
-    retry=retry_if_exception(_is_between_brokers),
-    stop=stop_after_delay(_BETWEEN_SECONDS),
-    wait=wait_random_exponential(0.1, max=1),
-    reraise=True,
-)
-
-
-@contextlib.contextmanager
-def _shown(seen: Status, kind: type[StepstreamError]) -> Iterator[None]:
-    """Makes an error of that kind a problem among others."""
-    try:
-        yield
-    except kind as error:
-        seen.problems.append(str(error))
-
-
-async def _read_groups(settings: Settings, seen: Status) -> None:
-    async with admin_client(settings) as admin:
-        client = admin._client  # noqa: SLF001
-        await partitions_of(admin, settings.topic)  # is there such a topic?
-        seen.topic_log = await describe_log(client, settings.topic)
-        seen.high_watermarks = await high_watermarks(client, settings.topic, seen.topic_log)
-    seen.groups = await read_groups(settings)
-    seen.held_back_since = await held_back_since(settings, seen.groups[0].positions, seen.high_watermarks)
-
-
-async def _read_dead_letters(settings: Settings, seen: Status) -> None:
-    seen.dead_letters = await _count_records(settings, settings.dead_letter_topic)
-
-
-async def _count_records(settings: Settings, topic: str) -> int:
-    async with admin_client(settings) as admin, reader(settings) as consumer:
-        partitions: Sequence[TopicPartition] = await partitions_of(admin, topic)
-        begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-        return int(sum(ends.values()) - sum(begins.values()))
-
-
-async def _read_database(settings: Settings, seen: Status) -> None:
-    timeout = {"statement_timeout": f"{_PART_SECONDS:g}s"}
-    try:
-        async with asyncio.timeout(_PATIENCE), connected(settings, server_settings=timeout) as db:
-            names = await db.fetch(SQL["status_services"])
-            seen.services = {r["service"]: r["connections"] for r in names}
-            seen.database = {}
-            await _read_migrations(db, seen)
-            await _read_parts(db, settings, seen.database, seen)
-    except StepstreamError as error:
-        _could_not_read(str(error), seen)
-    except TimeoutError:
-        _could_not_read(f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
-
-
-async def _read_migrations(db: Connection, seen: Status) -> None:
-    with _shown(seen, MigrationError):  # an applied one was edited
-        try:
-            seen.migrations_pending = await pending(db)
-        except _UNREADABLE as error:
-            _could_not_read(f"which migrations are pending: {_reason(error)}", seen)
-    if seen.migrations_pending:
-        names = ", ".join(seen.migrations_pending)
-        seen.problems.append(f"migrations are pending: {names}: run `stepstream migrate`")
-
-
-async def _read_parts(db: Connection, settings: Settings, database: dict[str, Any], seen: Status) -> None:
-    """Adds what can be read, part by part: it stays when the time is over."""
-    for query, what in _PARTS.items():
-        database |= await _read(db, seen, what, SQL[query])
-    sources = await _read(
-        db, seen, "events by source", SQL["status_sources"], settings.topic, LEAST_LOOKED_AT, LEAST_PERCENT
-    )
-    database |= {name: json.loads(rows) for name, rows in sources.items()}
-    if database.get("waits_for"):
-        ids = [part for row in database["waits_for"] for part in row.split()[1:]]
-        database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
-    if database.get("journeys_wait_for"):
-        ids = [part for row in database["journeys_wait_for"] for part in row.split()[1:]]
-        database["count_lockers"] = [dict(r) for r in await db.fetch(SQL["status_count_lockers"], ids)]
-    positions = await _read(db, seen, "locked positions", SQL["status_positions"], settings.topic)
-    database |= {name: json.loads(rows) for name, rows in positions.items()}
-
-
-async def _read_agreement(settings: Settings, seen: Status) -> None:
-    """Looks at the database once more, after Kafka: then it is never the older one, unless it went back."""
-    if seen.database is None:
-        return
-    timeout = {"statement_timeout": f"{_PART_SECONDS:g}s"}
-    try:
-        async with asyncio.timeout(_PATIENCE), connected(settings, server_settings=timeout) as db:
-            try:
-                stored = {service: await read_positions(db, service, settings.topic) for service in GROUPS}
-                seen.gone = await find(db)
-            except _UNREADABLE as error:
-                if not seen.migrations_pending:
-                    _could_not_read(f"positions: {_reason(error)}", seen)
-                return
-    except (StepstreamError, TimeoutError) as error:
-        _could_not_read(str(error) or f"PostgreSQL does not answer within {_PATIENCE:g} s", seen)
-        return
-    if seen.groups is not None and seen.topic_log is not None:
-        seen.agreement = agreement(seen.groups, seen.topic_log, stored, seen.high_watermarks)
-
-
-async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str | int) -> dict[str, Any]:
-    """The one row of a query; nothing, where that cannot be read."""
-    try:
-        row = await db.fetchrow(query, *arguments)
-    except _UNREADABLE as error:
-        is_missing = isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
-        if not (seen.migrations_pending and is_missing):  # that is said already
-            _could_not_read(f"{what}: {_reason(error)}", seen)
-        return {}
-    assert row is not None  # noqa: S101 - one row, always
-    return dict(row)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, asyncpg.QueryCanceledError):
-        return f"no answer within {_PART_SECONDS:g} s: is a table locked, or the database very busy?"
-    return str(explained(error))
-
-
-def _could_not_read(problem: str, seen: Status) -> None:
-    seen.unreadable = True
-    seen.problems.append(problem)
-
-
-def _judge(seen: Status) -> None:
-    """What an operator should know without reading numbers."""
-    for group in seen.groups or ():
-        if not group.members:
-            behind = f", behind by {plural(group.lag, 'event')}" if group.lag else ""
-            seen.problems.append(f"no {group.service} is in its group ({group.state}){behind}")
-        seen.services[group.service] = len(group.members)
-    seen.problems += [
-        f"{' and '.join(services)}: {what}. Other partitions go on. `stepstream skip --partition {p}` shows "
-        "what it would leave behind"
-        for p, (what, services) in sorted(seen.unreadable_batches.items())
+def _hints(database: Mapping[str, Any]) -> list[str]:
+    """What producers should mend: it costs them, or order, and harms nobody else."""
+    hints = [
+        f"{plural(row['events'], 'event')} of {row['source']} refused, the last at "
+        f"{_describe_time(row['last_at'])}: {', '.join(sorted(row['classes']))}"
+        for row in database.get("refused_by_source", ())
     ]
-    if seen.held_back_long:
-        seen.problems.append(_told_transaction(seen.held_back_long, seen.at))
-    if seen.database is None:
-        return
-    for service in SERVICES[2:]:
-        if not seen.services.get(service) and service != _OPTIONAL:
-            seen.problems.append(f"no {service} is connected to the database")
-    if seen.database.get("set_aside"):
-        seen.problems.append(f"{seen.database['set_aside']:,} events of the outbox were set aside")
-    if seen.database.get("events_waiting"):
-        seen.problems.append(_describe_waiting(seen.database))
-    if seen.database.get("journeys_waiting"):
-        seen.problems.append(_describe_waiting_journeys(seen.database))
-    seen.problems += [
-        f"the row of partition {row['partition']} in {TABLES[row['service']]} is locked by "
-        f"{_describe_lockers([row])}: the {row['service']} stands still there, and goes on with the others"
-        for row in seen.database.get("positions_locked", ())
-    ]
-    _judge_agreement(seen)
+    for row in database.get("odd_partitions", ()):
+        habits = [
+            f"{row[name] / row['looked_at']:.0%} {told}"
+            for name, told in (("elsewhere", "not where their key belongs"), ("without_key", "without a key"))
+            if row[name]
+        ]
+        hints.append(
+            f"events of {row['source']}: {' and '.join(habits)}: counted exactly, but a person's events may "
+            "come out of order; its producer needs the partitioner murmur2 and the person as the key"
+        )
+    return hints
 
 
-def _told_transaction(since: Mapping[int, int], at: int) -> str:
-    return (
-        f"a producer's transaction has been open for {format_duration((at - min(since.values())) / 1000)} in "
-        f"{name_partitions(sorted(since))}: what anybody sent there since waits for its end. It ends by "
-        "itself after its transaction.timeout.ms; `kafka-transactions.sh describe-producers` names it, and "
-        "`abort` ends it"
-    )
+def _describe_time(at: str) -> str:
+    """A time of PostgreSQL's JSON, as all times here."""
+    return format_time(int(datetime.fromisoformat(at).timestamp() * 1000)) or at
 
 
-def _judge_agreement(seen: Status) -> None:
-    if seen.agreement is not None:
-        seen.problems += seen.agreement.problems
-    seen.problems += [_describe_gone(gone) for gone in seen.gone[:_SHOWN_GONE]]
-    if len(seen.gone) > _SHOWN_GONE:
-        more = plural(len(seen.gone) - _SHOWN_GONE, "more range")
-        seen.problems.append(f"{more} of events gone: `stepstream gone list`")
+def _describe_newest(database: Mapping[str, Any], column: str) -> str:
+    return (format_time(database[column]) or "none") if column in database else _UNKNOWN
 
 
-def _describe_gone(gone: Gone) -> str:
-    between = [format_time(at) for at in (gone.before_at, gone.after_at)]
-    times = f", which came between {between[0]} and {between[1]}" if all(between) else ""
-    return (
-        f"partition {gone.partition}: events {gone.offsets}{times} are gone from {gone.topic} "
-        f"({CAUSES[gone.cause]}). Seen? `stepstream gone acknowledge {gone.id}`"
-    )
-
-
-def _describe_waiting(database: Mapping[str, Any]) -> str:
-    """Which events wait for a lock, on what, and who has it."""
-    events = database["events_waiting"]
-    return (
-        f"{plural(events, 'event')} {'waits' if events == 1 else 'wait'} for what somebody else has locked, "
-        f"the oldest for {format_duration(database['events_waiting_seconds'])}: "
-        + _describe_locks(database["waits_for"], database["lockers"])
-    )
-
-
-def _describe_waiting_journeys(database: Mapping[str, Any]) -> str:
-    """How many journeys wait for a lock, on what, and who has it."""
-    journeys = database["journeys_waiting"]
-    return (
-        f"{plural(journeys, 'journey')} {'waits' if journeys == 1 else 'wait'} to be counted for what "
-        f"somebody else has locked, the first for {format_duration(database['journeys_waiting_seconds'])}: "
-        + _describe_locks(database["journeys_wait_for"], database["count_lockers"])
-    )
-
-
-def _describe_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(rows) + (f"; locked by {_describe_lockers(lockers)}" if lockers else "")
-
-
-def _describe_lockers(lockers: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in lockers)
+def _describe_outbox(database: Mapping[str, Any]) -> str:
+    if "outbox" not in database:
+        return _UNKNOWN
+    oldest = f", the oldest for {format_duration(database['outbox_seconds'])}" if database["outbox"] else ""
+    set_aside = f", {database['set_aside']:,} set aside" if database.get("set_aside") else ""
+    return f"{database['outbox']:,} waiting{oldest}{set_aside}"

@@ -1,61 +1,124 @@
-"""How what differs between tables and counts is shown."""
+"""`stepstream verify`: the tables held against completions and starts, or against the topic."""
 
+import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.errors import MismatchError
-from services.runtime.text import format_time, plural
-from services.sankey_aggregator.rebuild import Rebuilt
-from services.sankey_aggregator.verify import Verification
+import typer
 
-_SHOWN = 20
+from services.operator_cli.cells import SHOWN, format_cell, show_cells, show_journeys
+from services.operator_cli.options import (
+    Output,
+    OutputOption,
+    current_settings,
+    examples,
+    parse_duration,
+    parse_partitions,
+    print_json,
+    print_table,
+    progress,
+    say,
+    time_option,
+)
+from services.runtime.errors import MismatchError, UsageError
+from services.runtime.text import plural
 
+if TYPE_CHECKING:
+    from services.runtime.settings import Settings
+    from services.sankey_aggregator.verify import Verification
 
-def show_cells(transitions: list[dict[str, Any]], endings: list[dict[str, Any]]) -> None:
-    """The cells that differ, figure by figure."""
-    for name, cells in (("transitions", transitions), ("endings", endings)):
-        rows = [
-            (_cell(c), figure.replace("_", " "), c[f"expected_{figure}"], c[f"counted_{figure}"])
-            for c in cells
-            for figure in ("journeys", "elapsed_ms", "timed_journeys")
-            if c.get(f"expected_{figure}") != c.get(f"counted_{figure}")
-        ]
-        if rows:
-            print_table(f"{name} that differ", ("cell", "figure", "expected", "counted"), rows, _SHOWN)
-
-
-def show_journeys(journeys: list[dict[str, Any]]) -> None:
-    """The journeys that are not counted as their rows say."""
-    rows = [
-        (f"{j['mcp_server_user_id']} in {j['walkthrough_id']}", _told(j, "expected"), _told(j, "counted"))
-        for j in journeys
-    ]
-    if rows:
-        print_table("journeys that differ", ("journey", "as its rows say", "as counted"), rows, _SHOWN)
+app = typer.Typer()
 
 
-def _cell(cell: dict[str, Any]) -> str:
-    """A cell's key on a line: walkthrough, server, day, and where in the flow."""
-    where = f"{cell['walkthrough_id']} {cell['mcp_server_id']} {cell['began_on']}"
-    if "to_step_id" in cell:
-        return f"{where} {cell['position']}: {cell['from_step_id'] or 'start'} > {cell['to_step_id']}"
-    if "position" in cell:
-        return f"{where} {cell['position']}: {cell['step_id']}"
-    last = f", last active {cell['last_active_on']}"
-    return f"{where} {cell['steps_done']} done, at {cell['step_id'] or 'start'}{last}"
+@app.command(
+    epilog=examples(
+        "verify",
+        "verify --sample 5 -o json",
+        "verify --against-topic",
+        "verify --against-topic --from -2h --partitions 0,1 -o json",
+    )
+)
+def verify(
+    sample: Annotated[
+        float,
+        typer.Option(
+            min=0.0001,
+            max=100,
+            metavar="PERCENT",
+            help="Hold only so many people's journeys against their rows.",
+        ),
+    ] = 100.0,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="DURATION",
+            parser=parse_duration,
+            help="How long to wait for what is on its way to be counted.",
+        ),
+    ] = 30.0,
+    against_topic: Annotated[
+        bool,
+        typer.Option(
+            "--against-topic",
+            help="Hold completions, starts and erasures against the events that Kafka holds, instead.",
+        ),
+    ] = False,
+    from_time: Annotated[
+        int | None,
+        time_option("--from", "With --against-topic: from events that came to Kafka at this time or later."),
+    ] = None,
+    from_offset: Annotated[
+        int | None, typer.Option(min=0, help="With --against-topic: from this offset of each partition.")
+    ] = None,
+    partitions: Annotated[
+        str | None,
+        typer.Option(metavar="N,N", help="With --against-topic: only these partitions; else all."),
+    ] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Hold the Sankey tables against one SQL over completions and starts, from one snapshot.
+
+    Also while traffic flows: counts are held against journeys as they are at any moment, and journeys
+    whose rows differ are looked at again until the aggregator has passed them. Exit 3 with the differing
+    cells, and a guess at why; also where recorder and aggregator have read different events.
+
+    With --against-topic the completions themselves are held against the topic, up to where the recorder was
+    when it began. Exit 3 with each event that they do not show.
+    """
+    settings = current_settings()
+    if against_topic:
+        if sample < 100:
+            raise UsageError("--sample is of the comparison without --against-topic")
+        _verify_against_topic(settings, from_time, from_offset, parse_partitions(partitions), output)
+        return
+    if from_time is not None or from_offset is not None or partitions is not None:
+        raise UsageError("--from, --from-offset and --partitions are for --against-topic")
+    from services.sankey_aggregator.verify import verify as compare
+
+    with progress("comparing journeys", "parts") as advance:
+        verdict = asyncio.run(compare(settings, sample=sample, wait=wait, progress=advance))
+    _report(verdict, as_json=output is Output.JSON)
 
 
-def _told(journey: dict[str, Any], which: str) -> str:
-    """A journey's start and steps on a line."""
-    steps, started = journey[f"{which}_step_ids"], journey[f"{which}_started_at"]
-    if steps is None:
-        return "none"
-    begin = "" if started is None else f"started {format_time(started)}: "
-    return begin + (" > ".join(steps) or "no step")
+def _verify_against_topic(
+    settings: "Settings",
+    from_time: int | None,
+    from_offset: int | None,
+    partitions: list[int] | None,
+    output: Output,
+) -> None:
+    from services.completion_recorder.against_topic import TopicStart, verify_against_topic
+    from services.operator_cli.against_topic import report
+
+    if from_time is not None and from_offset is not None:
+        raise UsageError("say where to begin once: --from or --from-offset")
+    start = TopicStart(from_time, from_offset)
+    with progress("reading the topic", "offsets") as advance:
+        outcome = asyncio.run(verify_against_topic(settings, start, partitions, advance))
+    report(outcome, as_json=output is Output.JSON)
 
 
-def report(verdict: Verification, *, as_json: bool) -> None:
+def _report(verdict: "Verification", *, as_json: bool) -> None:
     """Prints the verdict.
 
     Raises:
@@ -67,8 +130,8 @@ def report(verdict: Verification, *, as_json: bool) -> None:
         show_cells(verdict.transitions, verdict.endings)
         show_journeys(verdict.journeys)
         if verdict.nodes and not verdict.transitions and not verdict.endings:
-            rows = [(_cell(n), n["arrived"], n["went_on_or_ended"]) for n in verdict.nodes]
-            print_table("nodes that keep or make people", ("node", "in", "out"), rows, _SHOWN)
+            rows = [(format_cell(n), n["arrived"], n["went_on_or_ended"]) for n in verdict.nodes]
+            print_table("nodes that keep or make people", ("node", "in", "out"), rows, SHOWN)
         totals = verdict.totals
         say(
             f"{totals['completions']:,} completions, {totals['starts']:,} starts, "
@@ -88,33 +151,3 @@ def report(verdict: Verification, *, as_json: bool) -> None:
         raise MismatchError("; ".join([*told, *verdict.why]))
     if not as_json:
         say("[bold green]exact[/]: every cell equals what completions and starts say")
-
-
-def show_differing(found: Rebuilt) -> None:
-    """Tells what differs, on stdout."""
-    show_cells(found.transitions, found.endings)
-    show_journeys(found.differing_journeys)
-    say(
-        f"{plural(found.transition_cells, 'transition cell')}, {plural(found.ending_cells, 'ending cell')} "
-        f"and {plural(found.journeys, 'journey')} differ from completions and starts"
-    )
-
-
-def report_rebuilt(found: Rebuilt, *, as_json: bool) -> None:
-    """Tells what was done."""
-    if as_json:
-        print_json(asdict(found) | {"differing": found.differing})
-    if not found.differing:
-        say("[bold green]nothing to do[/]: every cell equals what completions and starts say")
-    elif not found.executed:
-        not_executed()
-    else:
-        say(
-            f"[bold green]rebuilt[/]: the aggregator waited {found.swap_seconds:.2f} s for the swap; "
-            f"{found.counted_meanwhile:,} of the journeys it had counted anew itself meanwhile"
-        )
-        if found.changed_meanwhile:
-            say(
-                f"[yellow]{plural(found.changed_meanwhile, 'cell')} were changed by somebody else[/] "
-                "meanwhile, and put right as well"
-            )

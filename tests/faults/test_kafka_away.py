@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 
 from services.consumers.lag import lags
-from services.operator_cli import app as cli
+from services.operator_cli import run as cli
 from tests.support.agents import GENERATIONS, agent, endings_of, transitions_of
 from tests.support.cluster import Broker, Cluster
 from tests.support.proxy import proxied

@@ -11,7 +11,7 @@ from schemas import OPERATOR_SOURCES
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
-from services.operator_cli import erase as erasing
+from services.operations import erase as erasing
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import make_producer, next_offsets
 from tests.support.agents import agent

@@ -23,7 +23,7 @@ from services.analytics_api import live, pages
 from services.analytics_api import store as api_store
 from services.analytics_api.routes import paths
 from services.demo import run as demo
-from services.operator_cli import status
+from services.operations import status
 from services.runtime.kafka import ensure_topics
 from services.runtime.migrate import migrate, read_migrations
 from tests.integration.test_analytics_live import WT, begin, listening

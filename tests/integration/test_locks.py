@@ -21,7 +21,7 @@ from services.completion_recorder import store
 from services.completion_recorder.handlers import Recorder
 from services.completion_recorder.judge import Refused, read
 from services.completion_recorder.store import Batch, Judged
-from services.operator_cli import erase
+from services.operations import erase
 from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, RenewedProducer, next_offsets

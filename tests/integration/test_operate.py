@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from services.consumers.lag import read_groups
-from services.operator_cli import status
-from services.operator_cli.status import Status
-from services.operator_cli.status_tables import status_page
+from services.operations import status
+from services.operations.status import Status
+from services.operator_cli.status import status_page
 from services.runtime.kafka import make_producer
 from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
 

@@ -124,7 +124,7 @@ async def test_refused_while_the_group_has_members(world: World) -> None:
 
 
 async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: World) -> None:
-    from services.operator_cli import replay as replaying
+    from services.operations import replay as replaying
     from services.runtime.errors import RefusedError
 
     await world.offer()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import decode
-from services.operator_cli.backfill import Candidate, event_of, spread
+from services.operations.backfill import Candidate, event_of, spread
 
 AT = 10**12 - 5
 

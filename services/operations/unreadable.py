@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -19,8 +18,7 @@ from services.consumers.stored_positions import (
     read_positions,
     set_positions,
 )
-from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.operator_cli.replay import commit_for, reads_on_at
+from services.operations.offsets import commit_for, reads_on_at
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import (
@@ -32,7 +30,6 @@ from services.runtime.kafka import (
     unreachable,
 )
 from services.runtime.settings import Settings
-from services.runtime.text import format_time, plural
 from services.sankey_aggregator import store as aggregator_store
 
 #: What headers and the record around it may take of a dead letter.
@@ -218,61 +215,3 @@ async def _has_taken_up(settings: Settings, plan: BatchSkip, service: str, words
             return False  # it has just started
         return True
     return False
-
-
-def show_skip(plan: BatchSkip, *, as_json: bool, executed: bool, taken_up: bool) -> None:
-    """Tells the plan, and whether it was carried out."""
-    batch = plan.batch
-    if as_json:
-        print_json(_as_json(plan, executed=executed, taken_up=taken_up))
-    else:
-        rows = [
-            ("partition", f"{plan.partition} of {plan.topic}"),
-            ("left behind", f"offsets {plan.offset:,} to {batch.until - 1:,}"),
-            (
-                "the batch",
-                f"offsets {batch.first:,} to {batch.until - 1:,}, says that it has {batch.records:,} records",
-            ),
-            ("size", f"{len(batch.raw):,} bytes{'' if plan.is_kept else ', too large for a dead letter'}"),
-            ("codec", batch.codec),
-            ("format", batch.magic),
-            ("came", format_time(batch.timestamp) or ""),
-            ("cause", batch.cause),
-            ("goes on", ", ".join(plan.services)),
-        ]
-        print_table("", ("what", "value"), rows)
-    for service, at in plan.elsewhere.items():
-        if at < plan.offset:
-            say(
-                f"[yellow]{service} is at {at:,}[/] and has yet to come to it: run this again when it stands "
-                "there"
-            )
-    if not executed:
-        not_executed()
-        return
-    say(
-        f"[green]done[/]: {plural(plan.offsets, 'offset')} are left behind; `stepstream status` names them "
-        "until somebody acknowledges them"
-    )
-    if not taken_up:
-        say(
-            "[yellow]a service has not gone on yet[/]: look at `stepstream status`, and run this "
-            "again if it stays"
-        )
-
-
-def _as_json(plan: BatchSkip, *, executed: bool, taken_up: bool) -> dict[str, Any]:
-    batch = {k: v for k, v in asdict(plan.batch).items() if k != "raw"}
-    return {
-        "topic": plan.topic,
-        "partition": plan.partition,
-        "from_offset": plan.offset,
-        "until_offset": plan.batch.until,
-        "offsets": plan.offsets,
-        "batch": batch | {"bytes": len(plan.batch.raw), "timestamp": format_time(plan.batch.timestamp)},
-        "kept": plan.is_kept,
-        "services": list(plan.services),
-        "elsewhere": dict(plan.elsewhere),
-        "executed": executed,
-        "taken_up": taken_up if executed else None,
-    }

@@ -1,0 +1,1 @@
+"""What an operator does that spans several services; each act has its plan, and is carried out by it."""

@@ -1,0 +1,440 @@
+"""Completions from before Stepstream, as contract events.
+
+From a file, or from what the platform knows: `walkthrough_progress` says which steps somebody has done, and
+when they began and were last active, and not when each step was. Ids are made from what the event says, so
+that sending it again changes nothing; what is a completion already is left out, because an estimated time
+could win against the real one.
+"""
+
+import csv
+import hashlib
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+
+from schemas import encode_metadata
+from schemas.events import MAX_TIME_MS, Identifier, why_too_early
+from services.consumers.lag import RECORDER, read_groups
+from services.operations.produce import ProduceResult, bulk_producer, send_values
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.errors import RefusedError, UsageError
+from services.runtime.settings import Settings
+from services.runtime.text import format_duration
+
+SQL = load_queries(__file__)
+
+#: The namespace of the ids of backfilled events (UUID version 5).
+NAMESPACE = uuid.UUID("6f2f6d0e-6f0b-5c53-9c6b-1d7a52f0b3a4")
+_CHUNK = 5_000
+#: People active so recently may have events on their way, of steps that progress shows already; milliseconds.
+_RECENT_MS = 3_600_000
+_AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
+
+
+class Row(BaseModel):
+    """A line of the file: one completed step. Server and session may be left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mcp_server_user_id: Identifier
+    walkthrough_id: Identifier
+    step_id: Identifier
+    completed_at: int
+    mcp_server_id: Identifier | None = None
+    mcp_server_session_id: Identifier | None = None
+    metadata: dict[str, Any] | None = None
+    event_id: str | None = None
+
+    @field_validator("completed_at", mode="before")
+    @classmethod
+    def _time(cls, value: object) -> object:
+        """Milliseconds since the epoch, or an RFC 3339 time."""
+        if isinstance(value, str) and not value.strip().isdigit():
+            try:
+                return round(_AWARE.validate_python(value).timestamp() * 1000)
+            except ValidationError:
+                raise ValueError(
+                    "neither milliseconds since the epoch nor an RFC 3339 time with an offset"
+                ) from None
+        return value
+
+    @field_validator("completed_at")
+    @classmethod
+    def _in_milliseconds(cls, value: int) -> int:
+        if value > MAX_TIME_MS:
+            raise ValueError("after the year 9999, in milliseconds since the epoch")
+        if (problem := why_too_early(value)) is not None:
+            raise ValueError(problem)
+        return value
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _json(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = json.loads(value)
+        if value is not None:
+            encode_metadata(value)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An event to be, with what is not known yet; without a step it is a start."""
+
+    where: str
+    user: str
+    walkthrough: str
+    step: str | None
+    at: int
+    server: str | None = None
+    session: str | None = None
+    metadata: dict[str, Any] | None = None
+    event_id: str | None = None
+
+
+class _Session(NamedTuple):
+    id: str
+    slug: str
+    at: int
+    user: str
+
+
+@dataclass
+class Backfill:
+    """What would be, or was, sent, and what cannot be known."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    #: What is left out, and why: (where, reason), the first thousand.
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    sessions_made: int = 0
+    executed: bool = False
+    sent: ProduceResult = field(default_factory=ProduceResult)
+
+    def leave(self, where: str, reason: str) -> None:
+        """Counts something that is not sent."""
+        self.counts[f"left out: {reason}"] += 1
+        if len(self.left_out) < 1_000:
+            self.left_out.append((where, reason))
+
+
+# --- what there is -------------------------------------------------------------------------------------
+
+
+def read_file(file: Path) -> Iterator[tuple[str, Row | str]]:
+    """Each line's place, and its row or what is wrong with it. By the name CSV (.csv), else NDJSON.
+
+    Raises:
+        UsageError: the file cannot be read, or its head lacks columns.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield from _read_csv(file, lines) if file.suffix.lower() == ".csv" else _read_ndjson(lines)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"{file}: {reason}") from None
+
+
+def _read_csv(file: Path, lines: Any) -> Iterator[tuple[str, Row | str]]:
+    table = csv.DictReader(lines)
+    head = set(table.fieldnames or ())
+    needed = {name for name, column in Row.model_fields.items() if column.is_required()}
+    if absent := needed - head:
+        raise UsageError(f"{file}: its first line names the columns; missing: {', '.join(sorted(absent))}")
+    if unknown := head - Row.model_fields.keys():
+        known = ", ".join(Row.model_fields)
+        raise UsageError(f"{file}: unknown columns {', '.join(sorted(unknown))}; there are {known}")
+    for record in table:
+        values = {name: text for name, text in record.items() if text not in {None, ""}}
+        yield f"line {table.line_num}", _row(values)
+
+
+def _read_ndjson(lines: Any) -> Iterator[tuple[str, Row | str]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            yield f"line {number}", f"no JSON: {error}"
+            continue
+        yield f"line {number}", _row(values)
+
+
+def _row(values: object) -> Row | str:
+    try:
+        return Row.model_validate(values)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, found["loc"])) or "the line"
+        return f"{place}: {found['msg'].removeprefix('Value error, ')}"
+
+
+def spread(times: Sequence[int | None], start: int, end: int) -> list[int]:
+    """Times for steps in order, where only some are known: evenly between those around them.
+
+    Args:
+        times: of each step in order, None where it is not known.
+        start: when the first could have been begun, in milliseconds.
+        end: when the last was done at the latest, where it is not known.
+
+    Returns:
+        A time for each; the known ones stay, the others rise strictly from the one before.
+    """
+    found: list[int] = []
+    before = start
+    while len(found) < len(times):
+        known = times[len(found)]
+        if known is not None:
+            found.append(known)
+            before = known
+            continue
+        rest = times[len(found) :]
+        unknown = next((i for i, t in enumerate(rest) if t is not None), len(rest))
+        following = rest[unknown] if unknown < len(rest) else None
+        parts = unknown if following is None else unknown + 1
+        until = max(end, before + unknown) if following is None else following
+        at = before
+        for part in range(1, unknown + 1):
+            at = max(before + (until - before) * part // parts, at + 1)
+            found.append(at)
+        before = at
+    return found
+
+
+async def _from_progress(db: Connection, outcome: Backfill) -> AsyncIterator[Candidate]:
+    """What progress shows and completions do not."""
+    last = ""
+    recent = int(time.time() * 1000) - _RECENT_MS
+    while rows := await db.fetch(SQL["backfill_progress"], last, _CHUNK):
+        last = rows[-1]["id"]
+        for row in rows:
+            for candidate in _of_progress(row, recent, outcome):
+                yield candidate
+
+
+def _of_progress(row: Any, recent: int, outcome: Backfill) -> Iterator[Candidate]:
+    where = f"progress {row['id']}"
+    done = _step_ids(row["completed_steps"])
+    steps = set(row["steps"])
+    orphans = [s for s in done if s not in steps]
+    outcome.counts["step ids of progress that no step has (any more)"] += len(orphans)
+    done = list(dict.fromkeys(s for s in done if s in steps))
+    started, active = row["started_at"], row["last_activity_at"] or row["completed_at"]
+    times = {step: int(at) for step, at in json.loads(row["times"]).items()}
+    missing = [s for s in done if s not in times]
+    has_start = row["has_start"] or started is None
+    if not missing and has_start:
+        outcome.counts["steps that are completions already"] += len(done)
+        return
+    if row["erased"]:
+        outcome.leave(where, "the person was erased")
+        return
+    if row["on_its_way"] or (active or started or 0) > recent:
+        outcome.leave(where, "active within the last hour: run it again later")
+        return
+    if started is None and active is None:
+        outcome.leave(where, "neither start nor last activity is known, so no time is")
+        return
+    outcome.counts["steps that are completions already"] += len(done) - len(missing)
+    begin = started if started is not None else active
+    at = spread([times.get(s) for s in done], begin, active if active is not None else begin)
+    user, walkthrough = row["mcp_server_user_id"], row["walkthrough_id"]
+    if not has_start and (not at or started <= at[0]):
+        yield Candidate(where, user, walkthrough, None, started, metadata={"backfill": "progress"})
+    for step, moment in zip(done, at, strict=True):
+        if step not in times:
+            outcome.counts["steps whose time is estimated"] += 1
+            metadata = {"backfill": "progress", "completedAt": "estimated"}
+            yield Candidate(where, user, walkthrough, step, moment, metadata=metadata)
+
+
+def _step_ids(completed: str | None) -> list[str]:
+    found = json.loads(completed) if completed else []
+    return [s for s in found if isinstance(s, str)] if isinstance(found, list) else []
+
+
+async def _from_file(file: Path, outcome: Backfill) -> AsyncIterator[Candidate]:
+    for where, row in read_file(file):
+        if isinstance(row, str):
+            outcome.leave(where, row)
+            continue
+        yield Candidate(
+            where,
+            row.mcp_server_user_id,
+            row.walkthrough_id,
+            row.step_id,
+            row.completed_at,
+            row.mcp_server_id,
+            row.mcp_server_session_id,
+            row.metadata,
+            row.event_id,
+        )
+
+
+# --- what becomes of it --------------------------------------------------------------------------------
+
+
+async def backfill(settings: Settings, file: Path | None, server: str | None, *, execute: bool) -> Backfill:
+    """Sends what is known of earlier completions; without `execute`, says what it would send.
+
+    Args:
+        settings: where everything is.
+        file: CSV or NDJSON; None is the platform's progress.
+        server: the slug of the server for people of whom no session is known; one is made for each.
+        execute: whether to send, and to make sessions.
+
+    Raises:
+        UsageError: the file cannot be read, or there is no such server.
+        RefusedError: the recorder is far behind, so what is a completion already is not known.
+    """
+    outcome = Backfill(executed=execute)
+    await _refuse_lag(settings)
+    async with connected(settings, command_timeout=600) as db:
+        if server is not None and not await db.fetchval(SQL["backfill_server"], server):
+            raise UsageError(f"there is no server with the slug `{server}`")
+        source = _from_file(file, outcome) if file is not None else _from_progress(db, outcome)
+        if not execute:
+            async for chunk in _chunks(source):
+                await _resolve(db, chunk, server, outcome)
+            return outcome
+        async with bulk_producer(settings) as producer:
+            number = 0
+            async for chunk in _chunks(source):
+                events, sessions = await _resolve(db, chunk, server, outcome)
+                if sessions:
+                    await db.execute(SQL["backfill_make_sessions"], *map(list, zip(*sessions, strict=True)))
+                values = [
+                    (number + i, json.dumps(e, ensure_ascii=False).encode()) for i, e in enumerate(events)
+                ]
+                number += len(values)
+                await send_values(producer, settings.topic, values, outcome.sent)
+    return outcome
+
+
+async def _refuse_lag(settings: Settings) -> None:
+    (group,) = await read_groups(settings, [RECORDER])
+    since = group.waiting_since
+    if since is not None and (waited := time.time() * 1000 - since) > _RECENT_MS / 2:
+        raise RefusedError(
+            f"events wait for the {RECORDER} for {format_duration(waited / 1000)}: until it has recorded "
+            "them, nobody "
+            "knows which completions there are already. Let it catch up first"
+        )
+
+
+async def _chunks(source: AsyncIterator[Candidate]) -> AsyncIterator[list[Candidate]]:
+    chunk: list[Candidate] = []
+    async for candidate in source:
+        chunk.append(candidate)
+        if len(chunk) >= _CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+async def _resolve(
+    db: Connection, chunk: Sequence[Candidate], server: str | None, outcome: Backfill
+) -> tuple[list[dict[str, Any]], list[_Session]]:
+    """The events of these candidates, and the sessions that they need; the rest is left out with a reason."""
+    known = await db.fetchrow(
+        SQL["backfill_known"],
+        [c.user for c in chunk],
+        [c.step for c in chunk if c.step],
+        [c.server for c in chunk if c.server],
+        [c.session for c in chunk if c.session],
+        server,
+    )
+    assert known is not None  # noqa: S101 - one row, always
+    steps = dict(pair.split("\x1f") for pair in known["steps"])
+    slugs = dict(pair.split("\x1f") for pair in known["servers"])
+    default = next((i for i, slug in slugs.items() if slug == server), None)
+    users, erased, sessions = set(known["users"]), set(known["erased"]), set(known["sessions"])
+    rows = await db.fetch(SQL["backfill_done"], [c.user for c in chunk], [c.step or "" for c in chunk])
+    done = {(r["mcp_server_user_id"], r["step_id"]) for r in rows}
+    good = []
+    for c in chunk:
+        reason = why_too_early(c.at)
+        if reason is not None:
+            pass
+        elif c.user in erased:
+            reason = "the person was erased"
+        elif c.user not in users:
+            reason = "there is no such user"
+        elif c.step is not None and steps.get(c.step) != c.walkthrough:
+            reason = "there is no such step in that walkthrough"
+        elif c.server is not None and c.server not in slugs:
+            reason = "there is no such server"
+        elif c.session is not None and c.session not in sessions:
+            reason = "there is no such session"
+        if reason is not None:
+            outcome.leave(c.where, reason)
+        elif c.step is not None and (c.user, c.step) in done:
+            outcome.counts["steps that are completions already"] += 1
+        else:
+            good.append(c)
+    return await _with_sessions(db, good, default, slugs, outcome)
+
+
+async def _with_sessions(
+    db: Connection,
+    candidates: Sequence[Candidate],
+    default: str | None,
+    slugs: dict[str, str],
+    outcome: Backfill,
+) -> tuple[list[dict[str, Any]], list[_Session]]:
+    """Each with a session: its own, one of the person's on a server with the walkthrough, or a new one."""
+    open_ones = [c for c in candidates if c.server is None or c.session is None]
+    rows = await db.fetch(
+        SQL["backfill_sessions"],
+        [c.user for c in open_ones],
+        [c.walkthrough for c in open_ones],
+        [c.at for c in open_ones],
+    )
+    found = {id(open_ones[r["number"] - 1]): (r["mcp_server_id"], r["mcp_server_session_id"]) for r in rows}
+    made: dict[str, _Session] = {}
+    events = []
+    for c in candidates:
+        at, session = c.server, c.session
+        if id(c) in found and at in {None, found[id(c)][0]}:
+            at, session = found[id(c)][0], session or found[id(c)][1]
+        at = at or default
+        if at is None:
+            outcome.leave(c.where, "no session of that person is known: --server SLUG makes one there")
+            continue
+        if session is None:
+            text = f"{c.user}\x1f{at}"
+            session = "mss_backfill_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+            earlier = made.get(session)
+            first = c.at if earlier is None else min(c.at, earlier.at)
+            made[session] = _Session(session, slugs[at], first, c.user)
+        outcome.counts["step-completed" if c.step else "walkthrough-started"] += 1
+        events.append(event_of(replace(c, server=at, session=session)))
+    outcome.sessions_made += len(made)
+    return events, list(made.values())
+
+
+def event_of(candidate: Candidate) -> dict[str, Any]:
+    """The contract event; its id is made from what it says, unless the file gave one."""
+    c = candidate
+    parts = (c.user, c.walkthrough, c.step or "", str(c.at))
+    event = {
+        "type": "step-completed" if c.step else "walkthrough-started",
+        "event_id": c.event_id or str(uuid.uuid5(NAMESPACE, "\x1f".join(parts))),
+        "mcp_server_user_id": c.user,
+        "walkthrough_id": c.walkthrough,
+        "step_id": c.step,
+        "mcp_server_id": c.server,
+        "mcp_server_session_id": c.session,
+        "completed_at" if c.step else "started_at": c.at,
+        "metadata": c.metadata,
+    }
+    return {name: value for name, value in event.items() if value is not None}

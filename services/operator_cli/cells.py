@@ -1,0 +1,52 @@
+"""How journeys and cells that are not counted as their rows say are shown."""
+
+from typing import Any
+
+from services.operator_cli.options import print_table
+from services.runtime.text import format_time
+
+#: So many are shown; JSON has them all.
+SHOWN = 20
+
+
+def show_cells(transitions: list[dict[str, Any]], endings: list[dict[str, Any]]) -> None:
+    """The cells that differ, figure by figure."""
+    for name, cells in (("transitions", transitions), ("endings", endings)):
+        rows = [
+            (format_cell(c), figure.replace("_", " "), c[f"expected_{figure}"], c[f"counted_{figure}"])
+            for c in cells
+            for figure in ("journeys", "elapsed_ms", "timed_journeys")
+            if c.get(f"expected_{figure}") != c.get(f"counted_{figure}")
+        ]
+        if rows:
+            print_table(f"{name} that differ", ("cell", "figure", "expected", "counted"), rows, SHOWN)
+
+
+def show_journeys(journeys: list[dict[str, Any]]) -> None:
+    """The journeys that are not counted as their rows say."""
+    rows = [
+        (f"{j['mcp_server_user_id']} in {j['walkthrough_id']}", _told(j, "expected"), _told(j, "counted"))
+        for j in journeys
+    ]
+    if rows:
+        print_table("journeys that differ", ("journey", "as its rows say", "as counted"), rows, SHOWN)
+
+
+def format_cell(cell: dict[str, Any]) -> str:
+    """A cell's key on a line: walkthrough, server, day, and where in the flow."""
+    where = f"{cell['walkthrough_id']} {cell['mcp_server_id']} {cell['began_on']}"
+    if "to_step_id" in cell:
+        return f"{where} {cell['position']}: {cell['from_step_id'] or 'start'} > {cell['to_step_id']}"
+    if "position" in cell:
+        return f"{where} {cell['position']}: {cell['step_id']}"
+    last = f", last active {cell['last_active_on']}"
+    return f"{where} {cell['steps_done']} done, at {cell['step_id'] or 'start'}{last}"
+
+
+def _told(journey: dict[str, Any], which: str) -> str:
+    """A journey's start and steps on a line."""
+    steps, started = journey[f"{which}_step_ids"], journey[f"{which}_started_at"]
+    if steps is None:
+        return "none"
+    begin = "" if started is None else f"started {format_time(started)}: "
+    return begin + (" > ".join(steps) or "no step")
