@@ -39,7 +39,7 @@ app = typer.Typer(
     help="Exact Sankey flows of walkthroughs, from Kafka into PostgreSQL.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 for command in (migrate, run, produce, exchange, demo, status, lag, replay, skip, move_cluster):
     app.add_typer(command.app)

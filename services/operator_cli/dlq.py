@@ -1,7 +1,11 @@
 """`stepstream dlq`: what was refused, and why; send it again or let it go."""
 
 import asyncio
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -19,27 +23,17 @@ from services.operator_cli.options import (
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.text import plural
 
+if TYPE_CHECKING:
+    from services.completion_recorder.dead_letters import Filter, Letter, Redriven
+    from services.completion_recorder.letter_summary import Tally
+    from services.operator_cli.letter_tables import Chosen, Listing
+    from services.runtime.database import Connection
+    from services.runtime.settings import Settings
+
 app = typer.Typer(
     help="Dead letters: what was refused, and why; send it again or let it go.", no_args_is_help=True
 )
 
-ClassOption = Annotated[str | None, typer.Option("--class", help="Only of this error class.")]
-PartitionOption = Annotated[
-    int | None, typer.Option("--partition", min=0, help="Only of this partition of the topic of events.")
-]
-SinceOption = Annotated[
-    int | None, time_option("--from", "Only those whose event came at this time or later.")
-]
-UntilOption = Annotated[int | None, time_option("--to", "Only those whose event came before this time.")]
-KeyOption = Annotated[str | None, typer.Option("--key", help="Only of this key: the user's id.")]
-SenderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--source",
-        metavar="NAME",
-        help="Only of this source: the header ce_source, or `(no source)` where none can be told.",
-    ),
-]
 AllOption = Annotated[bool, typer.Option("--all", help="Also those that were redriven or dropped.")]
 IdOption = Annotated[
     list[str] | None, typer.Option("--id", metavar="P:O", help="Only this one; may be given several times.")
@@ -47,14 +41,24 @@ IdOption = Annotated[
 
 
 def _filter(
-    error_class: str | None,
-    partition: int | None,
-    since: int | None,
-    until: int | None,
-    key: str | None,
-    sender: str | None,
-    ids: list[str] | None = None,
-) -> Any:
+    error_class: Annotated[str | None, typer.Option("--class", help="Only of this error class.")] = None,
+    partition: Annotated[
+        int | None, typer.Option(min=0, help="Only of this partition of the topic of events.")
+    ] = None,
+    since: Annotated[
+        int | None, time_option("--from", "Only those whose event came at this time or later.")
+    ] = None,
+    until: Annotated[int | None, time_option("--to", "Only those whose event came before this time.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only of this key: the user's id.")] = None,
+    sender: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Only of this source: the header ce_source, or `(no source)` where none can be told.",
+        ),
+    ] = None,
+) -> "Filter":
     from schemas import Rejection
     from services.completion_recorder.dead_letters import Filter
     from services.consumers.batches import ERROR_CLASS
@@ -62,7 +66,24 @@ def _filter(
     classes = [*(r.value for r in Rejection), ERROR_CLASS]
     if error_class is not None and error_class not in {*classes, "unknown"}:
         raise UsageError(f"--class: there is no error class {error_class}; there are {', '.join(classes)}")
-    return Filter(error_class, partition, since, until, key, sender, frozenset(ids or ()))
+    return Filter(error_class, partition, since, until, key, sender)
+
+
+def takes_filter(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `_filter`, in the place of its argument `wanted`."""
+    options = inspect.signature(_filter).parameters
+    others = dict(inspect.signature(command).parameters)
+    del others["wanted"]
+
+    @functools.wraps(command)
+    def with_filter(**given: object) -> None:
+        command(_filter(**{name: given.pop(name) for name in options}), **given)  # type: ignore[arg-type]
+
+    parameters = [*options.values(), *others.values()]
+    by_keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    with_filter.__signature__ = inspect.Signature(by_keyword)  # type: ignore[attr-defined]
+    with_filter.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_filter
 
 
 @app.command(
@@ -74,13 +95,9 @@ def _filter(
         "dlq list --all",
     ),
 )
+@takes_filter
 def dlq_list(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
+    wanted: "Filter",
     everything: AllOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -93,7 +110,6 @@ def dlq_list(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
     listing, as_json = Listing(), JsonList()
 
     async def work() -> None:
@@ -114,13 +130,9 @@ def dlq_list(
 
 
 @app.command("summary", epilog=examples("dlq summary", "dlq summary --from -24h --json"))
+@takes_filter
 def dlq_summary(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
+    wanted: "Filter",
     as_json: Annotated[bool, typer.Option("--json", help="The same as -o json.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -134,9 +146,8 @@ def dlq_summary(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
 
-    async def work() -> Any:
+    async def work() -> "list[Tally]":
         async with connected(settings) as db:
             return await letter_summary.summarize(dead_letters.read_letters(settings, db, wanted))
 
@@ -147,13 +158,9 @@ def dlq_summary(
     "export",
     epilog=examples("dlq export --class invalid-event", "dlq export --from -24h --to-file letters.ndjson"),
 )
+@takes_filter
 def dlq_export(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
+    wanted: "Filter",
     everything: AllOption = False,
     to_file: Annotated[
         str | None, typer.Option("--to-file", metavar="FILE", help="Where to; without it, stdout.")
@@ -168,7 +175,6 @@ def dlq_export(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender)
 
     async def work() -> int:
         async with connected(settings) as db:
@@ -192,7 +198,7 @@ def dlq_show(
 
     settings = current_settings()
 
-    async def work() -> Any:
+    async def work() -> "Letter":
         async with connected(settings) as db:
             return await dead_letters.find_one(settings, db, identifier)
 
@@ -207,13 +213,9 @@ def dlq_show(
         "dlq redrive --from-file mended.ndjson --execute",
     ),
 )
+@takes_filter
 def dlq_redrive(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
+    wanted: "Filter",
     ids: IdOption = None,
     from_file: Annotated[
         str | None,
@@ -240,7 +242,7 @@ def dlq_redrive(
 
     settings = current_settings()
     arm(settings.crash_at)
-    wanted = _filter(error_class, partition, since, until, key, sender, ids)
+    wanted = replace(wanted, ids=frozenset(ids or ()))
     as_json = output is Output.JSON
     if from_file is None:
         asyncio.run(_redrive(settings, wanted, rate, execute=execute, as_json=as_json))
@@ -251,7 +253,9 @@ def dlq_redrive(
         asyncio.run(_redrive_file(settings, lines, rate, execute=execute, as_json=as_json))
 
 
-async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as_json: bool) -> None:
+async def _redrive(
+    settings: "Settings", wanted: "Filter", rate: float, *, execute: bool, as_json: bool
+) -> None:
     """Sends letters as they are, or shows which."""
     from services.completion_recorder import dead_letters
     from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
@@ -279,7 +283,9 @@ async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as
     _show_redriven(settings, chosen.count, outcome, rate)
 
 
-async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
+async def _redrive_file(
+    settings: "Settings", lines: BinaryIO, rate: float, *, execute: bool, as_json: bool
+) -> None:
     """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
     from services.completion_recorder import dead_letters
     from services.completion_recorder.mending import MendedFile, RedrivePlan
@@ -321,7 +327,9 @@ async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool
     _show_redriven(settings, chosen.count, outcome, rate)
 
 
-async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any, int]:
+async def _look_through(
+    settings: "Settings", portions: "AsyncIterator[Sequence[Letter]]", chosen: "Chosen"
+) -> "tuple[Listing, int]":
     """The letters that can be sent, as a table; and how many of them cannot be."""
     from services.completion_recorder.dead_letters import is_event_of
     from services.operator_cli.letter_tables import Listing
@@ -335,19 +343,25 @@ async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any,
     return listing, stay
 
 
-async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen: Any) -> Any:
+async def _send_again(
+    settings: "Settings",
+    db: "Connection",
+    portions: "AsyncIterator[Sequence[Letter]]",
+    rate: float,
+    chosen: "Chosen",
+) -> "Redriven":
     from services.completion_recorder import dead_letters
 
     with progress("sending again", "letters") as advance:
 
-        def tell(letters: Any, outcome: Any) -> None:
+        def tell(letters: "Iterable[Letter]", outcome: "Redriven") -> None:
             chosen.add(letters)
             advance(outcome.sent)
 
         return await dead_letters.redrive(settings, db, portions, rate, tell)
 
 
-def _show_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
+def _show_redriven(settings: "Settings", able: int, outcome: "Redriven | None", rate: float) -> None:
     if outcome is None:
         say(f"{able:,} would be sent to {settings.topic}, at most {rate:g} a second")
         not_executed()
@@ -359,13 +373,9 @@ def _show_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:
 @app.command(
     "drop", epilog=examples("dlq drop --class not-json --to -24h", "dlq drop --class not-json --execute")
 )
+@takes_filter
 def dlq_drop(
-    error_class: ClassOption = None,
-    partition: PartitionOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    key: KeyOption = None,
-    sender: SenderOption = None,
+    wanted: "Filter",
     ids: IdOption = None,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
@@ -377,7 +387,7 @@ def dlq_drop(
     from services.runtime.database import connected
 
     settings = current_settings()
-    wanted = _filter(error_class, partition, since, until, key, sender, ids)
+    wanted = replace(wanted, ids=frozenset(ids or ()))
     listing, chosen = Listing(), Chosen()
 
     async def work() -> None:
