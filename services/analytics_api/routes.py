@@ -2,10 +2,10 @@
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
@@ -21,11 +21,6 @@ from services.analytics_api.guard import Guard
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
 from services.analytics_api.models import (
     Cohort,
-    CompareQuestion,
-    Comparison,
-    Endings,
-    FlowQuestion,
-    Funnel,
     JourneyDetail,
     Journeys,
     JourneysQuestion,
@@ -33,17 +28,11 @@ from services.analytics_api.models import (
     Problem,
     RefusedEvents,
     RefusedQuestion,
-    Sankey,
-    SankeyQuestion,
     Session,
-    Steps,
-    Summary,
-    Trends,
-    TrendsQuestion,
 )
 from services.analytics_api.problems import MEDIA_TYPE as PROBLEM
 from services.analytics_api.problems import not_found
-from services.analytics_api.store import Context
+from services.analytics_api.questions import QUESTIONS, Answer, Question
 from services.analytics_api.tables import MEDIA_TYPE as CSV
 from services.analytics_api.tables import csv_of
 from services.runtime.database import can_be_stored
@@ -175,20 +164,11 @@ def _wants_csv(accept: str) -> bool:
     return False
 
 
-class _Narrowed(Protocol):
-    @property
-    def servers(self) -> set[str]: ...
-
-
-Asked = TypeVar("Asked", bound=_Narrowed)
-Answer: TypeAlias = Callable[[Answers, Context, Asked], Awaitable[BaseModel]]
-
-
 async def _about(
-    request: Request, uses: Shared, turn: Turn, walkthrough: str, question: Asked, answer: Answer[Asked]
+    request: Request, uses: Shared, turn: Turn, walkthrough: str, question: BaseModel, answer: Answer
 ) -> Response:
     """An answer whose figures change with the walkthrough's version, and at midnight."""
-    context = await uses.answers.context(turn, walkthrough, question.servers)
+    context = await uses.answers.context(turn, walkthrough, getattr(question, "servers", ()))
     reply = Reply(request)
     version = (context.version, str(uses.answers.today), context.walkthrough.model_dump_json())
     return reply.unchanged(*version) or reply.of(await answer(uses.answers, context, question), *version)
@@ -222,76 +202,29 @@ async def server(
     return Reply(request).of(await uses.answers.overview(turn, question, server_id))
 
 
-@router.get("/walkthroughs/{walkthrough_id}", response_model=Summary, responses=_TABLE)
-async def summary(
-    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
-) -> Response:
-    """A walkthrough in a few figures."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.summary)
+def _route(name: str, asked: Question) -> None:
+    """Adds a question about a walkthrough; its fields are parameters."""
+    call = asked.call
+    if call is None or asked.path is None:
+        return
+
+    async def answer(
+        request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: BaseModel
+    ) -> Response:
+        return await _about(request, uses, turn, walkthrough_id, question, call)
+
+    answer.__annotations__["question"] = Annotated[asked.question, Query()]
+    router.get(
+        f"/walkthroughs/{{walkthrough_id}}{asked.path}",
+        name=name.removeprefix("get_"),
+        response_model=asked.answer,
+        responses=_TABLE,
+        description=asked.description,
+    )(answer)
 
 
-@router.get("/walkthroughs/{walkthrough_id}/sankey", response_model=Sankey, responses=_TABLE)
-async def sankey(
-    request: Request,
-    uses: Uses,
-    turn: Turned,
-    walkthrough_id: Id,
-    question: Annotated[SankeyQuestion, Query()],
-) -> Response:
-    """Where people go and where they stop: nodes, links and endings.
-
-    Without `start_at`, `end_at` and `exclude` it is read from the counts, in a time that does not grow with
-    the number of completions.
-    """
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.sankey)
-
-
-@router.get("/walkthroughs/{walkthrough_id}/funnel", response_model=Funnel, responses=_TABLE)
-async def funnel(
-    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
-) -> Response:
-    """How many people get how far, in display order."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.funnel)
-
-
-@router.get("/walkthroughs/{walkthrough_id}/steps", response_model=Steps, responses=_TABLE)
-async def steps(
-    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[Cohort, Query()]
-) -> Response:
-    """What became of each step, and how long it took."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.steps)
-
-
-@router.get("/walkthroughs/{walkthrough_id}/endings", response_model=Endings, responses=_TABLE)
-async def endings(
-    request: Request, uses: Uses, turn: Turned, walkthrough_id: Id, question: Annotated[FlowQuestion, Query()]
-) -> Response:
-    """How journeys end, and after which step."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.endings)
-
-
-@router.get("/walkthroughs/{walkthrough_id}/trends", response_model=Trends, responses=_TABLE)
-async def trends(
-    request: Request,
-    uses: Uses,
-    turn: Turned,
-    walkthrough_id: Id,
-    question: Annotated[TrendsQuestion, Query()],
-) -> Response:
-    """Started, finished and active, by day or week."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.trends)
-
-
-@router.get("/walkthroughs/{walkthrough_id}/compare", response_model=Comparison, responses=_TABLE)
-async def compare(
-    request: Request,
-    uses: Uses,
-    turn: Turned,
-    walkthrough_id: Id,
-    question: Annotated[CompareQuestion, Query()],
-) -> Response:
-    """Two servers or two periods side by side, and whether what differs is more than chance."""
-    return await _about(request, uses, turn, walkthrough_id, question, Answers.compare)
+for _name, _asked in QUESTIONS.items():
+    _route(_name, _asked)
 
 
 @router.get("/walkthroughs/{walkthrough_id}/journeys", response_model=Journeys, responses=_TABLE)

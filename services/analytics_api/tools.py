@@ -3,9 +3,9 @@ answers."""
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from mcp.server import Server as McpServer
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -21,7 +21,7 @@ from mcp_types import (
     Tool,
     ToolAnnotations,
 )
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -29,29 +29,9 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.door import turn_of
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
-from services.analytics_api.models import (
-    Cohort,
-    CompareQuestion,
-    Comparison,
-    Endings,
-    FlowQuestion,
-    Funnel,
-    Identifier,
-    JourneyDetail,
-    Journeys,
-    JourneysQuestion,
-    Overview,
-    Sankey,
-    SankeyQuestion,
-    Session,
-    Steps,
-    Summary,
-    Trends,
-    TrendsQuestion,
-)
 from services.analytics_api.problems import ProblemError, invalid, of_database, respond, told_shortly
+from services.analytics_api.questions import QUESTIONS, OfSession, OfWalkthrough, Question
 from services.analytics_api.routes import Shared, admit
-from services.analytics_api.store import Context as WalkthroughContext
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import is_away
 from services.runtime.mcp import Context, Faults
@@ -67,82 +47,35 @@ INSTRUCTIONS: Final = (
     "milliseconds, days are UTC days."
 )
 
-_Call: TypeAlias = Callable[[Answers, Turn, Any], Awaitable[BaseModel]]
-
-
-class _OfWalkthrough(BaseModel):
-    walkthrough_id: Identifier = Field(description="Id of the walkthrough, from get_overview.")
-
-
-class GetOverview(Cohort):
-    """Arguments of get_overview."""
-
-
-class GetSummary(Cohort, _OfWalkthrough):
-    """Arguments of get_summary."""
-
-
-class GetSankey(SankeyQuestion, _OfWalkthrough):
-    """Arguments of get_sankey."""
-
-
-class GetFunnel(Cohort, _OfWalkthrough):
-    """Arguments of get_funnel."""
-
-
-class GetSteps(Cohort, _OfWalkthrough):
-    """Arguments of get_steps."""
-
-
-class GetEndings(FlowQuestion, _OfWalkthrough):
-    """Arguments of get_endings."""
-
-
-class GetTrends(TrendsQuestion, _OfWalkthrough):
-    """Arguments of get_trends."""
-
-
-class CompareCohorts(CompareQuestion, _OfWalkthrough):
-    """Arguments of compare."""
-
-
-class FindJourneys(JourneysQuestion, _OfWalkthrough):
-    """Arguments of find_journeys."""
-
-
-class GetJourney(_OfWalkthrough):
-    """Arguments of get_journey."""
-
-    mcp_server_user_id: Identifier = Field(description="Id of the person, from find_journeys.")
-
-
-class GetSession(BaseModel):
-    """Arguments of get_session."""
-
-    mcp_server_session_id: Identifier = Field(description="Id of the session, from get_journey.")
-
 
 @dataclass(frozen=True, slots=True)
 class _Tool:
-    title: str
-    description: str
-    arguments: type[BaseModel]
-    answer: type[BaseModel]
-    call: _Call
+    """A question as a tool: about a walkthrough, it takes that one's id, too."""
 
-    def described(self, name: str) -> Tool:
+    name: str
+    question: Question
+    arguments: type[BaseModel]
+
+    @classmethod
+    def of(cls, name: str, question: Question) -> "_Tool":
+        if question.call is None:
+            return cls(name, question, question.question)
+        arguments = create_model(f"{name}_arguments", __base__=(question.question, OfWalkthrough))
+        return cls(name, question, arguments)
+
+    def described(self) -> Tool:
         """As the protocol has it."""
         schema = self.arguments.model_json_schema()
         for unwanted in ("title", "description"):
             schema.pop(unwanted, None)
         return Tool(
-            name=name,
-            title=self.title,
-            description=self.description,
+            name=self.name,
+            title=self.question.title,
+            description=self.question.description,
             input_schema=schema,
-            output_schema=self.answer.model_json_schema(mode="serialization"),
+            output_schema=self.question.answer.model_json_schema(mode="serialization"),
             annotations=ToolAnnotations(
-                title=self.title,
+                title=self.question.title,
                 read_only_hint=True,
                 destructive_hint=False,
                 idempotent_hint=True,
@@ -150,115 +83,17 @@ class _Tool:
             ),
         )
 
-
-def _about(answer: Callable[[Answers, Any, Any], Awaitable[BaseModel]]) -> _Call:
-    """A question about a walkthrough of the organization."""
-
-    async def call(answers: Answers, turn: Turn, question: Any) -> BaseModel:
-        servers = getattr(question, "servers", ())
-        context = await answers.context(turn, question.walkthrough_id, servers)
-        return await answer(answers, context, question)
-
-    return call
+    async def call(self, answers: Answers, turn: Turn, arguments: Any) -> BaseModel:
+        """The answer; `arguments` are of the model that it takes."""
+        if self.question.call is not None:
+            context = await answers.context(turn, arguments.walkthrough_id, getattr(arguments, "servers", ()))
+            return await self.question.call(answers, context, arguments)
+        if isinstance(arguments, OfSession):
+            return await answers.session(turn, arguments.mcp_server_session_id)
+        return await answers.overview(turn, arguments)
 
 
-async def _overview(answers: Answers, turn: Turn, question: GetOverview) -> BaseModel:
-    return await answers.overview(turn, question)
-
-
-async def _session(answers: Answers, turn: Turn, question: GetSession) -> BaseModel:
-    return await answers.session(turn, question.mcp_server_session_id)
-
-
-async def _journey(answers: Answers, context: WalkthroughContext, question: GetJourney) -> BaseModel:
-    return await answers.journey(context, question.mcp_server_user_id)
-
-
-TOOLS: Final[dict[str, _Tool]] = {
-    "get_overview": _Tool(
-        "Overview of all walkthroughs",
-        "Every walkthrough of the organization, over all servers and by server: started, finished, "
-        "completion rate, average progress, last activity. Gives the ids for the other tools.",
-        GetOverview,
-        Overview,
-        _overview,
-    ),
-    "get_summary": _Tool(
-        "A walkthrough in a few figures",
-        "Completion rate, time to completion (median, 90th percentile), steps per session, how many resume "
-        "or come back.",
-        GetSummary,
-        Summary,
-        _about(Answers.summary),
-    ),
-    "get_sankey": _Tool(
-        "Where people go and where they stop",
-        "The flow graph: nodes (position, step), links between them and endings by outcome. Can start or end "
-        "at a step, leave steps out, and fold small ones.",
-        GetSankey,
-        Sankey,
-        _about(Answers.sankey),
-    ),
-    "get_funnel": _Tool(
-        "How many get how far",
-        "The steps in display order, with how many people did each and all before it.",
-        GetFunnel,
-        Funnel,
-        _about(Answers.funnel),
-    ),
-    "get_steps": _Tool(
-        "What became of each step",
-        "By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before "
-        "it. The step with the most dropped_here is where most people stop.",
-        GetSteps,
-        Steps,
-        _about(Answers.steps),
-    ),
-    "get_endings": _Tool(
-        "How journeys end",
-        "How many finished, are in progress or dropped, and after which step.",
-        GetEndings,
-        Endings,
-        _about(Answers.endings),
-    ),
-    "get_trends": _Tool(
-        "Figures over time",
-        "By day or week: started, finished, completion rate, people active.",
-        GetTrends,
-        Trends,
-        _about(Answers.trends),
-    ),
-    "compare": _Tool(
-        "Compare two servers or periods",
-        "The same walkthrough over cohorts A and B: completion, every link and drop-off side by side, with "
-        "the difference and whether it is more than chance.",
-        CompareCohorts,
-        Comparison,
-        _about(Answers.compare),
-    ),
-    "find_journeys": _Tool(
-        "The people behind a figure",
-        "Journeys that took a link, came through a node, ended somewhere, or wait at a step; the last active "
-        "first, in pages.",
-        FindJourneys,
-        Journeys,
-        _about(Answers.journeys),
-    ),
-    "get_journey": _Tool(
-        "What somebody did",
-        "A person's journey in a walkthrough: every event in order, with the time between.",
-        GetJourney,
-        JourneyDetail,
-        _about(_journey),
-    ),
-    "get_session": _Tool(
-        "Replay a session",
-        "The events of a session in order, with the time between.",
-        GetSession,
-        Session,
-        _session,
-    ),
-}
+TOOLS: Final = {name: _Tool.of(name, question) for name, question in QUESTIONS.items()}
 
 
 class AnalyticsTools:
@@ -266,7 +101,7 @@ class AnalyticsTools:
 
     def __init__(self, uses: Callable[[], Shared]) -> None:
         self._uses = uses
-        self._described = [tool.described(name) for name, tool in TOOLS.items()]
+        self._described = [tool.described() for tool in TOOLS.values()]
         self._schemas = {tool.name: tool.input_schema for tool in self._described}
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
@@ -297,10 +132,10 @@ class AnalyticsTools:
         outcome = "error"
         with MCP_SECONDS.labels(params.name).time():
             try:
-                question = _question(tool, params)
+                arguments = _arguments(tool, params)
                 turn = _turn_of(ctx)
                 await turn.begin()
-                answer = await tool.call(self._uses().answers, turn, question)
+                answer = await tool.call(self._uses().answers, turn, arguments)
                 result = CallToolResult(
                     content=[TextContent(type="text", text=answer.model_dump_json())],
                     structured_content=answer.model_dump(mode="json"),
@@ -319,7 +154,7 @@ class AnalyticsTools:
         return result
 
 
-def _question(tool: _Tool, params: CallToolRequestParams) -> BaseModel:
+def _arguments(tool: _Tool, params: CallToolRequestParams) -> BaseModel:
     try:
         return tool.arguments.model_validate(params.arguments or {})
     except ValidationError as error:

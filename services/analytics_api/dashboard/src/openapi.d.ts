@@ -76,7 +76,7 @@ export interface paths {
         };
         /**
          * Summary
-         * @description A walkthrough in a few figures.
+         * @description Completion rate, time to completion (median, 90th percentile), steps per session, how many resume or come back.
          */
         get: operations["summary_v1_walkthroughs__walkthrough_id__get"];
         put?: never;
@@ -96,10 +96,7 @@ export interface paths {
         };
         /**
          * Sankey
-         * @description Where people go and where they stop: nodes, links and endings.
-         *
-         *     Without `start_at`, `end_at` and `exclude` it is read from the counts, in a time that does not grow with
-         *     the number of completions.
+         * @description The flow graph: nodes (position, step), links between them and endings by outcome. Can start or end at a step, leave steps out, and fold small ones. Without that it is read from the counts, in a time that does not grow with the number of completions.
          */
         get: operations["sankey_v1_walkthroughs__walkthrough_id__sankey_get"];
         put?: never;
@@ -119,7 +116,7 @@ export interface paths {
         };
         /**
          * Funnel
-         * @description How many people get how far, in display order.
+         * @description The steps in display order, with how many people did each and all before it.
          */
         get: operations["funnel_v1_walkthroughs__walkthrough_id__funnel_get"];
         put?: never;
@@ -139,7 +136,7 @@ export interface paths {
         };
         /**
          * Steps
-         * @description What became of each step, and how long it took.
+         * @description By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before it. The step with the most dropped_here is where most people stop.
          */
         get: operations["steps_v1_walkthroughs__walkthrough_id__steps_get"];
         put?: never;
@@ -159,7 +156,7 @@ export interface paths {
         };
         /**
          * Endings
-         * @description How journeys end, and after which step.
+         * @description How many finished, are in progress or dropped, and after which step.
          */
         get: operations["endings_v1_walkthroughs__walkthrough_id__endings_get"];
         put?: never;
@@ -179,7 +176,7 @@ export interface paths {
         };
         /**
          * Trends
-         * @description Started, finished and active, by day or week.
+         * @description By day or week: started, finished, completion rate, people active.
          */
         get: operations["trends_v1_walkthroughs__walkthrough_id__trends_get"];
         put?: never;
@@ -199,7 +196,7 @@ export interface paths {
         };
         /**
          * Compare
-         * @description Two servers or two periods side by side, and whether what differs is more than chance.
+         * @description The same walkthrough over cohorts A and B: completion, every link and drop-off side by side, with the difference and whether it is more than chance.
          */
         get: operations["compare_v1_walkthroughs__walkthrough_id__compare_get"];
         put?: never;

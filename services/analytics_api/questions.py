@@ -1,0 +1,168 @@
+"""Every question that is asked over HTTP and as an MCP tool: one table for both.
+
+A question about a walkthrough is `GET /v1/walkthroughs/{walkthrough_id}/PATH` with its fields as parameters,
+and a tool that takes the same fields and `walkthrough_id`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from pydantic import BaseModel, Field
+
+from services.analytics_api.answers import Answers
+from services.analytics_api.models import (
+    Cohort,
+    CompareQuestion,
+    Comparison,
+    Endings,
+    FlowQuestion,
+    Funnel,
+    Identifier,
+    JourneyDetail,
+    Journeys,
+    JourneysQuestion,
+    Overview,
+    Sankey,
+    SankeyQuestion,
+    Session,
+    Steps,
+    Summary,
+    Trends,
+    TrendsQuestion,
+)
+from services.analytics_api.store import Context
+
+#: Answers a question about a walkthrough; `Any` is the question's own model.
+Answer: TypeAlias = Callable[[Answers, Context, Any], Awaitable[BaseModel]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, by the name of its tool.
+
+    `path` is what follows the walkthrough in its address; None where the address is not of this form. `call`
+    is None where it is not about a walkthrough.
+    """
+
+    title: str
+    description: str
+    question: type[BaseModel]
+    answer: type[BaseModel]
+    call: Answer | None = None
+    path: str | None = None
+
+
+class OfWalkthrough(BaseModel):
+    """Which walkthrough a tool is asked about."""
+
+    walkthrough_id: Identifier = Field(description="Id of the walkthrough, from get_overview.")
+
+
+class OfPerson(BaseModel):
+    """Whose journey get_journey is asked for."""
+
+    mcp_server_user_id: Identifier = Field(description="Id of the person, from find_journeys.")
+
+
+class OfSession(BaseModel):
+    """Which session get_session is asked for."""
+
+    mcp_server_session_id: Identifier = Field(description="Id of the session, from get_journey.")
+
+
+async def _journey(answers: Answers, context: Context, person: OfPerson) -> BaseModel:
+    return await answers.journey(context, person.mcp_server_user_id)
+
+
+QUESTIONS: Final[dict[str, Question]] = {
+    "get_overview": Question(
+        "Overview of all walkthroughs",
+        "Every walkthrough of the organization, over all servers and by server: started, finished, "
+        "completion rate, average progress, last activity. Gives the ids for the other tools.",
+        Cohort,
+        Overview,
+    ),
+    "get_summary": Question(
+        "A walkthrough in a few figures",
+        "Completion rate, time to completion (median, 90th percentile), steps per session, how many resume "
+        "or come back.",
+        Cohort,
+        Summary,
+        Answers.summary,
+        "",
+    ),
+    "get_sankey": Question(
+        "Where people go and where they stop",
+        "The flow graph: nodes (position, step), links between them and endings by outcome. Can start or end "
+        "at a step, leave steps out, and fold small ones. Without that it is read from the counts, in a time "
+        "that does not grow with the number of completions.",
+        SankeyQuestion,
+        Sankey,
+        Answers.sankey,
+        "/sankey",
+    ),
+    "get_funnel": Question(
+        "How many get how far",
+        "The steps in display order, with how many people did each and all before it.",
+        Cohort,
+        Funnel,
+        Answers.funnel,
+        "/funnel",
+    ),
+    "get_steps": Question(
+        "What became of each step",
+        "By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before "
+        "it. The step with the most dropped_here is where most people stop.",
+        Cohort,
+        Steps,
+        Answers.steps,
+        "/steps",
+    ),
+    "get_endings": Question(
+        "How journeys end",
+        "How many finished, are in progress or dropped, and after which step.",
+        FlowQuestion,
+        Endings,
+        Answers.endings,
+        "/endings",
+    ),
+    "get_trends": Question(
+        "Figures over time",
+        "By day or week: started, finished, completion rate, people active.",
+        TrendsQuestion,
+        Trends,
+        Answers.trends,
+        "/trends",
+    ),
+    "compare": Question(
+        "Compare two servers or periods",
+        "The same walkthrough over cohorts A and B: completion, every link and drop-off side by side, with "
+        "the difference and whether it is more than chance.",
+        CompareQuestion,
+        Comparison,
+        Answers.compare,
+        "/compare",
+    ),
+    "find_journeys": Question(
+        "The people behind a figure",
+        "Journeys that took a link, came through a node, ended somewhere, or wait at a step; the last active "
+        "first, in pages.",
+        JourneysQuestion,
+        Journeys,
+        Answers.journeys,
+    ),
+    "get_journey": Question(
+        "What somebody did",
+        "A person's journey in a walkthrough: every event in order, with the time between.",
+        OfPerson,
+        JourneyDetail,
+        _journey,
+    ),
+    "get_session": Question(
+        "Replay a session",
+        "The events of a session in order, with the time between.",
+        OfSession,
+        Session,
+    ),
+}
