@@ -38,8 +38,8 @@ from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
 from services.sankey_aggregator import store
 
-_QUERIES = load_queries(__file__)
-SQL = {name: text.replace("IS_THEIRS", _QUERIES["erase_is_theirs"]) for name, text in _QUERIES.items()}
+SQL = load_queries(__file__)
+
 #: How long to wait for somebody who has locked the person, or something of theirs.
 _LOCK = {"lock_timeout": "10s"}
 #: What the transaction holds up ends with it: a command that is frozen in it loses its connection.

@@ -130,28 +130,13 @@ select
   (select count(*) from mcp_user_identities where mcp_server_user_id = $1) as identities,
   (
     select count(*) from outbox
-    where IS_THEIRS and is_erasure_of($1, type, headers) is not true
+    where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true
   ) as outbox,
   (
     select count(*) from outbox_set_aside
-    where IS_THEIRS and is_erasure_of($1, type, headers) is not true
+    where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true
   ) as outbox_set_aside,
   (select count(*) from waiting_events where mcp_server_user_id = $1) as waiting_events;
-
--- name: erase_is_theirs
--- Whether an event of the outbox, or one that was set aside, is a person's: by its key, or by what its value says,
--- for whoever writes there may choose another key. One that does not say whose it is, or cannot be read, is theirs if
--- it holds their id, which the second argument finds as a whole word. Where brackets are nested some thousands deep,
--- PostgreSQL raises an error: a value with so many is one that cannot be read.
-(
-  key = $1
-  or (position($1 in value) > 0 or position('\u' in value) > 0)  -- JSON may write any character as \u…
-  and case
-    when regexp_count(value, '[[{]') < 2000 and pg_input_is_valid(value, 'jsonb')
-      then coalesce(value::jsonb ->> 'mcp_server_user_id', case when value ~ $2::text then $1 end) = $1
-    else value ~ $2::text
-  end
-)
 
 -- name: erase_waiting_events
 delete from waiting_events where mcp_server_user_id = $1;
@@ -176,13 +161,13 @@ union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 
 -- name: erase_outbox
--- All that is on its way of a person but the event that says that they are erased. IS_THEIRS is `erase_is_theirs`.
+-- All that is on its way of a person but the event that says that they are erased.
 delete from outbox
-where IS_THEIRS and is_erasure_of($1, type, headers) is not true;
+where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_set_aside
 delete from outbox_set_aside
-where IS_THEIRS and is_erasure_of($1, type, headers) is not true;
+where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true;
 
 -- name: erase_user
 delete from mcp_server_user where id = $1;
