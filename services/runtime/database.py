@@ -24,7 +24,8 @@ from tenacity import (
 
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.refusals import SIGN_IN, Refusals
-from services.runtime.settings import Settings, tls_file_problems
+from services.runtime.setting_values import tls_file_problems
+from services.runtime.settings import Settings
 from services.runtime.telemetry import RETRIES
 
 log = logging.getLogger("stepstream.database")
