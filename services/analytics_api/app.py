@@ -27,7 +27,7 @@ from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
-from services.runtime import connections
+from services.runtime import http_layers
 from services.runtime.database import Connection, Pool, close_pool, open_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
@@ -140,7 +140,7 @@ def application(process: AnalyticsProcess) -> ASGIApp:
 
     measured = Measured(shared_with(Door(app, guard, lanes, streams)))
     return Answered(
-        connections.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
+        http_layers.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
 from services.runtime.database import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import HTTP_CONNECTIONS
@@ -257,7 +259,7 @@ def server_config(app: ASGIApp, connections: Connections, lifespan: Literal["on"
     """How an application is served."""
     return uvicorn.Config(
         app,
-        http=connections.protocol,  # type: ignore[arg-type]
+        http=functools.partial(TimedProtocol, connections),  # type: ignore[arg-type]
         ws="none",
         log_config=None,
         access_log=False,

@@ -12,7 +12,6 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
-from services.runtime.connections import Paced, Shared
 from services.runtime.database import Pool, close_pool, open_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
@@ -25,6 +24,7 @@ from services.runtime.http import (
     leave_unanswered,
     problem_of_database,
 )
+from services.runtime.http_layers import Paced, Shared
 from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
