@@ -31,7 +31,7 @@ from schemas import EventError, StepCompleted, decode
 from services.consumers.lag import lags
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import RenewedProducer
 from tests.support.agents import agent

@@ -53,7 +53,7 @@ from services.analytics_api.problems import ProblemError, invalid, of_database, 
 from services.analytics_api.routes import Shared, admit
 from services.analytics_api.store import Context as WalkthroughContext
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import is_away
+from services.runtime.database_errors import is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 

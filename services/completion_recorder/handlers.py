@@ -19,7 +19,8 @@ from services.completion_recorder.tally import Counts, Tally, Unwritten
 from services.consumers.handling import Batches, Interrupted
 from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Pool, may_pass, retrying
+from services.runtime.database import Pool
+from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import (
@@ -33,6 +34,7 @@ from services.runtime.kafka import (
     send_all,
     send_each,
 )
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.sources import OTHERS
 from services.runtime.telemetry import (

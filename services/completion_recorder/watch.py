@@ -11,7 +11,8 @@ from services.consumers.agreement import agreement
 from services.consumers.lag import read_groups_with, reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import describe_log
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool
+from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client, kafka_may_return

@@ -19,8 +19,9 @@ from tenacity import AsyncRetrying
 
 from services.consumers.handling import Interrupted
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
-from services.runtime.database import may_pass, retrying
+from services.runtime.database_errors import may_pass
 from services.runtime.kafka import Record, commit_offsets, kafka_may_return
+from services.runtime.retrying import retrying
 
 if TYPE_CHECKING:
     from services.consumers.shell import ConsumerShell

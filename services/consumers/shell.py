@@ -32,7 +32,8 @@ from services.consumers.progress import Progress
 from services.consumers.standing import Standing
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.consumers.subscription import bound_the_end, dead_task, decode_batch, make_broker, parse_batch
-from services.runtime.database import DATABASE_ERRORS, Connection, Pool, may_pass, retrying
+from services.runtime.database import Connection, Pool
+from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.http import Answered, health_routes, problem_of_database
 from services.runtime.kafka import (
@@ -44,6 +45,7 @@ from services.runtime.kafka import (
     unreachable,
 )
 from services.runtime.process import Process, Stopped
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import (
     BATCH_EVENTS,

@@ -13,7 +13,7 @@ from aiokafka.errors import IllegalStateError
 from services.consumers.batches import Reading, Unreadable
 from services.consumers.handling import Interrupted
 from services.consumers.stored_positions import PositionLockedError, lock_free_positions
-from services.runtime.database import may_pass
+from services.runtime.database_errors import may_pass
 from services.runtime.telemetry import HELD, UNREADABLE
 
 if TYPE_CHECKING:

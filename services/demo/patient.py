@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from services.runtime.database import Connection, Pool, close_pool, explaining, may_pass, open_pool
+from services.runtime.database import Connection, Pool, close_pool, open_pool
+from services.runtime.database_errors import explaining, may_pass
 from services.runtime.settings import Settings
 
 _Answer = TypeVar("_Answer")

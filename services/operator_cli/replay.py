@@ -28,13 +28,8 @@ from services.consumers.stored_positions import (
     set_positions,
 )
 from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.database import (
-    bounded_beyond_stuck,
-    close_pool,
-    connected,
-    explaining,
-    open_pool,
-)
+from services.runtime.database import bounded_beyond_stuck, close_pool, connected, open_pool
+from services.runtime.database_errors import explaining
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,

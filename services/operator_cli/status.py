@@ -19,7 +19,8 @@ from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import TopicLog, describe_log, high_watermarks
 from services.operator_cli.gone import CAUSES
-from services.runtime.database import Connection, connected, explained, load_queries
+from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database_errors import explained
 from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
 from services.runtime.kafka import admin_client, unreachable
 from services.runtime.migrate import pending

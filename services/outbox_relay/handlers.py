@@ -14,8 +14,10 @@ from services.consumers.stored_positions import DatabaseIdentity, read_identity
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
+from services.runtime.database import Pool, connect
+from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.process import Process, Stopped
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from services.runtime.tracing import message_spans, parents_of

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import asyncpg
 
-from services.runtime.database import DATABASE_ERRORS, Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.errors import ConfigurationError, MigrationError
 from services.runtime.refusals import SCHEMA, Refusals
 from services.runtime.tasks import beside

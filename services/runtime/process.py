@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from services.runtime import crashpoints
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
-from services.runtime.database import explained, without_values
+from services.runtime.database_errors import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals

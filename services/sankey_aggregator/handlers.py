@@ -10,8 +10,9 @@ from schemas import EventError, UserErased, decode
 from services.consumers.handling import Batches
 from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Pool, retrying
+from services.runtime.database import Pool
 from services.runtime.kafka import Record
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import (
     EVENTS,

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.consumers.shell import ConsumerShell
-from services.runtime.database import is_away, without_values
+from services.runtime.database_errors import is_away, without_values
 from services.runtime.http import Answered, leave_unanswered
 from services.runtime.mcp import Faults
 from services.runtime.process import Process
