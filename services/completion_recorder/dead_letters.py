@@ -19,7 +19,8 @@ from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
-from services.consumers.lag import partitions_of, reader
+from services.consumers.lag import partitions_of
+from services.consumers.reader import reader
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError

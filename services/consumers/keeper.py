@@ -15,9 +15,10 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.consumers.batches import unreadable_of
-from services.consumers.lag import AGGREGATOR, RECORDER, Committed, committed_with, reader
+from services.consumers.lag import AGGREGATOR, RECORDER, Committed, committed_with
 from services.consumers.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
+from services.consumers.reader import reader
+from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import (
     Advance,
     MovedError,

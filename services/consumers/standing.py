@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
 
-from services.consumers.batches import Reading, Unreadable
 from services.consumers.handling import Interrupted
+from services.consumers.reading import Reading, Unreadable
 from services.consumers.stored_positions import PositionLockedError, lock_free_positions
 from services.runtime.database_errors import may_pass
 from services.runtime.telemetry import HELD, UNREADABLE

@@ -7,8 +7,9 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, read_groups, reader
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, read_groups
 from services.consumers.positions import Digest, Gone, Placement, Position, Seen, place
+from services.consumers.reader import reader
 from services.consumers.stored_positions import (
     forget_sent,
     lock_positions,

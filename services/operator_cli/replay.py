@@ -15,11 +15,12 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
-from services.consumers.batches import unreadable_of
 from services.consumers.handling import Batches
-from services.consumers.lag import RECORDER, read_groups, reader
+from services.consumers.lag import RECORDER, read_groups
 from services.consumers.lag import GroupPosition as Seen
 from services.consumers.positions import Position
+from services.consumers.reader import reader
+from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import (
     Advance,
     lock_positions,

@@ -15,7 +15,8 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from services.consumers.agreement import Agreement, agreement, name_partitions
 from services.consumers.gone import Gone, find
-from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
+from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups
+from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import TopicLog, describe_log, high_watermarks
 from services.operator_cli.gone import CAUSES

@@ -10,8 +10,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
-from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups, reader
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups
 from services.consumers.positions import Digest, Gone, Position
+from services.consumers.reader import reader
 from services.consumers.stored_positions import (
     lock_positions,
     name_gone,

@@ -25,8 +25,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
 from services.consumers.keeper import Keeper
-from services.consumers.lag import lags, reader
+from services.consumers.lag import lags
 from services.consumers.positions import Cause, Placement
+from services.consumers.reader import reader
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
 from services.runtime.alone import Act, alone

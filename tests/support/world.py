@@ -34,7 +34,8 @@ from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.app import application as api_application
 from services.analytics_api.keys import create as make_key
 from services.completion_recorder import store as recorder_store
-from services.consumers.lag import GROUPS, read_groups_with, reader
+from services.consumers.lag import GROUPS, read_groups_with
+from services.consumers.reader import reader
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
