@@ -8,7 +8,7 @@ import asyncio
 import logging
 from typing import Any
 
-from services.consumers.stored_positions import DatabaseIdentity, read_identity
+from services.consumers.database_identity import DatabaseIdentity, read_identity
 from services.runtime.database import Pool, connect
 from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.settings import Settings

@@ -15,29 +15,27 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.consumers.database_identity import Ours, identity_in, last_in, read_identity
+from services.consumers.gone import name_gone, read_skipped
 from services.consumers.lag import AGGREGATOR, RECORDER, Committed, committed_with
 from services.consumers.positions import Cause, Fingerprint, Gone, Placement, Position, Seen, Witnessed, place
 from services.consumers.reader import reader
 from services.consumers.reading import unreadable_of
+from services.consumers.sent import (
+    forget_sent,
+    read_contested,
+    read_sent,
+    read_witnessed,
+    settle_witnessed,
+    trust_sent,
+)
 from services.consumers.stored_positions import (
     Advance,
     MovedError,
-    Ours,
     PositionLockedError,
-    forget_sent,
-    identity_in,
-    last_in,
     lock_free_positions,
-    name_gone,
-    read_contested,
-    read_identity,
     read_positions,
-    read_sent,
-    read_skipped,
-    read_witnessed,
     set_positions,
-    settle_witnessed,
-    trust_sent,
 )
 from services.consumers.topic import TopicLog, describe_log, ends_of_epochs, high_watermarks
 from services.runtime.database import Connection, Pool

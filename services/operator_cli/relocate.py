@@ -7,17 +7,13 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from services.consumers.database_identity import read_identity
+from services.consumers.gone import name_gone
 from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, read_groups
 from services.consumers.positions import Digest, Gone, Placement, Position, Seen, place
 from services.consumers.reader import reader
-from services.consumers.stored_positions import (
-    forget_sent,
-    lock_positions,
-    name_gone,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.sent import forget_sent
+from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at, refuse_a_group_with

@@ -15,19 +15,14 @@ from rich.markup import escape
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
+from services.consumers.database_identity import read_identity
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER, read_groups
 from services.consumers.lag import GroupPosition as Seen
 from services.consumers.positions import Position
 from services.consumers.reader import reader
 from services.consumers.reading import unreadable_of
-from services.consumers.stored_positions import (
-    Advance,
-    lock_positions,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.database import bounded_beyond_stuck, close_pool, connected, open_pool
 from services.runtime.database_errors import explaining

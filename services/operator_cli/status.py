@@ -14,7 +14,7 @@ from aiokafka.errors import BrokerResponseError, KafkaError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from services.consumers.agreement import Agreement, agreement, name_partitions
-from services.consumers.gone import Gone, find
+from services.consumers.gone import NamedGone, find
 from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups
 from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
@@ -85,7 +85,7 @@ class Status:
     held_back_since: Mapping[int, int] = field(default_factory=dict)
     #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
     agreement: Agreement | None = None
-    gone: list[Gone] = field(default_factory=list)
+    gone: list[NamedGone] = field(default_factory=list)
 
     @property
     def unreadable_batches(self) -> dict[int, tuple[str, list[str]]]:
@@ -336,7 +336,7 @@ def _judge_agreement(seen: Status) -> None:
         seen.problems.append(f"{more} of events gone: `stepstream gone list`")
 
 
-def _describe_gone(gone: Gone) -> str:
+def _describe_gone(gone: NamedGone) -> str:
     between = [format_time(at) for at in (gone.before_at, gone.after_at)]
     times = f", which came between {between[0]} and {between[1]}" if all(between) else ""
     return (

@@ -10,16 +10,12 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
+from services.consumers.database_identity import read_identity
+from services.consumers.gone import name_gone
 from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups
 from services.consumers.positions import Digest, Gone, Position
 from services.consumers.reader import reader
-from services.consumers.stored_positions import (
-    lock_positions,
-    name_gone,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.operator_cli.replay import commit_for, reads_on_at
 from services.runtime.database import connected

@@ -10,7 +10,7 @@ from typing import TypeVar
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
-from services.consumers.stored_positions import DatabaseIdentity, read_identity
+from services.consumers.database_identity import DatabaseIdentity, read_identity
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
