@@ -24,7 +24,8 @@ from opentelemetry.trace import SpanKind
 from starlette.routing import Router
 
 from services.consumers.handling import Batches, Interrupted
-from services.consumers.keeper import Keeper, OnDiscontinuity
+from services.consumers.keeper import Keeper
+from services.consumers.placements import OnDiscontinuity
 from services.consumers.placing import CHECK_SECONDS, Placing
 from services.consumers.positions import Cause, Placement
 from services.consumers.prerequisites import check_prerequisites
