@@ -139,7 +139,7 @@ class Placing:
         """Moves positions past markers of transactions and events of aborted ones that nothing follows."""
         shell, keeper = self._shell, self._shell.keeper
         reached = {tp.partition: await shell.consumer.position(tp) for tp in owned}
-        if shell.is_busy:
+        if shell.in_hand.is_busy:
             return
         moves = {
             p: (known, known.past(reached[p]))

@@ -118,7 +118,7 @@ class Standing:
         self.forget(partition)
         log.info("%s goes on with partition %d", shell.service, partition)
         with contextlib.suppress(Interrupted, IllegalStateError):
-            if not shell.is_waiting:
+            if not shell.in_hand.is_waiting:
                 shell.consumer.resume(*shell.partitions([partition]))
         if partition not in shell.keeper.positions:
             shell.place_soon()

@@ -34,14 +34,14 @@ async def stuck(shell: ConsumerShell) -> None:
     async def for_ever(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    shell._handle = for_ever
+    shell.handle = for_ever
 
 
 async def blocked(shell: ConsumerShell) -> None:
     async def for_ever(*_: Any) -> None:
         time.sleep(3600)  # noqa: ASYNC251
 
-    shell._handle = for_ever
+    shell.handle = for_ever
 
 
 INJURIES: dict[str, Callable[[ConsumerShell], Awaitable[None]]] = {
