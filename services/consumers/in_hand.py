@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -38,7 +38,7 @@ _ROLL_BACK_SECONDS = 5.0
 class InHand:
     """Hands batches of a shell to its handler, one at a time."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         self._task: asyncio.Task[None] | None = None
         #: When something of a batch was done, by the monotonic clock.
@@ -123,7 +123,7 @@ class InHand:
         while records:
             batch.left = len(records)
             try:
-                await self._shell.handle(records, batch)
+                await self._shell.handler.handle(records, batch)
                 break
             except PositionLockedError as locked:
                 standing.hold_locked(locked)
@@ -203,7 +203,7 @@ class InHand:
 class _Batch:
     """A batch in hand, as its handler sees the shell."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         self.left = 0
 

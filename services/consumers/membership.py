@@ -17,7 +17,7 @@ log = logging.getLogger("stepstream.shell")
 class Membership(ConsumerRebalanceListener):
     """Ends the batch in hand before partitions go, and has those that come placed."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from aiokafka import TopicPartition
@@ -33,7 +33,7 @@ CHECK_SECONDS = 5.0
 class Placing:
     """Puts the consumer of a shell where the stored positions are, and batches aside that begin elsewhere."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()

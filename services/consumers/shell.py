@@ -3,12 +3,13 @@
 A batch is either applied and committed, or the process ends with nothing of it committed.
 """
 
+import abc
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -16,11 +17,10 @@ from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from starlette.routing import Router
 
-from services.consumers.handling import Batches, Interrupted
+from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.in_hand import InHand
 from services.consumers.keeper import Keeper
 from services.consumers.membership import Membership
-from services.consumers.placements import OnDiscontinuity
 from services.consumers.placing import CHECK_SECONDS, Placing
 from services.consumers.positions import Cause, Placement
 from services.consumers.prerequisites import check_prerequisites
@@ -30,8 +30,8 @@ from services.consumers.stored_positions import MovedError
 from services.consumers.subscription import dead_task, decode_batch, make_broker, parse_batch
 from services.runtime.database import Connection, Pool
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
-from services.runtime.http import Answered, health_routes, problem_of_database
-from services.runtime.kafka import Record, kafka_may_return, renew_password, subscriber_options, unreachable
+from services.runtime.http import Answered
+from services.runtime.kafka import kafka_may_return, renew_password, subscriber_options, unreachable
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.telemetry import CANCELLED, EXPIRED, PAUSED, REBALANCES, REWINDS
@@ -41,37 +41,23 @@ log = logging.getLogger("stepstream.shell")
 _PATHS = ("/health/live", "/health/ready", "/metrics", "/metrics/")
 
 
-class ConsumerShell(Process):
+H = TypeVar("H", bound=BatchHandler)
+
+
+class ConsumerShell(Process[H]):
     """Runs one batch handler on the topic under one group.
 
-    The handler gets a batch's records, all of partitions still owned, and a way to commit the offsets of
-    those that it is done with. It may wait in `pause`, for what is away.
+    The handler gets a batch's records, all of partitions still owned.
 
     Args:
         service: its name, and that of its group.
         settings: where everything is.
-        handle: the handler.
-        resources: what the handler needs, opened before the first batch.
-        on_discontinuity: called in the transaction that moves positions where no event tells which journeys
-            changed: Kafka has removed events that this group had not read, or the log is another one.
         names: of which causes this service names what is gone.
     """
 
-    def __init__(
-        self,
-        service: str,
-        settings: Settings,
-        handle: Callable[[Sequence[Record], Batches], Awaitable[None]],
-        resources: Callable[[], contextlib.AbstractAsyncContextManager[Pool]],
-        on_discontinuity: OnDiscontinuity,
-        names: Collection[Cause],
-    ) -> None:
+    def __init__(self, service: str, settings: Settings, names: Collection[Cause]) -> None:
         super().__init__(service, settings)
         self.interrupt = asyncio.Event()
-        self.handle = handle
-        self._resources = resources
-        self._on_discontinuity = on_discontinuity
-        self._pool: Pool | None = None
         self._mending = False
         self._looks: asyncio.Task[None] | None = None
         self.keeper = Keeper(service, settings, self._around_discontinuity, names)
@@ -92,7 +78,7 @@ class ConsumerShell(Process):
             **subscriber_options(settings),
         )
         self.subscriber(self.in_hand.take)
-        routes: Any = Router(health_routes(self.problem_of_life, self.problem_of_readiness, self.remark))
+        routes: Any = Router(self.health_routes())
         self.app = AsgiFastStream(
             broker,
             lifespan=self._lifespan,
@@ -114,13 +100,13 @@ class ConsumerShell(Process):
     @property
     def pool(self) -> Pool:
         """Connections to the database, while the service runs."""
-        if self._pool is None:
+        if not self.is_open:
             raise Interrupted
-        return self._pool
+        return self.handler.pool
 
     @property
     def pool_if_open(self) -> "Pool | None":
-        return self._pool
+        return self.handler.pool if self.is_open else None
 
     def partitions(self, numbers: Collection[int]) -> list[TopicPartition]:
         """Partitions of the topic by their numbers."""
@@ -155,12 +141,19 @@ class ConsumerShell(Process):
         """Places partitions without waiting for events of theirs."""
         self._looks = asyncio.create_task(self._look())
 
+    @abc.abstractmethod
+    async def on_discontinuity(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
+        """Called in the transaction that moves positions where no event tells which journeys changed.
+
+        Kafka has removed events that this group had not read, or the log is another one.
+        """
+
     async def _around_discontinuity(
         self, connection: Connection, placements: Mapping[int, Placement]
     ) -> None:
         self._mending = True
         try:
-            await self._on_discontinuity(connection, placements)
+            await self.on_discontinuity(connection, placements)
         finally:
             self._mending = False
 
@@ -198,20 +191,16 @@ class ConsumerShell(Process):
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         return await self.serve(self.served, port)
 
+    async def prepare(self, handler: H) -> None:
+        """Looks for what every consumer needs, and waits until the group is free for this database."""
+        await check_prerequisites(self.settings, handler.pool)
+        with contextlib.suppress(Stopped):
+            await self.keeper.join(handler.pool, self.sleep)
+
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
-        try:
-            async with self._resources() as pool:
-                await check_prerequisites(self.settings, pool)
-                with contextlib.suppress(Stopped):
-                    await self.keeper.join(pool, self.sleep)
-                self._pool = pool
-                self.log_start()
-                yield
-        except BaseException as error:
-            self.fail(_first(error))
-            raise
-        self.log_end()
+        async with self.running():
+            yield
 
     def fail(self, error: BaseException) -> None:
         """Stops the service with this error; one of Kafka's is told as a line for people."""
@@ -241,19 +230,12 @@ class ConsumerShell(Process):
     async def problem_of_readiness(self) -> str | None:
         """What keeps the service from handling events: no partitions, no database, or pending migrations."""
         try:
-            if self._pool is None or not self.consumer.assignment():
+            if not self.is_open or not self.consumer.assignment():
                 return "no partitions are assigned yet"
         except Interrupted:
             return "stopping"
-        return await problem_of_database(self._pool)
+        return await super().problem_of_readiness()
 
     def remark(self) -> str | None:
         """What a service that is ready leaves undone."""
         return "; ".join(self.standing.reasons) or None
-
-
-def _first(error: BaseException) -> BaseException:
-    """The first error of a group: FastStream starts its brokers in a task group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
@@ -37,7 +37,7 @@ class Hold(NamedTuple):
 class Standing:
     """The partitions of a shell that stand still: held, locked, or with what nobody can read."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         self.held: dict[int, Hold] = {}
         self._looking: asyncio.Task[None] | None = None

@@ -28,14 +28,8 @@ from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_MAX_BYTES,
-    NULL,
-    Record,
-    admin_client,
-    make_producer,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
+from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
 from services.runtime.text import format_time, plural
@@ -242,17 +236,11 @@ async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tup
     row = await db.fetchrow(SQL["erase_waiting"], receipt.user)
     if row is None:
         return None
-    producer = make_producer(settings)
-    try:
-        await producer.start()
+    async with producer(settings, settings.topic) as sender:
         headers = [(name, text.encode()) for name, text in json.loads(row["headers"]).items()]
-        sent = await producer.send_and_wait(
+        sent = await (await sender.start()).send_and_wait(
             settings.topic, row["value"].encode(), key=row["key"].encode(), headers=headers
         )
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
     await db.execute(SQL["erase_sent"], row["id"])
     return sent.partition, sent.offset
 
@@ -327,11 +315,12 @@ async def _remove_letters(settings: Settings, names: Names) -> Letters:
 
 async def _copy_others(settings: Settings, partition: TopicPartition, end: int, names: Names) -> None:
     """Sends the letters of others before `end` again, each once, with the times that they had."""
-    producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
     copied: set[Source] = set()
     sent = []
-    try:
-        await producer.start()
+    async with producer(
+        settings, partition.topic, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5
+    ) as sender:
+        letters = await sender.start()
         begin = {partition.partition: 0}
         async for record in read_partitions(settings, partition.topic, begin):
             source = parse(record).source
@@ -339,7 +328,7 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
                 continue
             copied.add(source)
             sent.append(
-                await producer.send(
+                await letters.send(
                     partition.topic,
                     NULL if record.value is None else record.value,
                     key=record.key,
@@ -349,10 +338,6 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
                 )
             )
         await asyncio.gather(*sent)
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
 
 
 # --- telling -------------------------------------------------------------------------------------------

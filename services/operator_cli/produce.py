@@ -16,7 +16,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from schemas import EventError, Rejection, StepCorrected, UserErased, decode
 from services.runtime.errors import StepstreamError
 from services.runtime.files import open_lines
-from services.runtime.kafka import admin_client, make_producer, unreachable
+from services.runtime.kafka import admin_client
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 
 console = Console(stderr=True, highlight=False)
@@ -47,8 +48,8 @@ async def produce(settings: Settings, file: str) -> ProduceResult:
     outcome = ProduceResult()
     began = time.monotonic()
     with open_lines(file) as (lines, size), _progress(size) as progress:
-        async with bulk_producer(settings) as producer:
-            await send_values(producer, settings.topic, _values(lines, progress), outcome)
+        async with bulk_producer(settings) as sender:
+            await send_values(sender, settings.topic, _values(lines, progress), outcome)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -61,15 +62,8 @@ async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         StepstreamError: Kafka cannot be reached, or has no such topic.
     """
     await _check_topic(settings)
-    producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
-    try:
-        try:
-            await producer.start()
-        except KafkaError as error:
-            raise unreachable(settings, error) from error
-        yield producer
-    finally:
-        await producer.stop()
+    async with producer(settings, linger_ms=10, max_batch_size=256 * 1024) as sender:
+        yield await sender.start()
 
 
 def report(outcome: ProduceResult, *, as_json: bool) -> None:

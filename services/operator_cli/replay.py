@@ -24,17 +24,11 @@ from services.consumers.reader import reader
 from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
 from services.operator_cli.options import not_executed, print_json, print_table, say
-from services.runtime.database import bounded_beyond_stuck, close_pool, connected, open_pool
+from services.runtime.database import bounded_beyond_stuck, connected, opened_pool
 from services.runtime.database_errors import explaining
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_MAX_BYTES,
-    Record,
-    RenewedProducer,
-    check_codecs,
-    connection,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, check_codecs, connection, unreachable
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 from services.runtime.text import plural
 from services.sankey_aggregator import store as aggregator_store
@@ -289,9 +283,12 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
     store = recorder_store if recording else aggregator_store
-    pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS | bounded_beyond_stuck(settings))
-    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
-    try:
+    server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+    dead_letters = settings.dead_letter_topic
+    async with (
+        opened_pool(settings, store.prepare, server_settings) as pool,
+        producer(settings, dead_letters, max_request_size=DEAD_LETTER_MAX_BYTES) as letters,
+    ):
         handler: Recorder | Aggregator = (
             Recorder(settings, pool, letters, asyncio.sleep)
             if recording
@@ -305,11 +302,6 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
                     f"{RECORDER} records them when the locks go. `stepstream status` says which rows"
                 )
             return fed
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await letters.stop()
-        await close_pool(pool)
 
 
 class _Feeding:

@@ -20,14 +20,8 @@ from services.operator_cli.options import not_executed, print_json, print_table,
 from services.operator_cli.replay import commit_for, reads_on_at
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_HEADERS,
-    DEAD_LETTER_MAX_BYTES,
-    NULL,
-    RenewedProducer,
-    send_all,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_HEADERS, DEAD_LETTER_MAX_BYTES, unreachable
+from services.runtime.producer import NULL, producer, send_all
 from services.runtime.settings import Settings
 from services.runtime.text import format_time, plural
 from services.sankey_aggregator import store as aggregator_store
@@ -153,15 +147,10 @@ async def _keep(settings: Settings, plan: BatchSkip) -> None:
     )
     headers = [(name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)]
     value = batch.raw if plan.is_kept else NULL
-    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
-    try:
-        producer = await letters.start()
+    topic = settings.dead_letter_topic
+    async with producer(settings, topic, max_request_size=DEAD_LETTER_MAX_BYTES) as letters:
         letter = {"key": None, "value": value, "headers": headers}
-        await send_all(producer, settings.dead_letter_topic, {plan.partition: [letter]})
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await letters.stop()
+        await send_all(await letters.start(), topic, {plan.partition: [letter]})
 
 
 async def _move(settings: Settings, plan: BatchSkip) -> str:

@@ -235,6 +235,27 @@ def _reason(error: Exception, patience: float) -> str:
     return str(told) or type(error).__name__
 
 
+@contextlib.asynccontextmanager
+async def opened_pool(
+    settings: Settings,
+    setup: Setup | None = None,
+    server_settings: Mapping[str, str] | None = None,
+    reset: Setup | None = None,
+    command_timeout: float | None = None,
+    refusals: Refusals | None = None,
+) -> AsyncIterator[Pool]:
+    """A pool while the block lasts; the arguments are those of `open_pool`.
+
+    Raises:
+        StepstreamError: as `open_pool`.
+    """
+    pool = await open_pool(settings, setup, server_settings, reset, command_timeout, refusals)
+    try:
+        yield pool
+    finally:
+        await close_pool(pool)
+
+
 async def close_pool(pool: Pool) -> None:
     """Closes a pool in bounded time: a server that does not answer would hold it for ever."""
     try:
@@ -255,18 +276,11 @@ async def connected(
     Raises:
         StepstreamError: as `open_pool`; or PostgreSQL refuses something while the block lasts.
     """
-    pool = await open_pool(
-        settings.model_copy(update={"database_pool_size": 2}),
-        setup,
-        server_settings,
-        command_timeout=command_timeout,
-    )
-    try:
+    small = settings.model_copy(update={"database_pool_size": 2})
+    async with opened_pool(small, setup, server_settings, command_timeout=command_timeout) as pool:
         with explaining():
             async with pool.acquire() as connection:
                 yield connection
-    finally:
-        await close_pool(pool)
 
 
 def _without_password(url: str) -> str:

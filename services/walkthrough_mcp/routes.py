@@ -223,6 +223,11 @@ class McpEndpoint:
         #: Servers that were found a moment ago.
         self._known: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
 
+    @property
+    def pool(self) -> Pool:
+        """The database with walkthroughs and progress."""
+        return self._pool()
+
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Serves sessions while the block lasts."""

@@ -334,7 +334,13 @@ async def test_the_metric_is_there_before_the_first_fault() -> None:
 async def test_the_port_of_a_consumer_hides_no_error(
     lines: Lines, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(ConsumerShell):
+    class Broken(ConsumerShell[Any]):
+        def opened(self) -> Any:
+            raise NotImplementedError
+
+        async def on_discontinuity(self, connection: Any, placements: Any) -> None:
+            raise NotImplementedError
+
         def problem_of_life(self) -> str | None:
             raise RuntimeError("it broke")
 
@@ -346,7 +352,7 @@ async def test_the_port_of_a_consumer_hides_no_error(
 
     monkeypatch.setattr("services.runtime.http.generate_latest", no_metrics)
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", database_url="postgresql://127.0.0.1:1/x")
-    shell = Broken("a-consumer", settings, None, None, None, ())  # type: ignore[arg-type]
+    shell = Broken("a-consumer", settings, ())
     before = counted("a-consumer")
     answer = await ask(shell.served, path)
     (line,) = lines.faults()
