@@ -446,6 +446,11 @@ async def _in_the_sdk() -> None:
 # --- starts that fail --------------------------------------------------------------------------------------
 
 
+class Nothing(Process[Any]):
+    def opened(self) -> Any:
+        raise NotImplementedError
+
+
 async def test_a_start_that_fails_before_the_service_says_why_is_told(lines: Lines) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("before anything of ours")
@@ -455,7 +460,7 @@ async def test_a_start_that_fails_before_the_service_says_why_is_told(lines: Lin
         database_url="postgresql://127.0.0.1:1/x",
         http_host="127.0.0.1",
     )
-    assert await Process(SERVICE, settings).serve(app, 0) == 1
+    assert await Nothing(SERVICE, settings).serve(app, 0) == 1
     (line,) = map(json.loads, lines.text.splitlines())
     assert line["message"] == "a-service stops: before anything of ours"
     assert "Traceback" in line["exception"]
