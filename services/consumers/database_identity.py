@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import asyncpg
 
 from services.consumers.positions import Fingerprint, Position
-from services.runtime.database import Connection, load_queries
+from services.runtime.database import Connection, fetch_one, load_queries
 
 SQL = load_queries(__file__)
 
@@ -71,10 +71,9 @@ def last_in(words: str) -> Fingerprint | None:
 async def read_identity(connection: Connection) -> Ours:
     """Which database a connection leads to; unknown where the server does not tell."""
     try:
-        row = await connection.fetchrow(SQL["identity"])
+        row = await fetch_one(connection, SQL["identity"])
     except asyncpg.InsufficientPrivilegeError:
         return Ours(None)
-    assert row is not None  # noqa: S101 - one row, always
     if row["timeline"] is None:
         raise asyncpg.ReadOnlySQLTransactionError("this server is a standby")
     return Ours(DatabaseIdentity(row["system"], row["oid"], row["timeline"]))

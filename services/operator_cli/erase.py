@@ -26,7 +26,7 @@ from services.consumers.lag import RECORDER
 from services.operator_cli.options import not_executed, print_json, print_table, say
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
 from services.runtime.producer import NULL, producer
@@ -216,8 +216,7 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
             headers = json.dumps(operator_headers(event, erased_at))
             await db.execute(SQL["erase_announce"], user, value, headers)
         else:
-            told = await db.fetchrow(SQL["erase_told"], user)
-            assert told is not None  # noqa: S101 - it was just written
+            told = await fetch_one(db, SQL["erase_told"], user)
             erased_at, event_id = told["erased_at"], told["event_id"]
         await _forget_sources(db, names)
     return Receipt(user, known, erased_at, counts, event_id=event_id), names

@@ -20,7 +20,7 @@ from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import TopicLog, describe_log, high_watermarks
 from services.operator_cli.gone import CAUSES
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.database_errors import explained
 from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
 from services.runtime.kafka import admin_client, unreachable
@@ -264,13 +264,12 @@ async def _read_agreement(settings: Settings, seen: Status) -> None:
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str | int) -> dict[str, Any]:
     """The one row of a query; nothing, where that cannot be read."""
     try:
-        row = await db.fetchrow(query, *arguments)
+        row = await fetch_one(db, query, *arguments)
     except _UNREADABLE as error:
         is_missing = isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
         if not (seen.migrations_pending and is_missing):  # that is said already
             _could_not_read(f"{what}: {_reason(error)}", seen)
         return {}
-    assert row is not None  # noqa: S101 - one row, always
     return dict(row)
 
 

@@ -41,6 +41,18 @@ def load_queries(beside: str) -> Mapping[str, str]:
     return {name: getattr(queries, name).sql for name in names}
 
 
+async def fetch_one(connection: "Connection | Pool", query: str, *arguments: object) -> asyncpg.Record:
+    """The row of a statement that always has one.
+
+    Raises:
+        LookupError: it has none, which is a fault of ours.
+    """
+    row = await connection.fetchrow(query, *arguments)
+    if row is None:
+        raise LookupError(f"a statement that always has a row has none: {query.strip()[:200]}")
+    return row
+
+
 def bounded(seconds: float) -> dict[str, str]:
     """Settings of connections whose transactions end: whoever hangs in one, or is cut off, lets its locks go.
 
