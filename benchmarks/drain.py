@@ -36,7 +36,7 @@ from pathlib import Path
 import asyncpg
 
 from services.devstack import down, up
-from services.runtime.kafka import make_producer
+from services.runtime.producer import producer
 from services.runtime.settings import load_settings
 
 STEPS = 8
@@ -103,21 +103,20 @@ async def insert_references(db: asyncpg.Connection, people: int) -> None:
 
 
 async def produce(events: list[dict], topic: str) -> None:
-    producer = make_producer(load_settings(), linger_ms=20, max_batch_size=512 * 1024)
-    await producer.start()
-    for i in range(0, len(events), 20_000):
-        part = events[i : i + 20_000]
-        await asyncio.gather(
-            *[
-                await producer.send(
-                    topic,
-                    json.dumps(e, separators=(",", ":")).encode(),
-                    key=e["mcp_server_user_id"].encode(),
-                )
-                for e in part
-            ]
-        )
-    await producer.stop()
+    async with producer(load_settings(), linger_ms=20, max_batch_size=512 * 1024) as sending:
+        sender = await sending.start()
+        for i in range(0, len(events), 20_000):
+            part = events[i : i + 20_000]
+            await asyncio.gather(
+                *[
+                    await sender.send(
+                        topic,
+                        json.dumps(e, separators=(",", ":")).encode(),
+                        key=e["mcp_server_user_id"].encode(),
+                    )
+                    for e in part
+                ]
+            )
 
 
 def start(service: str, port: int, env: dict[str, str]) -> subprocess.Popen:

@@ -32,7 +32,7 @@ from benchmarks.drain import STEPS, fresh, start, wait_ready
 from services.consumers.lag import lags
 from services.devstack import down, up
 from services.devstack.kafka import classpath
-from services.runtime.kafka import make_producer
+from services.runtime.producer import producer
 from services.runtime.settings import load_settings
 
 GOOD_PER_SECOND = 200
@@ -97,26 +97,26 @@ async def send_neighbour(kind: str, per_second: int) -> None:
     """Sends until it is ended; what it can send at most is bounded."""
     codec = kind if kind in {"snappy", "lz4", "zstd", "gzip"} else None
     settings = load_settings()
-    producer = make_producer(
+    async with producer(
         settings,
         client_id=CLIENT,
         linger_ms=5,
         max_batch_size=256 * 1024,
         compression_type=codec,
         max_request_size=2**20,
-    )
-    await producer.start()
-    partitions = sorted(await producer.partitions_for(settings.topic))
-    chance = random.Random(kind)
-    began = time.monotonic()
-    headers = [("ce_source", f"/neighbour/{kind}".encode())]
-    for sent, (key, value) in enumerate(records(kind), 1):
-        place = chance.choice(partitions) if kind == "wrong-partitioner" else None
-        await producer.send(settings.topic, value, key=key, partition=place, headers=headers)
-        if sent % 500 == 0:
-            print(sent, flush=True)
-            ahead = sent / per_second - (time.monotonic() - began)
-            await asyncio.sleep(max(0.0, ahead))
+    ) as sending:
+        sender = await sending.start()
+        partitions = sorted(await sender.partitions_for(settings.topic))
+        chance = random.Random(kind)
+        began = time.monotonic()
+        headers = [("ce_source", f"/neighbour/{kind}".encode())]
+        for sent, (key, value) in enumerate(records(kind), 1):
+            place = chance.choice(partitions) if kind == "wrong-partitioner" else None
+            await sender.send(settings.topic, value, key=key, partition=place, headers=headers)
+            if sent % 500 == 0:
+                print(sent, flush=True)
+                ahead = sent / per_second - (time.monotonic() - began)
+                await asyncio.sleep(max(0.0, ahead))
 
 
 @contextlib.contextmanager
@@ -143,17 +143,16 @@ class Good:
         self.took: list[float] = []
 
     async def send(self, seconds: float) -> None:
-        producer = make_producer(load_settings(), linger_ms=0)
-        await producer.start()
-        began = time.monotonic()
-        headers = [("ce_source", b"/good")]
-        for number in range(int(seconds * GOOD_PER_SECOND)):
-            one = event(next(self._people), 0)
-            user = str(one["mcp_server_user_id"])
-            self._sent[user] = time.monotonic()
-            await producer.send(self._topic, json.dumps(one).encode(), key=user.encode(), headers=headers)
-            await asyncio.sleep(max(0.0, began + number / GOOD_PER_SECOND - time.monotonic()))
-        await producer.stop()
+        async with producer(load_settings(), linger_ms=0) as sending:
+            sender = await sending.start()
+            began = time.monotonic()
+            headers = [("ce_source", b"/good")]
+            for number in range(int(seconds * GOOD_PER_SECOND)):
+                one = event(next(self._people), 0)
+                user = str(one["mcp_server_user_id"])
+                self._sent[user] = time.monotonic()
+                await sender.send(self._topic, json.dumps(one).encode(), key=user.encode(), headers=headers)
+                await asyncio.sleep(max(0.0, began + number / GOOD_PER_SECOND - time.monotonic()))
 
     async def watch(self) -> None:
         while True:

@@ -31,9 +31,9 @@ from schemas import EventError, StepCompleted, decode
 from services.consumers.lag import lags
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import RenewedProducer
+from services.runtime.producer import producer
 from tests.support.agents import agent
 from tests.support.cluster import Cluster
 from tests.support.world import (
@@ -160,28 +160,27 @@ class Soak:
         """A producer of others: sends some twice, and three in a thousand that are no events."""
         assert self.world is not None
         settings = self.world.settings
-        producer = RenewedProducer(settings, settings.topic, request_timeout_ms=10_000, linger_ms=5)
-        while not self.calm.is_set():
-            values = [(e["mcp_server_user_id"].encode(), json.dumps(e).encode()) for e in self.events(60)]
-            values += self.chance.sample(values, 6)
-            if self.chance.random() < 0.2:
-                values.append((b"k", f"no event {self.chance.random()}".encode()))
-            try:
-                sender = await producer.start()
-                futures = [await sender.send(settings.topic, value, key=key) for key, value in values]
-                for (_, value), result in zip(
-                    values, await asyncio.gather(*futures, return_exceptions=True), strict=True
-                ):
-                    if isinstance(
-                        result, BaseException
-                    ):  # also that it was cancelled, when its batch expired
-                        raise KafkaError(str(result))
-                    self.sent.add(value)
-            except (KafkaError, OSError, TimeoutError):
-                await producer.stop()
-                await asyncio.sleep(0.5)
-            await asyncio.sleep(0.15)
-        await producer.stop()
+        async with producer(settings, settings.topic, request_timeout_ms=10_000, linger_ms=5) as sending:
+            while not self.calm.is_set():
+                values = [(e["mcp_server_user_id"].encode(), json.dumps(e).encode()) for e in self.events(60)]
+                values += self.chance.sample(values, 6)
+                if self.chance.random() < 0.2:
+                    values.append((b"k", f"no event {self.chance.random()}".encode()))
+                try:
+                    sender = await sending.start()
+                    futures = [await sender.send(settings.topic, value, key=key) for key, value in values]
+                    for (_, value), result in zip(
+                        values, await asyncio.gather(*futures, return_exceptions=True), strict=True
+                    ):
+                        if isinstance(
+                            result, BaseException
+                        ):  # also that it was cancelled, when its batch expired
+                            raise KafkaError(str(result))
+                        self.sent.add(value)
+                except (KafkaError, OSError, TimeoutError):
+                    await sending.stop()
+                    await asyncio.sleep(0.5)
+                await asyncio.sleep(0.15)
 
     async def fill_outbox(self) -> None:
         """What the platform writes in its own transactions."""

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
@@ -27,8 +27,8 @@ from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
-from services.runtime import connections
-from services.runtime.database import Connection, Pool, close_pool, open_pool
+from services.runtime import http_layers
+from services.runtime.database import Connection, Pool, Setup, opened_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
     REQUEST_ID,
@@ -38,12 +38,11 @@ from services.runtime.http import (
     failure_as_text,
     for_this_machine,
     health_application,
-    health_routes,
-    problem_of_database,
 )
 from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
+from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import API_REQUESTS, API_SECONDS
 
@@ -60,24 +59,34 @@ _COMPRESSION: Final = 1
 _SWITCH_SECONDS: Final = 0.0005
 
 
-class AnalyticsProcess(Process):
+class AnalyticsProcess(Process[Shared]):
     """The service, ready to run."""
 
-    #: What readiness is told by; the application sets it.
-    pool: "Pool | None" = None
+    def __init__(self, service: str, settings: Settings) -> None:
+        super().__init__(service, settings)
+        self.guard = Guard(settings, lambda: self.handler.answers.store)
+        self.streams = Streams(settings)
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Shared]:
+        """The pool, what watches how fresh the figures are, and what tells of changes."""
+        settings = self.settings
+        servers = _Servers()
+        async with _opened_pool(settings, servers.meet, self.refusals) as pool:
+            await check_migrated(pool)
+            store = Store(pool)
+            freshness = FreshnessWatch(settings, functools.partial(store.marks, settings.topic))
+            servers.tell(freshness)
+            answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
+            changes = Changes(answers)
+            async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
+                yield Shared(answers, self.guard, changes, self.streams, self.stopping)
 
     async def run(self, port: int, health_port: int = 0) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         sys.setswitchinterval(_SWITCH_SECONDS)
         health = health_application(SERVICE, self.health_routes())
         return await self.serve(application(self), port, health, health_port)
-
-    def health_routes(self) -> list[BaseRoute]:
-        """Health and metrics."""
-        return health_routes(self.problem_of_life, self._problem_of_readiness)
-
-    async def _problem_of_readiness(self) -> str | None:
-        return "starting" if self.pool is None else await problem_of_database(self.pool)
 
 
 def build(settings: Settings) -> AnalyticsProcess:
@@ -105,21 +114,12 @@ def application(process: AnalyticsProcess) -> ASGIApp:
     settings = process.settings
     app = describe()
     lanes = Lanes(settings)
-    guard = Guard(settings, lambda: app.state.shared.answers.store)
-    streams = Streams(settings)
-    entrance = AnalyticsMcpEndpoint(lambda: app.state.shared, settings.mcp_max_request_bytes)
+    entrance = AnalyticsMcpEndpoint(lambda: process.handler, settings.mcp_max_request_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        try:
-            async with _opened(settings, guard, streams, process) as app.state.shared, entrance.running():
-                process.pool = app.state.shared.answers.store.pool
-                process.log_start()
-                yield
-        except BaseException as error:
-            process.fail(error)
-            raise
-        process.log_end()
+        async with process.running() as app.state.shared, entrance.running():
+            yield
 
     async def openapi(_: Request) -> Response:
         return JSONResponse(app.openapi())
@@ -138,9 +138,9 @@ def application(process: AnalyticsProcess) -> ASGIApp:
     def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
         return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-    measured = Measured(shared_with(Door(app, guard, lanes, streams)))
+    measured = Measured(shared_with(Door(app, process.guard, lanes, process.streams)))
     return Answered(
-        connections.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
+        http_layers.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
     )
 
 
@@ -169,50 +169,45 @@ def _answer_failure(path: str) -> AnswerFailure:
     return failure_as_rpc if path == "/mcp/analytics" else failure_as_text
 
 
-@contextlib.asynccontextmanager
-async def _opened(
-    settings: Settings, guard: Guard, streams: Streams, process: Process
-) -> AsyncIterator[Shared]:
-    seconds = settings.api_statement_seconds
-    watch: FreshnessWatch | None = None
-    first: list[str] = []
-
-    async def meet(connection: Connection) -> None:
-        server = await server_of(connection)
-        if watch is None:
-            first.append(server)
-        else:
-            watch.met(server)
-
-    pool = await open_pool(
+def _opened_pool(
+    settings: Settings, meet: Setup, refusals: Refusals
+) -> contextlib.AbstractAsyncContextManager[Pool]:
+    url = settings.api_database_url
+    return opened_pool(
         settings.model_copy(
             update={
                 "database_pool_size": settings.api_database_pool_size,
-                "database_url": (
-                    settings.api_database_url
-                    if settings.api_database_url.get_secret_value()
-                    else settings.database_url
-                ),
+                "database_url": url if url.get_secret_value() else settings.database_url,
             }
         ),
         meet,
-        server_settings=server_settings(seconds),
+        server_settings=server_settings(settings.api_statement_seconds),
         reset=keep_as_it_is,
-        command_timeout=seconds + 5,
-        refusals=process.refusals,
+        command_timeout=settings.api_statement_seconds + 5,
+        refusals=refusals,
     )
-    try:
-        await check_migrated(pool)
-        store = Store(pool)
-        watch = freshness = FreshnessWatch(settings, functools.partial(store.marks, settings.topic))
-        for server in first:
+
+
+class _Servers:
+    """Which servers connections lead to: told to the watch, also of those that were opened before it."""
+
+    def __init__(self) -> None:
+        self._first: list[str] = []
+        self._watch: FreshnessWatch | None = None
+
+    async def meet(self, connection: Connection) -> None:
+        """A new connection."""
+        server = await server_of(connection)
+        if self._watch is None:
+            self._first.append(server)
+        else:
+            self._watch.met(server)
+
+    def tell(self, watch: FreshnessWatch) -> None:
+        """From now on the watch is told."""
+        self._watch = watch
+        for server in self._first:
             watch.met(server)
-        answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
-        changes = Changes(answers)
-        async with freshness.running(), changes.running(), watching_schema(pool, process.refusals):
-            yield Shared(answers, guard, changes, streams, process.stopping)
-    finally:
-        await close_pool(pool)
 
 
 class Measured:

@@ -17,7 +17,7 @@ from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond, unanswerable
 from services.runtime.bounds import client_of_scope
-from services.runtime.database import DATABASE_ERRORS, is_away
+from services.runtime.database_errors import DATABASE_ERRORS, is_away
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"

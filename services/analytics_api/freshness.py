@@ -13,9 +13,10 @@ from aiokafka.errors import KafkaError
 
 from services.analytics_api.models import Freshness, GroupFreshness
 from services.consumers.agreement import Agreement, Stored, agreement
-from services.consumers.lag import AGGREGATOR, RECORDER, read_groups_with, reader
+from services.consumers.lag import AGGREGATOR, RECORDER, read_groups_with
+from services.consumers.reader import reader
 from services.consumers.topic import describe_log, high_watermarks
-from services.runtime.database import may_pass
+from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client

@@ -23,7 +23,7 @@ from services.analytics_api.models import Freshness
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Change
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import is_away, may_pass
+from services.runtime.database_errors import is_away, may_pass
 from services.runtime.faults import Beside
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Scope
 
 from services.analytics_api.models import Problem
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import DATABASE_ERRORS, in_a_line, is_away
+from services.runtime.database_errors import DATABASE_ERRORS, in_a_line, is_away
 from services.runtime.faults import route_of
 from services.runtime.http import Failure, leave_unanswered
 from services.runtime.telemetry import API_REFUSED

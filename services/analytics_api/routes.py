@@ -35,7 +35,7 @@ from services.analytics_api.problems import not_found
 from services.analytics_api.questions import QUESTIONS, Answer, Question
 from services.analytics_api.tables import MEDIA_TYPE as CSV
 from services.analytics_api.tables import csv_of
-from services.runtime.database import can_be_stored
+from services.runtime.database import Pool, can_be_stored
 
 
 @dataclass(slots=True)
@@ -47,6 +47,11 @@ class Shared:
     changes: Changes
     streams: Streams
     stopping: asyncio.Event
+
+    @property
+    def pool(self) -> Pool:
+        """Where the figures are read."""
+        return self.answers.store.pool
 
 
 def _problems(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:

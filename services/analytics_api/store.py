@@ -17,7 +17,7 @@ from services.analytics_api.freshness import Held, Look, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.consumers.stored_positions import TABLES, read_positions
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
-from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
 from services.runtime.sources import NO_SOURCE, OTHERS
 
 SQL = load_queries(__file__)
@@ -334,9 +334,7 @@ class Store:
 
     async def organization(self, identifier: str) -> asyncpg.Record:
         """The organization of a key: it cannot be gone while the key is there."""
-        row = await self.pool.fetchrow(SQL["organization"], identifier)
-        assert row is not None  # noqa: S101 - the key's foreign key says so
-        return row
+        return await fetch_one(self.pool, SQL["organization"], identifier)
 
     async def servers(self, organization: str) -> list[Server]:
         """The servers of an organization."""

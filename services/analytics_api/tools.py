@@ -33,7 +33,7 @@ from services.analytics_api.problems import ProblemError, invalid, of_database, 
 from services.analytics_api.questions import QUESTIONS, OfSession, OfWalkthrough, Question
 from services.analytics_api.routes import Shared, admit
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import is_away
+from services.runtime.database_errors import is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 

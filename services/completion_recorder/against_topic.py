@@ -32,10 +32,12 @@ from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.judge import Accepted, check_references, read_one
 from services.completion_recorder.store import find_known
 from services.consumers.agreement import agreements
-from services.consumers.batches import Unreadable, unreadable_of
-from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of, reader
+from services.consumers.gone import read_skipped
+from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of
 from services.consumers.positions import Digest, Position, checksum
-from services.consumers.stored_positions import read_positions, read_skipped
+from services.consumers.reader import reader
+from services.consumers.reading import Unreadable, unreadable_of
+from services.consumers.stored_positions import read_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import StepstreamError, UsageError

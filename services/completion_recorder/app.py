@@ -1,68 +1,61 @@
 """Wiring of the completion-recorder."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import get_args
-
-from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
 from services.completion_recorder.handlers import SERVICE, Recorder
 from services.completion_recorder.watch import keep_watching
 from services.consumers.failover import leave_silent_servers
-from services.consumers.handling import Batches
 from services.consumers.positions import Cause, Placement
 from services.consumers.shell import ConsumerShell
-from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
-from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, RenewedProducer, unreachable
+from services.runtime.database import Connection, bounded_beyond_stuck, opened_pool
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES
 from services.runtime.migrate import check_migrated
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
 
 
-def build(settings: Settings) -> ConsumerShell:
+class RecorderShell(ConsumerShell[Recorder]):
     """The service, ready to run."""
-    recorder: Recorder | None = None
 
     @contextlib.asynccontextmanager
-    async def resources() -> AsyncIterator[Pool]:
-        nonlocal recorder
+    async def opened(self) -> AsyncIterator[Recorder]:
+        """Pool, producer of dead letters, and what runs beside the handler."""
+        settings = self.settings
         server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
-        pool = await open_pool(settings, store.prepare, server_settings, refusals=shell.refusals)
-        producer = RenewedProducer(
-            settings,
-            settings.dead_letter_topic,
-            max_request_size=DEAD_LETTER_MAX_BYTES,
-            max_batch_size=256 * 1024,
-            request_timeout_ms=15_000,
-        )
-        try:
-            try:
-                await producer.start()
-            except KafkaError as error:
-                raise unreachable(settings, error) from error
+        async with (
+            opened_pool(settings, store.prepare, server_settings, refusals=self.refusals) as pool,
+            producer(
+                settings,
+                settings.dead_letter_topic,
+                max_request_size=DEAD_LETTER_MAX_BYTES,
+                max_batch_size=256 * 1024,
+                request_timeout_ms=15_000,
+            ) as letters,
+        ):
+            await letters.start()
             await check_migrated(pool)  # the shell asks too, but what runs beside it looks before
-            recorder = Recorder(settings, pool, producer, shell.pause, partitions)
+            recorder = Recorder(settings, pool, letters, self.pause, self._count_partitions)
             await recorder.know_sources()
-            watching = keep_watching(settings, pool, SERVICE)
-            failover = leave_silent_servers(settings, pool)
-            async with beside(failover), beside(recorder.keep_resuming()), beside(watching):
-                yield pool
-        finally:
-            await producer.stop()
-            await close_pool(pool)
+            async with (
+                beside(leave_silent_servers(settings, pool)),
+                beside(recorder.keep_resuming()),
+                beside(keep_watching(settings, pool, SERVICE)),
+            ):
+                yield recorder
 
-    def partitions() -> int:
-        return len(shell.consumer.partitions_for_topic(settings.topic) or ())
+    def _count_partitions(self) -> int:
+        return len(self.consumer.partitions_for_topic(self.settings.topic) or ())
 
-    async def handle(records: Sequence[Record], batches: Batches) -> None:
-        assert recorder is not None  # noqa: S101 - the lifespan made it before the first batch
-        await recorder.handle(records, batches)
-
-    async def on_discontinuity(connection: Connection, placements: Mapping[int, Placement]) -> None:
+    async def on_discontinuity(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
         """What was recorded last, the aggregator may never hear of from this log."""
         if any(placement.other_log for placement in placements.values()):
             await store.mark_all(connection)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_discontinuity, get_args(Cause))
-    return shell
+
+def build(settings: Settings) -> RecorderShell:
+    """The service, ready to run."""
+    return RecorderShell(SERVICE, settings, get_args(Cause))

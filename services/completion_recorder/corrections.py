@@ -12,7 +12,6 @@ from typing import Any
 
 import uuid_utils
 from aiokafka import ConsumerRecord
-from aiokafka.errors import KafkaError
 
 from schemas import EventError, decode
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
@@ -21,7 +20,8 @@ from services.completion_recorder.people import find_person
 from services.completion_recorder.store import find_known
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
-from services.runtime.kafka import Record, make_producer, unreachable
+from services.runtime.kafka import Record
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
@@ -192,18 +192,12 @@ def _expected(event: dict[str, Any], entries: Sequence[Entry]) -> Entry | None:
 
 async def _send(settings: Settings, event: dict[str, Any]) -> tuple[int, int]:
     """Sends it; returns its partition and offset."""
-    producer = make_producer(settings)
     headers = operator_headers(event, event["corrected_at"])
-    try:
-        await producer.start()
-        sent = await producer.send_and_wait(
+    async with producer(settings, settings.topic) as sender:
+        sent = await (await sender.start()).send_and_wait(
             settings.topic,
             json.dumps(event, ensure_ascii=False).encode(),
             key=event["mcp_server_user_id"].encode(),
             headers=[(name, text.encode()) for name, text in headers.items()],
         )
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
     return sent.partition, sent.offset

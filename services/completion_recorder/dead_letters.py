@@ -19,20 +19,20 @@ from aiokafka.errors import KafkaError
 from aiolimiter import AsyncLimiter
 
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
-from services.consumers.lag import partitions_of, reader
+from services.consumers.lag import partitions_of
+from services.consumers.reader import reader
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_HEADERS,
     DEAD_LETTER_MAX_BYTES,
-    NULL,
     Record,
     admin_client,
     check_codecs,
-    make_producer,
     unreachable,
 )
+from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.runtime.sources import source_of
 
@@ -368,17 +368,11 @@ async def redrive(
 @contextlib.asynccontextmanager
 async def _sender(settings: Settings) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaConsumer]]:
     """What sends, and what looks how far partitions go."""
-    producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
-    try:
-        async with reader(settings) as consumer:
-            try:
-                await producer.start()
-            except KafkaError as error:
-                raise unreachable(settings, error) from error
-            yield producer, consumer
-    finally:
-        with contextlib.suppress(TimeoutError, KafkaError):
-            await asyncio.wait_for(producer.stop(), 10)
+    async with (
+        producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5) as sender,
+        reader(settings) as consumer,
+    ):
+        yield await sender.start(), consumer
 
 
 async def _send(

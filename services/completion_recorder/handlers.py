@@ -19,20 +19,19 @@ from services.completion_recorder.tally import Counts, Tally, Unwritten
 from services.consumers.handling import Batches, Interrupted
 from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Pool, may_pass, retrying
+from services.runtime.database import Pool
+from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import (
     DEAD_LETTER_MAX_BYTES,
-    NULL,
     Record,
-    RenewedProducer,
     dead_letter_headers,
     kafka_may_return,
     next_offsets,
-    send_all,
-    send_each,
 )
+from services.runtime.producer import NULL, Producer, send_all, send_each
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.sources import OTHERS
 from services.runtime.telemetry import (
@@ -69,7 +68,7 @@ class Recorder:
         self,
         settings: Settings,
         pool: Pool,
-        producer: RenewedProducer,
+        producer: Producer,
         pause: Callable[[float], Awaitable[None]],
         partitions: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -92,6 +91,11 @@ class Recorder:
             DEAD_LETTERS.labels(rejection.value)
         for outcome in ("accepted", "refused", "of-erased", "waiting", "covered"):
             EVENTS.labels(SERVICE, outcome)
+
+    @property
+    def pool(self) -> Pool:
+        """Where events are recorded."""
+        return self._pool
 
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Writes the good events, sends the bad ones to the dead letters, and commits.

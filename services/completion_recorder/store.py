@@ -69,6 +69,7 @@ from services.runtime.database import (
     Connection,
     Pool,
     can_be_stored,
+    fetch_one,
     load_queries,
     no_longer_than,
 )
@@ -596,14 +597,14 @@ async def _check(
 
 
 async def _all_there(connection: Connection, wanted: References) -> bool:
-    counts = await connection.fetchrow(
+    counts = await fetch_one(
+        connection,
         SQL["count_references"],
         list(wanted.users),
         *_columns(wanted.sessions, 3),
         *_columns(wanted.places, 2),
         *_columns(wanted.steps, 2),
     )
-    assert counts is not None  # noqa: S101 - one row, always
     expected = (wanted.users, wanted.sessions, wanted.places, wanted.steps, ())
     return tuple(counts.values()) == tuple(len(part) for part in expected)
 
@@ -898,8 +899,7 @@ async def claim_refused(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dic
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:
     """How many events wait for a lock, and for how many seconds the oldest does."""
-    row = await pool.fetchrow(SQL["count_waiting"])
-    assert row is not None  # noqa: S101 - one row, always
+    row = await fetch_one(pool, SQL["count_waiting"])
     return row["events"], row["oldest_seconds"]
 
 

@@ -8,10 +8,12 @@ from aiokafka.errors import KafkaError
 
 from services.completion_recorder import store
 from services.consumers.agreement import agreement
-from services.consumers.lag import read_groups_with, reader
+from services.consumers.lag import read_groups_with
+from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import describe_log
-from services.runtime.database import Pool, may_pass
+from services.runtime.database import Pool
+from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client, kafka_may_return

@@ -8,8 +8,9 @@ import asyncio
 import logging
 from typing import Any
 
-from services.consumers.stored_positions import DatabaseIdentity, read_identity
-from services.runtime.database import DATABASE_ERRORS, Pool, connect
+from services.consumers.database_identity import DatabaseIdentity, read_identity
+from services.runtime.database import Pool, connect
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.failover")

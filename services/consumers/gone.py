@@ -1,10 +1,12 @@
-"""Offsets whose events are gone from Kafka, or were left behind: listed until an operator has seen them."""
+"""Offsets whose events are gone from Kafka, or were left behind: named, until an operator has seen them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
+from services.consumers.positions import Gone
+from services.consumers.stored_positions import columns
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import UsageError
 from services.runtime.settings import Settings
@@ -22,7 +24,7 @@ CAUSES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class NamedGone:
     """A range of offsets; `until_offset` is exclusive, and None where it is not known. Times in ms."""
 
     id: int
@@ -50,16 +52,31 @@ class Gone:
         return "" if self.judged_until is None else f"to {self.judged_until - 1:,}"
 
 
-async def find(db: Connection, *, acknowledged_too: bool = False) -> list[Gone]:
+async def name_gone(connection: Connection, topic: str, gone: Mapping[int, Sequence[Gone]]) -> None:
+    """Names offsets that are gone, by partition; they stay in `status` until somebody acknowledges them."""
+    rows = [(partition, *g) for partition, ranges in gone.items() for g in ranges]
+    if rows:
+        await connection.execute(SQL["name_gone"], topic, *columns(rows))
+
+
+async def read_skipped(
+    connection: Connection, topic: str, partitions: Collection[int]
+) -> set[tuple[int, int, int]]:
+    """What operators have left behind: partition, first offset, and the one behind the last."""
+    rows = await connection.fetch(SQL["read_skipped"], topic, list(partitions))
+    return {(r["partition"], r["from_offset"], r["until_offset"]) for r in rows}
+
+
+async def find(db: Connection, *, acknowledged_too: bool = False) -> list[NamedGone]:
     """What is gone, the oldest first; without what somebody has acknowledged."""
     return [_gone(row) for row in await db.fetch(SQL["list_gone"], acknowledged_too)]
 
 
-def _gone(row: asyncpg.Record) -> Gone:
-    return Gone(**dict(row))
+def _gone(row: asyncpg.Record) -> NamedGone:
+    return NamedGone(**dict(row))
 
 
-async def listed(settings: Settings, *, acknowledged_too: bool) -> list[Gone]:
+async def listed(settings: Settings, *, acknowledged_too: bool) -> list[NamedGone]:
     """What `gone list` shows."""
     async with connected(settings) as db:
         return await find(db, acknowledged_too=acknowledged_too)

@@ -4,11 +4,31 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from services.consumers.stored_positions import Advance
+from services.runtime.database import Pool
 from services.runtime.kafka import Record
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the batch is left for whoever comes next
     """The batch in hand is given up, uncommitted, because the service stops or loses its partitions."""
+
+
+class BatchHandler(Protocol):
+    """What a consumer does with a batch."""
+
+    @property
+    def pool(self) -> Pool:
+        """The database where what it does is kept."""
+
+    async def handle(self, records: Sequence[Record], batches: "Batches") -> None:
+        """Handles a batch's records, and commits the offsets of those that it is done with.
+
+        It may wait in the shell's `pause`, for what is away.
+
+        Raises:
+            Interrupted: the rest is left, uncommitted.
+            MovedError: the rest is to be fetched again, from where the database is.
+            PositionLockedError: somebody else has locked the positions of some partitions.
+        """
 
 
 class Batches(Protocol):

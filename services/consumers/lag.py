@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
-from services.consumers.batches import Unreadable, UnreadableError, leave_out_the_unreadable, unreadable_of
+from services.consumers.batches import UnreadableError
+from services.consumers.reader import reader
+from services.consumers.reading import Unreadable, unreadable_of
 from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import admin_client, check_codecs, connection, unreachable
+from services.runtime.kafka import admin_client, check_codecs, unreachable
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.lag")
@@ -97,44 +99,6 @@ class Committed:
     members: dict[str, list[int]]
     committed: dict[int, int]
     words: dict[int, str] = field(default_factory=dict)
-
-
-@contextlib.asynccontextmanager
-async def reader(
-    settings: Settings, *, quiet: bool = False, isolation_level: str = "read_committed", **options: Any
-) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer of no group, which commits nothing, for looking.
-
-    What cannot be read it leaves out, and says so, unless it is `quiet`.
-
-    Raises:
-        StepstreamError: Kafka cannot be reached.
-    """
-    consumer = AIOKafkaConsumer(
-        **connection(settings),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level=isolation_level,
-        **options,
-    )
-    try:
-        try:
-            await consumer.start()
-        except KafkaError as error:
-            raise unreachable(settings, error) from error
-        leave_out_the_unreadable(consumer, _ignore if quiet else _tell)
-        await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
-def _tell(found: Unreadable) -> None:
-    log.error("%s", found)
-
-
-def _ignore(_: Unreadable) -> None:
-    pass
 
 
 async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[TopicPartition]:

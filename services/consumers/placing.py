@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from aiokafka import TopicPartition
@@ -19,8 +19,9 @@ from tenacity import AsyncRetrying
 
 from services.consumers.handling import Interrupted
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
-from services.runtime.database import may_pass, retrying
+from services.runtime.database_errors import may_pass
 from services.runtime.kafka import Record, commit_offsets, kafka_may_return
+from services.runtime.retrying import retrying
 
 if TYPE_CHECKING:
     from services.consumers.shell import ConsumerShell
@@ -32,7 +33,7 @@ CHECK_SECONDS = 5.0
 class Placing:
     """Puts the consumer of a shell where the stored positions are, and batches aside that begin elsewhere."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()
@@ -138,7 +139,7 @@ class Placing:
         """Moves positions past markers of transactions and events of aborted ones that nothing follows."""
         shell, keeper = self._shell, self._shell.keeper
         reached = {tp.partition: await shell.consumer.position(tp) for tp in owned}
-        if shell.is_busy:
+        if shell.in_hand.is_busy:
             return
         moves = {
             p: (known, known.past(reached[p]))

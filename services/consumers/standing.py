@@ -5,15 +5,15 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
 
-from services.consumers.batches import Reading, Unreadable
 from services.consumers.handling import Interrupted
+from services.consumers.reading import Reading, Unreadable
 from services.consumers.stored_positions import PositionLockedError, lock_free_positions
-from services.runtime.database import may_pass
+from services.runtime.database_errors import may_pass
 from services.runtime.telemetry import HELD, UNREADABLE
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Hold(NamedTuple):
 class Standing:
     """The partitions of a shell that stand still: held, locked, or with what nobody can read."""
 
-    def __init__(self, shell: "ConsumerShell") -> None:
+    def __init__(self, shell: "ConsumerShell[Any]") -> None:
         self._shell = shell
         self.held: dict[int, Hold] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -118,7 +118,7 @@ class Standing:
         self.forget(partition)
         log.info("%s goes on with partition %d", shell.service, partition)
         with contextlib.suppress(Interrupted, IllegalStateError):
-            if not shell.is_waiting:
+            if not shell.in_hand.is_waiting:
                 shell.consumer.resume(*shell.partitions([partition]))
         if partition not in shell.keeper.positions:
             shell.place_soon()

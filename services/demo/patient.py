@@ -6,7 +6,8 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from services.runtime.database import Connection, Pool, close_pool, explaining, may_pass, open_pool
+from services.runtime.database import Connection, Pool, opened_pool
+from services.runtime.database_errors import explaining, may_pass
 from services.runtime.settings import Settings
 
 _Answer = TypeVar("_Answer")
@@ -48,8 +49,5 @@ async def patient_database(settings: Settings) -> AsyncIterator[PatientDatabase]
     Raises:
         StepstreamError: PostgreSQL cannot be reached.
     """
-    pool = await open_pool(settings.model_copy(update={"database_pool_size": 2}))
-    try:
+    async with opened_pool(settings.model_copy(update={"database_pool_size": 2})) as pool:
         yield PatientDatabase(pool)
-    finally:
-        await close_pool(pool)

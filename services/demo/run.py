@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.analytics_api import keys
-from services.consumers.stored_positions import Ours, read_identity
+from services.consumers.database_identity import Ours, read_identity
 from services.demo.agents import Ending, Led, Transition, expected, lead_all
 from services.demo.history import Past, past_month
 from services.demo.patient import PatientDatabase, patient_database

@@ -24,7 +24,7 @@ from schemas import encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.consumers.lag import RECORDER, read_groups
 from services.operations.produce import ProduceResult, bulk_producer, send_values
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.settings import Settings
 from services.runtime.text import format_duration
@@ -345,7 +345,8 @@ async def _resolve(
     db: Connection, chunk: Sequence[Candidate], server: str | None, outcome: Backfill
 ) -> tuple[list[dict[str, Any]], list[_Session]]:
     """The events of these candidates, and the sessions that they need; the rest is left out with a reason."""
-    known = await db.fetchrow(
+    known = await fetch_one(
+        db,
         SQL["backfill_known"],
         [c.user for c in chunk],
         [c.step for c in chunk if c.step],
@@ -353,7 +354,6 @@ async def _resolve(
         [c.session for c in chunk if c.session],
         server,
     )
-    assert known is not None  # noqa: S101 - one row, always
     steps = dict(pair.split("\x1f") for pair in known["steps"])
     slugs = dict(pair.split("\x1f") for pair in known["servers"])
     default = next((i for i, slug in slugs.items() if slug == server), None)

@@ -24,16 +24,10 @@ from services.completion_recorder.people import find_person
 from services.consumers.lag import RECORDER
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import StepstreamError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_MAX_BYTES,
-    NULL,
-    Record,
-    admin_client,
-    make_producer,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
+from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.runtime.sources import NO_SOURCE, OTHERS
 from services.sankey_aggregator import store
@@ -217,8 +211,7 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
             headers = json.dumps(operator_headers(event, erased_at))
             await db.execute(SQL["erase_announce"], user, value, headers)
         else:
-            told = await db.fetchrow(SQL["erase_told"], user)
-            assert told is not None  # noqa: S101 - it was just written
+            told = await fetch_one(db, SQL["erase_told"], user)
             erased_at, event_id = told["erased_at"], told["event_id"]
         await _forget_sources(db, names)
     return Receipt(user, known, erased_at, counts, event_id=event_id), names
@@ -237,17 +230,11 @@ async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tup
     row = await db.fetchrow(SQL["erase_waiting"], receipt.user)
     if row is None:
         return None
-    producer = make_producer(settings)
-    try:
-        await producer.start()
+    async with producer(settings, settings.topic) as sender:
         headers = [(name, text.encode()) for name, text in json.loads(row["headers"]).items()]
-        sent = await producer.send_and_wait(
+        sent = await (await sender.start()).send_and_wait(
             settings.topic, row["value"].encode(), key=row["key"].encode(), headers=headers
         )
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()
     await db.execute(SQL["erase_sent"], row["id"])
     return sent.partition, sent.offset
 
@@ -322,11 +309,12 @@ async def _remove_letters(settings: Settings, names: Names) -> Letters:
 
 async def _copy_others(settings: Settings, partition: TopicPartition, end: int, names: Names) -> None:
     """Sends the letters of others before `end` again, each once, with the times that they had."""
-    producer = make_producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5)
     copied: set[Source] = set()
     sent = []
-    try:
-        await producer.start()
+    async with producer(
+        settings, partition.topic, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5
+    ) as sender:
+        letters = await sender.start()
         begin = {partition.partition: 0}
         async for record in read_partitions(settings, partition.topic, begin):
             source = parse(record).source
@@ -334,7 +322,7 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
                 continue
             copied.add(source)
             sent.append(
-                await producer.send(
+                await letters.send(
                     partition.topic,
                     NULL if record.value is None else record.value,
                     key=record.key,
@@ -344,7 +332,3 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
                 )
             )
         await asyncio.gather(*sent)
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await producer.stop()

@@ -5,15 +5,12 @@ from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
 
-from services.consumers.lag import GROUPS, RECORDER, read_groups, reader
+from services.consumers.gone import name_gone
+from services.consumers.lag import GROUPS, RECORDER, read_groups
 from services.consumers.positions import Placement, Position, Seen, place
-from services.consumers.stored_positions import (
-    forget_sent,
-    lock_positions,
-    name_gone,
-    read_positions,
-    set_positions,
-)
+from services.consumers.reader import reader
+from services.consumers.sent import forget_sent
+from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.operations.offsets import refuse_members
 from services.runtime.database import Connection, connected, load_queries

@@ -11,7 +11,8 @@ from aiokafka.errors import KafkaError
 
 from schemas import EventError, Rejection, StepCorrected, UserErased, decode
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import admin_client, make_producer, unreachable
+from services.runtime.kafka import admin_client
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 
 #: Events on their way at once: enough to fill batches, few enough to bound memory.
@@ -36,15 +37,8 @@ async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
         StepstreamError: Kafka cannot be reached, or has no such topic.
     """
     await _check_topic(settings)
-    producer = make_producer(settings, linger_ms=10, max_batch_size=256 * 1024)
-    try:
-        try:
-            await producer.start()
-        except KafkaError as error:
-            raise unreachable(settings, error) from error
-        yield producer
-    finally:
-        await producer.stop()
+    async with producer(settings, linger_ms=10, max_batch_size=256 * 1024) as sender:
+        yield await sender.start()
 
 
 async def _check_topic(settings: Settings) -> None:

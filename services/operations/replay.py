@@ -14,32 +14,18 @@ from aiokafka.errors import KafkaError
 from services.completion_recorder import store as recorder_store
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
-from services.consumers.batches import unreadable_of
+from services.consumers.database_identity import read_identity
 from services.consumers.handling import Batches
-from services.consumers.lag import RECORDER, read_groups, reader
-from services.consumers.stored_positions import (
-    Advance,
-    lock_positions,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.lag import RECORDER, read_groups
+from services.consumers.reader import reader
+from services.consumers.reading import unreadable_of
+from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
 from services.operations.offsets import commit_for, reads_on_at, refuse_members
-from services.runtime.database import (
-    bounded_beyond_stuck,
-    close_pool,
-    connected,
-    explaining,
-    open_pool,
-)
+from services.runtime.database import bounded_beyond_stuck, connected, opened_pool
+from services.runtime.database_errors import explaining
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_MAX_BYTES,
-    Record,
-    RenewedProducer,
-    check_codecs,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, check_codecs
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 from services.sankey_aggregator.handlers import Aggregator
@@ -253,9 +239,12 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
     store = recorder_store if recording else aggregator_store
-    pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS | bounded_beyond_stuck(settings))
-    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
-    try:
+    server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+    dead_letters = settings.dead_letter_topic
+    async with (
+        opened_pool(settings, store.prepare, server_settings) as pool,
+        producer(settings, dead_letters, max_request_size=DEAD_LETTER_MAX_BYTES) as letters,
+    ):
         handler: Recorder | Aggregator = (
             Recorder(settings, pool, letters, asyncio.sleep)
             if recording
@@ -266,11 +255,6 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
             if recording:
                 fed.waiting, _ = await recorder_store.count_waiting(pool)
             return fed
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await letters.stop()
-        await close_pool(pool)
 
 
 class _Feeding:

@@ -4,15 +4,11 @@ from dataclasses import dataclass, replace
 
 from aiokafka import TopicPartition
 
+from services.consumers.database_identity import read_identity
+from services.consumers.gone import name_gone
 from services.consumers.lag import RECORDER, read_groups
 from services.consumers.positions import Digest, Gone, Position
-from services.consumers.stored_positions import (
-    lock_positions,
-    name_gone,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.operations.offsets import commit_for, reads_on_at, refuse_members
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError

@@ -14,11 +14,13 @@ from aiokafka.errors import BrokerResponseError, KafkaError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from services.consumers.agreement import Agreement, agreement, name_partitions
-from services.consumers.gone import CAUSES, Gone, find
-from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups, reader
+from services.consumers.gone import CAUSES, NamedGone, find
+from services.consumers.lag import GROUPS, Group, held_back_since, partitions_of, read_groups
+from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import TopicLog, describe_log, high_watermarks
-from services.runtime.database import Connection, connected, explained, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
+from services.runtime.database_errors import explained
 from services.runtime.errors import ConfigurationError, MigrationError, StepstreamError
 from services.runtime.kafka import admin_client, unreachable
 from services.runtime.migrate import pending
@@ -81,7 +83,7 @@ class Status:
     held_back_since: Mapping[int, int] = field(default_factory=dict)
     #: Whether database, topic and groups agree, and what is gone from Kafka that nobody has acknowledged.
     agreement: Agreement | None = None
-    gone: list[Gone] = field(default_factory=list)
+    gone: list[NamedGone] = field(default_factory=list)
 
     @property
     def unreadable_batches(self) -> dict[int, tuple[str, list[str]]]:
@@ -260,13 +262,12 @@ async def _read_agreement(settings: Settings, seen: Status) -> None:
 async def _read(db: Connection, seen: Status, what: str, query: str, *arguments: str | int) -> dict[str, Any]:
     """The one row of a query; nothing, where that cannot be read."""
     try:
-        row = await db.fetchrow(query, *arguments)
+        row = await fetch_one(db, query, *arguments)
     except _UNREADABLE as error:
         is_missing = isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError)
         if not (seen.migrations_pending and is_missing):  # that is said already
             _could_not_read(f"{what}: {_reason(error)}", seen)
         return {}
-    assert row is not None  # noqa: S101 - one row, always
     return dict(row)
 
 
@@ -332,7 +333,7 @@ def _judge_agreement(seen: Status) -> None:
         seen.problems.append(f"{more} of events gone: `stepstream gone list`")
 
 
-def _describe_gone(gone: Gone) -> str:
+def _describe_gone(gone: NamedGone) -> str:
     between = [format_time(at) for at in (gone.before_at, gone.after_at)]
     times = f", which came between {between[0]} and {between[1]}" if all(between) else ""
     return (

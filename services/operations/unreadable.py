@@ -9,26 +9,17 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import ERROR_CLASS, Batch, UnreadableError, fetch_batch
-from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups, reader
+from services.consumers.database_identity import read_identity
+from services.consumers.gone import name_gone
+from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_groups
 from services.consumers.positions import Digest, Gone, Position
-from services.consumers.stored_positions import (
-    lock_positions,
-    name_gone,
-    read_identity,
-    read_positions,
-    set_positions,
-)
+from services.consumers.reader import reader
+from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.operations.offsets import commit_for, reads_on_at
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
-from services.runtime.kafka import (
-    DEAD_LETTER_HEADERS,
-    DEAD_LETTER_MAX_BYTES,
-    NULL,
-    RenewedProducer,
-    send_all,
-    unreachable,
-)
+from services.runtime.kafka import DEAD_LETTER_HEADERS, DEAD_LETTER_MAX_BYTES, unreachable
+from services.runtime.producer import NULL, producer, send_all
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 
@@ -153,15 +144,10 @@ async def _keep(settings: Settings, plan: BatchSkip) -> None:
     )
     headers = [(name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)]
     value = batch.raw if plan.is_kept else NULL
-    letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
-    try:
-        producer = await letters.start()
+    topic = settings.dead_letter_topic
+    async with producer(settings, topic, max_request_size=DEAD_LETTER_MAX_BYTES) as letters:
         letter = {"key": None, "value": value, "headers": headers}
-        await send_all(producer, settings.dead_letter_topic, {plan.partition: [letter]})
-    except KafkaError as error:
-        raise unreachable(settings, error) from error
-    finally:
-        await letters.stop()
+        await send_all(await letters.start(), topic, {plan.partition: [letter]})
 
 
 async def _move(settings: Settings, plan: BatchSkip) -> str:

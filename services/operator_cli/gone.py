@@ -20,7 +20,7 @@ from services.runtime.errors import UsageError
 from services.runtime.text import format_time, plural
 
 if TYPE_CHECKING:
-    from services.consumers.gone import Gone
+    from services.consumers.gone import NamedGone
 
 app = typer.Typer(
     help="Events that are gone from Kafka: see which, and take them out of `status`.", no_args_is_help=True
@@ -53,7 +53,7 @@ def gone_acknowledge(
     say(f"[green]done[/]: {plural(count, 'range')} acknowledged")
 
 
-def as_json(gone: "Gone") -> dict[str, Any]:
+def as_json(gone: "NamedGone") -> dict[str, Any]:
     """For programs."""
     times = {
         name: format_time(getattr(gone, name)) or None
@@ -62,7 +62,7 @@ def as_json(gone: "Gone") -> dict[str, Any]:
     return asdict(gone) | times
 
 
-def _show(gone: Sequence["Gone"], *, output_json: bool) -> None:
+def _show(gone: Sequence["NamedGone"], *, output_json: bool) -> None:
     """Tells what is gone."""
     if output_json:
         print_json([as_json(g) for g in gone])

@@ -11,18 +11,36 @@ from services.consumers.failover import leave_silent_servers
 from services.outbox_relay import store
 from services.outbox_relay.handlers import SERVICE, Relay
 from services.outbox_relay.sender import Sender
-from services.runtime.database import close_pool, open_pool
-from services.runtime.http import Answered, health_routes, leave_unanswered, problem_of_database
+from services.runtime.database import opened_pool
+from services.runtime.http import Answered, leave_unanswered
 from services.runtime.migrate import check_migrated
 from services.runtime.process import Process
+from services.runtime.producer import producer
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
 
 
-class RelayProcess(Process):
+class RelayProcess(Process[Relay]):
     """The service, ready to run."""
 
-    relay: Relay | None = None
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Relay]:
+        """Pool, producer, and the relay at work."""
+        settings = self.settings
+        server_settings = store.server_settings(settings.relay_send_timeout_seconds)
+        async with (
+            opened_pool(settings, server_settings=server_settings, refusals=self.refusals) as pool,
+            producer(settings, settings.topic, request_timeout_ms=15_000, linger_ms=2) as sending,
+        ):
+            await check_migrated(pool)
+            relay = Relay(settings, pool, Sender(settings, sending), self)
+            async with (
+                beside(leave_silent_servers(settings, pool)),
+                self.beside(relay.watch_depth),
+                self.beside(relay.listen),
+                self.beside(relay.run),
+            ):
+                yield relay
 
     def problem_of_life(self) -> str | None:
         """A relay that neither takes, nor sends, nor waits for what it knows to be away."""
@@ -30,9 +48,16 @@ class RelayProcess(Process):
             return problem
         # A load takes at most a second and two answers of Kafka; then an error, or the next load.
         bound = self.settings.stuck_seconds + 2 * self.settings.relay_send_timeout_seconds
-        if self.relay is not None and time.monotonic() - self.relay.progress > bound:
+        if self.is_open and time.monotonic() - self.handler.progress > bound:
             return f"the relay is stuck: it has not moved on for more than {bound:g} s"
         return None
+
+    async def problem_of_readiness(self) -> str | None:
+        """What keeps events from being sent: no database, pending migrations, or no Kafka."""
+        if problem := await super().problem_of_readiness():
+            return problem
+        is_connected = self.handler.is_connected
+        return None if is_connected else "Kafka is away; steps complete and their events wait"
 
     async def run(self, port: int) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
@@ -46,45 +71,14 @@ def build(settings: Settings) -> RelayProcess:
 
 def application(process: RelayProcess) -> ASGIApp:
     """What the process serves; the relay runs beside it."""
-    settings = process.settings
-    sender = Sender(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        try:
-            pool = await open_pool(
-                settings,
-                server_settings=store.server_settings(settings.relay_send_timeout_seconds),
-                refusals=process.refusals,
-            )
-            try:
-                await check_migrated(pool)
-                relay = process.relay = Relay(settings, pool, sender, process)
-                app.state.pool = pool
-                process.log_start()
-                async with (
-                    beside(leave_silent_servers(settings, pool)),
-                    process.beside(relay.watch_depth),
-                    process.beside(relay.listen),
-                    process.beside(relay.run),
-                ):
-                    yield
-            finally:
-                await close_pool(pool)
-        except BaseException as error:
-            process.fail(error)
-            raise
-        process.log_end()
-
-    async def problem_of_readiness() -> str | None:
-        if process.relay is None:
-            return "starting"
-        if problem := await problem_of_database(app.state.pool):
-            return problem
-        return None if sender.connected else "Kafka is away; steps complete and their events wait"
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with process.running():
+            yield
 
     app = Starlette(
-        routes=health_routes(process.problem_of_life, problem_of_readiness),
+        routes=process.health_routes(),
         exception_handlers={Exception: leave_unanswered},
         lifespan=lifespan,
     )

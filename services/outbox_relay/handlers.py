@@ -10,12 +10,14 @@ from typing import TypeVar
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
-from services.consumers.stored_positions import DatabaseIdentity, read_identity
+from services.consumers.database_identity import DatabaseIdentity, read_identity
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import DATABASE_ERRORS, Pool, connect, may_pass, retrying
+from services.runtime.database import Pool, connect
+from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.process import Process, Stopped
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
 from services.runtime.tracing import message_spans, parents_of
@@ -29,9 +31,9 @@ T = TypeVar("T")
 class Relay:
     """Sends until the process stops; errors of Kafka and of the database are waited out."""
 
-    def __init__(self, settings: Settings, pool: Pool, sender: Sender, process: Process) -> None:
+    def __init__(self, settings: Settings, pool: Pool, sender: Sender, process: "Process[Relay]") -> None:
         self._settings = settings
-        self._pool = pool
+        self.pool = pool
         self._sender = sender
         self._process = process
         self._wake = asyncio.Event()
@@ -39,12 +41,17 @@ class Relay:
         self._database: DatabaseIdentity | None = None
         self.progress = time.monotonic()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a producer, as far as is known."""
+        return self._sender.connected
+
     async def run(self) -> None:
         """Relays until the process stops."""
         with contextlib.suppress(Stopped):
             while not self._process.stopping.is_set():
                 self._wake.clear()
-                async for attempt in retrying(SERVICE, self._back_off, _passes, self._pool):
+                async for attempt in retrying(SERVICE, self._back_off, _passes, self.pool):
                     with attempt:
                         handled = await self._stoppable(self._round())
                 if not handled:
@@ -64,7 +71,7 @@ class Relay:
         with contextlib.suppress(Stopped):
             while True:
                 with contextlib.suppress(*DATABASE_ERRORS):
-                    depth = await self._stoppable(store.depth(self._pool))
+                    depth = await self._stoppable(store.depth(self.pool))
                     OUTBOX_WAITING.set(depth.waiting)
                     OUTBOX_AGE.set(depth.age_seconds)
                     OUTBOX_SET_ASIDE.set(depth.set_aside)
@@ -80,7 +87,7 @@ class Relay:
         await self._tell_another_database()
         await self._sender.start()
         failure: BaseException | None = None
-        async with store.take(self._pool, self._settings.topic, self._settings.relay_batch_records) as load:
+        async with store.take(self.pool, self._settings.topic, self._settings.relay_batch_records) as load:
             crash_point("relay.taken")
             parents = parents_of(_headers(m) for m in load.messages)
             with message_spans(
@@ -109,7 +116,7 @@ class Relay:
 
     async def _tell_another_database(self) -> None:
         """Tells a database that took the place of another what it may have forgotten: what was sent."""
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self.pool.acquire() as connection, connection.transaction():
             identity = (await read_identity(connection)).identity
             if identity is not None and self._database not in {None, identity}:
                 log.warning("the database is another one than before: it is told what this relay has sent")

@@ -24,7 +24,7 @@ from aiokafka.errors import (
 
 from services.consumers.positions import Fingerprint, Witnessed
 from services.consumers.topic import TopicLog, describe_log
-from services.runtime.kafka import RenewedProducer
+from services.runtime.producer import Producer
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.relay")
@@ -155,9 +155,9 @@ class Memory:
 class Sender:
     """Sends through a producer that is made anew after every failure."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, producer: Producer) -> None:
         self._settings = settings
-        self._producer = RenewedProducer(settings, settings.topic, request_timeout_ms=15_000, linger_ms=2)
+        self._producer = producer
         self._acknowledged: dict[int, Acknowledged] = {}
         #: The last producer; how often Kafka was perhaps away; and that as of each partition's last.
         self._known: AIOKafkaProducer | None = None

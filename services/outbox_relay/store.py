@@ -8,7 +8,7 @@ import asyncpg
 
 from services.consumers.positions import Witnessed
 from services.outbox_relay.sender import Acknowledged, Message, Refused
-from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
 
 SQL = load_queries(__file__)
 #: What wakes the relay: the trigger of the outbox sends it.
@@ -115,6 +115,5 @@ class Depth:
 
 async def depth(pool: Pool) -> Depth:
     """How much waits, how long the oldest has, and how much was set aside."""
-    row = await pool.fetchrow(SQL["depth"])
-    assert row is not None  # noqa: S101 - one row, always
+    row = await fetch_one(pool, SQL["depth"])
     return Depth(**dict(row))

@@ -1,13 +1,11 @@
-"""PostgreSQL: pool, named queries, and which errors mean that another try may succeed."""
+"""PostgreSQL: pools and connections, how long they may take, and named queries."""
 
 import asyncio
 import contextlib
 import functools
 import logging
-import re
 import ssl
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -15,17 +13,12 @@ from urllib.parse import urlsplit
 import aiosql
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception,
-    wait_random_exponential,
-)
 
+from services.runtime.database_errors import DATABASE_ERRORS, explained, explaining, in_a_line
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.refusals import SIGN_IN, Refusals
-from services.runtime.settings import Settings, tls_file_problems
-from services.runtime.telemetry import RETRIES
+from services.runtime.setting_values import tls_file_problems
+from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.database")
 
@@ -34,11 +27,6 @@ _CONNECT_SECONDS = 20.0
 _CLOSE_SECONDS = 5.0
 #: How long the server may take to confirm that it gave up a statement.
 _GIVE_UP_SECONDS = 3.0
-
-_OF_POSTGRESQL = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-#: What the use of a connection can raise. The last one is, among others, what asyncpg says when the server
-#: ended the connection between two statements.
-DATABASE_ERRORS = (OSError, TimeoutError, *_OF_POSTGRESQL)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -51,6 +39,18 @@ def load_queries(beside: str) -> Mapping[str, str]:
     queries = aiosql.from_path(Path(beside).with_suffix(".sql"), "asyncpg", mandatory_parameters=False)
     names = [name for name in queries.available_queries if not name.endswith("_cursor")]
     return {name: getattr(queries, name).sql for name in names}
+
+
+async def fetch_one(connection: "Connection | Pool", query: str, *arguments: object) -> asyncpg.Record:
+    """The row of a statement that always has one.
+
+    Raises:
+        LookupError: it has none, which is a fault of ours.
+    """
+    row = await connection.fetchrow(query, *arguments)
+    if row is None:
+        raise LookupError(f"a statement that always has a row has none: {query.strip()[:200]}")
+    return row
 
 
 def bounded(seconds: float) -> dict[str, str]:
@@ -247,6 +247,27 @@ def _reason(error: Exception, patience: float) -> str:
     return str(told) or type(error).__name__
 
 
+@contextlib.asynccontextmanager
+async def opened_pool(
+    settings: Settings,
+    setup: Setup | None = None,
+    server_settings: Mapping[str, str] | None = None,
+    reset: Setup | None = None,
+    command_timeout: float | None = None,
+    refusals: Refusals | None = None,
+) -> AsyncIterator[Pool]:
+    """A pool while the block lasts; the arguments are those of `open_pool`.
+
+    Raises:
+        StepstreamError: as `open_pool`.
+    """
+    pool = await open_pool(settings, setup, server_settings, reset, command_timeout, refusals)
+    try:
+        yield pool
+    finally:
+        await close_pool(pool)
+
+
 async def close_pool(pool: Pool) -> None:
     """Closes a pool in bounded time: a server that does not answer would hold it for ever."""
     try:
@@ -267,43 +288,11 @@ async def connected(
     Raises:
         StepstreamError: as `open_pool`; or PostgreSQL refuses something while the block lasts.
     """
-    pool = await open_pool(
-        settings.model_copy(update={"database_pool_size": 2}),
-        setup,
-        server_settings,
-        command_timeout=command_timeout,
-    )
-    try:
+    small = settings.model_copy(update={"database_pool_size": 2})
+    async with opened_pool(small, setup, server_settings, command_timeout=command_timeout) as pool:
         with explaining():
             async with pool.acquire() as connection:
                 yield connection
-    finally:
-        await close_pool(pool)
-
-
-@contextlib.contextmanager
-def explaining() -> Iterator[None]:
-    """Makes errors of PostgreSQL, which a person would see as a traceback, errors for people.
-
-    Raises:
-        StepstreamError: what PostgreSQL, or its client, says, with what to do about it.
-    """
-    try:
-        yield
-    except _OF_POSTGRESQL as error:
-        told = explained(error)
-        if _ARGUMENT.search(str(error)):
-            told = StepstreamError(
-                "PostgreSQL takes no text with a NUL or with bytes that are no UTF-8, and no number that is "
-                "too large: is what was given right?"
-            )
-        elif not isinstance(told, StepstreamError):
-            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
-        raise told from error
-    except (ConnectionResetError, ConnectionRefusedError) as error:
-        raise StepstreamError(f"PostgreSQL is away: {error}") from error
-    except TimeoutError as error:
-        raise StepstreamError("PostgreSQL, or Kafka, does not answer in time") from error
 
 
 def _without_password(url: str) -> str:
@@ -317,152 +306,8 @@ def can_be_stored(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
-#: What asyncpg says of an argument that it cannot encode, up to the argument.
-_ARGUMENT = re.compile(r"(invalid input for query argument \$\d+).*", re.DOTALL)
-
-#: What PostgreSQL quotes of data.
-_QUOTED = re.compile(r'".*"', re.DOTALL)
-
 #: Settings of connections whose statements each handle a batch. A plan that PostgreSQL keeps was made for the
 #: tables as they were: made when these were new, it reads them whole for each row until they are analysed.
 #: The recorder does without: its statements look rows up by keys whatever the plan, and take arrays of
 #: thousands, with which to plan anew took a third of its speed.
 PLANNED_ANEW: Final = {"plan_cache_mode": "force_custom_plan"}
-
-#: Errors that pass by themselves, by the classes of SQLSTATE: the server is away, busy, full or failing over,
-#: or somebody else was first.
-_PASSING = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,  # 08
-    # Passwords change, here a moment before there; `Refusals` knows when that has lasted too long.
-    asyncpg.InvalidAuthorizationSpecificationError,  # 28
-    asyncpg.ReadOnlySQLTransactionError,  # 25006
-    asyncpg.IdleInTransactionSessionTimeoutError,  # 25P03
-    asyncpg.TransactionTimeoutError,  # 25P04
-    asyncpg.TransactionRollbackError,  # 40: deadlock, serialization failure
-    asyncpg.InsufficientResourcesError,  # 53: connections, disk, memory
-    asyncpg.LockNotAvailableError,  # 55P03
-    asyncpg.OperatorInterventionError,  # 57: shutdown, starting up, cancelled
-    asyncpg.PostgresIOError,  # 58030
-)
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again can succeed without anybody mending anything."""
-    if isinstance(error, asyncpg.DatabaseDroppedError):
-        return False
-    # asyncpg's own complaint about a value is an InterfaceError too, and does not pass.
-    return isinstance(error, _PASSING) and not isinstance(error, ValueError)
-
-
-def is_away(error: BaseException) -> bool:
-    """Whether an error says that the database is away, or busy, for now.
-
-    An OSError may be a file's as well, and a TimeoutError anybody's: those of a connection to PostgreSQL come
-    up through asyncpg.
-    """
-    frames = traceback.walk_tb(error.__traceback__)
-    is_of_postgresql = isinstance(error, _OF_POSTGRESQL) or any(
-        frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames
-    )
-    return is_of_postgresql and may_pass(error)
-
-
-def explained(error: Exception) -> Exception:
-    """An error of PostgreSQL with what to do about it; any other as it is."""
-    if isinstance(error, asyncpg.LockNotAvailableError):
-        return StepstreamError(
-            "PostgreSQL: somebody else has locked what this needs, and does not let go. Nothing was changed: "
-            "try again later; `pg_stat_activity` shows whose transaction is open for long"
-        )
-    hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-        (
-            asyncpg.InvalidAuthorizationSpecificationError,
-            "Are user and password right, in STEPSTREAM_DATABASE_URL or STEPSTREAM_DATABASE_PASSWORD_FILE?",
-        ),
-        (
-            asyncpg.InsufficientPrivilegeError,
-            "Rights come from ops/roles.sql, which the owner runs after each `stepstream migrate`",
-        ),
-        (
-            (asyncpg.InvalidCatalogNameError, asyncpg.DatabaseDroppedError),
-            "Is the database's name in STEPSTREAM_DATABASE_URL right?",
-        ),
-        (
-            asyncpg.SyntaxOrAccessError,
-            "The schema is not what this version needs: run `stepstream migrate`, and undo changes by hand",
-        ),
-    )
-    for kind, hint in hints:
-        if isinstance(error, kind):
-            return StepstreamError(f"PostgreSQL: {in_a_line(error)}. {hint}")
-    if may_pass(error) and isinstance(error, DATABASE_ERRORS) and not isinstance(error, OSError):
-        return StepstreamError(f"PostgreSQL is away: {type(error).__name__}: {in_a_line(error)}")
-    return error
-
-
-def without_values(error: BaseException) -> BaseException:
-    """The error, and those that led to it, without the values of rows and of a query's arguments: for logs.
-
-    PostgreSQL's detail holds those of the row, its message about data that it cannot read quotes them, and
-    asyncpg's complaint about an argument holds the argument. What a function says by itself (`raise`) stays.
-    """
-    seen: list[BaseException] = []
-    left: list[BaseException | None] = [error]
-    while left:
-        one = left.pop()
-        if one is None or one in seen:
-            continue
-        seen.append(one)
-        left += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            left += one.exceptions
-        if isinstance(one, asyncpg.PostgresError):
-            one.detail = None
-        if isinstance(one, asyncpg.PostgresError | asyncpg.InterfaceError) and one.args:
-            one.args = (_without_data(one, str(one.args[0])), *one.args[1:])
-    return error
-
-
-def in_a_line(error: BaseException) -> str:
-    """What an error says, without values, on one line: PostgreSQL's hint is on another."""
-    return " ".join(str(without_values(error)).split())
-
-
-def _without_data(error: Exception, message: str) -> str:
-    if isinstance(error, asyncpg.DataError):  # 22
-        message = _QUOTED.sub('"…"', message)
-    return _ARGUMENT.sub(r"\1", message)
-
-
-def retrying(
-    service: str,
-    pause: Callable[[float], Awaitable[None]],
-    passes: Callable[[BaseException], bool] = may_pass,
-    pool: "Pool | None" = None,
-) -> AsyncRetrying:
-    """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
-
-    `pause` sleeps, and raises what ends the waiting; `passes` says which errors are waited out; `pool` loses
-    its connections after an error that comes from where they lead.
-    """
-
-    async def tell(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if pool is not None and isinstance(error, asyncpg.ReadOnlySQLTransactionError):
-            # These connections are to what is a standby now; new ones find the primary.
-            await pool.expire_connections()
-        name = type(error).__name__
-        RETRIES.labels(service, name).inc()
-        log.warning("%s: try %d failed, trying again: %s: %s", service, state.attempt_number, name, error)
-
-    return AsyncRetrying(
-        retry=retry_if_exception(passes),
-        wait=wait_random_exponential(multiplier=0.05, max=5),
-        before_sleep=tell,
-        sleep=pause,
-        reraise=True,
-    )

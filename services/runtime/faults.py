@@ -10,7 +10,7 @@ from urllib.parse import quote
 import uuid_utils
 from starlette.types import Scope
 
-from services.runtime.database import without_values
+from services.runtime.database_errors import without_values
 from services.runtime.telemetry import HTTP_ERRORS
 
 log = logging.getLogger("stepstream.faults")

@@ -1,4 +1,4 @@
-"""Kafka: topics, how consumers read, offsets, and the producer."""
+"""Kafka: how clients connect, topics, how consumers read, offsets, and what a dead letter says."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
@@ -48,7 +48,6 @@ Offsets: TypeAlias = Mapping[TopicPartition, int]
 #: A dead letter is its event and some headers more: the largest event has to fit.
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 _CLEANUP = "cleanup.policy"
-_STOP_SECONDS = 5.0
 _KNOWN_SECONDS = 10.0
 #: The codecs of Kafka, and whether this installation has what reads them.
 _CODECS = {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
@@ -279,90 +278,6 @@ def kafka_may_return(error: BaseException) -> bool:
     return isinstance(error, OSError | TimeoutError)
 
 
-def make_producer(settings: Settings, **options: Any) -> AIOKafkaProducer:
-    """An idempotent producer that waits for all replicas; Kafka's default murmur2 partitioner.
-
-    aiokafka refuses a record that has neither key nor value, which Kafka takes; as a value, `NULL` is none.
-    """
-    return AIOKafkaProducer(
-        **connection(settings),
-        metadata_max_age_ms=int(settings.metadata_max_age_seconds * 1000),
-        enable_idempotence=True,
-        acks="all",
-        value_serializer=_serialize,
-        **options,
-    )
-
-
-class _Null:
-    """Stands for no value."""
-
-
-NULL = _Null()
-
-
-def _serialize(value: bytes | _Null | None) -> bytes | None:
-    return None if isinstance(value, _Null) else value
-
-
-class RenewedProducer:
-    """An idempotent producer that is made anew after every failure.
-
-    A batch that failed leaves a gap in the producer's sequence numbers, and every later one would fail.
-    """
-
-    def __init__(self, settings: Settings, topic: str, **options: Any) -> None:
-        self._settings = settings
-        self._topic = topic
-        self._options = options
-        self._producer: AIOKafkaProducer | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a producer, as far as is known."""
-        return self._producer is not None
-
-    async def start(self) -> AIOKafkaProducer:
-        """The producer; makes one where there is none.
-
-        Raises:
-            KafkaError: Kafka cannot be reached.
-            ConfigurationError: there is no such topic.
-        """
-        if self._producer is None:
-            producer = make_producer(self._settings, **self._options)
-            try:
-                await producer.start()
-                metadata = await producer.client.fetch_all_metadata()
-                if self._topic not in metadata.topics():
-                    raise ConfigurationError(
-                        f"Kafka has no topic {self._topic}: run `stepstream migrate` first"
-                    )
-            except BaseException:
-                await _end(producer)
-                raise
-            self._producer = producer
-        return self._producer
-
-    async def stop(self) -> None:
-        """Ends the producer, if there is one; what it had not sent is not sent."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await _end(producer)
-
-
-async def _end(producer: AIOKafkaProducer) -> None:
-    """Stops a producer in bounded time: its own stop waits for ever while Kafka is away."""
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(_STOP_SECONDS):
-            await producer.stop()
-            return
-    with contextlib.suppress(Exception):
-        await producer._sender.close()  # noqa: SLF001 - what stop would do after the wait
-    with contextlib.suppress(Exception):
-        await producer.client.close()
-
-
 #: Headers that a dead letter carries after those of its event.
 DEAD_LETTER_HEADERS = (
     "stepstream-topic",
@@ -381,43 +296,3 @@ def dead_letter_headers(record: Record, error_class: str, message: str) -> list[
         *record.headers,
         *((name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)),
     ]
-
-
-async def send_all(
-    producer: AIOKafkaProducer, topic: str, letters: Mapping[int, Sequence[Mapping[str, Any]]]
-) -> None:
-    """Sends key, value and headers of each, and returns when the brokers have acknowledged all of them.
-
-    They come by a number that chooses their partition. Whole batches take a third of the time of one by one.
-    """
-    partitions = len(await producer.partitions_for(topic))
-    await asyncio.gather(
-        *(_send_batches(producer, topic, number % partitions, some) for number, some in letters.items())
-    )
-
-
-async def _send_batches(
-    producer: AIOKafkaProducer, topic: str, partition: int, letters: Iterable[Mapping[str, Any]]
-) -> None:
-    batches = [producer.create_batch()]
-    for letter in letters:
-        if batches[-1].append(timestamp=None, **letter) is None:  # full
-            batches.append(producer.create_batch())
-            batches[-1].append(timestamp=None, **letter)
-    sent = [await producer.send_batch(batch, topic, partition=partition) for batch in batches]
-    await asyncio.gather(*sent)
-
-
-async def send_each(
-    producer: AIOKafkaProducer, topic: str, letters: Sequence[dict[str, Any]]
-) -> list[Exception | None]:
-    """As `send_all`, where one that is not taken harms no other: why not, of each; None is acknowledged."""
-
-    async def send(letter: dict[str, Any]) -> Exception | None:
-        try:
-            await (await producer.send(topic, **letter))
-        except (KafkaError, OSError, TimeoutError) as error:
-            return error
-        return None
-
-    return await asyncio.gather(*(send(letter) for letter in letters))

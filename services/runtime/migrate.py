@@ -14,7 +14,8 @@ from pathlib import Path
 
 import asyncpg
 
-from services.runtime.database import DATABASE_ERRORS, Connection, Pool, load_queries
+from services.runtime.database import Connection, Pool, fetch_one, load_queries
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.errors import ConfigurationError, MigrationError
 from services.runtime.refusals import SCHEMA, Refusals
 from services.runtime.tasks import beside
@@ -185,8 +186,7 @@ async def _apply_next(connection: Connection, migrations: list[Migration]) -> st
 
 async def _refuse_foreign(connection: Connection, migrations: list[Migration]) -> None:
     """Raises MigrationError where others left what the migration would use with the rights of who runs it."""
-    path = await connection.fetchrow(SQL["search_path"])
-    assert path is not None  # noqa: S101 - one row, always
+    path = await fetch_one(connection, SQL["search_path"])
     names = [name for m in migrations if m.number > _PLATFORM for name in _MADE.findall(m.text)]
     await connection.execute("set local search_path = pg_catalog")
     found = await connection.fetch(SQL["foreign_objects"], path["schemas"], [*names, "stepstream_migrations"])

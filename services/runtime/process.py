@@ -1,8 +1,10 @@
 """The process around a service: its HTTP port, signals, the first failure, and how it ends."""
 
+import abc
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -10,16 +12,20 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import uvicorn
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.runtime import crashpoints
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
-from services.runtime.database import explained, without_values
+from services.runtime.database import Pool
+from services.runtime.database_errors import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
+from services.runtime.http import health_routes, problem_of_database
+from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.runtime.telemetry import HTTP_CONNECTIONS
@@ -38,8 +44,21 @@ class Stopped(Exception):  # noqa: N818 - no error: the process ends
     """The process is asked to end."""
 
 
-class Process:
+class Handler(Protocol):
+    """What a service does its work with, while it runs: at least a database."""
+
+    @property
+    def pool(self) -> Pool:
+        """Connections to it."""
+
+
+H = TypeVar("H", bound=Handler)
+
+
+class Process(abc.ABC, Generic[H]):
     """Serves an ASGI application until SIGTERM, SIGINT or a failure.
+
+    Each service has its own, whose `opened` makes its handler; the application's lifespan is `running`.
 
     Whoever runs in the process looks at `stopping`; `fail` stops it with an error, whose exit code it gets.
     A watch looks at `problem_of_life` all the time, and ends what lives no more.
@@ -49,12 +68,72 @@ class Process:
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None
+        self._handler: H | None = None
         self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
         self._drained_by: float | None = None
         self.address = ""
         self.health_address = ""
         self._server: uvicorn.Server | None = None
+
+    # --- its handler ---
+
+    @abc.abstractmethod
+    def opened(self) -> contextlib.AbstractAsyncContextManager[H]:
+        """Opens what the service needs, pool and producer and all, and gives its handler."""
+
+    async def prepare(self, handler: H) -> None:
+        """Looks for what else must be there before the service runs."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a handler."""
+        return self._handler is not None
+
+    @property
+    def handler(self) -> H:
+        """What `opened` gave.
+
+        Raises:
+            RuntimeError: it has given nothing yet.
+        """
+        if self._handler is None:
+            raise RuntimeError(f"{self.service} has not started")
+        return self._handler
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[H]:
+        """Gives the handler while the block lasts: the application's lifespan. A failure stops it all."""
+        try:
+            async with self.opened() as handler:
+                await self.prepare(handler)
+                self._handler = handler
+                self.log_start()
+                yield handler
+        except BaseException as error:
+            self.fail(_first(error))
+            raise
+        self.log_end()
+
+    # --- health ---
+
+    def problem_of_life(self) -> str | None:
+        """What keeps the service from ever going on by itself, if anything does."""
+        return self.refusals.problem() if self.failure is None else f"it stops: {self.failure}"
+
+    async def problem_of_readiness(self) -> str | None:
+        """What keeps the service from working: no database, or pending migrations."""
+        return await problem_of_database(self.handler.pool) if self.is_open else "starting"
+
+    def remark(self) -> str | None:
+        """What a service that is ready leaves undone."""
+        return None
+
+    def health_routes(self) -> list[BaseRoute]:
+        """Health and metrics."""
+        return health_routes(self.problem_of_life, self.problem_of_readiness, self.remark)
+
+    # --- how it ends ---
 
     def fail(self, error: BaseException) -> None:
         """Stops the service with this error; only the first one counts."""
@@ -88,10 +167,6 @@ class Process:
         if self._drained_by is None:
             return self.settings.drain_timeout_seconds
         return max(0.0, self._drained_by - time.monotonic())
-
-    def problem_of_life(self) -> str | None:
-        """What keeps the service from ever going on by itself, if anything does."""
-        return self.refusals.problem() if self.failure is None else f"it stops: {self.failure}"
 
     async def _look(self) -> None:
         try:
@@ -253,11 +328,18 @@ class Process:
             await task
 
 
+def _first(error: BaseException) -> BaseException:
+    """The first error of a group: FastStream starts its brokers in a task group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def server_config(app: ASGIApp, connections: Connections, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     """How an application is served."""
     return uvicorn.Config(
         app,
-        http=connections.protocol,  # type: ignore[arg-type]
+        http=functools.partial(TimedProtocol, connections),  # type: ignore[arg-type]
         ws="none",
         log_config=None,
         access_log=False,

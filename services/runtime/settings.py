@@ -1,17 +1,11 @@
 """Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
 
-import errno
 import os
-import re
-import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
-    AnyHttpUrl,
     BeforeValidator,
     Field,
     SecretStr,
@@ -22,123 +16,25 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import DEAD_LETTER_SUFFIX, OPERATOR_SOURCES, TOPIC
 from services.runtime.errors import ConfigurationError
+from services.runtime.setting_values import (
+    PREFIX,
+    host_and_port,
+    http_url,
+    in_capitals,
+    optional_postgres_url,
+    postgres_url,
+    read_secret,
+    readable_file,
+    secret_file,
+    split_at_commas,
+)
 
-PREFIX = "STEPSTREAM_"
 #: The folder of secrets: itself no setting, since it says where settings are.
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
 #: PostgreSQL and the system's timers take no more than some weeks.
 _MOST_SECONDS = 604_800
-#: Parameters of a database's URL that name files for TLS, and those of others' certificates.
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
-_CERTIFICATES = ("sslrootcert", "sslcrl")
 #: Passwords that may change while a service runs, where a file has them.
 _ROTATING = ("database_password", "kafka_password")
-
-
-def _addresses(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _in_capitals(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
-
-
-def _host_and_port(addresses: list[str]) -> list[str]:
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"`{address}` is not host:port; several are separated by commas")
-    return addresses
-
-
-def _is_clear(url: str) -> bool:
-    """Whether no part of a URL is taken for another: of a password, what follows a `/` is a path."""
-    try:
-        parts = urlsplit(url)
-        parse_qsl(parts.query, strict_parsing=bool(parts.query))
-    except ValueError:  # which would tell what it cannot read
-        return False
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
-    is_whole = "@" not in parts.path and not parts.fragment and parts.netloc.count("@") < 2
-    return is_whole and all(port.isdigit() for port in ports if port)
-
-
-def _postgres_url(url: SecretStr) -> SecretStr:
-    text = url.get_secret_value()
-    if not text.startswith(("postgresql://", "postgres://")):
-        raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
-    if not _is_clear(text):
-        raise ValueError(
-            "it is not as postgresql://user:password@host:5432/name. In a user, a password or a name, "
-            "@ / ? # % [ ] are written as %40 %2F %3F %23 %25 %5B %5D; or leave the password out of it, and "
-            f"set {PREFIX}DATABASE_PASSWORD or {PREFIX}DATABASE_PASSWORD_FILE"
-        )
-    if problem := next(tls_file_problems(text), None):
-        raise ValueError(problem)
-    return url
-
-
-def tls_file_problems(url: str) -> Iterator[str]:
-    """What is wrong with the files for TLS that a database's URL names; the client would not say which."""
-    for name, file in parse_qsl(urlsplit(url).query):
-        if name not in _TLS_FILES:
-            continue
-        if not os.access(file, os.R_OK):
-            yield f"the file {file} ({name}) is not there, or may not be read"
-        elif name in _CERTIFICATES:
-            try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
-            except OSError:
-                yield f"the file {file} ({name}) holds no certificate or list of them in PEM"
-
-
-def _optional_postgres_url(url: SecretStr) -> SecretStr:
-    return _postgres_url(url) if url.get_secret_value() else url
-
-
-def _file(path: str) -> str:
-    if path and not os.access(path, os.R_OK):
-        raise ValueError(f"the file {path} is not there, or may not be read")
-    return path
-
-
-def _secret_file(path: str) -> str:
-    if not path:
-        return path
-    if not Path(_file(path)).is_file():
-        raise ValueError(f"{path} is no file")
-    try:
-        _content(path)
-    except OSError as error:
-        raise ValueError(f"the file {path} {error.strerror}") from None
-    return path
-
-
-def _content(path: str) -> str:
-    """What a file of a secret holds; its line end is no part of it.
-
-    Raises:
-        OSError: it cannot be read, or holds no password, as one that is just being written.
-    """
-    try:
-        content = Path(path).read_text("utf-8").strip()
-    except UnicodeDecodeError:  # which would tell what it cannot read
-        raise OSError(errno.EINVAL, "is no text in UTF-8", path) from None
-    if not content:
-        raise OSError(errno.ENODATA, "is empty", path)
-    return content
-
-
-def _http_url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^/?#]+[^?#]*", url):
-        raise ValueError("it starts with http:// or https:// and has no query, as in https://mcp.example.com")
-    try:
-        AnyHttpUrl(url)
-    except ValidationError as error:
-        why = error.errors(include_url=False)[0]["msg"].partition(", ")[2]
-        raise ValueError(f"it is no URL: {why}") from None
-    return url
 
 
 class Settings(BaseSettings):
@@ -147,7 +43,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     kafka_bootstrap_servers: Annotated[
-        list[str], NoDecode, BeforeValidator(_addresses), AfterValidator(_host_and_port)
+        list[str], NoDecode, BeforeValidator(split_at_commas), AfterValidator(host_and_port)
     ] = Field(min_length=1, description="Kafka brokers to start from, comma-separated host:port.")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         default="PLAINTEXT", description="How Kafka is spoken to; SSL is TLS."
@@ -157,27 +53,27 @@ class Settings(BaseSettings):
     )
     kafka_username: str = Field(default="", description="The user at Kafka.")
     kafka_password: SecretStr = Field(default=SecretStr(""), description="The user's password at Kafka.")
-    kafka_password_file: Annotated[str, AfterValidator(_secret_file)] = Field(
+    kafka_password_file: Annotated[str, AfterValidator(secret_file)] = Field(
         default="",
         description="A file with that password instead; it is read anew for new connections.",
     )
-    kafka_ca_file: Annotated[str, AfterValidator(_file)] = Field(
+    kafka_ca_file: Annotated[str, AfterValidator(readable_file)] = Field(
         default="", description="Who signed Kafka's certificate (PEM); empty is the system's list."
     )
-    kafka_certificate_file: Annotated[str, AfterValidator(_file)] = Field(
+    kafka_certificate_file: Annotated[str, AfterValidator(readable_file)] = Field(
         default="", description="Our own certificate (PEM), where Kafka asks for one."
     )
-    kafka_key_file: Annotated[str, AfterValidator(_file)] = Field(
+    kafka_key_file: Annotated[str, AfterValidator(readable_file)] = Field(
         default="", description="The private key of our certificate (PEM, without a passphrase)."
     )
-    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+    database_url: Annotated[SecretStr, AfterValidator(postgres_url)] = Field(
         description="PostgreSQL, as in postgresql://user:password@host:5432/name; TLS with "
         "?sslmode=verify-full&sslrootcert=FILE."
     )
     database_password: SecretStr = Field(
         default=SecretStr(""), description="The password at PostgreSQL, where it is not in the URL."
     )
-    database_password_file: Annotated[str, AfterValidator(_secret_file)] = Field(
+    database_password_file: Annotated[str, AfterValidator(secret_file)] = Field(
         default="",
         description="A file with that password instead; it is read for each new connection, so that the "
         "password can change while services run.",
@@ -263,7 +159,7 @@ class Settings(BaseSettings):
     relay_send_timeout_seconds: float = Field(
         default=30, ge=1, description="How long Kafka may take to acknowledge before the relay starts anew."
     )
-    public_url: Annotated[str, AfterValidator(_http_url)] = Field(
+    public_url: Annotated[str, AfterValidator(http_url)] = Field(
         default="http://127.0.0.1:8084",
         description="Where agents reach walkthrough-mcp; tokens are for this address and the server's path.",
     )
@@ -308,10 +204,10 @@ class Settings(BaseSettings):
     mcp_access_token: SecretStr = Field(
         default=SecretStr(""), description="Who signs in over stdio, at a server that needs it."
     )
-    api_public_url: Annotated[str, AfterValidator(_http_url)] = Field(
+    api_public_url: Annotated[str, AfterValidator(http_url)] = Field(
         default="http://127.0.0.1:8085", description="Where people reach the dashboard and the API."
     )
-    api_database_url: Annotated[SecretStr, AfterValidator(_optional_postgres_url)] = Field(
+    api_database_url: Annotated[SecretStr, AfterValidator(optional_postgres_url)] = Field(
         default=SecretStr(""),
         description="PostgreSQL for analytics-api: a role that may only read, or a replica; empty is "
         "STEPSTREAM_DATABASE_URL.",
@@ -401,10 +297,10 @@ class Settings(BaseSettings):
         description="The most connections of one address; of one behind a trusted proxy, the most requests "
         "under way.",
     )
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_in_capitals)] = Field(
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(in_capitals)] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
-    otlp_endpoint: Annotated[str, AfterValidator(lambda url: _http_url(url) if url else url)] = Field(
+    otlp_endpoint: Annotated[str, AfterValidator(lambda url: http_url(url) if url else url)] = Field(
         default="",
         description="Where spans go, as OTLP over HTTP: http://collector:4318/v1/traces; empty is nowhere.",
     )
@@ -514,7 +410,7 @@ def _rotating(folder: str | None) -> dict[str, Any]:
 
 
 def _read(password: SecretStr, file: str) -> str | None:
-    return (_content(file) if file else password.get_secret_value()) or None
+    return (read_secret(file) if file else password.get_secret_value()) or None
 
 
 def _explain(problem: Any) -> str:

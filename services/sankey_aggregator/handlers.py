@@ -10,8 +10,9 @@ from schemas import EventError, UserErased, decode
 from services.consumers.handling import Batches
 from services.consumers.stored_positions import Advance
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Pool, retrying
+from services.runtime.database import Pool
 from services.runtime.kafka import Record
+from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import (
     EVENTS,
@@ -53,7 +54,7 @@ class Aggregator:
 
     def __init__(self, settings: Settings, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
         self._settings = settings
-        self._pool = pool
+        self.pool = pool
         self._pause = pause
         self._newest = 0
         #: The walkthroughs whose counts somebody else has locked: what is locked, and when that was found.
@@ -115,7 +116,7 @@ class Aggregator:
         return True
 
     async def _is_judged(self, partition: int, offset: int) -> bool:
-        horizon = await store.recorded(self._pool, self._settings.topic)
+        horizon = await store.recorded(self.pool, self._settings.topic)
         if is_judged := horizon.get(partition, 0) > offset:
             self._left.discard(partition)
             self._show_waiting()
@@ -127,9 +128,9 @@ class Aggregator:
     async def drain_marks(self) -> int:
         """Follows the journeys of one load of marks; returns the number of marks."""
         limit, locked = self._settings.batch_max_records, self._known_locked()
-        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+        async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                drained = await store.drain_marks(self._pool, limit, locked=locked)
+                drained = await store.drain_marks(self.pool, limit, locked=locked)
         MARKS.inc(drained.marks)
         self._note(drained.followed, locked or {})
         return drained.marks
@@ -142,14 +143,14 @@ class Aggregator:
         if began < self._look_at:
             return
         done = 0
-        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+        async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                async for resumed in store.resuming(self._pool, self._settings.batch_max_records):
+                async for resumed in store.resuming(self.pool, self._settings.batch_max_records):
                     done += resumed.done
                     JOURNEYS.labels("yes").inc(resumed.followed.changed)
                     for lock in resumed.free:
                         self._locked.pop(lock.split(" ", 1)[1], None)
-                self._waiting, oldest = await store.count_waiting(self._pool)
+                self._waiting, oldest = await store.count_waiting(self.pool)
         if done:
             MARKS.inc(done)
             log.info("%d journeys that waited for a lock are counted", done)
@@ -190,9 +191,9 @@ class Aggregator:
             journeys, newest = self._journeys(records)
         locked = self._known_locked()
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
-            async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+            async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
                 with attempt:
-                    followed = await store.follow(self._pool, journeys, advance, locked=locked)
+                    followed = await store.follow(self.pool, journeys, advance, locked=locked)
         self._newest = max(self._newest, newest)
         if self._newest:
             NEWEST.labels(SERVICE).set(self._newest / 1000)
@@ -200,9 +201,9 @@ class Aggregator:
         JOURNEYS.labels("no").inc(len(journeys) - followed.changed - len(followed.waiting))
 
     async def _recorded(self) -> dict[int, int]:
-        async for attempt in retrying(SERVICE, self._pause, pool=self._pool):
+        async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                horizon = await store.recorded(self._pool, self._settings.topic)
+                horizon = await store.recorded(self.pool, self._settings.topic)
         return dict(horizon)
 
     def _journeys(self, records: Sequence[Record]) -> tuple[set[JourneyKey], int]:

@@ -15,7 +15,7 @@ import asyncpg
 from services.consumers.stored_positions import Advance
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import PLANNED_ANEW, Connection, Pool, load_queries, no_longer_than
+from services.runtime.database import PLANNED_ANEW, Connection, Pool, fetch_one, load_queries, no_longer_than
 
 SQL = load_queries(__file__)
 #: A lock is given up before PostgreSQL looks for deadlocks.
@@ -212,8 +212,7 @@ async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:
     """How many journeys wait for a lock, and for how many seconds the first does."""
-    row = await pool.fetchrow(SQL["count_waiting"])
-    assert row is not None  # noqa: S101 - one row, always
+    row = await fetch_one(pool, SQL["count_waiting"])
     return row["journeys"], row["oldest_seconds"]
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from services.consumers.lag import AGGREGATOR, committed_offsets
-from services.runtime.database import Connection, load_queries
+from services.runtime.database import Connection, fetch_one, load_queries
 from services.runtime.errors import StepstreamError
 from services.runtime.settings import Settings
 
@@ -131,8 +131,7 @@ async def differences(connection: Connection) -> Differences:
     async def listed(name: str) -> list[dict[str, Any]]:
         return [dict(row) for row in await connection.fetch(SQL[name], LISTED)]
 
-    counts = await connection.fetchrow(SQL["survey_counts"])
-    assert counts is not None  # noqa: S101 - one row, always
+    counts = await fetch_one(connection, SQL["survey_counts"])
     return Differences(
         counts["journeys"],
         counts["transitions"],
@@ -244,8 +243,7 @@ async def _passed(fresh: Connection, settings: Settings, horizon: Horizon) -> tu
 
 
 async def _horizon(connection: Connection, topic: str) -> Horizon:
-    row = await connection.fetchrow(SQL["horizon"], topic)
-    assert row is not None  # noqa: S101 - one row, always
+    row = await fetch_one(connection, SQL["horizon"], topic)
     return Horizon(row["newest_mark"], dict(zip(row["partitions"], row["next_offsets"], strict=True)))
 
 

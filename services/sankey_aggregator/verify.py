@@ -7,7 +7,7 @@ from typing import Any
 from services.consumers.agreement import agreements, why_apart
 from services.consumers.lag import AGGREGATOR, RECORDER
 from services.consumers.stored_positions import read_positions
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.settings import Settings
 from services.sankey_aggregator.survey import (
     LISTED,
@@ -71,8 +71,7 @@ async def verify(
 
 
 async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, bool | None]) -> Verification:
-    totals = await survey.fetchrow(SQL["totals"])
-    assert totals is not None  # noqa: S101 - one row, always
+    totals = await fetch_one(survey, SQL["totals"])
     found = await differences(survey)
     missing = await survey.fetch(SQL["triggers"])
     nodes = [dict(row) for row in await survey.fetch(SQL["survey_nodes"], LISTED)]

@@ -9,11 +9,9 @@ from typing import Any
 from mcp.server import Server as McpServer
 from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Scope
 
-from services.runtime.connections import Paced, Shared
-from services.runtime.database import Pool, close_pool, open_pool
+from services.runtime.database import Pool, opened_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
     Answered,
@@ -21,10 +19,9 @@ from services.runtime.http import (
     failure_as_text,
     for_this_machine,
     health_application,
-    health_routes,
     leave_unanswered,
-    problem_of_database,
 )
+from services.runtime.http_layers import Paced, Shared
 from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
@@ -37,24 +34,22 @@ from services.walkthrough_mcp.routes import McpEndpoint, Refusal, check_rates, i
 from services.walkthrough_mcp.tokens import IssuerAwayError
 
 
-class McpProcess(Process):
+class McpProcess(Process[McpEndpoint]):
     """The service, ready to run."""
 
-    #: What readiness is told by; the application sets it.
-    pool: "Pool | None" = None
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[McpEndpoint]:
+        """The pool, and the endpoint with its sessions."""
+        async with _opened(self.settings, self.refusals) as pool:
+            endpoint = McpEndpoint(self.settings, lambda: pool)
+            async with watching_schema(pool, self.refusals), endpoint.run():
+                yield endpoint
 
     async def run(self, port: int, health_port: int = 0) -> int:
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         check_rates(self.settings)
         health = health_application(SERVICE, self.health_routes())
         return await self.serve(application(self), port, health, health_port)
-
-    def health_routes(self) -> list[BaseRoute]:
-        """Health and metrics."""
-        return health_routes(self.problem_of_life, self._problem_of_readiness)
-
-    async def _problem_of_readiness(self) -> str | None:
-        return "starting" if self.pool is None else await problem_of_database(self.pool)
 
 
 def build(settings: Settings) -> McpProcess:
@@ -63,30 +58,15 @@ def build(settings: Settings) -> McpProcess:
 
 
 def application(process: McpProcess) -> ASGIApp:
-    """What the process serves."""
-
-    def the_pool() -> Pool:
-        assert process.pool is not None  # noqa: S101 - the lifespan opens it before the first request
-        return process.pool
-
-    entrance = McpEndpoint(process.settings, the_pool)
+    """What the process serves; the lifespan adds the endpoint's routes."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        try:
-            async with (
-                _opened(process.settings, process.refusals) as process.pool,
-                watching_schema(process.pool, process.refusals),
-                entrance.run(),
-            ):
-                process.log_start()
-                yield
-        except BaseException as error:
-            process.fail(error)
-            raise
-        process.log_end()
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with process.running() as endpoint:
+            app.router.routes += endpoint.routes()
+            yield
 
-    routes = [*entrance.routes(), *for_this_machine(process.health_routes())]
+    routes = for_this_machine(process.health_routes())
     app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
     shared = Shared(app, SERVICE, process.settings.http_address_connections)
     return Answered(Paced(shared), SERVICE, _answer_failure)
@@ -99,18 +79,15 @@ def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings, refusals: Refusals | None = None) -> AsyncIterator[Pool]:
-    pool = await open_pool(
+    async with opened_pool(
         settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
         server_settings=store.SERVER_SETTINGS,
         reset=store.keep_as_it_is,
         command_timeout=store.WAIT_SECONDS,
         refusals=refusals,
-    )
-    try:
+    ) as pool:
         await check_migrated(pool)
         yield pool
-    finally:
-        await close_pool(pool)
 
 
 async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> int:

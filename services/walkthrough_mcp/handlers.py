@@ -20,7 +20,8 @@ from mcp_types import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import Pool, is_away
+from services.runtime.database import Pool
+from services.runtime.database_errors import is_away
 from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store

@@ -27,7 +27,8 @@ from starlette.types import Receive, Scope, Send
 
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom, client_of_scope
 from services.runtime.counters import BoundedStorage
-from services.runtime.database import Pool, can_be_stored, is_away
+from services.runtime.database import Pool, can_be_stored
+from services.runtime.database_errors import is_away
 from services.runtime.errors import ConfigurationError
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
@@ -221,6 +222,11 @@ class McpEndpoint:
         )
         #: Servers that were found a moment ago.
         self._known: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
+
+    @property
+    def pool(self) -> Pool:
+        """The database with walkthroughs and progress."""
+        return self._pool()
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -17,7 +17,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from services.runtime.database import Connection, Pool, bounded, load_queries
+from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
 from services.walkthrough_mcp.events import Where, events_of
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep, Progress, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
@@ -212,10 +212,9 @@ async def _somebody_new(connection: Connection, caller: Caller, came: float) -> 
 async def _look(
     connection: Connection, caller: Caller, person: _Person | None
 ) -> tuple[int, str | None, tuple[Offer, ...]]:
-    row = await connection.fetchrow(
-        SQL["look"], caller.server.id, person.id if person else None, SESSION_IDLE_MS
+    row = await fetch_one(
+        connection, SQL["look"], caller.server.id, person.id if person else None, SESSION_IDLE_MS
     )
-    assert row is not None  # noqa: S101 - one row, always
     offers = tuple(_offer(given) for given in json.loads(row["offers"]))
     return row["now_ms"], row["live_session_id"], offers
 
@@ -231,7 +230,8 @@ async def _save(
     finished = None if move.shows else ((before.completed_at if before else None) or at)
     where = Where(person.id, caller.server.id, caller.server.slug, session)
     events = events_of(move, where, at)
-    written = await connection.fetchrow(
+    written = await fetch_one(
+        connection,
         SQL["save"],
         session,
         caller.server.slug,
@@ -250,7 +250,6 @@ async def _save(
         [event.headers for event in events],
         [event.type for event in events],
     )
-    assert written is not None  # noqa: S101 - one row, always
     if not written["places"] or (move.shows is not None and not written["steps"]):
         raise _GoneError
     return None if written["content"] is None else json.loads(written["content"])

@@ -25,12 +25,13 @@ from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
 from services.consumers.keeper import Keeper
-from services.consumers.lag import lags, reader
+from services.consumers.lag import lags
 from services.consumers.positions import Cause, Placement
+from services.consumers.reader import reader
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import free_port
 from services.runtime.alone import Act, alone
-from services.runtime.kafka import connection, make_producer
+from services.runtime.kafka import connection
 from tests.support.cluster import Cluster
 from tests.support.proxy import Proxy, proxied
 from tests.support.world import (
@@ -816,14 +817,12 @@ async def test_markers_of_transactions_are_passed_and_all_is_current(world: Worl
     world.start_both()
     api = await world.start_api()
     events = traffic(71, 90)
-    producer = make_producer(world.settings, transactional_id=f"t-{world.settings.topic}")
-    await producer.start()
-    for i in range(0, 90, 30):
-        async with producer.transaction():
-            for event in events[i : i + 30]:
-                message = Message.of(event)
-                await producer.send(world.settings.topic, message.value, key=message.key)
-    await producer.stop()
+    async with world.producing(transactional_id=f"t-{world.settings.topic}") as producer:
+        for i in range(0, 90, 30):
+            async with producer.transaction():
+                for event in events[i : i + 30]:
+                    message = Message.of(event)
+                    await producer.send(world.settings.topic, message.value, key=message.key)
     await becomes(world, events)
 
     async def current() -> bool:

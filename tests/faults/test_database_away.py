@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.runtime import database
+from services.runtime.database_errors import DATABASE_ERRORS
 from tests.support.proxy import proxied
 from tests.support.world import (
     AGGREGATOR,
@@ -329,7 +330,7 @@ async def test_a_statement_that_is_given_up_holds_its_connection_for_a_bounded_t
         writing.cancel()
         done, _ = await asyncio.wait({writing}, timeout=PATIENCE)
         assert done
-        assert writing.cancelled() or isinstance(writing.exception(), database.DATABASE_ERRORS)
+        assert writing.cancelled() or isinstance(writing.exception(), DATABASE_ERRORS)
         await database.close_pool(pool)
 
 

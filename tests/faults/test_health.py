@@ -10,7 +10,6 @@ import urllib.request
 import pytest
 
 from services.devstack.processes import free_port
-from services.runtime.kafka import make_producer
 from tests.support.proxy import proxied
 from tests.support.sick import INJURIES
 from tests.support.world import AGGREGATOR, MCP, RECORDER, RELAY, Service, World, completed, eventually
@@ -114,17 +113,13 @@ async def test_an_idle_consumer_and_one_behind_an_open_transaction_are_alive(
 ) -> None:
     """Events that are not readable yet are no lag without progress."""
     started = await world.start(service, stuck_seconds=2).ready()
-    producer = make_producer(world.settings, transactional_id=world.settings.topic)
-    async with asyncio.timeout(60):
-        await producer.start()
+    async with world.producing(transactional_id=world.settings.topic) as producer:
         await producer.begin_transaction()
         await producer.send_and_wait(world.settings.topic, b"{}", key=b"k")
-    await asyncio.sleep(6)  # three times as long as a lag without progress may last
-    assert started.process.poll() is None
-    assert (await asyncio.to_thread(status, started.port, "/health/live"))[0] == 200
-    async with asyncio.timeout(60):
+        await asyncio.sleep(6)  # three times as long as a lag without progress may last
+        assert started.process.poll() is None
+        assert (await asyncio.to_thread(status, started.port, "/health/live"))[0] == 200
         await producer.abort_transaction()
-        await producer.stop()
     await asyncio.sleep(4)  # now the partition ends with a marker that nobody reads
     assert (await asyncio.to_thread(status, started.port, "/health/live"))[0] == 200
     assert started.terminate() == 0

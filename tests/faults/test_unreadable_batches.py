@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from services.consumers.batches import ERROR_CLASS
-from services.runtime.kafka import make_producer
 from tests.support import damage
 from tests.support.cluster import Cluster
 from tests.support.world import (
@@ -55,17 +54,15 @@ async def world(one: Cluster, addresses: tuple[str, str], template: str) -> Asyn
 
 async def send(world: World, partition: int, steps: str = STEPS, topic: str | None = None) -> None:
     """All people of the partition complete these steps, one batch a step: ten records each."""
-    producer = make_producer(world.settings)
-    await producer.start()
-    sent = []
-    for step in steps:
-        batch = producer.create_batch()
-        for name in PEOPLE[partition]:
-            event = json.dumps(completed(name, step, 1 + STEPS.index(step))).encode()
-            batch.append(key=name.encode(), value=event, timestamp=None)
-        sent.append(await producer.send_batch(batch, topic or world.settings.topic, partition=partition))
-    await asyncio.gather(*sent)
-    await producer.stop()
+    async with world.producing() as producer:
+        sent = []
+        for step in steps:
+            batch = producer.create_batch()
+            for name in PEOPLE[partition]:
+                event = json.dumps(completed(name, step, 1 + STEPS.index(step))).encode()
+                batch.append(key=name.encode(), value=event, timestamp=None)
+            sent.append(await producer.send_batch(batch, topic or world.settings.topic, partition=partition))
+        await asyncio.gather(*sent)
 
 
 def batches_of(one: Cluster, topic: str, partition: int) -> list[damage.Stored]:

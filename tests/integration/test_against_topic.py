@@ -11,7 +11,6 @@ from services.completion_recorder import against_topic
 from services.completion_recorder.against_topic import TopicComparison, TopicStart, verify_against_topic
 from services.completion_recorder.dead_letters import read_partitions
 from services.consumers.lag import read_groups
-from services.runtime.kafka import make_producer
 from tests.support.world import (
     OPERATOR,
     RECORDER,
@@ -72,14 +71,12 @@ async def judged(world: World) -> World:
 
 async def in_transactions(world: World) -> None:
     """One that never happened, and one that did; their markers are read by nobody."""
-    producer = make_producer(world.settings, transactional_id=world.settings.topic)
-    await producer.start()
-    for step, commits in (("e", False), ("e", True)):
-        await producer.begin_transaction()
-        event = completed("p1", step, 1 + commits)
-        await producer.send(world.settings.topic, json.dumps(event).encode(), key=b"p1")
-        await (producer.commit_transaction() if commits else producer.abort_transaction())
-    await producer.stop()
+    async with world.producing(transactional_id=world.settings.topic) as producer:
+        for step, commits in (("e", False), ("e", True)):
+            await producer.begin_transaction()
+            event = completed("p1", step, 1 + commits)
+            await producer.send(world.settings.topic, json.dumps(event).encode(), key=b"p1")
+            await (producer.commit_transaction() if commits else producer.abort_transaction())
 
 
 async def judge(world: World, *, go_on: bool = False) -> Service:

@@ -17,7 +17,7 @@ from schemas import EventError, decode
 from services.completion_recorder import store
 from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
-from services.consumers.lag import reader
+from services.consumers.reader import reader
 from services.runtime.kafka import next_offsets
 from tests.support import damage
 from tests.support.bad_events import corpus

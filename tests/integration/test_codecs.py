@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.protocol.fetch import FetchRequest
 from confluent_kafka import Producer
 
-from services.consumers.lag import reader
+from services.consumers.reader import reader
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES
 from services.runtime.settings import DEAD_LETTER_SUFFIX
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed

@@ -163,21 +163,18 @@ async def test_one_operator_at_a_time(some: World) -> None:
 
 async def test_letters_that_do_not_say_where_they_are_from_stay(world: World) -> None:
     """Somebody else wrote into the topic of dead letters: shown, not sent anywhere."""
-    from services.runtime.kafka import make_producer
 
-    producer = make_producer(world.settings)
-    await producer.start()
-    await producer.send_and_wait(world.settings.dead_letter_topic, b"a note", key=b"k")
-    headers = [
-        (f"stepstream-{n}", v)
-        for n, v in zip(
-            ("topic", "partition", "offset", "timestamp", "error-class", "error"),
-            (b"t", b"not a number", b"1", b"1", b"x", b"y"),
-            strict=True,
-        )
-    ]
-    await producer.send_and_wait(world.settings.dead_letter_topic, b"forged", key=b"k", headers=headers)
-    await producer.stop()
+    async with world.producing() as producer:
+        await producer.send_and_wait(world.settings.dead_letter_topic, b"a note", key=b"k")
+        headers = [
+            (f"stepstream-{n}", v)
+            for n, v in zip(
+                ("topic", "partition", "offset", "timestamp", "error-class", "error"),
+                (b"t", b"not a number", b"1", b"1", b"x", b"y"),
+                strict=True,
+            )
+        ]
+        await producer.send_and_wait(world.settings.dead_letter_topic, b"forged", key=b"k", headers=headers)
     assert [x["error_class"] for x in await letters(world)] == ["unknown", "unknown"]
     done = await world.invoke("dlq", "redrive", "--execute", "-o", "json")
     assert json.loads(done.stdout)["sent"] == 0

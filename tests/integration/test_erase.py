@@ -13,7 +13,7 @@ from services.completion_recorder.judge import read
 from services.completion_recorder.store import Batch
 from services.operations import erase as erasing
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import make_producer, next_offsets
+from services.runtime.kafka import next_offsets
 from tests.support.agents import agent
 from tests.support.world import (
     AGGREGATOR,
@@ -346,13 +346,13 @@ async def test_of_two_people_who_are_erased_at_once_no_letter_is_left(world: Wor
     """Each command copies the letters of others, which must not be those that the other removes."""
     await world.offer()
     await world.people(["ann", "bob"])
-    producer = make_producer(world.settings)
-    await producer.start()
-    for user in ("ann", "bob", "cat"):
-        for step in "ab":
-            letter = Message.of(completed(user, step, 1))
-            await producer.send(world.settings.dead_letter_topic, letter.value, key=letter.key, partition=0)
-    await producer.stop()
+    async with world.producing() as producer:
+        for user in ("ann", "bob", "cat"):
+            for step in "ab":
+                letter = Message.of(completed(user, step, 1))
+                await producer.send(
+                    world.settings.dead_letter_topic, letter.value, key=letter.key, partition=0
+                )
     settings = world.settings_of(OPERATOR)
     receipts = await asyncio.gather(
         *(erasing.erase(settings, user, unknown_too=False) for user in ("ann", "bob"))
@@ -476,17 +476,15 @@ async def test_letters_of_others_that_name_the_person_stay_and_are_told(world: W
             b"x", json.dumps(completed("ann-who-leaves", "no", 4)).replace("ann-", "\\u0061nn-").encode()
         ),
     ]
-    producer = make_producer(world.settings)
-    await producer.start()
-    for letter in letters:
-        await producer.send_and_wait(
-            world.settings.dead_letter_topic,
-            letter.value,
-            key=letter.key,
-            headers=letter.headers,
-            partition=1,
-        )
-    await producer.stop()
+    async with world.producing() as producer:
+        for letter in letters:
+            await producer.send_and_wait(
+                world.settings.dead_letter_topic,
+                letter.value,
+                key=letter.key,
+                headers=letter.headers,
+                partition=1,
+            )
     plan = json.loads((await world.invoke("erase", "visitor-1", "-o", "json")).stdout)
     assert (plan["removed"]["dead_letters"], plan["named_in"]) == (1, ["1:0", "1:1", "1:2"])
     done = await world.invoke("erase", "visitor-1", "--execute")

@@ -24,7 +24,8 @@ from services.completion_recorder.store import Batch, Judged
 from services.operations import erase
 from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, RenewedProducer, next_offsets
+from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, next_offsets
+from services.runtime.producer import producer
 from services.sankey_aggregator import store as store_of_aggregator
 from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
@@ -474,13 +475,9 @@ async def test_what_is_gone_with_the_lock_becomes_dead_letters_byte_for_byte(wor
 @contextlib.asynccontextmanager
 async def looking(world: World) -> AsyncIterator[Recorder]:
     """A recorder that only looks at what waits."""
-    letters = RenewedProducer(
-        world.settings, world.settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES
-    )
-    try:
+    topic = world.settings.dead_letter_topic
+    async with producer(world.settings, topic, max_request_size=DEAD_LETTER_MAX_BYTES) as letters:
         yield Recorder(world.settings, await world.recorder_pool(), letters, asyncio.sleep)
-    finally:
-        await letters.stop()
 
 
 async def refused_ones(world: World, events: Sequence[dict[str, Any]]) -> None:

@@ -16,7 +16,6 @@ from services.consumers.lag import read_groups
 from services.operations import status
 from services.operations.status import Status
 from services.operator_cli.status import status_page
-from services.runtime.kafka import make_producer
 from tests.support.world import AGGREGATOR, RECORDER, RELAY, World, completed, eventually, members, moment
 
 pytestmark = pytest.mark.integration
@@ -85,20 +84,14 @@ async def test_status_works_without_kafka_and_without_the_database(world: World)
 
 async def test_the_marker_of_a_transaction_is_no_lag(world: World) -> None:
     """A producer of somebody else uses transactions: what follows the last event is read by nobody."""
-    from aiokafka import AIOKafkaProducer
-
     await world.offer()
     await world.people(["ann"])
     world.start_both()
     for service in world.services:
         await service.ready()
-    producer = AIOKafkaProducer(
-        bootstrap_servers=world.settings.kafka_bootstrap_servers, transactional_id=world.settings.topic
-    )
-    await producer.start()
-    async with producer.transaction():
-        await producer.send(world.settings.topic, json.dumps(completed("ann", "a", 1)).encode(), key=b"ann")
-    await producer.stop()
+    topic = world.settings.topic
+    async with world.producing(transactional_id=topic) as producer, producer.transaction():
+        await producer.send(topic, json.dumps(completed("ann", "a", 1)).encode(), key=b"ann")
 
     async def counted() -> bool:
         return len(await world.transitions()) == 1
@@ -121,23 +114,23 @@ async def test_a_transaction_that_stays_open_is_a_problem_and_a_short_one_is_non
     await world.people(["ann", "bob"])
     world.start_both()
     topic, now = world.settings.topic, int(time.time() * 1000)
-    producer = make_producer(world.settings, transactional_id=topic)
-    await producer.start()
-    for name, sent_at, is_problem in (("ann", None, False), ("bob", now - 3_600_000, True)):
-        async with producer.transaction():
-            value = json.dumps(completed(name, "a", 1)).encode()
-            await producer.send_and_wait(topic, value, key=name.encode(), partition=1, timestamp_ms=sent_at)
-            await world.produce([completed(name, "b", 2)])
-            shown = await world.invoke("status", "-o", "json")
-            seen = json.loads(shown.stdout)
-            problems = [p for p in seen["problems"] if "transaction has been open for" in p]
-            assert seen["held_back"] >= 1
-            assert len(problems) == is_problem
-            assert shown.returncode == (3 if is_problem else 0)
-        await world.drained()
-    assert "open for 1h" in problems[0]
-    assert "in partition 1: what anybody sent there since waits" in problems[0]
-    await producer.stop()
+    async with world.producing(transactional_id=topic) as producer:
+        for name, sent_at, is_problem in (("ann", None, False), ("bob", now - 3_600_000, True)):
+            async with producer.transaction():
+                value = json.dumps(completed(name, "a", 1)).encode()
+                await producer.send_and_wait(
+                    topic, value, key=name.encode(), partition=1, timestamp_ms=sent_at
+                )
+                await world.produce([completed(name, "b", 2)])
+                shown = await world.invoke("status", "-o", "json")
+                seen = json.loads(shown.stdout)
+                problems = [p for p in seen["problems"] if "transaction has been open for" in p]
+                assert seen["held_back"] >= 1
+                assert len(problems) == is_problem
+                assert shown.returncode == (3 if is_problem else 0)
+            await world.drained()
+        assert "open for 1h" in problems[0]
+        assert "in partition 1: what anybody sent there since waits" in problems[0]
     assert {user for user, _ in await world.completions()} == {"ann", "bob"}
 
 

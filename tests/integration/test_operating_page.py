@@ -16,7 +16,6 @@ import typer.main
 
 from schemas import TOPIC
 from services.operator_cli.app import app as command_line
-from services.runtime.kafka import make_producer
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, started
 
 pytestmark = pytest.mark.integration
@@ -296,22 +295,18 @@ async def test_each_example_of_the_help_works(
         "insert into organization (id, name, created_at) values ('org_demo', 'demo', now());"
         "insert into api_keys values ('1f9c3a7b20de', 'org_demo', '', '\\x')"
     )
-    producer = make_producer(world.settings)
-    await producer.start()
-    for _ in range(5):
-        await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=0)
-    await producer.stop()
+    async with world.producing() as producer:
+        for _ in range(5):
+            await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=0)
     session = {"mcp_server_session_id": "s_mcpu_b01"}
     await world.produce([completed("mcpu_b01", "install", START, **WHERE, **session)])
     services = world.start_both()
     await world.drained()
     for service in services:
         assert service.terminate() == 0
-    producer = make_producer(world.settings)
-    await producer.start()
-    for _ in range(5):
-        await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=2)
-    await producer.stop()
+    async with world.producing() as producer:
+        for _ in range(5):
+            await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=2)
     lines = list(examples())
     assert len(lines) > 25
     for line in lines:

@@ -11,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.partitioner import DefaultPartitioner
 
 from services.consumers.positions import Fingerprint
-from services.consumers.stored_positions import trust_sent
+from services.consumers.sent import trust_sent
 from services.outbox_relay.sender import Acknowledged
 from services.outbox_relay.store import note_sent
 from services.runtime.kafka import ensure_topics

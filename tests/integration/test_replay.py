@@ -145,16 +145,13 @@ async def test_the_plan_finds_offsets_by_time_and_never_skips(world: World) -> N
     producer_times = [at + i * 60_000 for i in range(10)]
     await world.offer()
     await world.people(["ann"])
-    from services.runtime.kafka import make_producer
 
-    producer = make_producer(world.settings)
-    await producer.start()
-    for n, moment in enumerate(producer_times):
-        message = Message.of(completed("ann", "abcde"[n % 5], n))
-        await producer.send_and_wait(
-            world.settings.topic, message.value, key=message.key, partition=1, timestamp_ms=moment
-        )
-    await producer.stop()
+    async with world.producing() as producer:
+        for n, moment in enumerate(producer_times):
+            message = Message.of(completed("ann", "abcde"[n % 5], n))
+            await producer.send_and_wait(
+                world.settings.topic, message.value, key=message.key, partition=1, timestamp_ms=moment
+            )
     for service in world.start_both():
         await service.ready()
     await world.drained()

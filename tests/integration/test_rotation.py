@@ -15,7 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from services.runtime.database import close_pool, connect, is_away, open_pool
+from services.runtime.database import close_pool, connect, open_pool
+from services.runtime.database_errors import is_away
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from tests.integration.test_errors_are_seen import MODERN, modern_call

@@ -18,7 +18,6 @@ import asyncpg
 import pytest
 
 from services.runtime.errors import MismatchError, StepstreamError
-from services.runtime.kafka import make_producer
 from services.sankey_aggregator import rebuild as rebuilding
 from services.sankey_aggregator import store, survey
 from services.sankey_aggregator.rebuild import Rebuilt, rebuild
@@ -73,11 +72,9 @@ CORRUPTIONS = {
 async def traffic(world: World, people: list[str], seed: int) -> AsyncIterator[None]:
     """Completions, starts and deletions without end, until the block ends."""
     chance = random.Random(seed)
-    producer = make_producer(world.settings)
-    await producer.start()
 
     async def flow() -> None:
-        async with world.connection() as db:
+        async with world.connection() as db, world.producing() as producer:
             while True:
                 events: list[dict[str, Any]] = [
                     completed(chance.choice(people), chance.choice(STEPS), chance.randrange(3 * DAY))
@@ -98,7 +95,6 @@ async def traffic(world: World, people: list[str], seed: int) -> AsyncIterator[N
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await producer.stop()
 
 
 async def test_the_truth_that_tests_go_by_sees_every_corruption(counted: World) -> None:

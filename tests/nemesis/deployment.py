@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from services.analytics_api.keys import create as make_key
 from services.devstack.processes import free_port
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from tests.nemesis.servers import ProxiedCluster, Server, SmallDisk, Template, remove
 from tests.nemesis.tools import slow_fsync
 from tests.support.proxy import Proxy

@@ -15,7 +15,8 @@ from typing import Any
 from aiokafka.errors import KafkaError
 
 from services.consumers.lag import read_groups
-from services.runtime.database import DATABASE_ERRORS, load_queries
+from services.runtime.database import load_queries
+from services.runtime.database_errors import DATABASE_ERRORS
 from services.runtime.errors import StepstreamError
 from tests.nemesis.checker import (
     Finding,

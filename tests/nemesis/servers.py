@@ -16,7 +16,7 @@ import psutil
 
 from services.devstack.postgres import BIN, start_postgres
 from services.devstack.processes import Process, free_port
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from tests.support.cluster import Broker, Cluster
 from tests.support.proxy import Proxy
 from tests.support.world import AGGREGATOR, RECORDER, eventually, make_template

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Producer
 
 from schemas import OPERATOR_SOURCES
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from tests.nemesis.deployment import LED, LED_BY, PEOPLE, WALKTHROUGHS, Deployment
 from tests.nemesis.history import Answer, Copy, History
 from tests.support.agents import Agent, agent

@@ -6,45 +6,44 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from services.completion_recorder.app import build
-from services.consumers.shell import ConsumerShell
+from services.completion_recorder.app import RecorderShell, build
 from services.runtime.settings import load_settings
 from services.runtime.telemetry import configure_logging
 
 
-async def fetching(shell: ConsumerShell) -> None:
+async def fetching(shell: RecorderShell) -> None:
     shell.consumer._fetcher._fetch_task.cancel()
 
 
-async def coordinating(shell: ConsumerShell) -> None:
+async def coordinating(shell: RecorderShell) -> None:
     shell.consumer._coordinator._coordination_task.cancel()
 
 
-async def consuming(shell: ConsumerShell) -> None:
+async def consuming(shell: RecorderShell) -> None:
     for task in shell.subscriber.tasks:
         task.cancel()
 
 
-async def deaf(shell: ConsumerShell) -> None:
+async def deaf(shell: RecorderShell) -> None:
     """It fetches no more, although nothing waits: as after a bug in the client."""
     shell.consumer.pause(*shell.consumer.assignment())
 
 
-async def stuck(shell: ConsumerShell) -> None:
+async def stuck(shell: RecorderShell) -> None:
     async def for_ever(*_: Any) -> None:
         await asyncio.Event().wait()
 
-    shell._handle = for_ever
+    shell.handler.handle = for_ever  # type: ignore[method-assign]
 
 
-async def blocked(shell: ConsumerShell) -> None:
+async def blocked(shell: RecorderShell) -> None:
     async def for_ever(*_: Any) -> None:
         time.sleep(3600)  # noqa: ASYNC251
 
-    shell._handle = for_ever
+    shell.handler.handle = for_ever  # type: ignore[method-assign]
 
 
-INJURIES: dict[str, Callable[[ConsumerShell], Awaitable[None]]] = {
+INJURIES: dict[str, Callable[[RecorderShell], Awaitable[None]]] = {
     f.__name__: f for f in (fetching, coordinating, consuming, deaf, stuck, blocked)
 }
 

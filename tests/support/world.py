@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 import httpx2
 import uvicorn
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from typer.testing import CliRunner
@@ -34,16 +34,18 @@ from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.app import application as api_application
 from services.analytics_api.keys import create as make_key
 from services.completion_recorder import store as recorder_store
-from services.consumers.lag import GROUPS, read_groups_with, reader
+from services.consumers.lag import GROUPS, read_groups_with
+from services.consumers.reader import reader
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool, open_pool
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import NULL, Record, admin_client, ensure_topics, make_producer
+from services.runtime.kafka import Record, admin_client, ensure_topics
 from services.runtime.migrate import migrate
 from services.runtime.process import server_config
+from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
 from services.walkthrough_mcp.app import McpProcess, application
@@ -396,18 +398,22 @@ class World:
 
     # --- traffic --------------------------------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def producing(self, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+        """A producer while the block lasts; `options` are aiokafka's."""
+        async with producer(self.settings, **options) as made:
+            yield await made.start()
+
     async def produce(self, messages: Iterable["Message | dict[str, Any]"], **options: Any) -> None:
         """Sends events, or raw messages, and waits for their acknowledgement."""
-        producer = make_producer(self.settings, linger_ms=5, **options)
-        await producer.start()
-        futures = [
-            await producer.send(
-                self.settings.topic, NULL if m.value is None else m.value, key=m.key, headers=m.headers
-            )
-            for m in (x if isinstance(x, Message) else Message.of(x) for x in messages)
-        ]
-        await asyncio.gather(*futures)
-        await producer.stop()
+        async with self.producing(linger_ms=5, **options) as sender:
+            futures = [
+                await sender.send(
+                    self.settings.topic, NULL if m.value is None else m.value, key=m.key, headers=m.headers
+                )
+                for m in (x if isinstance(x, Message) else Message.of(x) for x in messages)
+            ]
+            await asyncio.gather(*futures)
 
     async def put_in_outbox(self, messages: Iterable[tuple[str, str]]) -> None:
         """Writes (key, value) rows in order, in one transaction."""

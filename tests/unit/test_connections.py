@@ -10,7 +10,9 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from services.runtime.connections import Connection, Connections, Limits, Paced, Shared
+from services.runtime.connections import Connections, Limits
+from services.runtime.http_layers import Paced, Shared
+from services.runtime.http_protocol import TimedProtocol
 from services.runtime.process import server_config
 from services.runtime.telemetry import HTTP_CLOSED
 from tests.support.world import _QuietServer, eventually
@@ -333,7 +335,7 @@ async def test_who_goes_away_ends_what_is_answered_though_another_request_waits_
         client = await site.client(b"GET /wait HTTP/1.1\r\nhost: x\r\n\r\n")
         await client.reader.readuntil(b"begun")
         (connection,) = site.server.server_state.connections
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, TimedProtocol)
         client.writer.write(ASKS)
 
         async def waits_behind() -> bool:

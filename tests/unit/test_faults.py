@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.consumers.shell import ConsumerShell
-from services.runtime.database import is_away, without_values
+from services.runtime.database_errors import is_away, without_values
 from services.runtime.http import Answered, leave_unanswered
 from services.runtime.mcp import Faults
 from services.runtime.process import Process
@@ -334,7 +334,13 @@ async def test_the_metric_is_there_before_the_first_fault() -> None:
 async def test_the_port_of_a_consumer_hides_no_error(
     lines: Lines, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(ConsumerShell):
+    class Broken(ConsumerShell[Any]):
+        def opened(self) -> Any:
+            raise NotImplementedError
+
+        async def on_discontinuity(self, connection: Any, placements: Any) -> None:
+            raise NotImplementedError
+
         def problem_of_life(self) -> str | None:
             raise RuntimeError("it broke")
 
@@ -346,7 +352,7 @@ async def test_the_port_of_a_consumer_hides_no_error(
 
     monkeypatch.setattr("services.runtime.http.generate_latest", no_metrics)
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", database_url="postgresql://127.0.0.1:1/x")
-    shell = Broken("a-consumer", settings, None, None, None, ())  # type: ignore[arg-type]
+    shell = Broken("a-consumer", settings, ())
     before = counted("a-consumer")
     answer = await ask(shell.served, path)
     (line,) = lines.faults()
@@ -440,6 +446,11 @@ async def _in_the_sdk() -> None:
 # --- starts that fail --------------------------------------------------------------------------------------
 
 
+class Nothing(Process[Any]):
+    def opened(self) -> Any:
+        raise NotImplementedError
+
+
 async def test_a_start_that_fails_before_the_service_says_why_is_told(lines: Lines) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("before anything of ours")
@@ -449,7 +460,7 @@ async def test_a_start_that_fails_before_the_service_says_why_is_told(lines: Lin
         database_url="postgresql://127.0.0.1:1/x",
         http_host="127.0.0.1",
     )
-    assert await Process(SERVICE, settings).serve(app, 0) == 1
+    assert await Nothing(SERVICE, settings).serve(app, 0) == 1
     (line,) = map(json.loads, lines.text.splitlines())
     assert line["message"] == "a-service stops: before anything of ours"
     assert "Traceback" in line["exception"]

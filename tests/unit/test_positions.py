@@ -7,8 +7,8 @@ from aiokafka import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.consumers.database_identity import DatabaseIdentity, Ours, identity_in, last_in
 from services.consumers.positions import Digest, Fingerprint, Gone, Position, Seen, place
-from services.consumers.stored_positions import DatabaseIdentity, Ours, identity_in, last_in
 from services.runtime.kafka import Record
 
 LAST = Fingerprint(99, 5_000, 7)

@@ -10,6 +10,7 @@ from aiokafka.structs import RecordMetadata
 
 from services.consumers.positions import Fingerprint
 from services.outbox_relay.sender import Acknowledged, Message, Refused, Sender, waves
+from services.runtime.producer import Producer
 from services.runtime.settings import Settings
 
 SETTINGS = Settings(kafka_bootstrap_servers=["127.0.0.1:1"], database_url="postgresql://nowhere/none")
@@ -54,12 +55,12 @@ class Broker:
 
 
 async def send(broker: Broker, keys: str) -> tuple[list[int], list[Refused]]:
-    sender = Sender(SETTINGS)
+    sender = Sender(SETTINGS, Producer(SETTINGS, None, {}))
 
-    async def producer() -> Any:
+    async def start() -> Any:
         return broker
 
-    sender.start = producer  # type: ignore[method-assign]
+    sender.start = start  # type: ignore[method-assign]
     sent: list[int] = []
     refused: list[Refused] = []
     messages = [Message(i, key, f"{key}{i}", "{}") for i, key in enumerate(keys)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from services.runtime.database import DATABASE_ERRORS
+from services.runtime.database_errors import DATABASE_ERRORS
 from tests.nemesis import tools
 from tests.nemesis.deployment import (
     CONSUMERS,

@@ -1,0 +1,258 @@
+"""A connection of an HTTP port: how long its client may take for what is missing, and to read its answer."""
+
+import asyncio
+import sys
+from typing import Any, Final, TypeAlias
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from services.runtime.bounds import client_of
+from services.runtime.connections import Connections, Part
+
+#: The largest head of a request, and what may follow a body that is no body; parsers take any.
+_HEAD_BYTES: Final = 65_536
+#: So many requests of a connection may wait for the answer to the one before.
+_AHEAD: Final = 10
+#: What a client has to take of its answer, in bytes a second, while it is looked at.
+_LEAST_RATE: Final = 512
+
+#: The part, of which request, and whether uvicorn has no timer for it.
+_State: TypeAlias = tuple[Part, int, bool]
+
+
+class _TooManyError(Exception):
+    """A client sends more requests than may wait."""
+
+
+class TimedProtocol(HttpToolsProtocol):
+    """A connection whose client may take so long, and no longer.
+
+    The timers cost a request that comes in one piece nothing: they begin where something is missing after
+    what has come was read.
+    """
+
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self.address = ""
+        self.is_counted = False
+        self.is_of_proxy = False
+        #: When its client sent something, by the loop's clock.
+        self.heard_at = self.loop.time()
+        self._connections = connections
+        self._part: Part | None = "head"
+        self._requests = 0
+        self._head_bytes = 0
+        self._timed: _State | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._unread = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+        #: What is being answered; `cycle` is the last request that came, which may have to wait for it.
+        self._answering: RequestResponseCycle | None = None
+
+    # --- the connection ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Lets it in, if there is room."""
+        super().connection_made(transport)
+        self.address = client_of(self.client[0]) if self.client else ""
+        self.is_counted = self._connections.enter(self)
+        if self.is_counted:
+            self._watch()
+        else:
+            self._refuse(503)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets it, and tells whoever answers, which uvicorn does for the last request alone."""
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._connections.leave(self)
+
+    def is_idle_for(self, seconds: float) -> bool:
+        """Whether its client has sent nothing for so long."""
+        return self.loop.time() - self.heard_at >= seconds
+
+    def end(self) -> None:
+        """Closes it at once, whatever its client has yet to read or send."""
+        self.transport.abort()
+
+    def _refuse(self, status: int) -> None:
+        """Closes it, and says why, where an answer is not on its way."""
+        is_answering = (
+            self._answering is not None and self._answering.response_started and not self._is_answered
+        )
+        if not is_answering and not self.transport.get_write_buffer_size():
+            self.transport.write(_REFUSALS[status])
+            if not self.transport.get_write_buffer_size():
+                self.transport.close()
+                return
+        self.transport.abort()
+
+    # --- what comes in ---
+
+    def data_received(self, data: bytes) -> None:
+        """Reads what came, and watches for what is missing."""
+        self.heard_at = self.loop.time()
+        if self._part is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        is_missing = self._part is not None and not self.transport.is_closing()
+        if is_missing and self._head_bytes > _HEAD_BYTES:
+            self._connections.tell("head-size", self.address)
+            self._refuse(431)
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        """A head begins.
+
+        Raises:
+            _TooManyError: as many wait already as may. It ends the reading, in the midst of what came.
+        """
+        if len(self.pipeline) >= _AHEAD:
+            raise _TooManyError
+        super().on_message_begin()
+        self._part = "head"
+        self._requests += 1
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; those behind a body are for nobody."""
+        if self._part == "head":
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._part = "body"
+        self._head_bytes = 0
+        super().on_headers_complete()
+        if not self.pipeline:
+            self._answering = self.cycle
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body, which is bounded by whoever reads it; what surrounds it is counted anew."""
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._part = None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is made; the next request, if one waits, is answered."""
+        following = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
+        if following is not None:
+            self._answering = following
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, or too much of it."""
+        if len(self.pipeline) >= _AHEAD:
+            self._connections.tell("ahead", self.address)
+            self.end()
+        else:
+            self._refuse(400)
+
+    @property
+    def _is_answered(self) -> bool:
+        return self.cycle is not None and bool(self.cycle.response_complete) and not self.pipeline
+
+    def _missing(self) -> _State | None:
+        """What of the client is missing."""
+        if self._part is None and not self._is_answered:
+            return None
+        part = self._part or "idle"
+        return part, self._requests, part != "idle" or self.timeout_keep_alive_task is None
+
+    def _watch(self) -> None:
+        if self.transport.is_closing():
+            self._watch_writing()
+            return
+        missing = self._missing()
+        if missing == self._timed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timed = missing
+        # Anew each time, so that those that have waited longest come first.
+        self._connections.serves(self)
+        if missing is not None or self.flow.write_paused:
+            self._connections.waits(self)
+        if missing is not None and missing[2]:
+            self._give_up_later(missing[0])
+
+    def _give_up_later(self, part: Part) -> None:
+        seconds = self._connections.limits.seconds[part]
+        self._timer = self.loop.call_later(seconds, self._give_up, part)
+
+    def _give_up(self, part: Part) -> None:
+        if self.transport.is_closing():
+            return
+        if self.flow.read_paused:  # it is we who do not read
+            self._give_up_later(part)
+        elif part == "idle" or not self._requests:
+            self.timeout_keep_alive_handler()
+        else:
+            self._connections.tell(part, self.address)
+            self._refuse(408)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes it, for its client wants nothing more; it may read what is there."""
+        super().timeout_keep_alive_handler()
+        self._watch_writing()
+
+    # --- what goes out ---
+
+    def pause_writing(self) -> None:
+        """The client has yet to read much."""
+        super().pause_writing()
+        self._connections.waits(self)
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread = sys.maxsize
+        if self._timed is None:
+            self._connections.serves(self)
+
+    def _watch_writing(self) -> None:
+        if self._write_timer is None and self.transport.get_write_buffer_size():
+            self._unread = self.transport.get_write_buffer_size()
+            self._look_at_writing_later()
+
+    def _look_at_writing_later(self) -> None:
+        seconds = self._connections.limits.write_seconds
+        self._write_timer = self.loop.call_later(seconds, self._look_at_writing)
+
+    def _look_at_writing(self) -> None:
+        """Closes it when its client has read too little of what waits since the look before."""
+        self._write_timer = None
+        unread = self.transport.get_write_buffer_size()
+        if not unread:
+            return
+        least = int(_LEAST_RATE * self._connections.limits.write_seconds)
+        if unread > max(0, self._unread - least):
+            self._connections.tell("write", self.address)
+            self.transport.abort()
+            return
+        self._unread = unread
+        self._look_at_writing_later()
+
+
+def _refusal(line: str) -> bytes:
+    return (
+        f"HTTP/1.1 {line}\r\ncontent-length: 0\r\nconnection: close\r\nretry-after: 5\r\n"
+        "x-content-type-options: nosniff\r\n\r\n"
+    ).encode()
+
+
+_REFUSALS: Final = {
+    400: _refusal("400 Bad Request"),
+    408: _refusal("408 Request Timeout"),
+    431: _refusal("431 Request Header Fields Too Large"),
+    503: _refusal("503 Service Unavailable"),
+}

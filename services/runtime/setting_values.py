@@ -1,0 +1,131 @@
+"""What the value of a setting has to look like; an error says how it should, and never what a secret is."""
+
+import errno
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AnyHttpUrl, SecretStr, ValidationError
+
+#: Before the name of each variable.
+PREFIX = "STEPSTREAM_"
+#: Parameters of a database's URL that name files for TLS, and those of others' certificates.
+_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_CERTIFICATES = ("sslrootcert", "sslcrl")
+
+
+def split_at_commas(value: object) -> object:
+    """The parts of a text, which commas separate; anything else as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def in_capitals(value: object) -> object:
+    """A text in capitals; anything else as it is."""
+    return value.upper() if isinstance(value, str) else value
+
+
+def host_and_port(addresses: list[str]) -> list[str]:
+    """Addresses as `host:port`."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"`{address}` is not host:port; several are separated by commas")
+    return addresses
+
+
+def _is_clear(url: str) -> bool:
+    """Whether no part of a URL is taken for another: of a password, what follows a `/` is a path."""
+    try:
+        parts = urlsplit(url)
+        parse_qsl(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:  # which would tell what it cannot read
+        return False
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
+    is_whole = "@" not in parts.path and not parts.fragment and parts.netloc.count("@") < 2
+    return is_whole and all(port.isdigit() for port in ports if port)
+
+
+def postgres_url(url: SecretStr) -> SecretStr:
+    """A database's URL, whose files for TLS can be read."""
+    text = url.get_secret_value()
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("it starts with postgresql://, as in postgresql://user:password@host:5432/name")
+    if not _is_clear(text):
+        raise ValueError(
+            "it is not as postgresql://user:password@host:5432/name. In a user, a password or a name, "
+            "@ / ? # % [ ] are written as %40 %2F %3F %23 %25 %5B %5D; or leave the password out of it, and "
+            f"set {PREFIX}DATABASE_PASSWORD or {PREFIX}DATABASE_PASSWORD_FILE"
+        )
+    if problem := next(tls_file_problems(text), None):
+        raise ValueError(problem)
+    return url
+
+
+def tls_file_problems(url: str) -> Iterator[str]:
+    """What is wrong with the files for TLS that a database's URL names; the client would not say which."""
+    for name, file in parse_qsl(urlsplit(url).query):
+        if name not in _TLS_FILES:
+            continue
+        if not os.access(file, os.R_OK):
+            yield f"the file {file} ({name}) is not there, or may not be read"
+        elif name in _CERTIFICATES:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=file)
+            except OSError:
+                yield f"the file {file} ({name}) holds no certificate or list of them in PEM"
+
+
+def optional_postgres_url(url: SecretStr) -> SecretStr:
+    """As `postgres_url`, or empty."""
+    return postgres_url(url) if url.get_secret_value() else url
+
+
+def readable_file(path: str) -> str:
+    """The path of a file that can be read, or empty."""
+    if path and not os.access(path, os.R_OK):
+        raise ValueError(f"the file {path} is not there, or may not be read")
+    return path
+
+
+def secret_file(path: str) -> str:
+    """The path of a file that holds a secret, or empty."""
+    if not path:
+        return path
+    if not Path(readable_file(path)).is_file():
+        raise ValueError(f"{path} is no file")
+    try:
+        read_secret(path)
+    except OSError as error:
+        raise ValueError(f"the file {path} {error.strerror}") from None
+    return path
+
+
+def read_secret(path: str) -> str:
+    """What a file of a secret holds; its line end is no part of it.
+
+    Raises:
+        OSError: it cannot be read, or holds no password, as one that is just being written.
+    """
+    try:
+        content = Path(path).read_text("utf-8").strip()
+    except UnicodeDecodeError:  # which would tell what it cannot read
+        raise OSError(errno.EINVAL, "is no text in UTF-8", path) from None
+    if not content:
+        raise OSError(errno.ENODATA, "is empty", path)
+    return content
+
+
+def http_url(url: str) -> str:
+    """A URL of HTTP without a query."""
+    if not re.fullmatch(r"https?://[^/?#]+[^?#]*", url):
+        raise ValueError("it starts with http:// or https:// and has no query, as in https://mcp.example.com")
+    try:
+        AnyHttpUrl(url)
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].partition(", ")[2]
+        raise ValueError(f"it is no URL: {why}") from None
+    return url
