@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import os
 import random
 import signal
@@ -35,6 +34,7 @@ from pathlib import Path
 
 import asyncpg
 
+from schemas import encode
 from services.devstack import down, up
 from services.runtime.producer import producer
 from services.runtime.settings import load_settings
@@ -111,7 +111,7 @@ async def produce(events: list[dict], topic: str) -> None:
                 *[
                     await sender.send(
                         topic,
-                        json.dumps(e, separators=(",", ":")).encode(),
+                        encode(e),
                         key=e["mcp_server_user_id"].encode(),
                     )
                     for e in part

@@ -16,6 +16,7 @@ from schemas.events import (
     UserErased,
     WalkthroughStarted,
     decode,
+    encode,
     encode_metadata,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "WalkthroughStarted",
     "advice_on",
     "decode",
+    "encode",
     "encode_metadata",
     "event_id_in",
 ]

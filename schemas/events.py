@@ -1,7 +1,8 @@
-"""Events of `walkthrough.progress.v1`, and how a consumer reads one from raw bytes."""
+"""Events of `walkthrough.progress.v1`, and how one becomes raw bytes and is read from them."""
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -251,6 +252,15 @@ _TIMES_OF_TYPE: Final = {
     "user-erased": ("erased_at",),
     "step-corrected": ("corrected_at", "covers_until", "completed_at"),
 }
+
+
+def encode(event: Mapping[str, object]) -> bytes:
+    """An event as the value of a Kafka record, compact JSON in UTF-8; `decode` says whether it is one.
+
+    Raises:
+        UnicodeEncodeError: a text holds half of a surrogate pair.
+    """
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def decode(value: bytes | None, now_ms: int) -> AnyEvent:

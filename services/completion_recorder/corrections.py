@@ -4,7 +4,6 @@ The event says everything: nothing is written here. The recorder applies it as a
 replay of the topic into another database.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import uuid_utils
 from aiokafka import ConsumerRecord
 
-from schemas import EventError, decode
+from schemas import EventError, decode, encode
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.judge import Accepted, check_references
 from services.completion_recorder.people import find_person
@@ -161,7 +160,7 @@ def _event(
     if completed_at is not None:
         event["completed_at"] = completed_at
     try:
-        decode(json.dumps(event).encode(), now)
+        decode(encode(event), now)
     except EventError as error:
         raise UsageError(str(error)) from None
     return event
@@ -169,7 +168,7 @@ def _event(
 
 async def _check(db: Connection, event: dict[str, Any]) -> None:
     """Whether the recorder would take it."""
-    value = json.dumps(event).encode()
+    value = encode(event)
     record: Record = ConsumerRecord("", 0, 0, 0, 0, None, value, None, 0, 0, ())
     items = [Accepted(decode(value, event["corrected_at"]), record)]
     known, _ = await find_known(db, items)
@@ -196,7 +195,7 @@ async def _send(settings: Settings, event: dict[str, Any]) -> tuple[int, int]:
     async with producer(settings, settings.topic) as sender:
         sent = await (await sender.start()).send_and_wait(
             settings.topic,
-            json.dumps(event, ensure_ascii=False).encode(),
+            encode(event),
             key=event["mcp_server_user_id"].encode(),
             headers=[(name, text.encode()) for name, text in headers.items()],
         )

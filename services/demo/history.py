@@ -1,12 +1,12 @@
 """The month before, simulated: what a producer of events would have sent. Pure, and repeatable."""
 
-import json
 import random
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from schemas import encode
 from services.demo.people import WEIGHTS, Offer
 
 _DAY_MS: Final = 86_400_000
@@ -47,7 +47,7 @@ class Past:
             "walkthrough_id": self.offer.walkthrough_id,
             "mcp_server_id": self.server,
         }
-        yield _event(
+        yield encode(
             {
                 "type": "walkthrough-started",
                 "event_id": self._id("start"),
@@ -57,7 +57,7 @@ class Past:
             }
         )
         for step, at, session in self.done:
-            yield _event(
+            yield encode(
                 {
                     "type": "step-completed",
                     "event_id": self._id(step),
@@ -70,10 +70,6 @@ class Past:
 
     def _id(self, what: str) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.user} {what}"))
-
-
-def _event(value: Mapping[str, object]) -> bytes:
-    return json.dumps(value).encode()
 
 
 def past_month(

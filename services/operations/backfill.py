@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
-from schemas import encode_metadata
+from schemas import encode, encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.consumers.lag import RECORDER, read_groups
 from services.operations.produce import ProduceResult, bulk_producer, send_values
@@ -311,9 +311,7 @@ async def backfill(settings: Settings, file: Path | None, server: str | None, *,
                 events, sessions = await _resolve(db, chunk, server, outcome)
                 if sessions:
                     await db.execute(SQL["backfill_make_sessions"], *map(list, zip(*sessions, strict=True)))
-                values = [
-                    (number + i, json.dumps(e, ensure_ascii=False).encode()) for i, e in enumerate(events)
-                ]
+                values = [(number + i, encode(event)) for i, event in enumerate(events)]
                 number += len(values)
                 await send_values(producer, settings.topic, values, outcome.sent)
     return outcome

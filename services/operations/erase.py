@@ -17,7 +17,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from schemas import decode
+from schemas import decode, encode
 from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.people import find_person
@@ -192,8 +192,8 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         "mcp_server_user_id": user,
         "erased_at": erased_at,
     }
-    value = json.dumps(event, ensure_ascii=False)
-    decode(value.encode(), erased_at)
+    value = encode(event)
+    decode(value, erased_at)
     async with db.transaction():
         await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
         known = await db.fetchval(SQL["erase_lock"], user) is not None
@@ -209,7 +209,7 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         await db.execute(SQL["erase_marks"], user)
         if first:
             headers = json.dumps(operator_headers(event, erased_at))
-            await db.execute(SQL["erase_announce"], user, value, headers)
+            await db.execute(SQL["erase_announce"], user, value.decode(), headers)
         else:
             told = await fetch_one(db, SQL["erase_told"], user)
             erased_at, event_id = told["erased_at"], told["event_id"]

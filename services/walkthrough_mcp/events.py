@@ -8,7 +8,7 @@ from typing import Any
 import uuid_utils
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from schemas import decode
+from schemas import decode, encode
 from services.walkthrough_mcp.guide import CallEffect, OfferedStep
 
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
@@ -72,10 +72,10 @@ def _row(
         **moment,
         "metadata": metadata,
     }
-    value = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    value = encode(event)
     at = int(moment["started_at" if kind == "walkthrough-started" else "completed_at"])
-    decode(value.encode(), at)
-    return OutboxRow(where.user_id, value, json.dumps(_headers(event, at, where.slug)), kind)
+    decode(value, at)
+    return OutboxRow(where.user_id, value.decode(), json.dumps(_headers(event, at, where.slug)), kind)
 
 
 def _headers(event: dict[str, Any], at: int, slug: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from schemas import EventError, Rejection, StepCompleted, decode
+from schemas import EventError, Rejection, StepCompleted, decode, encode
 from schemas.documents import asyncapi, json_schema
 from schemas.events import MAX_AHEAD_MS, MAX_MESSAGE, MAX_TIME_MS, MIN_TIME_MS
 from schemas.generate import FOLDER, check_examples
@@ -34,6 +34,7 @@ def test_a_valid_example_is_read(file: Path) -> None:
         given_[name] for name in ("corrected_at", "completed_at", "started_at", "erased_at") if name in given_
     )
     assert event.happened_at == next(decided)
+    assert decode(encode(given_), MAX_TIME_MS) == event
 
 
 def test_every_example_is_what_its_folder_says() -> None:
