@@ -51,7 +51,9 @@ async def commit_for(
         async with asyncio.timeout(_COMMIT_SECONDS):
             await consumer.commit({tp: (offset, words) for tp, offset in offsets.items()})
     except CommitFailedError:
-        raise RefusedError(f"the group {group} got members meanwhile: stop every {service}") from None
+        raise RefusedError(
+            f"the group {group} got members meanwhile, and nothing was changed: stop every {service}"
+        ) from None
     except TimeoutError:
         raise StepstreamError(
             f"Kafka did not answer in {_COMMIT_SECONDS:g} s; look at the plan again"

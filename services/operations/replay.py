@@ -48,7 +48,7 @@ class ReplayEnd:
     offset: int | None = None
 
     @property
-    def bounded(self) -> bool:
+    def is_bounded(self) -> bool:
         """Whether there is an end before where the group is."""
         return self.time_ms is not None or self.offset is not None
 
@@ -147,7 +147,7 @@ async def make_plan(
         )
     if service == RECORDER:
         moves = await _with_letters(settings, moves)
-    return ReplayPlan(service, group.group, settings.topic, end.bounded, len(group.members), moves)
+    return ReplayPlan(service, group.group, settings.topic, end.is_bounded, len(group.members), moves)
 
 
 async def _with_letters(settings: Settings, moves: Sequence[PartitionReplay]) -> list[PartitionReplay]:
@@ -217,9 +217,10 @@ async def execute(settings: Settings, plan: ReplayPlan, progress: Callable[[int,
 
 
 async def _set_offsets(settings: Settings, plan: ReplayPlan) -> None:
-    """Moves the database's positions, and then the group's offsets, which are their copy.
+    """Moves the database's positions, and the group's offsets, which are their copy.
 
-    Should it end in between, the service starts at the smaller of the two.
+    The offsets first: where the broker refuses them nothing has changed. Should it end in between, the service
+    starts at the smaller of the two, which is what was asked for.
     """
     moved = {m.partition: m.new for m in plan.moves if m.new != m.present}
     if not moved:
@@ -230,8 +231,8 @@ async def _set_offsets(settings: Settings, plan: ReplayPlan) -> None:
         back = {p: position.back_to(moved[p]) for p, position in stored.items()}
         await set_positions(db, plan.service, plan.topic, back)
         words = (await read_identity(db)).words
-    offsets = {TopicPartition(plan.topic, p): offset for p, offset in moved.items()}
-    await commit_for(settings, plan.service, offsets, words)
+        offsets = {TopicPartition(plan.topic, p): offset for p, offset in moved.items()}
+        await commit_for(settings, plan.service, offsets, words)
 
 
 async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, int], None]) -> Fed:

@@ -87,5 +87,6 @@ async def skip(settings: Settings, plan: EventSkip) -> None:
         else:  # what the recorder has of these events, no event will tell it
             await aggregator_store.mark_all(db)
         words = (await read_identity(db)).words
-    tp = TopicPartition(plan.topic, plan.partition)
-    await commit_for(settings, plan.service, {tp: plan.to}, words)
+        # Where the broker refuses it nothing has changed; forward in Kafka alone, nobody believes it.
+        tp = TopicPartition(plan.topic, plan.partition)
+        await commit_for(settings, plan.service, {tp: plan.to}, words)

@@ -29,18 +29,22 @@ def move_cluster(execute: ExecuteOption = False, output: OutputOption = Output.T
     """Go on in another Kafka cluster: the one that STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS names now.
 
     The services refuse to start where the database's positions are of another cluster. This makes them read
-    the new one from its beginning. Refused (exit 4) while a group has members there; stop those of the old
-    cluster first.
+    the new one from its beginning. Refused (exit 4) while a group has members there, or somebody else moves
+    positions; stop the services of the old cluster first.
     """
     from services.operations import move_cluster as act
+    from services.runtime.alone import Act, alone
 
     settings = current_settings()
 
     async def work() -> "ClusterMove":
-        plan = await act.plan_move(settings)
-        if execute and plan.is_needed:
-            await act.move(settings, plan)
-        return plan
+        if not execute:
+            return await act.plan_move(settings)
+        async with alone(settings, Act.MOVE_POSITIONS):
+            plan = await act.plan_move(settings)
+            if plan.is_needed:
+                await act.move(settings, plan)
+            return plan
 
     plan = asyncio.run(work())
     _show(plan, as_json=output is Output.JSON, executed=execute)

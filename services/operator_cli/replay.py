@@ -1,6 +1,7 @@
 """`stepstream replay`: events again."""
 
 import asyncio
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,10 +64,11 @@ def replay(
 ) -> None:
     """Read events again: move a stopped group back, or feed a bounded range through once more.
 
-    The tables are the same afterwards. Refused (exit 4) while the group has members. Nothing is skipped: a
-    partition of which the group has not yet come so far stays where it is.
+    The tables are the same afterwards. Refused (exit 4) while the group has members, or, where it would be
+    moved, somebody else moves positions. Nothing is skipped: a partition of which the group has not yet come so far stays where it is.
     """
     from services.operations import replay as act
+    from services.runtime.alone import Act, alone
 
     if [from_time is not None, from_offset is not None, from_beginning].count(True) != 1:
         raise UsageError("say where to begin: one of --from, --from-offset and --from-beginning")
@@ -78,12 +80,14 @@ def replay(
     async def work() -> tuple["ReplayPlan", "Fed | None"]:
         start = act.ReplayStart(from_time, from_offset, from_beginning)
         end = act.ReplayEnd(to_time, to_offset)
-        plan = await act.make_plan(settings, group.value, start, end, numbers)
-        await act.refuse_gaps(settings, plan)
-        if not execute:
-            return plan, None
-        with progress("reading again", "events", plan.events) as advance:
-            return plan, await act.execute(settings, plan, advance)
+        moves = execute and not end.is_bounded
+        async with alone(settings, Act.MOVE_POSITIONS) if moves else contextlib.nullcontext():
+            plan = await act.make_plan(settings, group.value, start, end, numbers)
+            await act.refuse_gaps(settings, plan)
+            if not execute:
+                return plan, None
+            with progress("reading again", "events", plan.events) as advance:
+                return plan, await act.execute(settings, plan, advance)
 
     plan, fed = asyncio.run(work())
     _show(plan, fed, as_json=output is Output.JSON, executed=execute)

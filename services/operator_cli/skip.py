@@ -68,7 +68,7 @@ def skip(
     async def of_events(service: str, to: int) -> None:
         plan = await events.plan_skip(settings, service, partition, to)
         if execute:
-            async with alone(settings, Act.SKIP):
+            async with alone(settings, Act.MOVE_POSITIONS):
                 plan = await events.plan_skip(settings, service, partition, to)
                 await events.skip(settings, plan)
         _show_events(plan, as_json=as_json, executed=execute)
@@ -76,7 +76,7 @@ def skip(
     async def of_a_batch(services: Sequence[str]) -> None:
         plan, taken_up = await batches.plan_skip(settings, partition, services), False
         if execute:
-            async with alone(settings, Act.SKIP):  # whoever was at it may have moved the services
+            async with alone(settings, Act.MOVE_POSITIONS):  # whoever was at it may have moved the services
                 plan = await batches.plan_skip(settings, partition, services)
                 taken_up = await batches.skip(settings, plan)
         _show_batch(plan, as_json=as_json, executed=execute, taken_up=taken_up)

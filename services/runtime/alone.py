@@ -21,7 +21,7 @@ class Act(IntEnum):
 
     HANDLE_LETTERS = 7_226_377_002
     REBUILD = 7_226_377_003
-    SKIP = 7_226_377_004
+    MOVE_POSITIONS = 7_226_377_004
 
     @property
     def told(self) -> str:
@@ -29,7 +29,7 @@ class Act(IntEnum):
         return {
             Act.HANDLE_LETTERS: "handles the dead letters",
             Act.REBUILD: "rebuilds the counts",
-            Act.SKIP: "leaves events behind for the services",
+            Act.MOVE_POSITIONS: "moves positions of the services",
         }[self]
 
     @property

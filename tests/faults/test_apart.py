@@ -793,10 +793,12 @@ async def test_two_operators_do_not_leave_behind_what_overlaps(world: World) -> 
     await world.produce([completed("ann", step, 1) for step in "abc"])
     (partition,) = {p for p, end in (await ends_of(world)).items() if end}
     skip = ("skip", "--group", RECORDER, "--partition", str(partition), "--execute", "--to-offset")
-    async with alone(world.settings_of(OPERATOR), Act.SKIP):
-        refused = await world.invoke(*skip, "3")
-        assert refused.returncode == 4
-        assert f"{getpass.getuser()}@{socket.gethostname()} leaves events behind" in refused.stderr
+    async with alone(world.settings_of(OPERATOR), Act.MOVE_POSITIONS):
+        replay = ("replay", "--group", RECORDER, "--from-beginning", "--execute")
+        for command in ((*skip, "3"), replay, ("move-cluster", "--execute")):
+            refused = await world.invoke(*command)
+            assert refused.returncode == 4
+            assert f"{getpass.getuser()}@{socket.gethostname()} moves positions" in refused.stderr
         assert await gone(world) == []
     for to in ("2", "3"):
         done = await world.invoke(*skip, to)

@@ -135,8 +135,11 @@ async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: Worl
     plan = await replaying.make_plan(
         world.settings, RECORDER, replaying.ReplayStart(beginning=True), replaying.ReplayEnd(), None
     )
-    with pytest.raises(RefusedError, match="got members meanwhile"):
+    before = await tables(world), await world.db.fetch("select * from recorded_offsets order by partition")
+    with pytest.raises(RefusedError, match="got members meanwhile, and nothing was changed"):
         await replaying._set_offsets(world.settings, plan)
+    after = await tables(world), await world.db.fetch("select * from recorded_offsets order by partition")
+    assert after == before
     assert all(group.lag == 0 for group in await read_groups(world.settings))
 
 
