@@ -1,5 +1,6 @@
 """One call's transaction: lock the person, look, decide, write; a constant number of round trips."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -21,7 +22,7 @@ from services.runtime.database import Connection, Pool, bounded, load_queries
 from services.walkthrough_mcp.events import Where, events_of
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep, Progress, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
-from services.walkthrough_mcp.turns import BusyError, Turns
+from services.walkthrough_mcp.turns import BusyError, Places, Turns
 
 SQL = load_queries(__file__)
 SESSION_IDLE_MS = 30 * 60 * 1000
@@ -94,7 +95,9 @@ async def find_server(pool: Pool, slug: str) -> Server | None:
     return Server(**dict(row)) if row else None
 
 
-async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None) -> Done:
+async def call(
+    pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None, places: Places | None = None
+) -> Done:
     """Runs one call; tried again where somebody else was in the way.
 
     Args:
@@ -102,9 +105,11 @@ async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None =
         caller: who calls.
         decide: what the call comes to.
         turns: where the calls of each person wait for each other.
+        places: where the calls of all wait for a connection.
 
     Raises:
-        BusyError: other calls of this person, or a lock of somebody else, were in the way for too long.
+        CrowdedError: too many calls of the server, or of its organization, are under way or wait.
+        BusyError: other calls, or a lock of somebody else, were in the way for too long.
         UnknownVisitorError: the caller gave a visitor id that nobody has.
         SignsInElsewhereError: the caller gave the tracking id of somebody who signs in.
         asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
@@ -112,9 +117,9 @@ async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None =
     came = time.monotonic()
     person = _who(caller)
     if person is None or turns is None:
-        return await _until_free(pool, caller, decide, came)
+        return await _until_free(pool, caller, decide, came, places)
     async with turns.turn(person, _PATIENCE_SECONDS):
-        return await _until_free(pool, caller, decide, came)
+        return await _until_free(pool, caller, decide, came, places)
 
 
 def _who(caller: Caller) -> Hashable:
@@ -122,7 +127,7 @@ def _who(caller: Caller) -> Hashable:
     return caller.identity or caller.tracking_id or caller.transport_session
 
 
-async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
+async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None) -> Done:
     """Runs the call when nobody else has locked what it needs; between two tries it holds nothing."""
     left = max(0.0, came + _PATIENCE_SECONDS - time.monotonic())
     tries = AsyncRetrying(
@@ -134,13 +139,15 @@ async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -
     try:
         async for attempt in tries:
             with attempt:
-                done = await _until_there(pool, caller, decide, came)
+                done = await _until_there(pool, caller, decide, came, places)
     except asyncpg.LockNotAvailableError as error:
         raise BusyError from error
     return done
 
 
-async def _until_there(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
+async def _until_there(
+    pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None
+) -> Done:
     tries = AsyncRetrying(
         retry=retry_if_exception_type(_AGAIN),
         stop=stop_after_attempt(5),
@@ -149,7 +156,11 @@ async def _until_there(pool: Pool, caller: Caller, decide: Decide, came: float) 
     )
     async for attempt in tries:
         with attempt:
-            async with pool.acquire(timeout=WAIT_SECONDS) as connection, connection.transaction():
+            async with (
+                places.place(caller.server.asker) if places else contextlib.nullcontext(),
+                pool.acquire(timeout=WAIT_SECONDS) as connection,
+                connection.transaction(),
+            ):
                 done = await _call(connection, caller, decide, came)
     return done
 

@@ -1,6 +1,7 @@
 -- name: find_server
 select
   id,
+  organization_id,
   slug,
   name,
   coalesce(auth_type::text, 'none') as auth_type,
