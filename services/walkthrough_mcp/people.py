@@ -53,7 +53,7 @@ class Caller:
     identity: Identity | None = None
     tracking_id: str | None = None
     transport_session: str | None = None
-    #: A `visitor` was made by this server; a tracking id in the path may be new.
+    #: A `visitor` has been at this server; a tracking id in the path may be new, or of all servers.
     must_exist: bool = False
 
     @property

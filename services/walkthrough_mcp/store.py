@@ -61,7 +61,7 @@ _AGAIN = (
 
 
 class UnknownVisitorError(Exception):
-    """Nobody has the given visitor id."""
+    """Nobody has the given visitor id, or has it at another server alone."""
 
 
 class SignsInElsewhereError(Exception):
@@ -110,7 +110,7 @@ async def call(
     Raises:
         CrowdedError: too many calls of the server, or of its organization, are under way or wait.
         BusyError: other calls, or a lock of somebody else, were in the way for too long.
-        UnknownVisitorError: the caller gave a visitor id that nobody has.
+        UnknownVisitorError: the caller gave a visitor id that nobody has here.
         SignsInElsewhereError: the caller gave the tracking id of somebody who signs in.
         asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
     """
@@ -124,6 +124,8 @@ async def call(
 
 def _who(caller: Caller) -> Hashable:
     """What a person is known by; None for somebody new."""
+    if caller.must_exist:
+        return caller.server.id, caller.tracking_id  # one of another server's waits for nobody there
     return caller.identity or caller.tracking_id or caller.transport_session
 
 
@@ -182,10 +184,12 @@ async def _call(connection: Connection, caller: Caller, decide: Decide, came: fl
 
 
 async def _lock(connection: Connection, caller: Caller, came: float) -> _Person | None:
+    arguments: list[str | None]
     if caller.identity is not None:
         query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
     elif caller.tracking_id is not None:
-        query, arguments = "lock_by_tracking_id", [caller.tracking_id]
+        only_at = caller.server.id if caller.must_exist else None
+        query, arguments = "lock_by_tracking_id", [caller.tracking_id, only_at]
     elif caller.transport_session is not None:
         query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
     else:
