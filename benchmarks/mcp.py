@@ -1,14 +1,17 @@
 """How long `get_next_step` takes with many people at once, how many round trips it costs, and the floor.
 
-python -m benchmarks.mcp [--people 50] [--steps 40]
+python -m benchmarks.mcp [--people 50] [--steps 40] [--beside 600] [--seconds 10]
 
 The service runs as a process of its own on the embedded stack. The load comes from a bare HTTP client, since
 the SDK's takes more time than the server does; the floor is the same number of people who each run a small
-transaction by themselves: `begin`, one update by key, `commit`.
+transaction by themselves: `begin`, one update by key, `commit`. With `--beside` it is measured instead how
+long the calls of one person take beside so many busy ones of another organization; that person's client is a
+process of its own, or it would wait for the load rather than for the service.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import shutil
 import statistics
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +35,9 @@ PROTOCOL = "2026-07-28"
 class Person:
     """A bare client of the newest protocol on one connection."""
 
-    def __init__(self, port: int, name: str) -> None:
+    def __init__(self, port: int, name: str, slug: str = "bench") -> None:
         self._port = port
-        self._path = f"/mcp/bench/{name}"
+        self._path = f"/mcp/{slug}/{name}"
 
     async def connect(self) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -72,25 +76,30 @@ class Person:
 
 
 async def prepare(url: str, steps: int) -> None:
+    """Two organizations with a server and a walkthrough each: `bench` and `other`."""
     db = await asyncpg.connect(url)
     await migrate(db)
-    await db.execute("insert into organization (id, name, created_at) values ('o', 'o', now())")
-    await db.execute(
-        "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
-        " values ('bench', 'o', 'bench', 'bench', 'bench')"
-    )
-    await db.execute(
-        "insert into walkthroughs (id, organization_id, title, status) values ('wt', 'o', 'w', 'published')"
-    )
-    await db.execute(
-        "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id) values ('m', 'bench', 'wt')"
-    )
     content = json.dumps({"version": "v1", "contentForUser": "x" * 1_000, "operationsForAgent": "y" * 500})
-    await db.executemany(
-        "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
-        " values ($1, 'wt', $1, $2, $3)",
-        [(f"s{i}", content, i) for i in range(steps)],
-    )
+    for name in ("bench", "other"):
+        await db.execute("insert into organization (id, name, created_at) values ($1, $1, now())", name)
+        await db.execute(
+            "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
+            " values ($1, $1, $1, $1, $1)",
+            name,
+        )
+        await db.execute(
+            "insert into walkthroughs (id, organization_id, title, status) values ($1, $1, 'w', 'published')",
+            name,
+        )
+        await db.execute(
+            "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id) values ($1, $1, $1)",
+            name,
+        )
+        await db.executemany(
+            "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
+            " values ($1 || $2, $1, $2, $3, $4)",
+            [(name, f"s{i}", content, i) for i in range(steps)],
+        )
     await db.close()
 
 
@@ -119,6 +128,54 @@ async def run_people(port: int, people: int, steps: int) -> tuple[list[float], f
     ready.set()
     await asyncio.gather(*tasks)
     return times, people * steps / (time.perf_counter() - began)
+
+
+async def walk_for(person: Person, seconds: float) -> list[float]:
+    """Calls one after another for so long, from the first step again after the last; milliseconds of each."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    await person.connect()
+    step = (await person.call("start_walkthrough"))["step"]
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        if step is None:
+            answer = await person.call("start_walkthrough", restart=True)
+        else:
+            answer = await person.call("get_next_step", current_step_id=step["id"])
+        times.append((time.perf_counter() - began) * 1000)
+        step = answer["step"]
+    return times
+
+
+def walk_alone(port: int, slug: str, name: str, seconds: float) -> list[float]:
+    """One person's calls, in a process of their own."""
+    return asyncio.run(walk_for(Person(port, name, slug), seconds))
+
+
+async def run_beside(port: int, people: int, seconds: float) -> None:
+    """One person of `other` alone, then beside people of `bench`; and how much those get done with it."""
+
+    async def crowd(name: str) -> list[float]:
+        walks = (walk_for(Person(port, f"{name}{i}"), seconds + 2) for i in range(people))
+        return list(itertools.chain.from_iterable(await asyncio.gather(*walks)))
+
+    def tell_one(name: str, times: list[float]) -> None:
+        median, most = statistics.median(times), max(times)
+        print(f"{name:<34} p50 {median:7.1f} ms   most {most:6.1f} ms   {len(times):5} calls", flush=True)
+
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1) as pool:
+        tell_one(
+            "one of the other, alone", await loop.run_in_executor(pool, walk_alone, port, "other", "a", 3)
+        )
+        together = await crowd("x")
+        tell(f"{people} busy ones, alone", together, len(together) / (seconds + 2))
+        busy = asyncio.create_task(crowd("y"))
+        await asyncio.sleep(2)
+        times = await loop.run_in_executor(pool, walk_alone, port, "other", "b", seconds)
+        together = await busy
+        tell(f"{people} busy ones, beside the other", together, len(together) / (seconds + 2))
+        tell_one(f"one of the other, beside {people}", times)
 
 
 async def run_floor(url: str, people: int, steps: int) -> tuple[list[float], float]:
@@ -150,6 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mcp")
     parser.add_argument("--people", type=int, default=50)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--beside", type=int, metavar="PEOPLE")
+    parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-mcp-"))
     try:
@@ -181,7 +240,10 @@ def main() -> None:
             while b" starts" not in (folder / "mcp.log").read_bytes():
                 assert service.poll() is None, (folder / "mcp.log").read_text()
                 time.sleep(0.1)
-            asyncio.run(work(addresses.database_url, port, args.people, args.steps))
+            if args.beside:
+                asyncio.run(run_beside(port, args.beside, args.seconds))
+            else:
+                asyncio.run(work(addresses.database_url, port, args.people, args.steps))
         finally:
             service.terminate()
             service.wait(30)

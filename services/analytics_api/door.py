@@ -12,12 +12,13 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.analytics_api.fair import Asker, Lanes, Turn
+from services.analytics_api.fair import Lanes, Turn
 from services.analytics_api.guard import Guard
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond, unanswerable
 from services.runtime.bounds import client_of_scope
 from services.runtime.database_errors import DATABASE_ERRORS, is_away
+from services.runtime.fair import Asker
 
 _TURN: Final = "stepstream.turn"
 _PUBLIC: Final = "/v1/openapi.json"

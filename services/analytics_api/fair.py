@@ -1,21 +1,20 @@
 """Fair between organizations, and between the keys of one: who is answered next, and who has to come back.
 
-`Line` decides and is pure. A `Lane` is a line in which questions wait for a place; a `Turn` is one question's
-way through the lanes.
+A `Turn` is one question's way through the lanes.
 """
 
-import asyncio
 import contextlib
-import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from cachetools import LRUCache
 from limits import RateLimitItem
 
 from services.analytics_api.problems import ProblemError
+from services.runtime import fair
+from services.runtime.fair import Asker, Share
 from services.runtime.settings import Settings
 from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SECONDS
 
@@ -32,112 +31,15 @@ _PUBLIC_PLACES: Final = 2
 _MOST_COUNTED: Final = 20_000
 _RETRY: Final = {"Retry-After": "2"}
 
-Item = TypeVar("Item")
+#: What each lane and share is of, for people.
+_OF: Final = {
+    "questions": "questions",
+    "large": "questions that read many journeys",
+    "streams": "live streams",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks: a key of an organization.
-
-    Before a key is known to be good, the address that it comes from stands for the organization: many may
-    come from there, so it takes turns but has no share.
-    """
-
-    key: str
-    organization: str
-
-    @classmethod
-    def stranger(cls, address: str) -> "Asker":
-        """Whoever comes from an address."""
-        return cls("", address)
-
-
-class Line(Generic[Item]):
-    """Who runs and who waits.
-
-    A place that is free goes to the organization with the fewest places, and of those to the one that has
-    waited longest for its last; then to its key by the same rule; then to who came first. So one alone has
-    all places, and anybody else waits for no more than what runs.
-
-    Args:
-        places: how many run at once.
-        most_each: how many of one organization do.
-    """
-
-    def __init__(self, places: int, most_each: int | None = None) -> None:
-        self._places = places
-        self._most_each = places if most_each is None else most_each
-        self._running: Counter[Asker] = Counter()
-        self._of: Counter[str] = Counter()
-        self._waiting: dict[str, OrderedDict[str, deque[Item]]] = {}
-        self._served: dict[str, int] = {}
-        self._turns = 0
-
-    @property
-    def running(self) -> int:
-        """How many run."""
-        return self._of.total()
-
-    def known(self, asker: Asker) -> tuple[int, int]:
-        """How many of an organization, and of a key, run or wait."""
-        waiting = self._waiting.get(asker.organization, OrderedDict())
-        return (
-            self._of[asker.organization] + sum(map(len, waiting.values())),
-            self._running[asker] + len(waiting.get(asker.key, ())),
-        )
-
-    def join(self, asker: Asker, item: Item) -> None:
-        """Waits; `take` says when it is its turn."""
-        keys = self._waiting.setdefault(asker.organization, OrderedDict())
-        keys.setdefault(asker.key, deque()).append(item)
-
-    def leave(self, asker: Asker, item: Item) -> None:
-        """Waits no more."""
-        with contextlib.suppress(ValueError, KeyError):
-            self._waiting[asker.organization][asker.key].remove(item)
-        self._forget(asker)
-
-    def take(self) -> tuple[Asker, Item] | None:
-        """Who runs now, if there is a place and somebody waits who may have it."""
-        if self.running >= self._places:
-            return None
-        able = [o for o in self._waiting if self._of[o] < self._most_each]
-        if not able:
-            return None
-        organization = min(able, key=lambda o: (self._of[o], self._served.get(o, 0)))
-        keys = self._waiting[organization]
-        key = min(keys, key=lambda k: self._running[Asker(k, organization)])  # a key that was served is last
-        keys.move_to_end(key)
-        asker, item = Asker(key, organization), keys[key].popleft()
-        self._turns += 1
-        self._served[organization] = self._turns
-        self._running[asker] += 1
-        self._of[organization] += 1
-        self._forget(asker)
-        return asker, item
-
-    def done(self, asker: Asker) -> None:
-        """Runs no more."""
-        self._running[asker] -= 1
-        self._of[asker.organization] -= 1
-        self._forget(asker)
-
-    def _forget(self, asker: Asker) -> None:
-        """What is not needed: nothing is kept of who neither runs nor waits."""
-        keys = self._waiting.get(asker.organization)
-        if keys is not None and not keys.get(asker.key):
-            keys.pop(asker.key, None)
-            if not keys:
-                del self._waiting[asker.organization]
-        if not self._running[asker]:
-            del self._running[asker]
-        if not self._of[asker.organization]:
-            del self._of[asker.organization]
-            if asker.organization not in self._waiting:
-                self._served.pop(asker.organization, None)
-
-
-class Lane:
+class Lane(fair.Lane):
     """A line in which questions wait.
 
     Args:
@@ -151,58 +53,8 @@ class Lane:
     def __init__(
         self, name: str, places: int, most_each: int | None = None, most_known: int | None = None
     ) -> None:
-        self._name = name
-        self._line: Line[asyncio.Future[None]] = Line(places, most_each)
-        self._most_known = most_known
-
-    @contextlib.asynccontextmanager
-    async def place(self, asker: Asker) -> AsyncIterator[None]:
-        """Has a place while the block lasts.
-
-        Raises:
-            ProblemError: too many of that organization, or with that key, wait already.
-        """
-        await self.enter(asker)
-        try:
-            yield
-        finally:
-            self.leave(asker)
-
-    async def enter(self, asker: Asker) -> None:
-        """Waits for a place; who has one leaves it again."""
-        if self._most_known is not None:
-            _check_share(self._name, self._line.known(asker), self._most_known)
-        turn = asyncio.get_running_loop().create_future()
-        self._line.join(asker, turn)
-        self._go_on()
-        if turn.done():
-            return
-        began = time.perf_counter()
-        API_WAITING.labels(self._name).inc()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave(asker)
-            else:
-                self._line.leave(asker, turn)
-            raise
-        finally:
-            API_WAITING.labels(self._name).dec()
-            API_WAITING_SECONDS.labels(self._name).observe(time.perf_counter() - began)
-
-    def leave(self, asker: Asker) -> None:
-        """Gives the place to whoever is next."""
-        self._line.done(asker)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        while (taken := self._line.take()) is not None:
-            asker, turn = taken
-            if turn.cancelled():
-                self._line.done(asker)
-            else:
-                turn.set_result(None)
+        share = None if most_known is None else _share(name, most_known)
+        super().__init__(places, most_each, API_WAITING.labels(name), API_WAITING_SECONDS.labels(name), share)
 
 
 class Lanes:
@@ -308,8 +160,7 @@ class Shares:
     """How many of something an organization holds, and at most half as many with one key."""
 
     def __init__(self, name: str, most_each: int) -> None:
-        self._name = name
-        self._most_each = most_each
+        self._share = _share(name, most_each)
         self._held: Counter[Asker] = Counter()
         self._of: Counter[str] = Counter()
 
@@ -325,7 +176,7 @@ class Shares:
             ProblemError: the organization, or its key, holds its share already.
         """
         if asker.key:
-            _check_share(self._name, (self._of[asker.organization], self._held[asker]), self._most_each)
+            self._share.check(self._of[asker.organization], self._held[asker])
         self._held[asker] += 1
         self._of[asker.organization] += 1
         try:
@@ -339,28 +190,17 @@ class Shares:
                 del self._of[asker.organization]
 
 
-#: What each lane and share is of, for people.
-_OF: Final = {
-    "questions": "questions",
-    "large": "questions that read many journeys",
-    "streams": "live streams",
-}
+def _share(name: str, most: int) -> Share:
+    return Share(most, partial(_refusal, name))
 
 
-def _check_share(name: str, known: tuple[int, int], most: int) -> None:
-    of_organization, of_key = known
-    most_of_key = max(1, most // 2)
-    if of_organization >= most:
-        whose, most_of_those = "your organization", most
-    elif of_key >= most_of_key:
-        whose, most_of_those = "this API key", most_of_key
-    else:
-        return
+def _refusal(name: str, is_of_key: bool, most: int) -> ProblemError:
     API_CROWDED.labels(name).inc()
+    whose = "this API key" if is_of_key else "your organization"
     what = _OF[name]
     retry = {"Retry-After": "30"} if name == "streams" else _RETRY
-    raise ProblemError(
-        429, f"Too many {what}", f"{whose} has {most_of_those} {what} at once: wait for one to end", retry
+    return ProblemError(
+        429, f"Too many {what}", f"{whose} has {most} {what} at once: wait for one to end", retry
     )
 
 

@@ -12,13 +12,14 @@ import limits
 from cachetools import LRUCache
 from starlette.requests import Request
 
-from services.analytics_api.fair import Asker, Rates
+from services.analytics_api.fair import Rates
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Store
 from services.runtime.api_keys import hash_of, parts_of
 from services.runtime.bounds import client_of_scope
 from services.runtime.database import can_be_stored
 from services.runtime.errors import ConfigurationError
+from services.runtime.fair import Asker
 from services.runtime.settings import Settings
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="stepstream"'}

@@ -17,13 +17,14 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
-from services.analytics_api.fair import Asker, Shares
+from services.analytics_api.fair import Shares
 from services.analytics_api.freshness import SERVICE, Look
 from services.analytics_api.models import Freshness
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Change
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database_errors import is_away, may_pass
+from services.runtime.fair import Asker
 from services.runtime.faults import Beside
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside

@@ -187,6 +187,12 @@ class Settings(BaseSettings):
         default="600/minute",
         description="How often one address may ask for MCP servers that do not exist; empty is no limit.",
     )
+    mcp_organization_calls: int = Field(
+        default=2_000,
+        ge=1,
+        description="The most calls of agents at one organization's servers that are at the database or wait "
+        "for it, in a process; half of them for one server.",
+    )
     mcp_sessions: int = Field(
         default=4_000,
         ge=1,

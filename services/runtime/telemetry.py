@@ -135,6 +135,17 @@ MCP_SECONDS = Histogram(
     ["tool"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+MCP_WAITING = Gauge(
+    "stepstream_mcp_waiting",
+    "Calls that wait for a place at the database, by lane: calls; strangers, whose server was not known.",
+    ["lane"],
+)
+MCP_WAITING_SECONDS = Histogram(
+    "stepstream_mcp_waiting_seconds",
+    "Seconds that a call waited for a place at the database, if it did, by lane.",
+    ["lane"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 MCP_REFUSED = Counter(
     "stepstream_mcp_refused", "HTTP requests refused before a tool ran, by reason.", ["reason"]
 )

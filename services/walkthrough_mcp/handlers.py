@@ -28,7 +28,7 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
 from services.walkthrough_mcp.people import Caller, problem_of_tracking_id
 from services.walkthrough_mcp.prose import Guidance, guidance, text
-from services.walkthrough_mcp.turns import BusyError, Turns
+from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places, Turns
 
 log = logging.getLogger("stepstream.mcp")
 SERVICE = "walkthrough-mcp"
@@ -152,12 +152,14 @@ def build_mcp_server(
     pool: Callable[[], Pool],
     caller_of: Callable[[Context], Caller],
     count_visitor: CountVisitor | None = None,
+    places: Places | None = None,
 ) -> McpServer[Any]:
     """The MCP server with its tools; who calls is found out for each request.
 
     `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
+    `places` are where calls of many servers take turns.
     """
-    tools = WalkthroughTools(pool, caller_of, count_visitor)
+    tools = WalkthroughTools(pool, caller_of, count_visitor, places)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
@@ -180,11 +182,13 @@ class WalkthroughTools:
         pool: Callable[[], Pool],
         caller_of: Callable[[Context], Caller],
         count_visitor: CountVisitor | None = None,
+        places: Places | None = None,
     ) -> None:
         self._pool = pool
         self._caller_of = caller_of
         self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
+        self._places = places
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -220,6 +224,9 @@ class WalkthroughTools:
                     INVALID_PARAMS,
                     "This person signs in; their tracking id alone does not open their progress.",
                 ) from None
+            except CrowdedError as error:
+                outcome = "crowded"
+                raise MCPError(INTERNAL_ERROR, str(error), {"reason": "busy"}) from None
             except BusyError:
                 outcome = "busy"
                 raise MCPError(INTERNAL_ERROR, _BUSY, {"reason": "busy"}) from None
@@ -237,7 +244,7 @@ class WalkthroughTools:
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
         try:
-            done = await store.call(self._pool(), caller, _decision(arguments), self._turns)
+            done = await store.call(self._pool(), caller, _decision(arguments), self._turns, self._places)
         except BusyError:
             raise
         except Exception as error:

@@ -3,6 +3,8 @@
 import secrets
 from dataclasses import dataclass
 
+from services.runtime.fair import Asker
+
 _ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
@@ -11,6 +13,7 @@ class Server:
     """An MCP server of the platform. Without sign-in, people are told apart by tracking id or session."""
 
     id: str
+    organization_id: str
     slug: str
     name: str
     auth_type: str
@@ -21,6 +24,11 @@ class Server:
     def signs_in(self) -> bool:
         """Whether people prove who they are with a token; every kind but `none` does."""
         return self.auth_type != "none"
+
+    @property
+    def asker(self) -> Asker:
+        """Who it is where calls take turns."""
+        return Asker(self.id, self.organization_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Caller:
     identity: Identity | None = None
     tracking_id: str | None = None
     transport_session: str | None = None
-    #: A `visitor` was made by this server; a tracking id in the path may be new.
+    #: A `visitor` has been at this server; a tracking id in the path may be new, or of all servers.
     must_exist: bool = False
 
     @property

@@ -30,6 +30,7 @@ from services.runtime.counters import BoundedStorage
 from services.runtime.database import Pool, can_be_stored
 from services.runtime.database_errors import is_away
 from services.runtime.errors import ConfigurationError
+from services.runtime.fair import Asker
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
 from services.runtime.telemetry import MCP_REFUSED
@@ -38,6 +39,7 @@ from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
 from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
+from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places
 
 log = logging.getLogger("stepstream.mcp")
 _CALLER = "stepstream.caller"
@@ -206,10 +208,11 @@ class McpEndpoint:
         self._away = Seldom(log, "requests failed, the database is away", OUTAGE_SECONDS)
         #: Servers whose sign-in is not set up, of which the log has a line.
         self._told: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _TOLD_SECONDS)
+        places = self._places = Places(settings, store.WAIT_SECONDS)
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
-            build_mcp_server(pool, caller_of, self._count_visitor),
+            build_mcp_server(pool, caller_of, self._count_visitor, places),
             json_response=True,
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,
@@ -220,8 +223,8 @@ class McpEndpoint:
             Light(self._manager.asgi_app),
             Bounds(settings.mcp_sessions, settings.mcp_server_sessions, settings.mcp_address_sessions),
         )
-        #: Servers that were found a moment ago.
-        self._known: TTLCache[str, bool] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
+        #: Servers that were found a moment ago, by slug.
+        self._known: TTLCache[str, Asker] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
 
     @property
     def pool(self) -> Pool:
@@ -290,7 +293,12 @@ class McpEndpoint:
         server = None
         if can_be_stored(slug):
             try:
-                server = await store.find_server(self._pool(), slug)
+                async with self._place(slug, address):
+                    server = await store.find_server(self._pool(), slug)
+            except CrowdedError as error:
+                raise Refusal(429, "busy", str(error), 2) from None
+            except BusyError:
+                raise Refusal(503, "busy", _TRY_AGAIN, 2) from None
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -300,8 +308,15 @@ class McpEndpoint:
             self._known.pop(slug, None)
             await self._rates.fail(address)
             raise Refusal(404, "not_found", "There is no MCP server at this address.")
-        self._known[slug] = True
+        self._known[slug] = server.asker
         return server
+
+    def _place(self, slug: str, address: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """A place to look for a server: its own turn, or where nobody found it lately that of the address."""
+        asker = self._known.get(slug)
+        if asker is None:
+            return self._places.place_of_stranger(slug, address)
+        return self._places.place(asker)
 
     def _issuer(self, server: Server) -> str:
         issuer = server.oauth_issuer_url or self._settings.oauth_issuer

@@ -1,5 +1,6 @@
 """One call's transaction: lock the person, look, decide, write; a constant number of round trips."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -21,7 +22,7 @@ from services.runtime.database import Connection, Pool, bounded, fetch_one, load
 from services.walkthrough_mcp.events import Where, events_of
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep, Progress, next_time
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
-from services.walkthrough_mcp.turns import BusyError, Turns
+from services.walkthrough_mcp.turns import BusyError, Places, Turns
 
 SQL = load_queries(__file__)
 SESSION_IDLE_MS = 30 * 60 * 1000
@@ -60,7 +61,7 @@ _AGAIN = (
 
 
 class UnknownVisitorError(Exception):
-    """Nobody has the given visitor id."""
+    """Nobody has the given visitor id, or has it at another server alone."""
 
 
 class SignsInElsewhereError(Exception):
@@ -94,7 +95,9 @@ async def find_server(pool: Pool, slug: str) -> Server | None:
     return Server(**dict(row)) if row else None
 
 
-async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None) -> Done:
+async def call(
+    pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None, places: Places | None = None
+) -> Done:
     """Runs one call; tried again where somebody else was in the way.
 
     Args:
@@ -102,27 +105,31 @@ async def call(pool: Pool, caller: Caller, decide: Decide, turns: Turns | None =
         caller: who calls.
         decide: what the call comes to.
         turns: where the calls of each person wait for each other.
+        places: where the calls of all wait for a connection.
 
     Raises:
-        BusyError: other calls of this person, or a lock of somebody else, were in the way for too long.
-        UnknownVisitorError: the caller gave a visitor id that nobody has.
+        CrowdedError: too many calls of the server, or of its organization, are under way or wait.
+        BusyError: other calls, or a lock of somebody else, were in the way for too long.
+        UnknownVisitorError: the caller gave a visitor id that nobody has here.
         SignsInElsewhereError: the caller gave the tracking id of somebody who signs in.
         asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
     """
     came = time.monotonic()
     person = _who(caller)
     if person is None or turns is None:
-        return await _until_free(pool, caller, decide, came)
+        return await _until_free(pool, caller, decide, came, places)
     async with turns.turn(person, _PATIENCE_SECONDS):
-        return await _until_free(pool, caller, decide, came)
+        return await _until_free(pool, caller, decide, came, places)
 
 
 def _who(caller: Caller) -> Hashable:
     """What a person is known by; None for somebody new."""
+    if caller.must_exist:
+        return caller.server.id, caller.tracking_id  # one of another server's waits for nobody there
     return caller.identity or caller.tracking_id or caller.transport_session
 
 
-async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
+async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None) -> Done:
     """Runs the call when nobody else has locked what it needs; between two tries it holds nothing."""
     left = max(0.0, came + _PATIENCE_SECONDS - time.monotonic())
     tries = AsyncRetrying(
@@ -134,13 +141,15 @@ async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float) -
     try:
         async for attempt in tries:
             with attempt:
-                done = await _until_there(pool, caller, decide, came)
+                done = await _until_there(pool, caller, decide, came, places)
     except asyncpg.LockNotAvailableError as error:
         raise BusyError from error
     return done
 
 
-async def _until_there(pool: Pool, caller: Caller, decide: Decide, came: float) -> Done:
+async def _until_there(
+    pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None
+) -> Done:
     tries = AsyncRetrying(
         retry=retry_if_exception_type(_AGAIN),
         stop=stop_after_attempt(5),
@@ -149,7 +158,11 @@ async def _until_there(pool: Pool, caller: Caller, decide: Decide, came: float) 
     )
     async for attempt in tries:
         with attempt:
-            async with pool.acquire(timeout=WAIT_SECONDS) as connection, connection.transaction():
+            async with (
+                places.place(caller.server.asker) if places else contextlib.nullcontext(),
+                pool.acquire(timeout=WAIT_SECONDS) as connection,
+                connection.transaction(),
+            ):
                 done = await _call(connection, caller, decide, came)
     return done
 
@@ -171,10 +184,12 @@ async def _call(connection: Connection, caller: Caller, decide: Decide, came: fl
 
 
 async def _lock(connection: Connection, caller: Caller, came: float) -> _Person | None:
+    arguments: list[str | None]
     if caller.identity is not None:
         query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
     elif caller.tracking_id is not None:
-        query, arguments = "lock_by_tracking_id", [caller.tracking_id]
+        only_at = caller.server.id if caller.must_exist else None
+        query, arguments = "lock_by_tracking_id", [caller.tracking_id, only_at]
     elif caller.transport_session is not None:
         query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
     else:

@@ -1,6 +1,7 @@
 -- name: find_server
 select
   id,
+  organization_id,
   slug,
   name,
   coalesce(auth_type::text, 'none') as auth_type,
@@ -12,13 +13,21 @@ where slug = $1;
 -- name: lock_by_tracking_id
 -- The person, locked until the transaction ends, so that the calls of one person take turns. Who cannot have the
 -- lock tries again later, and holds no connection meanwhile; `arrived_at` is when it came, so many milliseconds
--- ago. The lock lets foreign keys refer to the row.
+-- ago. The lock lets foreign keys refer to the row. With a server the person is somebody who was there: of others
+-- nothing is found, nor whether they are locked.
 select
   id,
   upstream_sub is not null as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint - $2::bigint as arrived_at
+  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_server_user
 where distinct_id = $1
+  and (
+    $2::text is null
+    or exists (
+      select from mcp_live_sessions as live
+      where live.mcp_server_user_id = mcp_server_user.id and live.mcp_server_id = $2
+    )
+  )
 for no key update nowait;
 
 -- name: lock_by_identity

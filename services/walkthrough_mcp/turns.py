@@ -1,13 +1,84 @@
-"""The calls of one person take turns, and few of them wait; nobody who waits holds a connection."""
+"""Calls take turns: those of one person, and those of all at the connections to the database.
+
+Few calls of a person wait, and so many of a server and of an organization. Who waits has no connection.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, field
 
+from services.runtime.fair import Asker, Lane, Share
+from services.runtime.settings import Settings
+from services.runtime.telemetry import MCP_WAITING, MCP_WAITING_SECONDS
+
 
 class BusyError(Exception):
-    """Too many calls of this person wait already, or one has waited for too long."""
+    """Too many calls wait already, or one has waited for too long."""
+
+
+class CrowdedError(BusyError):
+    """A server, or its organization, has as many calls here as it may."""
+
+    def __init__(self, is_of_server: bool, most: int) -> None:
+        whose = "this server" if is_of_server else "this server's organization"
+        super().__init__(
+            f"As many calls of {whose} run or wait as may at once ({most}). Wait a moment, then try the same "
+            "call again."
+        )
+
+
+class Places:
+    """Who has one of the connections of this process next: organizations take turns, then servers of one.
+
+    So a call waits for about one call of each other server, however many of one wait. Who asks for a server
+    that nobody has found lately has one place together with all others who do: addresses take turns.
+
+    Args:
+        settings: how many connections there are, and how many calls of an organization.
+        seconds: how long a call waits for a place.
+    """
+
+    def __init__(self, settings: Settings, seconds: float) -> None:
+        self._seconds = seconds
+        self._calls = Lane(
+            settings.mcp_database_pool_size,
+            None,
+            MCP_WAITING.labels("calls"),
+            MCP_WAITING_SECONDS.labels("calls"),
+            Share(settings.mcp_organization_calls, CrowdedError),
+        )
+        self._strangers = Lane(
+            1, None, MCP_WAITING.labels("strangers"), MCP_WAITING_SECONDS.labels("strangers")
+        )
+
+    def place(self, asker: Asker) -> contextlib.AbstractAsyncContextManager[None]:
+        """A call at a server that is known has a place while the block lasts.
+
+        Raises:
+            CrowdedError: too many calls of the server, or of its organization, have one or wait.
+            BusyError: no place was free in time.
+        """
+        return self._one_of(self._calls, asker)
+
+    def place_of_stranger(self, slug: str, address: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """A look for a server that may not exist has a place while the block lasts.
+
+        Raises:
+            BusyError: no place was free in time.
+        """
+        return self._one_of(self._strangers, Asker(slug, address))
+
+    @contextlib.asynccontextmanager
+    async def _one_of(self, lane: Lane, asker: Asker) -> AsyncIterator[None]:
+        try:
+            await lane.enter(asker, self._seconds)
+        except TimeoutError:
+            raise BusyError from None
+        try:
+            yield
+        finally:
+            lane.leave(asker)
 
 
 @dataclass(slots=True)

@@ -6,10 +6,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from mcp import MCPError
 from prometheus_client import REGISTRY
 
 from services.analytics_api import store
 from services.runtime.api_keys import new_key, text_of
+from services.walkthrough_mcp import store as store_of_mcp
+from services.walkthrough_mcp.people import Server
+from services.walkthrough_mcp.routes import McpEndpoint
+from tests.support.agents import Agent, agent, post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.world import Api, World, completed, eventually
 
@@ -204,3 +209,110 @@ async def test_an_organization_has_a_rate_for_all_its_keys(world: World) -> None
     colleague = await other(world, api, "org")
     codes = [(await by.ask("organization")).status_code for by in (api, colleague, api, colleague)]
     assert codes == [200, 200, 200, 429]
+
+
+class HeldCalls:
+    """Calls at `srv_1` of walkthrough-mcp, each of which keeps its connection until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: Servers whose calls have had a connection, in order.
+        self.served: list[str] = []
+        #: Servers that requests were for, in order.
+        self.asked: list[str] = []
+        self._free = asyncio.Semaphore(0)
+        self._call = store_of_mcp._call
+        monkeypatch.setattr(store_of_mcp, "_call", self._held)
+        find = McpEndpoint._find_server
+
+        async def noted(endpoint: McpEndpoint, slug: str, address: str) -> Server:
+            self.asked.append(slug)
+            return await find(endpoint, slug, address)
+
+        monkeypatch.setattr(McpEndpoint, "_find_server", noted)
+
+    async def _held(self, connection: Any, caller: Any, *rest: Any) -> Any:
+        self.served.append(caller.server.slug)
+        if caller.server.slug == "srv_1":
+            await self._free.acquire()
+        return await self._call(connection, caller, *rest)
+
+    def let_go(self, calls: int = 1) -> None:
+        for _ in range(calls):
+            self._free.release()
+
+
+@contextlib.asynccontextmanager
+async def agents_of_two(world: World, **settings: Any) -> AsyncIterator[tuple[Agent, Agent, str]]:
+    """Agents of two organizations at `srv_1` and `srv_b`, whose calls are each of a new person; and where."""
+    await world.offer()
+    await world.db.execute("insert into organization (id, name, created_at) values ('org_b', 'b', now())")
+    await world.offer("wt_b", "xyz", "srv_b")
+    await world.db.execute("update mcp_servers set organization_id = 'org_b' where id = 'srv_b'")
+    await world.db.execute("update walkthroughs set organization_id = 'org_b' where id = 'wt_b'")
+    base = f"http://127.0.0.1:{(await world.start_mcp(**settings)).port}/mcp"
+    async with agent(f"{base}/srv_1") as ours, agent(f"{base}/srv_b") as theirs:
+        await theirs.start()
+        yield ours, theirs, base
+
+
+async def test_a_call_waits_for_one_call_of_another_organization_and_not_for_its_queue(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agents_of_two(world, mcp_database_pool_size=2) as (ours, theirs, _):
+        held = HeldCalls(monkeypatch)
+        busy = [asyncio.create_task(ours.start()) for _ in range(12)]
+
+        async def all_have_come() -> bool:
+            return len(held.asked) == 12 and bool(held.served)
+
+        await eventually(all_have_come, "some run and the rest waits")
+        before = len(held.served)
+        asked = asyncio.create_task(theirs.start())
+
+        async def it_has_come() -> bool:
+            return held.asked[-1] == "srv_b"
+
+        await eventually(it_has_come, "the other organization's call has come")
+        while "srv_b" not in held.served:
+            served = len(held.served)
+            held.let_go()
+
+            async def another_is_served(served: int = served) -> bool:
+                return len(held.served) > served
+
+            await eventually(another_is_served, "the next call has a connection")
+        assert len(held.served) - before <= 3
+        await asked
+        held.let_go(12)
+        assert [(await call)["outcome"] for call in busy] == ["started"] * 12
+
+
+async def test_calls_over_the_share_of_a_server_are_refused_and_another_organization_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agents_of_two(world, mcp_database_pool_size=3, mcp_organization_calls=2) as (
+        ours,
+        theirs,
+        base,
+    ):
+        held = HeldCalls(monkeypatch)
+        both_there, call = asyncio.Barrier(2), store_of_mcp.call
+
+        async def together(*arguments: Any) -> store_of_mcp.Done:
+            if arguments[1].server.slug == "srv_1":
+                await both_there.wait()
+            return await call(*arguments)
+
+        monkeypatch.setattr(store_of_mcp, "call", together)
+        calls = [asyncio.create_task(ours.start()) for _ in range(2)]
+        done, running = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        error = done.pop().exception()
+        assert isinstance(error, MCPError)
+        assert error.error.data == {"reason": "busy"}
+        assert "calls of this server run or wait as may at once (1)" in str(error)
+        refused = await post(f"{base}/srv_1", {})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        assert refused.json()["error"]["data"] == {"reason": "busy"}
+        assert (await theirs.start())["outcome"] == "started"
+        held.let_go()
+        assert (await running.pop())["outcome"] == "started"

@@ -401,6 +401,25 @@ async def test_without_a_tracking_id_everybody_is_somebody_new(world: World, gen
     assert await steps_done(world) == ["a", "a"]
 
 
+async def test_a_visitor_id_of_another_server_is_as_unknown_as_any(world: World) -> None:
+    """Also while its person is locked by a call there, and with as much progress in the same walkthrough."""
+    await world.offer(steps="abc")
+    await world.offer(steps="abc", server="srv_2")
+    base = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp"
+    async with agent(f"{base}/srv_1") as one, agent(f"{base}/srv_2") as two:
+        visitor = (await one.start())["visitor"]
+        for guessed in (visitor, "visitor_guessed"):
+            for tool in ("start_walkthrough", "get_next_step"):
+                assert (await two.raw(tool, visitor=guessed)).is_error
+        async with world.connection() as other, other.transaction():
+            await other.execute("select from mcp_server_user for update")
+            assert (await two.raw("start_walkthrough", visitor=visitor)).is_error
+        assert len(set(two.texts)) == 1
+        assert "leave it out" in two.texts[0]
+        assert (await one.next(visitor=visitor))["step"]["id"] == "b"
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
+
+
 async def test_problems_with_arguments_are_answers_that_name_the_field(world: World) -> None:
     await world.offer()
     service = await world.start_mcp()

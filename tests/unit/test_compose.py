@@ -174,12 +174,56 @@ def test_it_can_use_up_neither_memory_nor_disk_nor_processes_of_the_machine(name
     assert service.get("logging", {}).get("options", {}).get("max-size"), "merge x-hardened into it"
 
 
-def test_who_needs_no_kafka_cannot_reach_it() -> None:
-    """Its Kafka asks nobody who they are, and agents from anywhere speak to walkthrough-mcp."""
-    on_events = {name for name, service in SERVICES.items() if "events" in service.get("networks", ())}
-    assert "kafka" in on_events
-    assert not on_events & {"walkthrough-mcp", "roles", "postgres"}
-    assert all(
-        set(service.get("networks", ())) <= COMPOSE["networks"].keys() for service in SERVICES.values()
-    )
+@every_service
+def test_it_has_a_bound_of_memory(name: str) -> None:
+    assert re.fullmatch(r"\d+m", str(SERVICES[name].get("mem_limit"))), "merge x-hardened into it"
+
+
+NETWORKS: dict[str, dict[str, Any]] = COMPOSE["networks"]
+STORES = {"kafka", "postgres"}
+
+
+def in_network(network: str) -> set[str]:
+    return {name for name, service in SERVICES.items() if network in service.get("networks", ())}
+
+
+def test_nobody_meets_anybody_but_the_stores_it_needs() -> None:
+    """Kafka asks nobody who they are, and health ports ask for nothing: who is in a network with them reaches them."""
     assert all(service.get("networks") for service in SERVICES.values()), "else it is in a network of its own"
+    assert {n for service in SERVICES.values() for n in service["networks"]} == NETWORKS.keys()
+    for name, network in NETWORKS.items():
+        there = in_network(name)
+        if not network.get("internal"):
+            options = network["driver_opts"]
+            assert options["com.docker.network.bridge.enable_icc"] == "false", f"{name}: all reach all"
+        elif name == "agents":
+            assert there == {"walkthrough-mcp", "demo"}
+        else:
+            assert len(there & STORES) == 1, f"{name}: the stores reach each other, or nobody is there"
+            assert len(there - STORES - {"migrate", "roles", "demo"}) <= 1, f"{name}: for one service alone"
+    assert not {n for n in NETWORKS if n.endswith("-events")} & {*SERVICES["walkthrough-mcp"]["networks"]}
+
+
+def test_names_of_stores_lead_to_where_they_answer() -> None:
+    """In a network where nobody reaches another, a service would find them by name, and wait."""
+    for name, network in NETWORKS.items():
+        if not network.get("internal"):
+            there = in_network(name)
+            assert there <= STORES or not there & STORES, name
+
+
+def test_only_who_asks_issuers_of_tokens_reaches_what_is_outside() -> None:
+    option = "com.docker.network.bridge.enable_ip_masquerade"
+    leads_outside = [
+        name
+        for name, network in NETWORKS.items()
+        if not network.get("internal") and network["driver_opts"].get(option) != "false"
+    ]
+    assert leads_outside == ["outside"]
+    assert in_network("outside") == {"walkthrough-mcp"}
+
+
+def test_the_controller_of_kafka_is_for_its_own_container() -> None:
+    environment = SERVICES["kafka"]["environment"]
+    assert "CONTROLLER://127.0.0.1:9093" in environment["KAFKA_LISTENERS"].split(",")
+    assert environment["KAFKA_CONTROLLER_QUORUM_VOTERS"] == "1@127.0.0.1:9093"

@@ -6,9 +6,10 @@ from typing import Any, cast
 from starlette.types import Message, Receive, Scope, Send
 
 from services.analytics_api.door import Door
-from services.analytics_api.fair import Asker, Lanes
+from services.analytics_api.fair import Lanes
 from services.analytics_api.guard import Guard, denied
 from services.analytics_api.problems import invalid
+from services.runtime.fair import Asker
 from services.runtime.settings import Settings
 from tests.support.world import eventually
 

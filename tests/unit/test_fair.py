@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.analytics_api.fair import Asker, Lane, Lanes, Line, Rates, SharedCache, Shares
+from services.analytics_api.fair import Lane, Lanes, Rates, SharedCache, Shares
 from services.analytics_api.problems import ProblemError
+from services.runtime.fair import Asker, Line
 from services.runtime.settings import Settings
 
 ANN, BOB = Asker("ann", "a"), Asker("bob", "b")
