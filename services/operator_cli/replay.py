@@ -20,7 +20,7 @@ from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER, read_groups
 from services.consumers.lag import GroupPosition as Seen
 from services.consumers.positions import Position
-from services.consumers.reader import reader
+from services.consumers.reader import read_range, reader
 from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
 from services.operator_cli.options import not_executed, print_json, print_table, say
@@ -329,23 +329,12 @@ async def _read_ranges(
     total = sum(m.events for m in ranges.values())
     fed = 0
     async with reader(settings, quiet=True, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
-        left = set(ranges)
-        consumer.assign(list(left))
-        for partition, move in ranges.items():
-            consumer.seek(partition, move.new)
-        while left:
-            batch: list[Record] = []
-            got = await consumer.getmany(timeout_ms=200, max_records=settings.batch_max_records)
-            for partition, records in got.items():
-                batch += [r for r in records if r.offset < ranges[partition].until]
-            if batch:
-                await handle(batch, _Feeding())
-                fed += len(batch)
+        wanted = {tp: (move.new, move.until) for tp, move in ranges.items()}
+        async for piece in read_range(consumer, wanted, at_most=settings.batch_max_records):
+            if piece.records:
+                await handle(piece.records, _Feeding())
+                fed += len(piece.records)
                 progress(fed, total)
-            for partition in list(left):
-                if await consumer.position(partition) >= ranges[partition].until:
-                    left.discard(partition)
-                    consumer.pause(partition)
         for found in unreadable_of(consumer):
             if found.offset < ranges[found.tp].until:
                 say(f"[yellow]left out[/]: {escape(str(found))}")
