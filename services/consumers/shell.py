@@ -41,10 +41,10 @@ log = logging.getLogger("stepstream.shell")
 _PATHS = ("/health/live", "/health/ready", "/metrics", "/metrics/")
 
 
-H = TypeVar("H", bound=BatchHandler)
+H_co = TypeVar("H_co", bound=BatchHandler, covariant=True)
 
 
-class ConsumerShell(Process[H]):
+class ConsumerShell(Process[H_co]):
     """Runs one batch handler on the topic under one group.
 
     The handler gets a batch's records, all of partitions still owned.
@@ -191,11 +191,11 @@ class ConsumerShell(Process[H]):
         """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
         return await self.serve(self.served, port)
 
-    async def prepare(self, handler: H) -> None:
+    async def prepare(self, pool: Pool) -> None:
         """Looks for what every consumer needs, and waits until the group is free for this database."""
-        await check_prerequisites(self.settings, handler.pool)
+        await check_prerequisites(self.settings, pool)
         with contextlib.suppress(Stopped):
-            await self.keeper.join(handler.pool, self.sleep)
+            await self.keeper.join(pool, self.sleep)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:

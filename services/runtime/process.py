@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Generic, Literal, Protocol, TypeVar
 
 import uvicorn
 from starlette.routing import BaseRoute
@@ -52,10 +52,10 @@ class Handler(Protocol):
         """Connections to it."""
 
 
-H = TypeVar("H", bound=Handler)
+H_co = TypeVar("H_co", bound=Handler, covariant=True)
 
 
-class Process(abc.ABC, Generic[H]):
+class Process(abc.ABC, Generic[H_co]):
     """Serves an ASGI application until SIGTERM, SIGINT or a failure.
 
     Each service has its own, whose `opened` makes its handler; the application's lifespan is `running`.
@@ -68,7 +68,7 @@ class Process(abc.ABC, Generic[H]):
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None
-        self._handler: H | None = None
+        self._handler: H_co | None = None
         self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
         self._drained_by: float | None = None
@@ -79,10 +79,10 @@ class Process(abc.ABC, Generic[H]):
     # --- its handler ---
 
     @abc.abstractmethod
-    def opened(self) -> contextlib.AbstractAsyncContextManager[H]:
+    def opened(self) -> contextlib.AbstractAsyncContextManager[H_co]:
         """Opens what the service needs, pool and producer and all, and gives its handler."""
 
-    async def prepare(self, handler: H) -> None:
+    async def prepare(self, pool: Pool) -> None:
         """Looks for what else must be there before the service runs."""
 
     @property
@@ -91,7 +91,7 @@ class Process(abc.ABC, Generic[H]):
         return self._handler is not None
 
     @property
-    def handler(self) -> H:
+    def handler(self) -> H_co:
         """What `opened` gave.
 
         Raises:
@@ -102,11 +102,11 @@ class Process(abc.ABC, Generic[H]):
         return self._handler
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[H]:
+    async def running(self) -> AsyncIterator[H_co]:
         """Gives the handler while the block lasts: the application's lifespan. A failure stops it all."""
         try:
             async with self.opened() as handler:
-                await self.prepare(handler)
+                await self.prepare(handler.pool)
                 self._handler = handler
                 self.log_start()
                 yield handler
@@ -360,7 +360,7 @@ class _Server(uvicorn.Server):
     """Leaves signals to the process: uvicorn would raise SIGTERM again after the drain, and exit by it."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Any:
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
