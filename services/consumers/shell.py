@@ -181,15 +181,10 @@ class ConsumerShell(Process[H_co]):
 
     # --- life and its end -----------------------------------------------------------------------------
 
-    @property
-    def served(self) -> Answered:
-        """What the HTTP port serves."""
+    def application(self) -> Answered:
+        """Health and metrics; the consumer runs while they are served."""
         app: Any = self.app
         return Answered(app, self.service)
-
-    async def run(self, port: int) -> int:
-        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(self.served, port)
 
     async def prepare(self, pool: Pool) -> None:
         """Looks for what every consumer needs, and waits until the group is free for this database."""

@@ -24,7 +24,7 @@ from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool
 from services.runtime.database_errors import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
-from services.runtime.http import health_routes, problem_of_database
+from services.runtime.http import health_application, health_routes, problem_of_database
 from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
@@ -114,6 +114,25 @@ class Process(abc.ABC, Generic[H_co]):
             self.fail(_first(error))
             raise
         self.log_end()
+
+    # --- what it serves ---
+
+    @abc.abstractmethod
+    def application(self) -> ASGIApp:
+        """What the HTTP port serves."""
+
+    async def run(self, port: int, health_port: int | None = None) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code.
+
+        Args:
+            port: where it serves; 0 is any that is free.
+            health_port: where health and metrics have a port of their own, if they have; 0 as well.
+
+        Raises:
+            ConfigurationError: a port cannot be had.
+        """
+        health = None if health_port is None else health_application(self.service, self.health_routes())
+        return await self.serve(self.application(), port, health, health_port or 0)
 
     # --- health ---
 
