@@ -37,7 +37,6 @@ from services.runtime.http import (
     Failure,
     failure_as_text,
     for_this_machine,
-    health_application,
 )
 from services.runtime.mcp import failure_as_rpc
 from services.runtime.migrate import check_migrated, watching_schema
@@ -82,15 +81,44 @@ class AnalyticsProcess(Process[Shared]):
             async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
                 yield Shared(answers, self.guard, changes, self.streams, self.stopping)
 
-    async def run(self, port: int, health_port: int = 0) -> int:
-        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        sys.setswitchinterval(_SWITCH_SECONDS)
-        health = health_application(SERVICE, self.health_routes())
-        return await self.serve(application(self), port, health, health_port)
+    def application(self) -> ASGIApp:
+        """The API, its MCP tools, and the dashboard."""
+        settings = self.settings
+        app = describe()
+        lanes = Lanes(settings)
+        entrance = AnalyticsMcpEndpoint(lambda: self.handler, settings.mcp_max_request_bytes)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+            async with self.running() as app.state.shared, entrance.running():
+                yield
+
+        async def openapi(_: Request) -> Response:
+            return JSONResponse(app.openapi())
+
+        app.router.lifespan_context = lifespan
+        app.router.routes += [
+            Route("/v1/openapi.json", openapi),
+            Route("/mcp/analytics", endpoint=entrance),
+            *for_this_machine(self.health_routes()),
+            *dashboard_routes(),
+        ]
+        problems.install(app)
+        app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=_COMPRESSION)
+        shared_with = _other_origins(settings)
+
+        def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
+            return shared_with(_answer_failure(scope["path"])(scope, failure))
+
+        measured = Measured(shared_with(Door(app, self.guard, lanes, self.streams)))
+        return Answered(
+            http_layers.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
+        )
 
 
 def build(settings: Settings) -> AnalyticsProcess:
-    """The service, ready to run."""
+    """The service, ready to run: the only one of its process."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     return AnalyticsProcess(SERVICE, settings)
 
 
@@ -107,41 +135,6 @@ def describe() -> FastAPI:
     )
     app.include_router(router)
     return app
-
-
-def application(process: AnalyticsProcess) -> ASGIApp:
-    """What the process serves."""
-    settings = process.settings
-    app = describe()
-    lanes = Lanes(settings)
-    entrance = AnalyticsMcpEndpoint(lambda: process.handler, settings.mcp_max_request_bytes)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with process.running() as app.state.shared, entrance.running():
-            yield
-
-    async def openapi(_: Request) -> Response:
-        return JSONResponse(app.openapi())
-
-    app.router.lifespan_context = lifespan
-    app.router.routes += [
-        Route("/v1/openapi.json", openapi),
-        Route("/mcp/analytics", endpoint=entrance),
-        *for_this_machine(process.health_routes()),
-        *dashboard_routes(),
-    ]
-    problems.install(app)
-    app.add_middleware(GZipMiddleware, minimum_size=1_000, compresslevel=_COMPRESSION)
-    shared_with = _other_origins(settings)
-
-    def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
-        return shared_with(_answer_failure(scope["path"])(scope, failure))
-
-    measured = Measured(shared_with(Door(app, process.guard, lanes, process.streams)))
-    return Answered(
-        http_layers.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
-    )
 
 
 def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:

@@ -35,12 +35,12 @@ from services.consumers.agreement import agreements
 from services.consumers.gone import read_skipped
 from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of
 from services.consumers.positions import Digest, Position, checksum
-from services.consumers.reader import reader
+from services.consumers.reader import read_first, read_range, reader
 from services.consumers.reading import Unreadable, unreadable_of
 from services.consumers.stored_positions import read_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.runtime.database import Connection, connected, load_queries
-from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.errors import UsageError
 from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
 from services.runtime.settings import Settings
 
@@ -434,47 +434,24 @@ class _Comparison:
     async def _portions(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncIterator[list[Record]]:
         """The records of these ranges, portion by portion."""
         tps = {TopicPartition(self._settings.topic, p): r for p, r in ranges.items() if r[0] < r[1]}
-        at = {tp: first for tp, (first, _) in tps.items()}
         total, batch = sum(until - first for first, until in tps.values()), list[Record]()
-        self._consumer.assign(list(tps))
-        for tp, (first, _) in tps.items():
-            self._consumer.seek(tp, first)
-        left, heard = set(tps), time.monotonic()
-        while left:
-            got = await self._consumer.getmany(timeout_ms=200, max_records=self._portion)
-            for tp, records in got.items():
-                until = tps[tp][1]
-                batch += records if records[-1].offset < until else [r for r in records if r.offset < until]
-            for tp in list(left):
-                position = await self._consumer.position(tp)
-                if position > at[tp]:
-                    at[tp], heard = min(position, tps[tp][1]), time.monotonic()
-                if position >= tps[tp][1]:
-                    left.discard(tp)
-                    self._consumer.pause(tp)
-            if time.monotonic() - heard > _SILENCE:
-                raise StepstreamError(
-                    f"Kafka has sent nothing for {_SILENCE:g} s: is a partition without leader?"
-                )
-            if len(batch) >= self._portion or (batch and not left):
+        async for piece in read_range(self._consumer, tps, at_most=self._portion, patience=_SILENCE):
+            batch += piece.records
+            if len(batch) >= self._portion or (batch and piece.finished == tps.keys()):
                 yield batch
                 batch = []
-                self._progress(sum(at[tp] - tps[tp][0] for tp in tps), total)
+                self._progress(piece.passed, total)
 
     async def _without_markers(self, parts: Sequence[Part]) -> list[Part]:
         """Looks whether an event comes after what was read, where there is something."""
-        left = {TopicPartition(self._settings.topic, p.partition): p for p in parts if p.not_judged}
-        self._consumer.assign(list(left))
-        for tp, p in left.items():
-            self._consumer.seek(tp, p.until)
-        passed, deadline = set[int](), time.monotonic() + _MARKERS_SECONDS
-        while left and time.monotonic() < deadline:
-            for tp in await self._consumer.getmany(timeout_ms=100):
-                left.pop(tp, None)
-            for tp, p in list(left.items()):
-                if await self._consumer.position(tp) >= p.end:
-                    passed.add(p.partition)
-                    del left[tp]
+        left = {
+            TopicPartition(self._settings.topic, p.partition): (p.until, p.end) for p in parts if p.not_judged
+        }
+        found: dict[TopicPartition, Record | None] = {}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MARKERS_SECONDS):
+                await read_first(self._consumer, left, found)
+        passed = {tp.partition for tp, record in found.items() if record is None}
         return [replace(p, ends_with_markers=p.partition in passed) for p in parts]
 
     async def _hold_all(self, parts: Sequence[Part]) -> dict[int, Agreement]:

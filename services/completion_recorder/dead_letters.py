@@ -9,7 +9,7 @@ they can be found; an operator who was interrupted in between looks there first,
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from aiolimiter import AsyncLimiter
 
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.consumers.lag import partitions_of
-from services.consumers.reader import reader
+from services.consumers.reader import read_range, reader
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError, UsageError
@@ -266,29 +266,13 @@ async def read_partitions(
             last = await consumer.end_offsets(partitions) if partitions else {}
             if ends is not None:
                 ends.update(last)
-            async for record in _read_to(consumer, last, begin or {}):
-                yield record
+            begins = await consumer.beginning_offsets(list(last)) if last else {}
+            first = {p: max(begins[p], (begin or {}).get(p.partition, 0)) for p in last}
+            async for piece in read_range(consumer, {p: (first[p], last[p]) for p in last}):
+                for record in piece.records:
+                    yield record
         except KafkaError as error:
             raise unreachable(settings, error) from error
-
-
-async def _read_to(
-    consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int], begin: Mapping[int, int]
-) -> AsyncIterator[Record]:
-    begins = await consumer.beginning_offsets(list(ends)) if ends else {}
-    left = {p for p in ends if max(begins[p], begin.get(p.partition, 0)) < ends[p]}
-    consumer.assign(list(left))
-    for partition in left:
-        consumer.seek(partition, max(begins[partition], begin.get(partition.partition, 0)))
-    while left:
-        for partition, records in (await consumer.getmany(timeout_ms=200)).items():
-            for record in records:
-                if record.offset < ends[partition]:
-                    yield record
-        for partition in list(left):
-            if await consumer.position(partition) >= ends[partition]:
-                left.discard(partition)
-                consumer.pause(partition)
 
 
 async def find_one(settings: Settings, db: Connection, identifier: str) -> Letter:

@@ -10,13 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from opentelemetry.trace import SpanKind
 
-from services.consumers.handling import Interrupted
+from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.placing import CHECK_SECONDS
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
@@ -38,7 +38,7 @@ _ROLL_BACK_SECONDS = 5.0
 class InHand:
     """Hands batches of a shell to its handler, one at a time."""
 
-    def __init__(self, shell: "ConsumerShell[Any]") -> None:
+    def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
         self._task: asyncio.Task[None] | None = None
         #: When something of a batch was done, by the monotonic clock.
@@ -203,7 +203,7 @@ class InHand:
 class _Batch:
     """A batch in hand, as its handler sees the shell."""
 
-    def __init__(self, shell: "ConsumerShell[Any]") -> None:
+    def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
         self.left = 0
 

@@ -13,10 +13,10 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import UnreadableError
-from services.consumers.reader import reader
+from services.consumers.reader import read_first, reader
 from services.consumers.reading import Unreadable, unreadable_of
 from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import admin_client, check_codecs, unreachable
+from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.lag")
@@ -215,21 +215,16 @@ async def read_groups_with(
 async def _with_ages(settings: Settings, positions: Sequence[GroupPosition]) -> list[GroupPosition]:
     """With when the oldest waiting event came; where only markers of transactions wait, nothing does."""
     waiting = {TopicPartition(settings.topic, p.partition): p for p in positions if p.lag}
-    since: dict[int, int] = {}
-    passed: set[int] = set()
-    unreadable: dict[int, Unreadable] = {}
     if waiting:
         check_codecs()
-        # A consumer of its own: one that is assigned a partition again does not get past a marker there.
-        async with reader(settings, quiet=True) as consumer:
-            with contextlib.suppress(TimeoutError, UnreadableError):
-                async with asyncio.timeout(_READ_SECONDS):
-                    await _read_oldest(consumer, waiting, since, passed)
-            unreadable = {
-                found.tp.partition: found
-                for found in reversed(unreadable_of(consumer))
-                if found.offset == waiting[found.tp].next_offset
-            }
+    oldest, left_out = await _read_oldest(settings, waiting)
+    unreadable = {
+        found.tp.partition: found
+        for found in reversed(left_out)
+        if found.offset == waiting[found.tp].next_offset
+    }
+    passed = {tp.partition for tp, record in oldest.items() if record is None}
+    since = {tp.partition: record.timestamp for tp, record in oldest.items() if record is not None}
     since |= {p: found.timestamp for p, found in unreadable.items() if found.timestamp is not None}
     return [
         GroupPosition(
@@ -262,31 +257,29 @@ async def held_back_since(
         for p in positions
         if (end := high_watermarks.get(p.partition, 0)) > p.end
     }
-    since: dict[int, int] = {}
-    if held:
-        async with reader(settings, quiet=True, isolation_level="read_uncommitted") as consumer:
-            with contextlib.suppress(TimeoutError, UnreadableError):
-                async with asyncio.timeout(_READ_SECONDS):
-                    await _read_oldest(consumer, held, since, set())
-    return since
+    oldest, _ = await _read_oldest(settings, held, "read_uncommitted")
+    return {tp.partition: record.timestamp for tp, record in oldest.items() if record is not None}
 
 
 async def _read_oldest(
-    consumer: AIOKafkaConsumer,
+    settings: Settings,
     waiting: Mapping[TopicPartition, GroupPosition],
-    since: dict[int, int],
-    passed: set[int],
-) -> None:
-    consumer.assign(list(waiting))
-    for partition, position in waiting.items():
-        consumer.seek(partition, position.next_offset)
-    while len(since) + len(passed) < len(waiting):
-        for partition, records in (await consumer.getmany(timeout_ms=100)).items():
-            since.setdefault(partition.partition, records[0].timestamp)
-        for partition, position in waiting.items():
-            number = partition.partition
-            if number not in since and await consumer.position(partition) >= position.end:
-                passed.add(number)
+    isolation_level: str = "read_committed",
+) -> tuple[dict[TopicPartition, "Record | None"], list[Unreadable]]:
+    """The oldest waiting event of each partition, read in bounded time, and what cannot be read.
+
+    None where only markers of transactions wait.
+    """
+    found: dict[TopicPartition, Record | None] = {}
+    if not waiting:
+        return found, []
+    # A consumer of its own: one that is assigned a partition again does not get past a marker there.
+    async with reader(settings, quiet=True, isolation_level=isolation_level) as consumer:
+        with contextlib.suppress(TimeoutError, UnreadableError):
+            async with asyncio.timeout(_READ_SECONDS):
+                ranges = {tp: (p.next_offset, p.end) for tp, p in waiting.items()}
+                await read_first(consumer, ranges, found)
+        return found, unreadable_of(consumer)
 
 
 async def lags(settings: Settings) -> list[Lag]:

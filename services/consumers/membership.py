@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
+from services.consumers.handling import BatchHandler
 from services.consumers.subscription import bound_the_end
 from services.runtime.telemetry import REBALANCES
 
@@ -17,7 +18,7 @@ log = logging.getLogger("stepstream.shell")
 class Membership(ConsumerRebalanceListener):
     """Ends the batch in hand before partitions go, and has those that come placed."""
 
-    def __init__(self, shell: "ConsumerShell[Any]") -> None:
+    def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 from aiokafka import TopicPartition
@@ -17,7 +17,7 @@ from aiokafka.errors import (
 )
 from tenacity import AsyncRetrying
 
-from services.consumers.handling import Interrupted
+from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.runtime.database_errors import may_pass
 from services.runtime.kafka import Record, commit_offsets, kafka_may_return
@@ -33,7 +33,7 @@ CHECK_SECONDS = 5.0
 class Placing:
     """Puts the consumer of a shell where the stored positions are, and batches aside that begin elsewhere."""
 
-    def __init__(self, shell: "ConsumerShell[Any]") -> None:
+    def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()

@@ -1,15 +1,16 @@
 """Single records of a topic, looked up: whether they are in the log still, and when they came."""
 
-import asyncio
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from aiokafka import TopicPartition
 
+from services.consumers.batches import UnreadableError
 from services.consumers.positions import Fingerprint, Gone
-from services.consumers.reader import reader
+from services.consumers.reader import SilentError, read_first, reader
 from services.consumers.reading import unreadable_of
+from services.runtime.kafka import Record
 from services.runtime.settings import Settings
 
 #: How long no record may come where some are read again, and how much of a partition is fetched for one.
@@ -41,21 +42,20 @@ async def _record_of_each(
     settings: Settings, at: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, Found]:
     """One record of each partition."""
-    found: dict[TopicPartition, Found] = dict.fromkeys(at)
+    found: dict[TopicPartition, Record | None] = dict.fromkeys(at)
     async with reader(settings, quiet=True, max_partition_fetch_bytes=_READ_BYTES) as consumer:
-        consumer.assign(list(at))
         ends = await consumer.end_offsets(list(at))
-        for tp, offset in at.items():
-            consumer.seek(tp, offset)
-        left = {tp for tp, offset in at.items() if ends[tp] > offset}
-        with contextlib.suppress(TimeoutError):
-            while left:
-                async with asyncio.timeout(_READ_SECONDS):
-                    record = await consumer.getone(*left)
-                tp = TopicPartition(record.topic, record.partition)
-                found[tp] = Fingerprint.of(record)
-                left.discard(tp)
-        return found | {one.tp: "unreadable" for one in unreadable_of(consumer)}
+        ranges = {tp: (offset, ends[tp]) for tp, offset in at.items()}
+        with contextlib.suppress(SilentError, UnreadableError):
+            await read_first(consumer, ranges, found, patience=_READ_SECONDS)
+        shown: dict[TopicPartition, Found] = {
+            tp: None if record is None else Fingerprint.of(record) for tp, record in found.items()
+        }
+        for one in unreadable_of(consumer):
+            record = found[one.tp]
+            if record is None or one.offset < record.offset:  # else it is behind what was looked for
+                shown[one.tp] = "unreadable"
+        return shown
 
 
 def is_record(one: Fingerprint, found: Found) -> bool:

@@ -41,10 +41,10 @@ log = logging.getLogger("stepstream.shell")
 _PATHS = ("/health/live", "/health/ready", "/metrics", "/metrics/")
 
 
-H = TypeVar("H", bound=BatchHandler)
+H_co = TypeVar("H_co", bound=BatchHandler, covariant=True)
 
 
-class ConsumerShell(Process[H]):
+class ConsumerShell(Process[H_co]):
     """Runs one batch handler on the topic under one group.
 
     The handler gets a batch's records, all of partitions still owned.
@@ -181,21 +181,16 @@ class ConsumerShell(Process[H]):
 
     # --- life and its end -----------------------------------------------------------------------------
 
-    @property
-    def served(self) -> Answered:
-        """What the HTTP port serves."""
+    def application(self) -> Answered:
+        """Health and metrics; the consumer runs while they are served."""
         app: Any = self.app
         return Answered(app, self.service)
 
-    async def run(self, port: int) -> int:
-        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(self.served, port)
-
-    async def prepare(self, handler: H) -> None:
+    async def prepare(self, pool: Pool) -> None:
         """Looks for what every consumer needs, and waits until the group is free for this database."""
-        await check_prerequisites(self.settings, handler.pool)
+        await check_prerequisites(self.settings, pool)
         with contextlib.suppress(Stopped):
-            await self.keeper.join(handler.pool, self.sleep)
+            await self.keeper.join(pool, self.sleep)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:

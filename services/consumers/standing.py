@@ -5,12 +5,12 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError
 
-from services.consumers.handling import Interrupted
+from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.reading import Reading, Unreadable
 from services.consumers.stored_positions import PositionLockedError, lock_free_positions
 from services.runtime.database_errors import may_pass
@@ -37,7 +37,7 @@ class Hold(NamedTuple):
 class Standing:
     """The partitions of a shell that stand still: held, locked, or with what nobody can read."""
 
-    def __init__(self, shell: "ConsumerShell[Any]") -> None:
+    def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
         self.held: dict[int, Hold] = {}
         self._looking: asyncio.Task[None] | None = None

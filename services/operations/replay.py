@@ -17,7 +17,7 @@ from services.completion_recorder.handlers import Recorder
 from services.consumers.database_identity import read_identity
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER, read_groups
-from services.consumers.reader import reader
+from services.consumers.reader import read_range, reader
 from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
 from services.operations.offsets import commit_for, reads_on_at, refuse_members
@@ -219,8 +219,8 @@ async def execute(settings: Settings, plan: ReplayPlan, progress: Callable[[int,
 async def _set_offsets(settings: Settings, plan: ReplayPlan) -> None:
     """Moves the database's positions, and the group's offsets, which are their copy.
 
-    The offsets first: where the broker refuses them nothing has changed. Should it end in between, the service
-    starts at the smaller of the two, which is what was asked for.
+    The offsets first: where the broker refuses them nothing has changed. Should it end in between, the
+    service starts at the smaller of the two, which is what was asked for.
     """
     moved = {m.partition: m.new for m in plan.moves if m.new != m.present}
     if not moved:
@@ -283,23 +283,12 @@ async def _read_ranges(
     total = sum(m.events for m in ranges.values())
     fed = Fed()
     async with reader(settings, quiet=True, max_partition_fetch_bytes=16 * 1024 * 1024) as consumer:
-        left = set(ranges)
-        consumer.assign(list(left))
-        for partition, move in ranges.items():
-            consumer.seek(partition, move.new)
-        while left:
-            batch: list[Record] = []
-            got = await consumer.getmany(timeout_ms=200, max_records=settings.batch_max_records)
-            for partition, records in got.items():
-                batch += [r for r in records if r.offset < ranges[partition].until]
-            if batch:
-                await handle(batch, _Feeding())
-                fed.events += len(batch)
+        wanted = {tp: (move.new, move.until) for tp, move in ranges.items()}
+        async for piece in read_range(consumer, wanted, at_most=settings.batch_max_records):
+            if piece.records:
+                await handle(piece.records, _Feeding())
+                fed.events += len(piece.records)
                 progress(fed.events, total)
-            for partition in list(left):
-                if await consumer.position(partition) >= ranges[partition].until:
-                    left.discard(partition)
-                    consumer.pause(partition)
         fed.left_out = [
             str(found) for found in unreadable_of(consumer) if found.offset < ranges[found.tp].until
         ]

@@ -65,7 +65,8 @@ def replay(
     """Read events again: move a stopped group back, or feed a bounded range through once more.
 
     The tables are the same afterwards. Refused (exit 4) while the group has members, or, where it would be
-    moved, somebody else moves positions. Nothing is skipped: a partition of which the group has not yet come so far stays where it is.
+    moved, somebody else moves positions. Nothing is skipped: a partition of which the group has not yet come
+    so far stays where it is.
     """
     from services.operations import replay as act
     from services.runtime.alone import Act, alone

@@ -59,27 +59,22 @@ class RelayProcess(Process[Relay]):
         is_connected = self.handler.is_connected
         return None if is_connected else "Kafka is away; steps complete and their events wait"
 
-    async def run(self, port: int) -> int:
-        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
-        return await self.serve(application(self), port)
+    def application(self) -> ASGIApp:
+        """Health and metrics; the relay runs while they are served."""
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
+            async with self.running():
+                yield
+
+        app = Starlette(
+            routes=self.health_routes(),
+            exception_handlers={Exception: leave_unanswered},
+            lifespan=lifespan,
+        )
+        return Answered(app, SERVICE)
 
 
 def build(settings: Settings) -> RelayProcess:
     """The service, ready to run."""
     return RelayProcess(SERVICE, settings)
-
-
-def application(process: RelayProcess) -> ASGIApp:
-    """What the process serves; the relay runs beside it."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with process.running():
-            yield
-
-    app = Starlette(
-        routes=process.health_routes(),
-        exception_handlers={Exception: leave_unanswered},
-        lifespan=lifespan,
-    )
-    return Answered(app, SERVICE)

@@ -16,7 +16,7 @@ from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, connect
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
-from services.runtime.process import Process, Stopped
+from services.runtime.process import Handler, Process, Stopped
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import OUTBOX_AGE, OUTBOX_SENT, OUTBOX_SET_ASIDE, OUTBOX_WAITING
@@ -31,7 +31,7 @@ T = TypeVar("T")
 class Relay:
     """Sends until the process stops; errors of Kafka and of the database are waited out."""
 
-    def __init__(self, settings: Settings, pool: Pool, sender: Sender, process: "Process[Relay]") -> None:
+    def __init__(self, settings: Settings, pool: Pool, sender: Sender, process: Process[Handler]) -> None:
         self._settings = settings
         self.pool = pool
         self._sender = sender

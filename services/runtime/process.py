@@ -11,8 +11,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Generic, Literal, Protocol, TypeVar
 
 import uvicorn
 from starlette.routing import BaseRoute
@@ -24,7 +24,7 @@ from services.runtime.connections import Connections, Limits
 from services.runtime.database import Pool
 from services.runtime.database_errors import explained, without_values
 from services.runtime.errors import ConfigurationError, StepstreamError
-from services.runtime.http import health_routes, problem_of_database
+from services.runtime.http import health_application, health_routes, problem_of_database
 from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
@@ -52,10 +52,10 @@ class Handler(Protocol):
         """Connections to it."""
 
 
-H = TypeVar("H", bound=Handler)
+H_co = TypeVar("H_co", bound=Handler, covariant=True)
 
 
-class Process(abc.ABC, Generic[H]):
+class Process(abc.ABC, Generic[H_co]):
     """Serves an ASGI application until SIGTERM, SIGINT or a failure.
 
     Each service has its own, whose `opened` makes its handler; the application's lifespan is `running`.
@@ -68,7 +68,7 @@ class Process(abc.ABC, Generic[H]):
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None
-        self._handler: H | None = None
+        self._handler: H_co | None = None
         self.refusals = Refusals(settings.database_refused_seconds)
         self.stopping = asyncio.Event()
         self._drained_by: float | None = None
@@ -79,10 +79,10 @@ class Process(abc.ABC, Generic[H]):
     # --- its handler ---
 
     @abc.abstractmethod
-    def opened(self) -> contextlib.AbstractAsyncContextManager[H]:
+    def opened(self) -> contextlib.AbstractAsyncContextManager[H_co]:
         """Opens what the service needs, pool and producer and all, and gives its handler."""
 
-    async def prepare(self, handler: H) -> None:
+    async def prepare(self, pool: Pool) -> None:
         """Looks for what else must be there before the service runs."""
 
     @property
@@ -91,7 +91,7 @@ class Process(abc.ABC, Generic[H]):
         return self._handler is not None
 
     @property
-    def handler(self) -> H:
+    def handler(self) -> H_co:
         """What `opened` gave.
 
         Raises:
@@ -102,11 +102,11 @@ class Process(abc.ABC, Generic[H]):
         return self._handler
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[H]:
+    async def running(self) -> AsyncIterator[H_co]:
         """Gives the handler while the block lasts: the application's lifespan. A failure stops it all."""
         try:
             async with self.opened() as handler:
-                await self.prepare(handler)
+                await self.prepare(handler.pool)
                 self._handler = handler
                 self.log_start()
                 yield handler
@@ -114,6 +114,25 @@ class Process(abc.ABC, Generic[H]):
             self.fail(_first(error))
             raise
         self.log_end()
+
+    # --- what it serves ---
+
+    @abc.abstractmethod
+    def application(self) -> ASGIApp:
+        """What the HTTP port serves."""
+
+    async def run(self, port: int, health_port: int | None = None) -> int:
+        """Runs until SIGTERM, SIGINT or a failure; returns the exit code.
+
+        Args:
+            port: where it serves; 0 is any that is free.
+            health_port: where health and metrics have a port of their own, if they have; 0 as well.
+
+        Raises:
+            ConfigurationError: a port cannot be had.
+        """
+        health = None if health_port is None else health_application(self.service, self.health_routes())
+        return await self.serve(self.application(), port, health, health_port or 0)
 
     # --- health ---
 
@@ -360,7 +379,7 @@ class _Server(uvicorn.Server):
     """Leaves signals to the process: uvicorn would raise SIGTERM again after the drain, and exit by it."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Any:
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 

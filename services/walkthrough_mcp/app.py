@@ -18,7 +18,6 @@ from services.runtime.http import (
     Failure,
     failure_as_text,
     for_this_machine,
-    health_application,
     leave_unanswered,
 )
 from services.runtime.http_layers import Paced, Shared
@@ -45,31 +44,29 @@ class McpProcess(Process[McpEndpoint]):
             async with watching_schema(pool, self.refusals), endpoint.run():
                 yield endpoint
 
-    async def run(self, port: int, health_port: int = 0) -> int:
-        """Runs until SIGTERM, SIGINT or a failure; returns the exit code."""
+    def application(self) -> ASGIApp:
+        """What people's agents talk to; the lifespan adds the endpoint's routes.
+
+        Raises:
+            ConfigurationError: a rate is no rate.
+        """
         check_rates(self.settings)
-        health = health_application(SERVICE, self.health_routes())
-        return await self.serve(application(self), port, health, health_port)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            async with self.running() as endpoint:
+                app.router.routes += endpoint.routes()
+                yield
+
+        routes = for_this_machine(self.health_routes())
+        app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
+        shared = Shared(app, SERVICE, self.settings.http_address_connections)
+        return Answered(Paced(shared), SERVICE, _answer_failure)
 
 
 def build(settings: Settings) -> McpProcess:
     """The service, ready to run."""
     return McpProcess(SERVICE, settings)
-
-
-def application(process: McpProcess) -> ASGIApp:
-    """What the process serves; the lifespan adds the endpoint's routes."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with process.running() as endpoint:
-            app.router.routes += endpoint.routes()
-            yield
-
-    routes = for_this_machine(process.health_routes())
-    app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
-    shared = Shared(app, SERVICE, process.settings.http_address_connections)
-    return Answered(Paced(shared), SERVICE, _answer_failure)
 
 
 def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from services.completion_recorder.app import build as build_recorder
 from services.devstack.processes import free_port
-from services.outbox_relay.app import RelayProcess, application
+from services.outbox_relay.app import RelayProcess
 from services.runtime import tracing
 from services.sankey_aggregator.app import build as build_aggregator
 from tests.support.agents import agent
@@ -35,7 +35,7 @@ def spans() -> InMemorySpanExporter:
 
 
 async def run_all(world: World) -> None:
-    await world.serve(RELAY, application(RelayProcess(RELAY, world.settings)), free_port())
+    await world.serve(RELAY, RelayProcess(RELAY, world.settings).application(), free_port())
     await world.serve(RECORDER, build_recorder(world.settings).app, free_port())
     await world.serve(AGGREGATOR, build_aggregator(world.settings).app, free_port())
 

@@ -31,7 +31,6 @@ from typer.testing import CliRunner
 from schemas import OPERATOR_SOURCES
 from schemas.events import MIN_TIME_MS
 from services.analytics_api.app import AnalyticsProcess
-from services.analytics_api.app import application as api_application
 from services.analytics_api.keys import create as make_key
 from services.completion_recorder import store as recorder_store
 from services.consumers.lag import GROUPS, read_groups_with
@@ -48,7 +47,7 @@ from services.runtime.process import server_config
 from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
-from services.walkthrough_mcp.app import McpProcess, application
+from services.walkthrough_mcp.app import McpProcess
 from tests.support.truth import differences
 from tests.support.zygote import Forked, zygote
 
@@ -550,7 +549,7 @@ class World:
         if process:
             return await self.start(MCP, port, public_url=url, **more).ready()
         settings = self.settings_of(MCP, **{"public_url": url, **more})
-        return await self.serve(MCP, application(McpProcess(MCP, settings)), port)
+        return await self.serve(MCP, McpProcess(MCP, settings).application(), port)
 
     async def start_api(self, *, process: bool = False, organization: str = "org", **more: Any) -> "Api":
         """Serves analytics-api, in this process or as its own, with a key of the organization."""
@@ -559,7 +558,7 @@ class World:
             await self.start(API, port, **more).ready()
         else:
             settings = self.settings_of(API, **more)
-            await self.serve(API, api_application(AnalyticsProcess(API, settings)), port)
+            await self.serve(API, AnalyticsProcess(API, settings).application(), port)
         api = Api(self, f"http://127.0.0.1:{port}")
         self.clients.append(api.http)
         api.key = await self.make_key(organization)

@@ -354,7 +354,7 @@ async def test_the_port_of_a_consumer_hides_no_error(
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1", database_url="postgresql://127.0.0.1:1/x")
     shell = Broken("a-consumer", settings, ())
     before = counted("a-consumer")
-    answer = await ask(shell.served, path)
+    answer = await ask(shell.application(), path)
     (line,) = lines.faults()
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, line["request_id"])
     assert (line["path"], counted("a-consumer")) == (path, before + 1)
@@ -448,6 +448,9 @@ async def _in_the_sdk() -> None:
 
 class Nothing(Process[Any]):
     def opened(self) -> Any:
+        raise NotImplementedError
+
+    def application(self) -> Any:
         raise NotImplementedError
 
 

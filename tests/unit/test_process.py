@@ -17,6 +17,9 @@ class Nothing(Process[Any]):
     def opened(self) -> Any:
         raise NotImplementedError
 
+    def application(self) -> Any:
+        raise NotImplementedError
+
 
 async def test_all_that_is_in_hand_shares_the_time_to_drain() -> None:
     """Whoever ends second does not begin to wait anew: the end would come too late to be a polite one."""
