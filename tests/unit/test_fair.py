@@ -110,6 +110,16 @@ async def test_who_goes_away_while_waiting_keeps_no_place() -> None:
     await asyncio.wait_for(lane.enter(ANN), 5)
 
 
+async def test_who_waits_too_long_is_told_and_keeps_no_place() -> None:
+    lane = Lane("small", 1)
+    await lane.enter(ANN)
+    with pytest.raises(TimeoutError):
+        await lane.enter(BOB, 0)
+    assert lane._line.known(BOB) == (0, 0)
+    lane.leave(ANN)
+    await lane.enter(BOB, 0)  # a place that is free takes no time
+
+
 def test_a_key_holds_half_of_what_its_organization_may() -> None:
     shares = Shares("questions", 4)
     with contextlib.ExitStack() as stack:
