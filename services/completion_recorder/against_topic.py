@@ -30,7 +30,7 @@ from schemas import (
 )
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.judge import Accepted, check_references, read_one
-from services.completion_recorder.store import find_known
+from services.completion_recorder.references import find_known
 from services.consumers.agreement import agreements
 from services.consumers.batches import Unreadable, unreadable_of
 from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of, reader

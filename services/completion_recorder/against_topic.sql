@@ -386,6 +386,7 @@ where
   and (gone.until_offset is null or gone.until_offset > doubted."offset");
 
 -- name: against_causes
+-- How many events differ, by cause.
 select
   cause,
   count(*) as events
@@ -394,6 +395,7 @@ group by cause
 order by cause;
 
 -- name: against_list
+-- The first events that differ, in the order of the log.
 select
   kind,
   partition,
@@ -438,9 +440,11 @@ where
   and not exists (select from doubted where doubted.row_id = kept.id);
 
 -- name: against_seen_later
+-- Rows whose event the recorder has passed since are no difference.
 delete from unseen_rows where id = any($1::text[]);
 
 -- name: against_unseen_list
+-- The first rows without an event.
 select
   kind,
   id,

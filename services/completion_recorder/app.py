@@ -6,11 +6,14 @@ from typing import get_args
 
 from aiokafka.errors import KafkaError
 
-from services.completion_recorder import store
-from services.completion_recorder.handlers import SERVICE, Recorder
+from services.completion_recorder import connections
+from services.completion_recorder.advance import mark_all
+from services.completion_recorder.handlers import Recorder
+from services.completion_recorder.resuming import Resumer, keep_resuming
 from services.completion_recorder.watch import keep_watching
 from services.consumers.failover import leave_silent_servers
 from services.consumers.handling import Batches
+from services.consumers.lag import RECORDER
 from services.consumers.positions import Cause, Placement
 from services.consumers.shell import ConsumerShell
 from services.runtime.database import Connection, Pool, bounded_beyond_stuck, close_pool, open_pool
@@ -27,8 +30,8 @@ def build(settings: Settings) -> ConsumerShell:
     @contextlib.asynccontextmanager
     async def resources() -> AsyncIterator[Pool]:
         nonlocal recorder
-        server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
-        pool = await open_pool(settings, store.prepare, server_settings, refusals=shell.refusals)
+        server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+        pool = await open_pool(settings, connections.prepare, server_settings, refusals=shell.refusals)
         producer = RenewedProducer(
             settings,
             settings.dead_letter_topic,
@@ -44,9 +47,10 @@ def build(settings: Settings) -> ConsumerShell:
             await check_migrated(pool)  # the shell asks too, but what runs beside it looks before
             recorder = Recorder(settings, pool, producer, shell.pause, partitions)
             await recorder.know_sources()
-            watching = keep_watching(settings, pool, SERVICE)
+            watching = keep_watching(settings, pool, RECORDER)
             failover = leave_silent_servers(settings, pool)
-            async with beside(failover), beside(recorder.keep_resuming()), beside(watching):
+            resuming = keep_resuming(Resumer(settings, pool, recorder.letters), recorder)
+            async with beside(failover), beside(resuming), beside(watching):
                 yield pool
         finally:
             await producer.stop()
@@ -62,7 +66,7 @@ def build(settings: Settings) -> ConsumerShell:
     async def on_discontinuity(connection: Connection, placements: Mapping[int, Placement]) -> None:
         """What was recorded last, the aggregator may never hear of from this log."""
         if any(placement.other_log for placement in placements.values()):
-            await store.mark_all(connection)
+            await mark_all(connection)
 
-    shell = ConsumerShell(SERVICE, settings, handle, resources, on_discontinuity, get_args(Cause))
+    shell = ConsumerShell(RECORDER, settings, handle, resources, on_discontinuity, get_args(Cause))
     return shell

@@ -56,6 +56,7 @@ set
   searched_from = excluded.searched_from;
 
 -- name: letters_redriven
+-- Their copies arrived: where each is.
 update dead_letters_handled as kept
 set
   action = 'redriven',
@@ -68,6 +69,7 @@ where
   kept.topic = given.topic and kept.partition = given.partition and kept."offset" = given."offset";
 
 -- name: letters_not_redriven
+-- Their copies did not arrive: they wait again.
 delete from dead_letters_handled as kept
 using unnest($1::text[], $2::integer[], $3::bigint[]) as given (topic, partition, "offset")
 where
@@ -75,6 +77,7 @@ where
   and kept.action = 'redriving';
 
 -- name: letters_drop
+-- Letters that are let go, but for those that somebody handled before.
 insert into dead_letters_handled (topic, partition, "offset", action)
 select * from unnest(
   $1::text[], $2::integer[], $3::bigint[], array_fill('dropped'::text, array[cardinality($1)])

@@ -12,9 +12,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 from rich.markup import escape
 
-from services.completion_recorder import store as recorder_store
+from services.completion_recorder import connections as recorder_connections
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
+from services.completion_recorder.waiting import count_waiting
 from services.consumers.batches import unreadable_of
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER, read_groups, reader
@@ -297,7 +298,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
-    store = recorder_store if recording else aggregator_store
+    store = recorder_connections if recording else aggregator_store
     pool = await open_pool(settings, store.prepare, store.SERVER_SETTINGS | bounded_beyond_stuck(settings))
     letters = RenewedProducer(settings, settings.dead_letter_topic, max_request_size=DEAD_LETTER_MAX_BYTES)
     try:
@@ -308,7 +309,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
         )
         with explaining():
             fed = await _read_ranges(settings, ranges, handler.handle, progress)
-            if recording and (waiting := (await recorder_store.count_waiting(pool))[0]):
+            if recording and (waiting := (await count_waiting(pool))[0]):
                 say(
                     f"[yellow]{plural(waiting, 'event')} wait for rows that somebody else has locked[/]: "
                     f"{RECORDER} records them when the locks go. `stepstream status` says which rows"
