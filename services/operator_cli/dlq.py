@@ -253,7 +253,7 @@ def dlq_redrive(
 
 async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as_json: bool) -> None:
     """Sends letters as they are, or shows which."""
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import dead_letters, redriving
     from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
@@ -268,7 +268,7 @@ async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as
             if not as_json:
                 listing.show()
         else:
-            there = await dead_letters.settle_interrupted(settings, db)
+            there = await redriving.settle_interrupted(settings, db)
             portions = dead_letters.read_portions(settings, db, wanted, also=there)
             outcome = await _send_again(settings, db, portions, rate, chosen)
             stay = outcome.stay
@@ -281,7 +281,7 @@ async def _redrive(settings: Any, wanted: Any, rate: float, *, execute: bool, as
 
 async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool, as_json: bool) -> None:
     """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import redriving
     from services.completion_recorder.mending import MendedFile, RedrivePlan
     from services.operator_cli.letter_tables import (
         Chosen,
@@ -302,7 +302,7 @@ async def _redrive_file(settings: Any, lines: Any, rate: float, *, execute: bool
         portions = file.check(settings, plan)
         listing, stay = await _look_through(settings, portions, chosen)
         if execute and not plan.problems:
-            there = await dead_letters.settle_interrupted(settings, db)
+            there = await redriving.settle_interrupted(settings, db)
             chosen, again = Chosen(), RedrivePlan()
             portions = file.check(settings, again, there)
             outcome = await _send_again(settings, db, portions, rate, chosen)
@@ -336,7 +336,7 @@ async def _look_through(settings: Any, portions: Any, chosen: Any) -> tuple[Any,
 
 
 async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen: Any) -> Any:
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import redriving
 
     with progress("sending again", "letters") as advance:
 
@@ -344,7 +344,7 @@ async def _send_again(settings: Any, db: Any, portions: Any, rate: float, chosen
             chosen.add(letters)
             advance(outcome.sent)
 
-        return await dead_letters.redrive(settings, db, portions, rate, tell)
+        return await redriving.redrive(settings, db, portions, rate, tell)
 
 
 def _show_redriven(settings: Any, able: int, outcome: Any, rate: float) -> None:

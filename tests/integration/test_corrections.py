@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from schemas import OPERATOR_SOURCES, Rejection
 from services.completion_recorder import transaction
-from services.completion_recorder.against_topic import TopicStart, verify_against_topic
+from services.completion_recorder.against_topic import verify_against_topic
 from services.completion_recorder.judge import read
+from services.completion_recorder.topic_parts import TopicStart
 from services.completion_recorder.transaction import Batch, Judged
 from services.completion_recorder.waiting import count_waiting, resuming
 from services.runtime.database import Pool

@@ -25,6 +25,7 @@ MODULES = (
     "services.completion_recorder.against_topic",
     "services.operator_cli.completions",
     "services.completion_recorder.dead_letters",
+    "services.completion_recorder.redriving",
     "services.operator_cli.erase",
     "services.operator_cli.gone",
     "services.walkthrough_mcp.exchange",
