@@ -27,7 +27,7 @@ class Load:
     records: Sequence[Record]
     recent: Recent = field(default_factory=Recent)
     #: Partitions that this process has recorded of: of others the database knows how bad recent events were.
-    seen: Collection[int] = ()
+    seen: Set[int] = frozenset()
     #: Sources that are told apart.
     names: Set[str] = frozenset()
     #: How many the topic has; 0 where that is not known.

@@ -70,6 +70,7 @@ async def record(pool: Pool, batch: Batch, load: Load | None = None, *, by_parts
 
 
 async def _record(pool: Pool, batch: Batch, load: Load | None, *, by_parts: bool) -> Judged:
+    """Moves positions on; checks references, erases, corrects and upserts; sets aside; guards; notes."""
     counted, is_noted = None, True
     async with pool.acquire() as connection, connection.transaction():
         if batch.advance is None:

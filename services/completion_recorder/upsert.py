@@ -58,7 +58,7 @@ async def copy_and_upsert(
     """Writes events; returns how many completions do not count because a correction covers them.
 
     Args:
-        connection: made with `prepare`, in a transaction.
+        connection: of `connections`, in a transaction.
         merged: no two of them are the same event.
         passed: the offset of each partition before which all is replayed.
     """
