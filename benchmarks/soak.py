@@ -9,7 +9,6 @@ anything differs. What breaks things at random is `make nemesis`.
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
@@ -27,7 +26,7 @@ import asyncpg
 import psutil
 from aiokafka.errors import KafkaError
 
-from schemas import EventError, StepCompleted, decode
+from schemas import EventError, StepCompleted, decode, encode
 from services.consumers.lag import lags
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
@@ -162,7 +161,7 @@ class Soak:
         settings = self.world.settings
         producer = RenewedProducer(settings, settings.topic, request_timeout_ms=10_000, linger_ms=5)
         while not self.calm.is_set():
-            values = [(e["mcp_server_user_id"].encode(), json.dumps(e).encode()) for e in self.events(60)]
+            values = [(e["mcp_server_user_id"].encode(), encode(e)) for e in self.events(60)]
             values += self.chance.sample(values, 6)
             if self.chance.random() < 0.2:
                 values.append((b"k", f"no event {self.chance.random()}".encode()))
@@ -186,7 +185,7 @@ class Soak:
     async def fill_outbox(self) -> None:
         """What the platform writes in its own transactions."""
         while not self.calm.is_set():
-            rows = [(e["mcp_server_user_id"], json.dumps(e)) for e in self.events(15)]
+            rows = [(e["mcp_server_user_id"], encode(e).decode()) for e in self.events(15)]
             await self.sql(
                 "insert into outbox (key, value) select * from unnest($1::text[], $2::text[])",
                 [key for key, _ in rows],
