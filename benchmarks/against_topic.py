@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.drain import RECORDED, STEPS, drain, fresh, make_events, produce
-from services.completion_recorder.against_topic import TopicStart, verify_against_topic
+from services.completion_recorder.against_topic import verify_against_topic
+from services.completion_recorder.topic_parts import TopicStart
 from services.devstack import down, up
 from services.runtime.settings import load_settings
 

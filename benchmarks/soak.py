@@ -27,7 +27,7 @@ import asyncpg
 import psutil
 from aiokafka.errors import KafkaError
 
-from schemas import EventError, StepCompleted, decode
+from schemas import EventError, StepCompleted, decode, encode
 from services.consumers.lag import lags
 from services.devstack.postgres import start_postgres
 from services.devstack.processes import Process, free_port
@@ -162,7 +162,7 @@ class Soak:
         settings = self.world.settings
         async with producer(settings, settings.topic, request_timeout_ms=10_000, linger_ms=5) as sending:
             while not self.calm.is_set():
-                values = [(e["mcp_server_user_id"].encode(), json.dumps(e).encode()) for e in self.events(60)]
+                values = [(e["mcp_server_user_id"].encode(), encode(e)) for e in self.events(60)]
                 values += self.chance.sample(values, 6)
                 if self.chance.random() < 0.2:
                     values.append((b"k", f"no event {self.chance.random()}".encode()))

@@ -12,36 +12,42 @@ import contextlib
 import gc
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from schemas import (
-    OPERATOR_SOURCES,
-    AnyEvent,
-    EventError,
-    StepCompleted,
-    StepCorrected,
-    UserErased,
-    WalkthroughStarted,
-)
+from schemas import UserErased
 from services.completion_recorder.dead_letters import parse, read_partitions
-from services.completion_recorder.judge import Accepted, check_references, read_one
-from services.completion_recorder.store import find_known
+from services.completion_recorder.judge import Accepted, check_references
+from services.completion_recorder.portions import (
+    COMPLETIONS,
+    CORRECTIONS,
+    STARTS,
+    Doubt,
+    Portion,
+    sift,
+)
+from services.completion_recorder.references import find_known
+from services.completion_recorder.topic_parts import (
+    Agreement,
+    Part,
+    TopicStart,
+    add_to_digests,
+    compare_digests,
+)
+from services.completion_recorder.topic_reader import Progress, TopicReader
+from services.completion_recorder.unseen_rows import find_unseen
 from services.consumers.agreement import agreements
 from services.consumers.gone import read_skipped
-from services.consumers.lag import AGGREGATOR, RECORDER, partitions_of
+from services.consumers.lag import AGGREGATOR, RECORDER
 from services.consumers.positions import Digest, Position, checksum
-from services.consumers.reader import read_first, read_range, reader
-from services.consumers.reading import Unreadable, unreadable_of
+from services.consumers.reader import reader
+from services.consumers.reading import Unreadable
 from services.consumers.stored_positions import read_positions
-from services.consumers.topic import TopicLog, describe_log
 from services.runtime.database import Connection, connected, load_queries
-from services.runtime.errors import UsageError
-from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
+from services.runtime.kafka import check_codecs, unreachable
 from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
@@ -54,201 +60,6 @@ LISTED = 1_000
 _NO_LIMIT = 24 * 3600.0
 #: Dead letters follow the commit: so long, in seconds, until what is doubted is looked at once more.
 _CHECK_AGAIN = 1.0
-#: So long without a record, in seconds, and Kafka is said to be away.
-_SILENCE = 60.0
-#: How long to look whether nothing but markers of transactions is left, in seconds.
-_MARKERS_SECONDS = 5.0
-_WORK_MEM = "128MB"
-
-Progress: TypeAlias = Callable[[int, int], None]
-_Row: TypeAlias = tuple[object, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TopicStart:
-    """Where to begin: at a time or an offset; neither is the first event that there is."""
-
-    time_ms: int | None = None
-    offset: int | None = None
-
-    @property
-    def is_beginning(self) -> bool:
-        """Whether all is read."""
-        return self.time_ms is None and self.offset is None
-
-
-Agreement: TypeAlias = Literal["same", "differs", "not comparable"]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What is read of a partition: from `start` up to `until`, of what Kafka holds from `begin` to `end`.
-
-    `recorded` is the stored digest where all that it covers is read, and None elsewhere.
-    """
-
-    partition: int
-    begin: int
-    start: int
-    until: int
-    end: int
-    recorded: Digest | None = None
-    note: str = ""
-    #: Whether nothing but markers of transactions comes after `until`.
-    ends_with_markers: bool = False
-
-    @property
-    def not_judged(self) -> int:
-        """Offsets that the recorder has yet to pass."""
-        return 0 if self.ends_with_markers else self.end - max(self.until, self.begin)
-
-
-def plan_part(
-    partition: int, begin: int, end: int, wanted: int | None, stored: Position | None, log: TopicLog
-) -> Part:
-    """What of a partition is read, given where the recorder is; `wanted` is None where nothing is so new."""
-    until, note = 0 if stored is None else stored.next_offset, ""
-    if stored is not None and not _is_of(stored, log):
-        until, note = begin, "the recorder's position is of another log: the topic was made anew, or moved"
-        stored = None
-    elif until > end:
-        note = (
-            f"the recorder has read up to offset {until:,}, and the log ends at {end:,}: its end was cut off"
-        )
-        until, stored = end, None
-    until = max(until, begin)
-    start = until if wanted is None else min(max(wanted, begin), until)
-    recorded = None
-    if stored is not None and until == stored.next_offset and start <= stored.digest.from_offset:
-        recorded = stored.digest
-    return Part(partition, begin, start, until, end, recorded, note)
-
-
-def _is_of(position: Position, log: TopicLog) -> bool:
-    ids = ((position.cluster_id, log.cluster_id), (position.topic_id, log.topic_id))
-    return all(not mine or not seen or mine == seen for mine, seen in ids)
-
-
-def compare_digests(recorded: Digest | None, read: Digest) -> Agreement:
-    """Whether the recorder has read what the topic holds."""
-    if recorded is None:
-        return "not comparable"
-    return "same" if recorded == read else "differs"
-
-
-class Portion(NamedTuple):
-    """A portion of the topic as rows; `events` are the readable ones by their number in the portion."""
-
-    records: Sequence[Record]
-    events: Mapping[int, AnyEvent]
-    completions: list[_Row]
-    starts: list[_Row]
-    corrections: list[_Row]
-    erasures: dict[str, int]
-    unreadable: Counter[str]
-
-
-def sift(records: Sequence[Record], now_ms: int, trusted: Container[str] = OPERATOR_SOURCES) -> Portion:
-    """Reads each record once, as the recorder does, and makes rows of the events."""
-    events: dict[int, AnyEvent] = {}
-    completions: list[_Row] = []
-    starts: list[_Row] = []
-    corrections: list[_Row] = []
-    erasures: dict[str, int] = {}
-    unreadable: Counter[str] = Counter()
-    for number, record in enumerate(records):
-        try:
-            event = read_one(record, now_ms, trusted)
-        except EventError as error:
-            unreadable[error.rejection.value] += 1
-            continue
-        events[number] = event
-        if isinstance(event, StepCompleted):
-            completions.append(_completion(number, event))
-        elif isinstance(event, WalkthroughStarted):
-            starts.append(_start(number, event))
-        elif isinstance(event, StepCorrected):
-            corrections.append((number, *(getattr(event, name) for name in _CORRECTIONS[1:])))
-        else:
-            erasures[event.mcp_server_user_id] = number
-    return Portion(records, events, completions, starts, corrections, erasures, unreadable)
-
-
-def _completion(number: int, event: StepCompleted) -> _Row:
-    return (
-        number,
-        "wtsc_" + event.event_id,
-        event.mcp_server_user_id,
-        event.walkthrough_id,
-        event.step_id,
-        event.mcp_server_id,
-        event.mcp_server_session_id,
-        event.completed_at,
-        event.metadata,
-    )
-
-
-def _start(number: int, event: WalkthroughStarted) -> _Row:
-    return (
-        number,
-        "wtst_" + event.event_id,
-        event.mcp_server_user_id,
-        event.walkthrough_id,
-        event.mcp_server_id,
-        event.mcp_server_session_id,
-        event.started_at,
-        event.metadata,
-    )
-
-
-class Doubt(NamedTuple):
-    """An event that the tables do not show, for now; the columns of `doubted`."""
-
-    kind: str
-    partition: int
-    offset: int
-    checksum: int
-    id: str
-    mcp_server_user_id: str
-    walkthrough_id: str | None
-    step_id: str | None
-    mcp_server_id: str | None
-    mcp_server_session_id: str | None
-    happened_at: int
-    metadata: str | None
-    cause: str
-    row_id: str | None
-    row_at: int | None
-
-    @classmethod
-    def of(
-        cls, record: Record, event: AnyEvent, cause: str, row_id: str | None = None, row_at: int | None = None
-    ) -> "Doubt":
-        """The doubt about an event, and the row that is there in its place."""
-        kind, prefix = _KINDS[type(event)]
-        told = {name: getattr(event, name, None) for name in _OF_EVENT}
-        return cls(
-            kind=kind,
-            partition=record.partition,
-            offset=record.offset,
-            checksum=checksum(record),
-            id=prefix + event.event_id,
-            mcp_server_user_id=event.mcp_server_user_id,
-            happened_at=event.happened_at,
-            cause=cause,
-            row_id=row_id,
-            row_at=row_at,
-            **told,
-        )
-
-
-_KINDS: Mapping[type[AnyEvent], tuple[str, str]] = {
-    StepCompleted: ("completion", "wtsc_"),
-    WalkthroughStarted: ("start", "wtst_"),
-    UserErased: ("erasure", ""),
-    StepCorrected: ("correction", "wtsc_"),
-}
-_OF_EVENT = ("walkthrough_id", "step_id", "mcp_server_id", "mcp_server_session_id", "metadata")
 
 
 @dataclass
@@ -347,38 +158,31 @@ async def verify_against_topic(
             async with reader(
                 settings, max_partition_fetch_bytes=16 * 1024 * 1024, fetch_max_bytes=64 * 1024 * 1024
             ) as consumer:
-                return await _Comparison(settings, db, consumer, progress, portion).run(start, partitions)
+                topic = TopicReader(settings, consumer, progress, portion)
+                return await _Comparison(settings, db, topic, portion).run(start, partitions)
         except KafkaError as error:
             raise unreachable(settings, error) from error
 
 
 class _Comparison:
-    def __init__(
-        self,
-        settings: Settings,
-        db: Connection,
-        consumer: AIOKafkaConsumer,
-        progress: Progress,
-        portion: int,
-    ) -> None:
+    def __init__(self, settings: Settings, db: Connection, reader: TopicReader, portion: int) -> None:
         self._settings = settings
         self._db = db
-        self._consumer = consumer
-        self._progress = progress
+        self._reader = reader
         self._portion = portion
         self._counts = Counts()
 
     async def run(self, start: TopicStart, partitions: Sequence[int] | None) -> TopicComparison:
         stored, aggregator = await both_positions(self._db, self._settings.topic)
-        parts = await self._plan(start, partitions, stored)
+        parts = await self._reader.plan(start, partitions, stored)
         agreement = await self._hold_all(parts)
-        parts = await self._without_markers(parts)
+        parts = await self._reader.without_markers(parts)
         await self._db.execute(SQL["against_as_a_whole"])
         await self._settle()
         await self._db.execute(SQL["against_skipped"], self._settings.topic)
-        unseen = start.is_beginning and partitions is None
-        if unseen:
-            await self._find_unseen(parts)
+        unseen, rows = None, list[dict[str, Any]]()
+        if start.is_beginning and partitions is None:
+            unseen, rows = await find_unseen(self._settings, self._db, self._reader, parts, LISTED)
         return TopicComparison(
             self._settings.topic,
             parts,
@@ -387,72 +191,19 @@ class _Comparison:
             self._counts,
             {r["cause"]: r["events"] for r in await self._db.fetch(SQL["against_causes"])},
             [dict(r) for r in await self._db.fetch(SQL["against_list"], LISTED)],
-            await self._db.fetchval("select count(*) from unseen_rows") if unseen else None,
-            [dict(r) for r in await self._db.fetch(SQL["against_unseen_list"], LISTED)],
+            unseen,
+            rows,
             await self._left_out(parts),
         )
 
     async def _left_out(self, parts: Sequence[Part]) -> list[Unreadable]:
         """What of these parts cannot be read; without what an operator has left behind."""
-        ends = {p.partition: p.until for p in parts}
-        skipped = await read_skipped(self._db, self._settings.topic, list(ends))
-        found = {u for u in unreadable_of(self._consumer) if u.offset < ends[u.tp.partition]}
-        return sorted(
-            (
-                u
-                for u in found
-                if not any(p == u.tp.partition and first <= u.offset < until for p, first, until in skipped)
-            ),
-            key=lambda u: (u.tp.partition, u.offset),
-        )
-
-    async def _plan(
-        self, start: TopicStart, partitions: Sequence[int] | None, stored: Mapping[int, Position]
-    ) -> list[Part]:
-        async with admin_client(self._settings) as admin:
-            there = await partitions_of(admin, self._settings.topic)
-        tps = [tp for tp in there if partitions is None or tp.partition in partitions]
-        if absent := set(partitions or ()) - {tp.partition for tp in there}:
-            raise UsageError(
-                f"{self._settings.topic} has partitions 0 to {len(there) - 1}, and no "
-                f"{', '.join(map(str, sorted(absent)))}"
-            )
-        log = await describe_log(self._consumer._client, self._settings.topic)  # noqa: SLF001
-        wanted: dict[TopicPartition, int | None] = dict.fromkeys(tps, start.offset or 0)
-        if start.time_ms is not None:
-            found = await self._consumer.offsets_for_times(dict.fromkeys(tps, start.time_ms))
-            wanted = {tp: None if at is None else at.offset for tp, at in found.items()}
-        begins = await self._consumer.beginning_offsets(tps)
-        ends = await self._consumer.end_offsets(tps)
+        skipped = await read_skipped(self._db, self._settings.topic, [p.partition for p in parts])
         return [
-            plan_part(tp.partition, begins[tp], ends[tp], wanted[tp], stored.get(tp.partition), log)
-            for tp in tps
+            u
+            for u in self._reader.unreadable(parts)
+            if not any(p == u.tp.partition and first <= u.offset < until for p, first, until in skipped)
         ]
-
-    # --- reading ----------------------------------------------------------------------------------------
-
-    async def _portions(self, ranges: Mapping[int, tuple[int, int]]) -> AsyncIterator[list[Record]]:
-        """The records of these ranges, portion by portion."""
-        tps = {TopicPartition(self._settings.topic, p): r for p, r in ranges.items() if r[0] < r[1]}
-        total, batch = sum(until - first for first, until in tps.values()), list[Record]()
-        async for piece in read_range(self._consumer, tps, at_most=self._portion, patience=_SILENCE):
-            batch += piece.records
-            if len(batch) >= self._portion or (batch and piece.finished == tps.keys()):
-                yield batch
-                batch = []
-                self._progress(piece.passed, total)
-
-    async def _without_markers(self, parts: Sequence[Part]) -> list[Part]:
-        """Looks whether an event comes after what was read, where there is something."""
-        left = {
-            TopicPartition(self._settings.topic, p.partition): (p.until, p.end) for p in parts if p.not_judged
-        }
-        found: dict[TopicPartition, Record | None] = {}
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MARKERS_SECONDS):
-                await read_first(self._consumer, left, found)
-        passed = {tp.partition for tp, record in found.items() if record is None}
-        return [replace(p, ends_with_markers=p.partition in passed) for p in parts]
 
     async def _hold_all(self, parts: Sequence[Part]) -> dict[int, Agreement]:
         """Holds each portion against the tables, while the next one is read."""
@@ -461,7 +212,7 @@ class _Comparison:
         comparing: asyncio.Task[None] | None = None
         try:
             with _own_collections() as collect:
-                async for records in self._portions({p.partition: (p.start, p.until) for p in parts}):
+                async for records in self._reader.portions({p.partition: (p.start, p.until) for p in parts}):
                     read = add_to_digests(read, records)
                     portion = sift(records, int(time.time() * 1000), self._settings.trusted())
                     if comparing is not None:
@@ -474,12 +225,11 @@ class _Comparison:
             if comparing is not None and not comparing.done():
                 comparing.cancel()
                 await asyncio.gather(comparing, return_exceptions=True)
-        tps = [TopicPartition(self._settings.topic, p.partition) for p in parts]
         # What has expired meanwhile was perhaps not read.
-        begins = await self._consumer.beginning_offsets(tps)
+        begins = await self._reader.begins([p.partition for p in parts])
         agreement = {}
-        for tp, p in zip(tps, parts, strict=True):
-            recorded = p.recorded if p.recorded and begins[tp] <= p.recorded.from_offset else None
+        for p in parts:
+            recorded = p.recorded if p.recorded and begins[p.partition] <= p.recorded.from_offset else None
             nothing = Digest(p.until)
             agreement[p.partition] = compare_digests(recorded, read.get(p.partition, nothing))
         return agreement
@@ -489,9 +239,9 @@ class _Comparison:
         doubts: list[Doubt] = []
         async with self._db.transaction():
             for table, columns, rows in (
-                ("completions", _COMPLETIONS, portion.completions),
-                ("starts", _STARTS, portion.starts),
-                ("corrections", _CORRECTIONS, portion.corrections),
+                ("completions", COMPLETIONS, portion.completions),
+                ("starts", STARTS, portion.starts),
+                ("corrections", CORRECTIONS, portion.corrections),
             ):
                 if rows:
                     heard = f"heard_{table}"
@@ -543,7 +293,7 @@ class _Comparison:
                 await asyncio.sleep(_CHECK_AGAIN)
 
     async def _doubted(self) -> bool:
-        return bool(await self._db.fetchval("select exists (select from doubted)"))
+        return bool(await self._db.fetchval(SQL["against_any_doubted"]))
 
     async def _forgive_letters(self) -> None:
         letters: list[tuple[int, int, int]] = []
@@ -565,61 +315,6 @@ class _Comparison:
             await self._db.copy_records_to_table("heard_letters", records=letters, columns=columns)
             self._counts.dead_letters += await self._db.fetchval(SQL["against_letters"])
 
-    # --- rows without an event --------------------------------------------------------------------------
-
-    async def _find_unseen(self, parts: Sequence[Part]) -> None:
-        """Finds rows of no event that was read, nor of one that the recorder has passed since."""
-        async with self._db.transaction(isolation="repeatable_read"):
-            await self._db.execute(f"set local work_mem = '{_WORK_MEM}'")
-            await self._db.execute(SQL["against_unseen"])
-            if not await self._db.fetchval("select exists (select from unseen_rows)"):
-                return
-            stored = await read_positions(self._db, RECORDER, self._settings.topic)
-        tps = {p.partition: TopicPartition(self._settings.topic, p.partition) for p in parts}
-        ends = await self._consumer.end_offsets(list(tps.values()))
-        since = {
-            p.partition: (p.until, min(stored[p.partition].next_offset, ends[tps[p.partition]]))
-            for p in parts
-            if p.partition in stored
-        }
-        async for records in self._portions(since):
-            portion = sift(records, int(time.time() * 1000), self._settings.trusted())
-            ids = [row[1] for row in (*portion.completions, *portion.starts)]
-            ids += [f"wtsc_{row[1]}" for row in portion.corrections]
-            await self._db.execute(SQL["against_seen_later"], ids)
-
-
-_COMPLETIONS = (
-    "number",
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "step_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "completed_at",
-    "metadata",
-)
-_CORRECTIONS = (
-    "number",
-    "event_id",
-    "mcp_server_user_id",
-    "step_id",
-    "corrected_at",
-    "covers_until",
-    "completed_at",
-)
-_STARTS = (
-    "number",
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "started_at",
-    "metadata",
-)
-
 
 @contextlib.contextmanager
 def _own_collections() -> Iterator[Callable[[], object]]:
@@ -634,16 +329,6 @@ def _own_collections() -> Iterator[Callable[[], object]]:
     finally:
         if was_on:
             gc.enable()
-
-
-def add_to_digests(digests: Mapping[int, Digest], records: Iterable[Record]) -> dict[int, Digest]:
-    """With these records, each in that of its partition from its first offset on."""
-    parts: dict[int, list[Record]] = {}
-    for record in records:
-        digest = digests.get(record.partition)
-        if digest is not None and record.offset >= digest.from_offset:
-            parts.setdefault(record.partition, []).append(record)
-    return {**digests, **{p: digests[p].after(fingerprints) for p, fingerprints in parts.items()}}
 
 
 # --- recorder and aggregator -----------------------------------------------------------------------------

@@ -57,13 +57,6 @@ create temporary table heard_letters (
   "offset" bigint not null,
   checksum bigint not null
 ) on commit delete rows;
-create temporary table unseen_rows (
-  kind text not null,
-  id text not null,
-  mcp_server_user_id text not null,
-  walkthrough_id text not null,
-  step_id text
-);
 
 -- name: against_by_keys
 -- A portion is held against a large table by its keys; else the table would be read whole for each.
@@ -386,6 +379,7 @@ where
   and (gone.until_offset is null or gone.until_offset > doubted."offset");
 
 -- name: against_causes
+-- How many events differ, by cause.
 select
   cause,
   count(*) as events
@@ -394,6 +388,7 @@ group by cause
 order by cause;
 
 -- name: against_list
+-- The first events that differ, in the order of the log.
 select
   kind,
   partition,
@@ -410,43 +405,6 @@ from doubted
 order by partition, "offset"
 limit $1;
 
--- name: against_unseen
--- Rows whose event was not read; what is listed as the row of an event is not listed again.
-with
-completions as (
-  insert into unseen_rows
-  select
-    'completion',
-    id,
-    mcp_server_user_id,
-    walkthrough_id,
-    step_id
-  from walkthrough_step_completions as kept
-  where
-    not exists (select from seen_completions as seen where seen.id = kept.id)
-    and not exists (select from doubted where doubted.row_id = kept.id)
-)
-insert into unseen_rows
-select
-  'start',
-  id,
-  mcp_server_user_id,
-  walkthrough_id
-from walkthrough_starts as kept
-where
-  not exists (select from seen_starts as seen where seen.id = kept.id)
-  and not exists (select from doubted where doubted.row_id = kept.id);
-
--- name: against_seen_later
-delete from unseen_rows where id = any($1::text[]);
-
--- name: against_unseen_list
-select
-  kind,
-  id,
-  mcp_server_user_id,
-  walkthrough_id,
-  step_id
-from unseen_rows
-order by kind, id collate "C"
-limit $1;
+-- name: against_any_doubted
+-- Whether anything is doubted still.
+select exists (select from doubted);

@@ -4,10 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import get_args
 
-from services.completion_recorder import store
-from services.completion_recorder.handlers import SERVICE, Recorder
+from services.completion_recorder import connections
+from services.completion_recorder.advance import mark_all
+from services.completion_recorder.handlers import Recorder
+from services.completion_recorder.resuming import Resumer, keep_resuming
 from services.completion_recorder.watch import keep_watching
 from services.consumers.failover import leave_silent_servers
+from services.consumers.lag import RECORDER
 from services.consumers.positions import Cause, Placement
 from services.consumers.shell import ConsumerShell
 from services.runtime.database import Connection, bounded_beyond_stuck, opened_pool
@@ -25,9 +28,9 @@ class RecorderShell(ConsumerShell[Recorder]):
     async def opened(self) -> AsyncIterator[Recorder]:
         """Pool, producer of dead letters, and what runs beside the handler."""
         settings = self.settings
-        server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+        server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
         async with (
-            opened_pool(settings, store.prepare, server_settings, refusals=self.refusals) as pool,
+            opened_pool(settings, connections.prepare, server_settings, refusals=self.refusals) as pool,
             producer(
                 settings,
                 settings.dead_letter_topic,
@@ -42,8 +45,8 @@ class RecorderShell(ConsumerShell[Recorder]):
             await recorder.know_sources()
             async with (
                 beside(leave_silent_servers(settings, pool)),
-                beside(recorder.keep_resuming()),
-                beside(keep_watching(settings, pool, SERVICE)),
+                beside(keep_resuming(Resumer(settings, pool, recorder.letters), recorder)),
+                beside(keep_watching(settings, pool, RECORDER)),
             ):
                 yield recorder
 
@@ -53,9 +56,9 @@ class RecorderShell(ConsumerShell[Recorder]):
     async def on_discontinuity(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
         """What was recorded last, the aggregator may never hear of from this log."""
         if any(placement.other_log for placement in placements.values()):
-            await store.mark_all(connection)
+            await mark_all(connection)
 
 
 def build(settings: Settings) -> RecorderShell:
     """The service, ready to run."""
-    return RecorderShell(SERVICE, settings, get_args(Cause))
+    return RecorderShell(RECORDER, settings, get_args(Cause))

@@ -16,7 +16,7 @@ from schemas import EventError, decode, encode
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.judge import Accepted, check_references
 from services.completion_recorder.people import find_person
-from services.completion_recorder.store import find_known
+from services.completion_recorder.references import find_known
 from services.runtime.database import Connection, connected, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import Record

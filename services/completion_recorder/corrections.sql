@@ -1,4 +1,5 @@
 -- name: person
+-- Whether there is such a person.
 select true from mcp_server_user where id = $1;
 
 -- name: entries
@@ -48,6 +49,7 @@ where $2::text is null or step_id = $2
 order by step_id, array_position(array['counts', 'correction', 'later'], state), completed_at, id;
 
 -- name: place
+-- The walkthrough of a step, and the server of a session.
 select
   step.walkthrough_id,
   server.id as mcp_server_id

@@ -1,29 +1,24 @@
-"""Dead letters: what was refused and why, sent again or let go.
+"""Dead letters: what was refused and why, read or let go.
 
 A dead letter is known by where its record was: topic, partition and offset. What was done with it is kept in
-`dead_letters_handled`, so that nothing is sent twice. Before copies are sent, the table says from where on
-they can be found; an operator who was interrupted in between looks there first, for the header
-`stepstream-redrive-of`.
+`dead_letters_handled`, so that nothing is sent twice; `redriving` sends them.
 """
 
-import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from aiolimiter import AsyncLimiter
 
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.consumers.lag import partitions_of
 from services.consumers.reader import read_range, reader
-from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, load_queries
-from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.errors import UsageError
 from services.runtime.kafka import (
     DEAD_LETTER_HEADERS,
     DEAD_LETTER_MAX_BYTES,
@@ -32,7 +27,6 @@ from services.runtime.kafka import (
     check_codecs,
     unreachable,
 )
-from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
 from services.runtime.sources import source_of
 
@@ -40,8 +34,6 @@ SQL = load_queries(__file__)
 
 #: The header of a redriven record: the dead letter that it is a copy of, as topic/partition/offset.
 REDRIVE_HEADER = "stepstream-redrive-of"
-#: Copies that are on their way at once, and noted together.
-_AT_ONCE = 100
 #: So many letters, or of so many bytes, are looked up at once.
 _LOOKED_UP = 2_000
 _LOOKED_UP_BYTES = 16 * 1024 * 1024
@@ -289,181 +281,9 @@ async def find_one(settings: Settings, db: Connection, identifier: str) -> Lette
     raise UsageError(f"there is no dead letter {identifier}; `stepstream dlq list --all` shows their ids")
 
 
-# --- sending again -------------------------------------------------------------------------------------
-
-
 def is_event_of(topic: str, letter: Letter) -> bool:
     """Whether a letter can be sent to the topic again: it came from there, and is no whole batch."""
     return letter.source.topic == topic and letter.last.error_class != UNREADABLE_BATCH
-
-
-@dataclass
-class Redriven:
-    """What was sent again."""
-
-    sent: int = 0
-    #: Sent by somebody who was interrupted before it was noted.
-    found_sent: int = 0
-    #: Of another topic, or whole batches: these cannot be sent.
-    stay: int = 0
-
-
-async def redrive(
-    settings: Settings,
-    db: Connection,
-    portions: AsyncIterator[Sequence[Letter]],
-    rate: float,
-    tell: Callable[[Sequence[Letter], Redriven], None],
-) -> Redriven:
-    """Sends letters to the topic that they came from: key, value and headers as they were.
-
-    Their history goes along in headers behind their own, so that what fails again says all that it went
-    through.
-
-    Args:
-        settings: where Kafka is.
-        db: a connection that is alone at it.
-        portions: what to send, with what `settle_interrupted` found.
-        rate: the most that are sent in a second.
-        tell: called with letters that are in the topic, and how far this is.
-
-    Raises:
-        StepstreamError: Kafka cannot be reached, or refuses one.
-    """
-    outcome = Redriven()
-    limiter = AsyncLimiter(max(1.0, rate / 10), 0.1 if rate >= 10 else 1 / rate)
-    size = max(1, min(_AT_ONCE, int(rate)))
-    async with _sender(settings) as (producer, consumer):
-        async for portion in portions:
-            able = [letter for letter in portion if is_event_of(settings.topic, letter)]
-            outcome.stay += len(portion) - len(able)
-            there = [letter for letter in able if not letter.is_waiting]
-            outcome.found_sent += len(there)
-            tell(there, outcome)
-            rest = [letter for letter in able if letter.is_waiting]
-            for i in range(0, len(rest), size):
-                some = rest[i : i + size]
-                await _send(producer, consumer, db, some, limiter)
-                outcome.sent += len(some)
-                tell(some, outcome)
-    return outcome
-
-
-@contextlib.asynccontextmanager
-async def _sender(settings: Settings) -> AsyncIterator[tuple[AIOKafkaProducer, AIOKafkaConsumer]]:
-    """What sends, and what looks how far partitions go."""
-    async with (
-        producer(settings, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5) as sender,
-        reader(settings) as consumer,
-    ):
-        yield await sender.start(), consumer
-
-
-async def _send(
-    producer: AIOKafkaProducer,
-    consumer: AIOKafkaConsumer,
-    db: Connection,
-    letters: Sequence[Letter],
-    limiter: AsyncLimiter,
-) -> None:
-    """Sends some, and notes before and after."""
-    await producer.client.force_metadata_update()
-    aims = [_partition(producer, letter.source.topic, letter.record.key) for letter in letters]
-    places = [TopicPartition(x.source.topic, aim) for x, aim in zip(letters, aims, strict=True)]
-    ends = await consumer.end_offsets(list(set(places)))
-    of_letters = columns(letter.source for letter in letters)
-    await db.execute(SQL["letters_begin_redrive"], *of_letters, aims, [ends[place] for place in places])
-    crash_point("operator.redrive-noted")
-    futures = []
-    for letter, aim in zip(letters, aims, strict=True):
-        await limiter.acquire()
-        try:
-            futures.append(
-                await producer.send(
-                    letter.source.topic,
-                    NULL if letter.record.value is None else letter.record.value,
-                    key=letter.record.key,
-                    partition=aim,
-                    headers=_with_history(letter),
-                )
-            )
-        except KafkaError as error:
-            raise StepstreamError(f"{letter.source}: Kafka refuses it: {error}") from error
-    results = await asyncio.gather(*futures, return_exceptions=True)
-    crash_point("operator.redrive-sent")
-    arrived = [(x, r) for x, r in zip(letters, results, strict=True) if not isinstance(r, BaseException)]
-    await db.execute(
-        SQL["letters_redriven"], *columns(x.source for x, _ in arrived), [r.offset for _, r in arrived]
-    )
-    if failed := [r for r in results if isinstance(r, BaseException)]:
-        raise StepstreamError(
-            f"{len(failed)} were not acknowledged ({failed[0]}). Run it again: what arrived is found and "
-            "not sent twice"
-        )
-
-
-def _partition(producer: AIOKafkaProducer, topic: str, key: bytes | None) -> int:
-    """Where Kafka's default partitioner puts the key; without one, the first partition."""
-    partitions = sorted(producer.client.cluster.partitions_for_topic(topic) or ())
-    if not partitions:
-        raise StepstreamError(f"Kafka has no topic {topic} any more: these letters cannot be sent again")
-    return int(producer._partitioner(key, partitions, partitions)) if key is not None else partitions[0]  # noqa: SLF001 - the producer's own choice, known before it sends
-
-
-def _with_history(letter: Letter) -> list[tuple[str, bytes]]:
-    """The record's own headers, then each failure, then what this is a copy of."""
-    history = [
-        (name, str(value).encode())
-        for f in letter.failures
-        if f.error_class != "unknown"
-        for name, value in zip(
-            DEAD_LETTER_HEADERS, (*f.source, f.timestamp, f.error_class, f.error), strict=True
-        )
-    ]
-    source = letter.source
-    mark = f"{source.topic}/{source.partition}/{source.offset}".encode()
-    return [*letter.headers, *history, (REDRIVE_HEADER, mark)]
-
-
-async def settle_interrupted(settings: Settings, db: Connection) -> set[Source]:
-    """Looks which of the letters whose sending was interrupted had arrived, and notes that.
-
-    The others wait again.
-
-    Returns:
-        Those that had arrived.
-
-    Raises:
-        StepstreamError: Kafka cannot be reached.
-    """
-    rows = await db.fetch(SQL["letters_redriving"], settings.topic)
-    if not rows:
-        return set()
-    begin: dict[int, int] = {}
-    for row in rows:
-        begin[row["to_partition"]] = min(
-            row["searched_from"], begin.get(row["to_partition"], row["searched_from"])
-        )
-    unsure = {Source(row["topic"], row["partition"], row["offset"]) for row in rows}
-    arrived: dict[Source, int] = {}
-    async with aclosing(read_partitions(settings, settings.topic, begin)) as records:
-        async for record in records:
-            for name, value in record.headers:
-                source = _source(value) if name == REDRIVE_HEADER else None
-                if source in unsure:
-                    arrived[source] = record.offset
-    await db.execute(SQL["letters_redriven"], *columns(arrived), list(arrived.values()))
-    await db.execute(SQL["letters_not_redriven"], *columns(unsure - arrived.keys()))
-    return set(arrived)
-
-
-def _source(mark: bytes | None) -> Source | None:
-    """What a record says that it is a copy of; None where it says nothing that can be read."""
-    try:
-        topic, partition, offset = (mark or b"").decode().rsplit("/", 2)
-        return place(topic, int(partition), int(offset))
-    except ValueError:
-        return None
 
 
 def columns(sources: Iterable[Source]) -> tuple[list[str], list[int], list[int]]:

@@ -5,10 +5,13 @@ the topic either, the recorder stops. One producer that sends nonsense looks oth
 something of the topic was recorded before. Events that were judged before, in a replay, say nothing.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from services.completion_recorder.judge import Refused
+from services.completion_recorder.tally import Names
 from services.runtime.errors import StepstreamError
 
 #: How many events are recent.
@@ -71,3 +74,29 @@ def _window(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
             kept.append(chunk)
         events += chunk.events
     return tuple(reversed(kept))
+
+
+def what_is_wrong(total: Chunk, topic: str, refused: Sequence[Refused], names: Names) -> str:
+    """What was wrong and where, without content, and what an operator can do.
+
+    Args:
+        total: recent events.
+        topic: what they were read from.
+        refused: those of the load in hand, at least one.
+        names: of their sources.
+    """
+    classes = Counter(r.rejection.value for r in refused)
+    sources = Counter(names.of(r.record) for r in refused)
+    first = min((r.record.partition, r.record.offset, r.message) for r in refused)
+    return (
+        f"{total.refused:,} of the last {total.events:,} events were refused, and this database holds "
+        f"nothing that was recorded of {topic}: is it the one that belongs to this topic? In this batch: "
+        f"{_told(classes)}; from {_told(sources)}; the first on partition {first[0]} at offset "
+        f"{first[1]}: {first[2]}. Nothing of the batch was written, and the offsets stay where they are. "
+        "Correct STEPSTREAM_DATABASE_URL or STEPSTREAM_TOPIC and start again; if both are right, "
+        "STEPSTREAM_WRONG_DATABASE_GUARD=false sends what is bad to the dead letters"
+    )
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.most_common(5))

@@ -3,10 +3,9 @@
 import contextlib
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from pydantic_core import from_json
 
@@ -45,6 +44,27 @@ class Refused:
     record: Record
     rejection: Rejection
     message: str
+
+
+class RowKey(NamedTuple):
+    """The row that an event is about: of completions or of starts, whose it is, and of what."""
+
+    is_completion: bool
+    user: str
+    of_what: str
+
+    def __str__(self) -> str:
+        table = "walkthrough_step_completions" if self.is_completion else "walkthrough_starts"
+        return f"{table} {self.user} {self.of_what}"
+
+
+def row_of(event: AnyEvent) -> RowKey:
+    """The row of a completion, of what corrects one, or of a start; an erasure has none."""
+    if isinstance(event, OfStep):
+        return RowKey(True, event.mcp_server_user_id, event.step_id)
+    if isinstance(event, WalkthroughStarted):
+        return RowKey(False, event.mcp_server_user_id, event.walkthrough_id)
+    return RowKey(False, "", "")
 
 
 @dataclass(slots=True)
@@ -182,6 +202,11 @@ def people_of(record: Record) -> set[str]:
     return {name for name in found if 0 < len(name) <= _MOST_ID and can_be_stored(name)}
 
 
+def user_of(event: AnyEvent) -> str:
+    """Of whom an event says that they did something; empty where it is an erasure."""
+    return "" if isinstance(event, UserErased) else event.mcp_server_user_id
+
+
 def _holds_together(event: OfStep | WalkthroughStarted, known: Known) -> bool:
     """Whether all that an event refers to is there and belongs together, in one look: most events do."""
     server, walkthrough = event.mcp_server_id, event.walkthrough_id
@@ -278,200 +303,3 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
             if all(event != other.event for other in same):
                 same.append(item)
     return [*kept.values(), *(item for items in others.values() for item in items)]
-
-
-def corrections(accepted: Iterable[Accepted]) -> list[Accepted]:
-    """Those that are corrections."""
-    return [item for item in accepted if isinstance(item.event, StepCorrected)]
-
-
-class Decision(NamedTuple):
-    """A row of `completion_corrections`."""
-
-    event_id: str
-    mcp_server_user_id: str
-    walkthrough_id: str
-    step_id: str
-    mcp_server_id: str
-    mcp_server_session_id: str
-    corrected_at: int
-    covers_until: int
-    completed_at: int | None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Whose completion it decides about, and of which step."""
-        return self.mcp_server_user_id, self.step_id
-
-    def _rank(self) -> tuple[object, ...]:
-        """The largest decides; what follows the id only decides between different contents under one id."""
-        completed_at = -1 if self.completed_at is None else self.completed_at
-        return self.corrected_at, self.event_id, completed_at, self.mcp_server_id, self.mcp_server_session_id
-
-    def joined_with(self, other: "Decision") -> "Decision":
-        """What two decisions about one user and step come to: the newest decides, the largest cover holds."""
-        newest = max(self, other, key=Decision._rank)
-        return newest._replace(covers_until=max(self.covers_until, other.covers_until))
-
-
-def decide(items: Iterable[Accepted], before: Iterable[Decision]) -> list[Decision]:
-    """What corrections come to, with what was decided before; one for each user and step."""
-    decided = {decision.key: decision for decision in before}
-    for event, _ in items:
-        if isinstance(event, StepCorrected):
-            new = Decision(*(getattr(event, name) for name in Decision._fields))
-            decided[new.key] = new.joined_with(decided.get(new.key, new))
-    return list(decided.values())
-
-
-class SeenId(NamedTuple):
-    """What the tables say of an event whose id is another event's, too."""
-
-    #: No earlier event is recorded of its user and step, or walkthrough: it would be written.
-    wins: bool
-    #: The organization of its server.
-    organization: str
-    #: Whose event of another user or step is recorded under the id; None where there is none.
-    holder_user: str | None
-    #: When that happened, in milliseconds since the epoch, and the organization of its server.
-    holder_at: int | None
-    holder_organization: str | None
-
-
-def row_of(event: StepCompleted | WalkthroughStarted) -> tuple[bool, str, str]:
-    """The row that an event is about: whether it is a completion, whose it is, and of what."""
-    if isinstance(event, StepCompleted):
-        return True, event.mcp_server_user_id, event.step_id
-    return False, event.mcp_server_user_id, event.walkthrough_id
-
-
-def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[bool, str]]:
-    """The ids that events of different rows carry, each with whether it is of completions."""
-    seen: dict[tuple[bool, str], tuple[bool, str, str]] = {}
-    doubled = set()
-    for event, _ in merged:
-        if isinstance(event, StepCompleted | WalkthroughStarted):
-            row = row_of(event)
-            if seen.setdefault((row[0], event.event_id), row) != row:
-                doubled.add((row[0], event.event_id))
-    return doubled
-
-
-def check_ids(
-    merged: Sequence[Accepted], looked_up: Mapping[int, SeenId]
-) -> tuple[list[Accepted], list[Refused]]:
-    """Refuses events whose id another event has: the one that is recorded, else the first of them in the log.
-
-    Args:
-        merged: what is to be written.
-        looked_up: by their index in it, the events of which another has the id.
-    """
-    firsts: dict[tuple[bool, str], tuple[Accepted, SeenId]] = {}
-    refused: dict[int, Refused] = {}
-    for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
-        (event, record), seen = merged[i], looked_up[i]
-        if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
-            continue
-        first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
-        if seen.holder_user is not None:
-            told = _describe_holder(event, seen)
-        elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
-            event
-        ):
-            told = _describe_first(event, first, seen.organization == seen_first.organization)
-        else:
-            continue
-        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {told}")
-    return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
-
-
-def _describe_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
-    """Of another organization's event nothing is told."""
-    if seen.holder_organization != seen.organization or seen.holder_at is None:
-        return "another event is recorded under it"
-    at = datetime.fromtimestamp(seen.holder_at / 1000, UTC).isoformat(timespec="milliseconds")
-    whose = _whose(event, seen.holder_user)
-    return f"{whose}, of {at.replace('+00:00', 'Z')}, is recorded under it"
-
-
-def _describe_first(
-    event: StepCompleted | WalkthroughStarted, first: Accepted, same_organization: bool
-) -> str:
-    if not same_organization:
-        return "another event before this one has it"
-    whose = _whose(event, first.event.mcp_server_user_id)
-    return f"{whose}, at {first.record.partition}:{first.record.offset}, has it and comes first"
-
-
-def _whose(event: StepCompleted | WalkthroughStarted, user: str | None) -> str:
-    if user != event.mcp_server_user_id:
-        return "another user's event"
-    what = "step" if isinstance(event, StepCompleted) else "walkthrough"
-    return f"an event of this user and another {what}"
-
-
-Rows: TypeAlias = list[tuple[object, ...]]
-
-
-def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> tuple[Rows, Rows]:
-    """The events as rows of `incoming` and of `incoming_starts`.
-
-    The last column says whether it is replayed: an offset that the recorder had passed before.
-    """
-    completions: Rows = []
-    starts: Rows = []
-    for event, record in merged:
-        if isinstance(event, UserErased | StepCorrected):
-            continue
-        is_replayed = record.offset < next_offsets_before[record.partition]
-        if isinstance(event, StepCompleted):
-            completions.append(
-                (
-                    "wtsc_" + event.event_id,
-                    event.mcp_server_user_id,
-                    event.walkthrough_id,
-                    event.step_id,
-                    event.mcp_server_id,
-                    event.mcp_server_session_id,
-                    event.completed_at,
-                    event.metadata,
-                    is_replayed,
-                )
-            )
-        else:
-            starts.append(
-                (
-                    "wtst_" + event.event_id,
-                    event.mcp_server_user_id,
-                    event.walkthrough_id,
-                    event.mcp_server_id,
-                    event.mcp_server_session_id,
-                    event.started_at,
-                    event.metadata,
-                    is_replayed,
-                )
-            )
-    return completions, starts
-
-
-INCOMING_COLUMNS: Sequence[str] = (
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "step_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "completed_at",
-    "metadata",
-    "is_replayed",
-)
-INCOMING_STARTS_COLUMNS: Sequence[str] = (
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "started_at",
-    "metadata",
-    "is_replayed",
-)

@@ -49,6 +49,7 @@ where (mended.topic, mended.partition, mended."offset") in (
 );
 
 -- name: mended_wrong
+-- What is wrong with these lines.
 insert into letters_mended (line, problem)
 select * from unnest($1::bigint[], $2::text[])
 on conflict (line) do update set problem = excluded.problem;
@@ -70,17 +71,20 @@ from unnest($1::bigint[], $2::text[]) as given (line, action)
 where mended.line = given.line;
 
 -- name: mended_of_nothing
+-- Lines whose letter was not found.
 update letters_mended
 set problem = partition || ':' || "offset" || ': there is no such dead letter of ' || topic
 where not is_found and problem is null;
 
 -- name: mended_count
+-- How many lines cannot be sent, and how many were handled in the meantime.
 select
   count(*) filter (where problem is not null) as problems,
   count(*) filter (where action is not null) as handled
 from letters_mended;
 
 -- name: mended_problems
+-- The next lines that cannot be sent.
 select
   line,
   problem
@@ -90,6 +94,7 @@ order by line
 limit $2;
 
 -- name: mended_handled
+-- The next lines whose letter was handled in the meantime.
 select
   line,
   topic,

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -88,6 +88,9 @@ class Unwritten:
     places: set[tuple[str, str]] = field(default_factory=set)
     refused: list[RefusedKind] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self.counts or self.places or self.refused)
+
     def add(self, other: "Unwritten") -> None:
         for source, of in other.counts.items():
             self.counts.setdefault(source, Counts()).add(of)
@@ -102,72 +105,98 @@ class Unwritten:
         return renamed
 
 
+class Names:
+    """Names sources: at most `MOST_SOURCES` are told apart, and those beyond are `OTHERS`."""
+
+    def __init__(self, known: Set[str]) -> None:
+        self._known = known
+        #: Those that were not told apart before.
+        self.new: set[str] = set()
+
+    def of(self, record: Record) -> str:
+        """The source of a record."""
+        source = source_of(record.headers)
+        if source not in self._known and source not in self.new:
+            if len(self._known) + len(self.new) >= MOST_SOURCES:
+                return OTHERS
+            self.new.add(source)
+        return source
+
+
+def count_by_source(
+    records: Sequence[Record],
+    refused: Collection[Refused],
+    of_erased: Container[tuple[int, int]],
+    names: Names,
+    partitions: int,
+) -> dict[str, Counts]:
+    """Of records by their source; a sample of them is held against their keys.
+
+    What is of people who were erased, by partition and offset, is of no source: the source may be them.
+    """
+    counts: dict[str, Counts] = {}
+    theirs = [r for r in records if (r.partition, r.offset) in of_erased] if of_erased else []
+    if theirs:
+        counts[NO_SOURCE] = Counts(events=len(theirs))
+        records = [r for r in records if (r.partition, r.offset) not in of_erased]
+    for record in records:
+        source = names.of(record)
+        if (of := counts.get(source)) is None:
+            of = counts[source] = Counts()
+        of.events += 1
+    for one in refused:
+        counts[names.of(one.record)].refused += 1
+    looked_at = records if len(records) <= _LOOKED_AT else random.sample(records, _LOOKED_AT)
+    for record in looked_at if partitions else ():
+        of = counts[names.of(record)]
+        of.looked_at += 1
+        if record.key is None:
+            of.without_key += 1
+        elif _partition_of(record.key, _numbers(partitions), _numbers(partitions)) != record.partition:
+            of.elsewhere += 1
+    return counts
+
+
+def kinds_of(refused: Iterable[Refused], names: Names) -> list[RefusedKind]:
+    """Refused records by source, class, and whose they say that they are."""
+    found: dict[tuple[str, str, str, str], tuple[int, Refused]] = {}
+    for one in refused:
+        server, walkthrough = _places(one.record.value)
+        kind = (names.of(one.record), one.rejection.value, server, walkthrough)
+        found[kind] = (found.get(kind, (0, one))[0] + 1, one)
+    return [RefusedKind(*kind, events, one) for kind, (events, one) in found.items()]
+
+
 class Tally:
     """Counts until that is written: a few seconds later, or at once where something was refused."""
 
-    def __init__(self, partitions: Callable[[], int]) -> None:
-        self._partitions = partitions
-        self._known: set[str] = {NO_SOURCE, OTHERS}
+    def __init__(self) -> None:
+        self._names: set[str] = {NO_SOURCE, OTHERS}
         self._placed: set[tuple[str, str]] = set()
         self._unwritten = Unwritten()
         self._lately: dict[str, Counts] = {}
         #: Whether enough of a source was recorded by this process, be it written already or not.
         self.has_recorded = False
 
+    @property
+    def names(self) -> Set[str]:
+        """The sources that are told apart."""
+        return self._names
+
     def know(self, sources: Iterable[str]) -> None:
-        """Sources that are told apart already."""
-        self._known.update(sources)
-
-    def name(self, record: Record) -> str:
-        """The source of a record, or `OTHERS` beyond the most that are told apart."""
-        source = source_of(record.headers)
-        if source not in self._known:
-            if len(self._known) >= MOST_SOURCES:
-                return OTHERS
-            self._known.add(source)
-        return source
-
-    def of(
-        self,
-        records: Sequence[Record],
-        refused: Collection[Refused],
-        of_erased: Container[tuple[int, int]] = (),
-    ) -> dict[str, Counts]:
-        """Of a load; nothing is added.
-
-        What is of people who were erased, by partition and offset, is of no source: the source may be them.
-        """
-        counts: dict[str, Counts] = {}
-        theirs = [r for r in records if (r.partition, r.offset) in of_erased] if of_erased else []
-        if theirs:
-            counts[NO_SOURCE] = Counts(events=len(theirs))
-            records = [r for r in records if (r.partition, r.offset) not in of_erased]
-        for record in records:
-            source = self.name(record)
-            if (of := counts.get(source)) is None:
-                of = counts[source] = Counts()
-            of.events += 1
-        for one in refused:
-            counts[self.name(one.record)].refused += 1
-        partitions = self._partitions()
-        looked_at = records if len(records) <= _LOOKED_AT else random.sample(records, _LOOKED_AT)
-        for record in looked_at if partitions else ():
-            of = counts[self.name(record)]
-            of.looked_at += 1
-            if record.key is None:
-                of.without_key += 1
-            elif _partition_of(record.key, _numbers(partitions), _numbers(partitions)) != record.partition:
-                of.elsewhere += 1
-        return counts
+        """Sources that are told apart from now on."""
+        self._names.update(sources)
 
     def note_places(self, accepted: Iterable[Accepted]) -> None:
         """Notes of which servers these events, which are recorded, are."""
+        names = Names(self._names)
         for event, record in accepted:
             if not isinstance(event, UserErased):
-                place = (self.name(record), event.mcp_server_id)
+                place = (names.of(record), event.mcp_server_id)
                 if place not in self._placed and len(self._placed) < MOST_SOURCES:
                     self._placed.add(place)
                     self._unwritten.places.add(place)
+        self.know(names.new)
 
     def note_recorded(self, counts: Mapping[str, Counts]) -> None:
         """Notes a load that is committed."""
@@ -187,15 +216,6 @@ class Tally:
     def give_back(self, taken: Unwritten) -> None:
         """Adds what is still to be written."""
         self._unwritten.add(taken)
-
-    def kinds(self, refused: Iterable[Refused]) -> list[RefusedKind]:
-        """Refused records by source, class, and whose they say that they are."""
-        found: dict[tuple[str, str, str, str], tuple[int, Refused]] = {}
-        for one in refused:
-            server, walkthrough = _places(one.record.value)
-            kind = (self.name(one.record), one.rejection.value, server, walkthrough)
-            found[kind] = (found.get(kind, (0, one))[0] + 1, one)
-        return [RefusedKind(*kind, events, one) for kind, (events, one) in found.items()]
 
 
 _ranges: dict[int, list[int]] = {}

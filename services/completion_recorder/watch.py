@@ -6,19 +6,21 @@ import logging
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from services.completion_recorder import store
+from services.completion_recorder.notes import forget_sources
 from services.consumers.agreement import agreement
 from services.consumers.lag import read_groups_with
 from services.consumers.reader import reader
 from services.consumers.stored_positions import TABLES, read_positions
 from services.consumers.topic import describe_log
-from services.runtime.database import Pool
+from services.runtime.database import Pool, load_queries
 from services.runtime.database_errors import may_pass
 from services.runtime.errors import StepstreamError
 from services.runtime.faults import Beside
 from services.runtime.kafka import admin_client, kafka_may_return
 from services.runtime.settings import Settings
 from services.runtime.telemetry import DISAGREEMENTS, GONE
+
+SQL = load_queries(__file__)
 
 log = logging.getLogger("stepstream.recorder")
 
@@ -54,8 +56,8 @@ async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -
                 # Then the database: it is never behind what is committed, unless it went back.
                 async with pool.acquire() as connection:
                     stored = {of: await read_positions(connection, of, settings.topic) for of in TABLES}
-                GONE.set(await store.count_gone(pool))
-                await store.forget_sources(pool)
+                GONE.set(await pool.fetchval(SQL["count_gone"]))
+                await forget_sources(pool)
             problems = set(agreement(groups, topic_log, stored).problems)
             for problem in sorted(problems - told):
                 log.warning("%s", problem)

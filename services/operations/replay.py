@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from services.completion_recorder import store as recorder_store
+from services.completion_recorder import connections as recorder_connections
 from services.completion_recorder.dead_letters import parse, read_partitions
 from services.completion_recorder.handlers import Recorder
+from services.completion_recorder.waiting import count_waiting
 from services.consumers.database_identity import read_identity
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER, read_groups
@@ -239,11 +240,11 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
-    store = recorder_store if recording else aggregator_store
-    server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+    connections = recorder_connections if recording else aggregator_store
+    server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
     dead_letters = settings.dead_letter_topic
     async with (
-        opened_pool(settings, store.prepare, server_settings) as pool,
+        opened_pool(settings, connections.prepare, server_settings) as pool,
         producer(settings, dead_letters, max_request_size=DEAD_LETTER_MAX_BYTES) as letters,
     ):
         handler: Recorder | Aggregator = (
@@ -254,7 +255,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
         with explaining():
             fed = await _read_ranges(settings, ranges, handler.handle, progress)
             if recording:
-                fed.waiting, _ = await recorder_store.count_waiting(pool)
+                fed.waiting, _ = await count_waiting(pool)
             return fed
 
 

@@ -24,8 +24,9 @@ from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.text import plural
 
 if TYPE_CHECKING:
-    from services.completion_recorder.dead_letters import Filter, Letter, Redriven
+    from services.completion_recorder.dead_letters import Filter, Letter
     from services.completion_recorder.letter_summary import Tally
+    from services.completion_recorder.redriving import Redriven
     from services.operator_cli.letter_tables import Chosen, Listing
     from services.runtime.database import Connection
     from services.runtime.settings import Settings
@@ -257,7 +258,7 @@ async def _redrive(
     settings: "Settings", wanted: "Filter", rate: float, *, execute: bool, as_json: bool
 ) -> None:
     """Sends letters as they are, or shows which."""
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import dead_letters, redriving
     from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
@@ -272,7 +273,7 @@ async def _redrive(
             if not as_json:
                 listing.show()
         else:
-            there = await dead_letters.settle_interrupted(settings, db)
+            there = await redriving.settle_interrupted(settings, db)
             portions = dead_letters.read_portions(settings, db, wanted, also=there)
             outcome = await _send_again(settings, db, portions, rate, chosen)
             stay = outcome.stay
@@ -287,7 +288,7 @@ async def _redrive_file(
     settings: "Settings", lines: BinaryIO, rate: float, *, execute: bool, as_json: bool
 ) -> None:
     """Sends letters with the values of a file, or shows which; where a line is wrong, none."""
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import redriving
     from services.completion_recorder.mending import MendedFile, RedrivePlan
     from services.operator_cli.letter_tables import (
         Chosen,
@@ -308,7 +309,7 @@ async def _redrive_file(
         portions = file.check(settings, plan)
         listing, stay = await _look_through(settings, portions, chosen)
         if execute and not plan.problems:
-            there = await dead_letters.settle_interrupted(settings, db)
+            there = await redriving.settle_interrupted(settings, db)
             chosen, again = Chosen(), RedrivePlan()
             portions = file.check(settings, again, there)
             outcome = await _send_again(settings, db, portions, rate, chosen)
@@ -350,7 +351,7 @@ async def _send_again(
     rate: float,
     chosen: "Chosen",
 ) -> "Redriven":
-    from services.completion_recorder import dead_letters
+    from services.completion_recorder import redriving
 
     with progress("sending again", "letters") as advance:
 
@@ -358,7 +359,7 @@ async def _send_again(
             chosen.add(letters)
             advance(outcome.sent)
 
-        return await dead_letters.redrive(settings, db, portions, rate, tell)
+        return await redriving.redrive(settings, db, portions, rate, tell)
 
 
 def _show_redriven(settings: "Settings", able: int, outcome: "Redriven | None", rate: float) -> None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import typer
 
-from services.completion_recorder.dead_letters import Letter, Redriven, Source, encoded, encoded_headers
+from services.completion_recorder.dead_letters import Letter, Source, encoded, encoded_headers
 from services.completion_recorder.letter_summary import Tally
 from services.completion_recorder.mending import MendedFile, RedrivePlan
+from services.completion_recorder.redriving import Redriven
 from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE

@@ -107,7 +107,8 @@ def _verify_against_topic(
     partitions: list[int] | None,
     output: Output,
 ) -> None:
-    from services.completion_recorder.against_topic import TopicStart, verify_against_topic
+    from services.completion_recorder.against_topic import verify_against_topic
+    from services.completion_recorder.topic_parts import TopicStart
     from services.operator_cli.against_topic import report
 
     if from_time is not None and from_offset is not None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from services.completion_recorder import against_topic
-from services.completion_recorder.against_topic import TopicComparison, TopicStart, verify_against_topic
+from services.completion_recorder.against_topic import TopicComparison, verify_against_topic
 from services.completion_recorder.dead_letters import read_partitions
+from services.completion_recorder.topic_parts import TopicStart
 from services.consumers.lag import read_groups
 from tests.support.world import (
     OPERATOR,

@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas import OPERATOR_SOURCES, Rejection
-from services.completion_recorder import store
-from services.completion_recorder.against_topic import TopicStart, verify_against_topic
+from services.completion_recorder import transaction
+from services.completion_recorder.against_topic import verify_against_topic
 from services.completion_recorder.judge import read
-from services.completion_recorder.store import Batch, Judged
+from services.completion_recorder.topic_parts import TopicStart
+from services.completion_recorder.transaction import Batch, Judged
+from services.completion_recorder.waiting import count_waiting, resuming
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
 from tests.support.world import (
@@ -77,7 +79,7 @@ def batch_of(world: World, events: Sequence[Event], first: int = 0) -> Batch:
 async def record(
     world: World, pool: Pool, events: Sequence[Event], first: int = 0, *, by_parts: bool = False
 ) -> Judged:
-    return await store.record(pool, batch_of(world, events, first), by_parts=by_parts)
+    return await transaction.record(pool, batch_of(world, events, first), by_parts=by_parts)
 
 
 EMPTY = "delete from walkthrough_step_completions; delete from later_completions; delete from completion_corrections"
@@ -353,7 +355,7 @@ async def test_a_correction_waits_alone_for_whoever_holds_the_person(world: Worl
         judged = await record(world, pool, [corrected("ann", "a", 5, 5), completed("bob", "a", 1)], 1)
         assert judged.waiting == 1
         assert set(await world.completions()) == {("ann", "a"), ("bob", "a")}
-    assert [r.done async for r in store.resuming(pool, 100)] == [1]
+    assert [r.done async for r in resuming(pool, 100)] == [1]
     assert set(await world.completions()) == {("bob", "a")}
 
 
@@ -367,8 +369,8 @@ async def test_a_completion_and_its_correction_at_two_recorders_at_once(world: W
             record(world, pool, [event], 10 * at),
             record(world, pool, [corrected("ann", "a", 4, 4)], 10 * at + 5),
         )
-    while (await store.count_waiting(pool))[0]:
-        async for _ in store.resuming(pool, 100):
+    while (await count_waiting(pool))[0]:
+        async for _ in resuming(pool, 100):
             pass
     assert await world.completions() == {}
 

@@ -17,15 +17,17 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult
 
 from services.analytics_api import store as store_of_api
-from services.completion_recorder import store
-from services.completion_recorder.handlers import Recorder
+from services.completion_recorder import erasure, transaction, write
+from services.completion_recorder import waiting as events_that_wait
 from services.completion_recorder.judge import Refused, read
-from services.completion_recorder.store import Batch, Judged
+from services.completion_recorder.resuming import Resumer
+from services.completion_recorder.sending import DeadLetterSender
+from services.completion_recorder.transaction import Batch, Judged
 from services.operations import erase
 from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, next_offsets
-from services.runtime.producer import producer
+from services.runtime.producer import Producer, producer
 from services.sankey_aggregator import store as store_of_aggregator
 from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
@@ -90,16 +92,18 @@ async def hand(
         for i, m in enumerate(messages)
     ]
     accepted, refused = read(records, 10**13)
-    return await store.record(pool, Batch(world.settings.topic, next_offsets(records), accepted, refused))
+    return await transaction.record(
+        pool, Batch(world.settings.topic, next_offsets(records), accepted, refused)
+    )
 
 
 async def resume(pool: Pool) -> tuple[int, list[Refused]]:
     """How many events that waited are recorded now, and which are refused."""
     done, refused = 0, []
-    async for resumed in store.resuming(pool, 100):
+    async for resumed in events_that_wait.resuming(pool, 100):
         done += resumed.done
         refused += resumed.refused.values()
-        async with store.claim_refused(pool, resumed.refused) as told:
+        async with events_that_wait.claim_refused(pool, resumed.refused) as told:
             told.update(dict.fromkeys(told, True))
     return done, refused
 
@@ -260,8 +264,8 @@ async def test_erasures_that_wait_for_what_is_kept_of_somebody_take_turns(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than are tried at once: those who are behind them are not behind them for ever."""
-    monkeypatch.setattr(store, "_PROBES", 2)
-    monkeypatch.setattr(store, "_PATIENCE", "5ms")
+    monkeypatch.setattr(erasure, "_PROBES", 2)
+    monkeypatch.setattr(write, "PATIENCE", "5ms")
     pool = await prepare(world)
     people = [f"p{i:02}" for i in range(20)]
     await world.people(people)
@@ -473,11 +477,12 @@ async def test_what_is_gone_with_the_lock_becomes_dead_letters_byte_for_byte(wor
 
 
 @contextlib.asynccontextmanager
-async def looking(world: World) -> AsyncIterator[Recorder]:
-    """A recorder that only looks at what waits."""
+async def looking(world: World) -> AsyncIterator[tuple[Resumer, Producer]]:
+    """A recorder that only looks at what waits, and its producer."""
     topic = world.settings.dead_letter_topic
     async with producer(world.settings, topic, max_request_size=DEAD_LETTER_MAX_BYTES) as letters:
-        yield Recorder(world.settings, await world.recorder_pool(), letters, asyncio.sleep)
+        sender = DeadLetterSender(world.settings, letters, asyncio.sleep)
+        yield Resumer(world.settings, await world.recorder_pool(), sender), letters
 
 
 async def refused_ones(world: World, events: Sequence[dict[str, Any]]) -> None:
@@ -491,15 +496,15 @@ async def refused_ones(world: World, events: Sequence[dict[str, Any]]) -> None:
 async def test_two_recorders_bury_what_waited_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await refused_ones(world, [completed("ann", step, 1) for step in "abc"])
     sending, go_on = asyncio.Event(), asyncio.Event()
-    async with looking(world) as one, looking(world) as two:
-        start = one._producer.start
+    async with looking(world) as (one, letters), looking(world) as (two, _):
+        start = letters.start
 
         async def slowly() -> Any:
             sending.set()
             await go_on.wait()
             return await start()
 
-        monkeypatch.setattr(one._producer, "start", slowly)
+        monkeypatch.setattr(letters, "start", slowly)
         first = asyncio.create_task(one.resume())
         await sending.wait()
         assert await two.resume() == 0
@@ -513,7 +518,7 @@ async def test_what_is_too_large_for_a_dead_letter_waits_alone(world: World) -> 
     """Nothing beside it is sent again with each look."""
     events = [completed("ann", step, 1, more="x" * 2_100_000 if step == "b" else "") for step in "abc"]
     await refused_ones(world, events)
-    async with looking(world) as recorder:
+    async with looking(world) as (recorder, _):
         for _ in range(2):
             with pytest.raises(StepstreamError, match=r"the event at 0:1 of .* is bad.*waiting_events"):
                 await recorder.resume()
@@ -525,14 +530,14 @@ async def test_large_events_wait_and_are_looked_at_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once they are more than a statement, or the memory, holds."""
-    monkeypatch.setattr(store, "_PORTION_BYTES", 250_000)
+    monkeypatch.setattr(events_that_wait, "_PORTION_BYTES", 250_000)
     pool = await prepare(world)
     async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
         await hand(world, pool, [completed("ann", step, 1, more="x" * 100_000) for step in "abcde"])
     written = "select count(*) from waiting_events group by xmin, cmin order by min(id)"
     assert [row[0] for row in await world.db.fetch(written)] == [3, 2]
     # The first tells that the lock has gone.
-    assert [resumed.done async for resumed in store.resuming(pool, 100)] == [1, 3, 1]
+    assert [resumed.done async for resumed in events_that_wait.resuming(pool, 100)] == [1, 3, 1]
     assert of_whom(await world.completions()) == {"ann": 5}
 
 

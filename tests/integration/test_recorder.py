@@ -11,9 +11,10 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from schemas import Rejection
-from services.completion_recorder import store
+from services.completion_recorder import transaction
 from services.completion_recorder.judge import Refused, read
-from services.completion_recorder.store import Batch
+from services.completion_recorder.transaction import Batch
+from services.completion_recorder.waiting import count_waiting, resuming
 from services.consumers.stored_positions import Advance, read_positions
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
@@ -26,7 +27,7 @@ NOW = 10**13
 
 async def record(world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0) -> list[Refused]:
     """Hands events to the recorder as the records of partition 0 from offset `first` on."""
-    return (await store.record(pool, batch_of(world, events, 0, first))).refused
+    return (await transaction.record(pool, batch_of(world, events, 0, first))).refused
 
 
 def batch_of(world: World, events: Sequence[dict[str, Any]], partition: int, first: int) -> Batch:
@@ -262,7 +263,9 @@ async def test_offsets_never_go_backwards(world: World) -> None:
 
 async def test_a_batch_of_bad_events_alone_still_moves_the_recorder_on(world: World) -> None:
     pool = await world.recorder_pool()
-    await store.record(pool, Batch(world.settings.topic, {TopicPartition(world.settings.topic, 2): 7}, []))
+    await transaction.record(
+        pool, Batch(world.settings.topic, {TopicPartition(world.settings.topic, 2): 7}, [])
+    )
     assert await world.recorded() == 7
 
 
@@ -320,7 +323,7 @@ async def test_an_event_whose_reference_is_being_deleted_waits_and_no_other(worl
     assert len(await world.completions()) == 49
     await deleting.commit()
     await other.close()
-    resumed = await anext(store.resuming(pool, 100))
+    resumed = await anext(resuming(pool, 100))
     assert [r.rejection for r in resumed.refused.values()] == [Rejection.UNKNOWN_USER]
     assert len(await world.completions()) == 49
 
@@ -340,7 +343,7 @@ async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: W
             part = mine[i : i + 60]
             while True:
                 try:
-                    await store.record(pool, batch_of(world, part, number, i))
+                    await transaction.record(pool, batch_of(world, part, number, i))
                 except asyncpg.LockNotAvailableError:
                     continue
                 break
@@ -348,8 +351,8 @@ async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: W
     async with asyncio.timeout(60):
         await asyncio.gather(*(recorder(n) for n in range(3)))
     # What one of them had locked was set aside by another.
-    while (await store.count_waiting(pool))[0]:
-        async for _ in store.resuming(pool, 1_000):
+    while (await count_waiting(pool))[0]:
+        async for _ in resuming(pool, 1_000):
             pass
     best: dict[tuple[str, str], tuple[int, str]] = {}
     for e in events:

@@ -32,7 +32,7 @@ from schemas import OPERATOR_SOURCES
 from schemas.events import MIN_TIME_MS
 from services.analytics_api.app import AnalyticsProcess
 from services.analytics_api.keys import create as make_key
-from services.completion_recorder import store as recorder_store
+from services.completion_recorder import connections as recorder_connections
 from services.consumers.lag import GROUPS, read_groups_with
 from services.consumers.reader import reader
 from services.devstack.processes import free_port
@@ -461,7 +461,7 @@ class World:
         return Settings(**given)
 
     async def recorder_pool(self) -> Pool:
-        return await self._pool(RECORDER, recorder_store.prepare, recorder_store.SERVER_SETTINGS)
+        return await self._pool(RECORDER, recorder_connections.prepare, recorder_connections.SERVER_SETTINGS)
 
     async def aggregator_pool(self) -> Pool:
         return await self._pool(AGGREGATOR, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS)

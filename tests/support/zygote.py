@@ -25,6 +25,7 @@ MODULES = (
     "services.completion_recorder.against_topic",
     "services.completion_recorder.corrections",
     "services.completion_recorder.dead_letters",
+    "services.completion_recorder.redriving",
     "services.walkthrough_mcp.exchange",
     "services.analytics_api.keys",
     "services.operations.produce",

@@ -6,13 +6,8 @@ from dataclasses import replace
 import pytest
 from aiokafka import ConsumerRecord
 
-from services.completion_recorder.against_topic import (
-    Doubt,
-    add_to_digests,
-    compare_digests,
-    plan_part,
-    sift,
-)
+from services.completion_recorder.portions import Doubt, sift
+from services.completion_recorder.topic_parts import add_to_digests, compare_digests, plan_part
 from services.consumers.agreement import agreements, why_apart
 from services.consumers.positions import Digest, Position
 from services.consumers.topic import TopicLog

@@ -11,16 +11,8 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from schemas import OPERATOR_SOURCES, Rejection
-from services.completion_recorder.judge import (
-    Accepted,
-    Decision,
-    Known,
-    check_references,
-    corrections,
-    decide,
-    merge,
-    read,
-)
+from services.completion_recorder.correction_rows import Decision, corrections, decide
+from services.completion_recorder.judge import Accepted, Known, check_references, merge, read
 from services.runtime.kafka import Record, next_offsets
 from tests.support.world import completed, corrected, moment, started
 

@@ -1,0 +1,34 @@
+"""What becomes of events that are not written: refused, set aside, or nobody's any more."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from services.completion_recorder.judge import Accepted, Refused
+
+
+class Waiting(NamedTuple):
+    """An event that has to wait, and for what: table and key of a row."""
+
+    item: Accepted
+    waits_for: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of some events, those that are not written, in the order in which that was seen."""
+
+    refused: Sequence[Refused] = ()
+    waiting: Sequence[Waiting] = ()
+    #: The people of these events who were erased.
+    erased: Set[str] = frozenset()
+    #: How many completions do not count because a correction covers them.
+    covered: int = 0
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            [*self.refused, *other.refused],
+            [*self.waiting, *other.waiting],
+            self.erased | other.erased,
+            self.covered + other.covered,
+        )

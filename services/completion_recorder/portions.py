@@ -1,0 +1,167 @@
+"""A portion of the topic as rows, to be held against the tables; and what these do not show: pure."""
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+from schemas import (
+    OPERATOR_SOURCES,
+    AnyEvent,
+    EventError,
+    StepCompleted,
+    StepCorrected,
+    UserErased,
+    WalkthroughStarted,
+)
+from services.completion_recorder.judge import read_one
+from services.consumers.positions import checksum
+from services.runtime.kafka import Record
+
+Row: TypeAlias = tuple[object, ...]
+
+#: The columns of `heard_completions`, `heard_starts` and `heard_corrections`.
+COMPLETIONS: Final = (
+    "number",
+    "id",
+    "mcp_server_user_id",
+    "walkthrough_id",
+    "step_id",
+    "mcp_server_id",
+    "mcp_server_session_id",
+    "completed_at",
+    "metadata",
+)
+CORRECTIONS: Final = (
+    "number",
+    "event_id",
+    "mcp_server_user_id",
+    "step_id",
+    "corrected_at",
+    "covers_until",
+    "completed_at",
+)
+STARTS: Final = (
+    "number",
+    "id",
+    "mcp_server_user_id",
+    "walkthrough_id",
+    "mcp_server_id",
+    "mcp_server_session_id",
+    "started_at",
+    "metadata",
+)
+
+
+class Portion(NamedTuple):
+    """A portion of the topic as rows; `events` are the readable ones by their number in the portion."""
+
+    records: Sequence[Record]
+    events: Mapping[int, AnyEvent]
+    completions: list[Row]
+    starts: list[Row]
+    corrections: list[Row]
+    erasures: dict[str, int]
+    unreadable: Counter[str]
+
+
+def sift(records: Sequence[Record], now_ms: int, trusted: Container[str] = OPERATOR_SOURCES) -> Portion:
+    """Reads each record once, as the recorder does, and makes rows of the events."""
+    events: dict[int, AnyEvent] = {}
+    completions: list[Row] = []
+    starts: list[Row] = []
+    corrections: list[Row] = []
+    erasures: dict[str, int] = {}
+    unreadable: Counter[str] = Counter()
+    for number, record in enumerate(records):
+        try:
+            event = read_one(record, now_ms, trusted)
+        except EventError as error:
+            unreadable[error.rejection.value] += 1
+            continue
+        events[number] = event
+        if isinstance(event, StepCompleted):
+            completions.append(_completion(number, event))
+        elif isinstance(event, WalkthroughStarted):
+            starts.append(_start(number, event))
+        elif isinstance(event, StepCorrected):
+            corrections.append((number, *(getattr(event, name) for name in CORRECTIONS[1:])))
+        else:
+            erasures[event.mcp_server_user_id] = number
+    return Portion(records, events, completions, starts, corrections, erasures, unreadable)
+
+
+def _completion(number: int, event: StepCompleted) -> Row:
+    return (
+        number,
+        "wtsc_" + event.event_id,
+        event.mcp_server_user_id,
+        event.walkthrough_id,
+        event.step_id,
+        event.mcp_server_id,
+        event.mcp_server_session_id,
+        event.completed_at,
+        event.metadata,
+    )
+
+
+def _start(number: int, event: WalkthroughStarted) -> Row:
+    return (
+        number,
+        "wtst_" + event.event_id,
+        event.mcp_server_user_id,
+        event.walkthrough_id,
+        event.mcp_server_id,
+        event.mcp_server_session_id,
+        event.started_at,
+        event.metadata,
+    )
+
+
+class Doubt(NamedTuple):
+    """An event that the tables do not show, for now; the columns of `doubted`."""
+
+    kind: str
+    partition: int
+    offset: int
+    checksum: int
+    id: str
+    mcp_server_user_id: str
+    walkthrough_id: str | None
+    step_id: str | None
+    mcp_server_id: str | None
+    mcp_server_session_id: str | None
+    happened_at: int
+    metadata: str | None
+    cause: str
+    row_id: str | None
+    row_at: int | None
+
+    @classmethod
+    def of(
+        cls, record: Record, event: AnyEvent, cause: str, row_id: str | None = None, row_at: int | None = None
+    ) -> "Doubt":
+        """The doubt about an event, and the row that is there in its place."""
+        kind, prefix = _KINDS[type(event)]
+        told = {name: getattr(event, name, None) for name in _OF_EVENT}
+        return cls(
+            kind=kind,
+            partition=record.partition,
+            offset=record.offset,
+            checksum=checksum(record),
+            id=prefix + event.event_id,
+            mcp_server_user_id=event.mcp_server_user_id,
+            happened_at=event.happened_at,
+            cause=cause,
+            row_id=row_id,
+            row_at=row_at,
+            **told,
+        )
+
+
+_KINDS: Mapping[type[AnyEvent], tuple[str, str]] = {
+    StepCompleted: ("completion", "wtsc_"),
+    WalkthroughStarted: ("start", "wtst_"),
+    UserErased: ("erasure", ""),
+    StepCorrected: ("correction", "wtsc_"),
+}
+_OF_EVENT = ("walkthrough_id", "step_id", "mcp_server_id", "mcp_server_session_id", "metadata")

@@ -1,0 +1,134 @@
+"""The rows of other tables that events refer to: looked up, and locked until the commit."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from schemas import OfStep, UserErased
+from services.completion_recorder.erasure import find_erased
+from services.completion_recorder.judge import (
+    Accepted,
+    Known,
+    References,
+    Refused,
+    check_references,
+    of_others,
+    people_of,
+    user_of,
+)
+from services.completion_recorder.outcome import Outcome, Waiting
+from services.runtime.database import Connection, fetch_one, load_queries
+
+SQL = load_queries(__file__)
+
+
+async def check(
+    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
+) -> tuple[Sequence[Accepted], Outcome]:
+    """The events whose references are there, locked until the commit; what becomes of the others.
+
+    Raises:
+        asyncpg.LockNotAvailableError: somebody else has locked one of the rows.
+    """
+    outcome = await _check_unreadable(connection, unreadable)
+    wanted = References.of(accepted)
+    if not wanted.users:
+        return [], outcome
+    if await _all_there(connection, wanted):
+        return accepted, outcome
+    good, others = _judge(accepted, *await _find(connection, _ids(wanted)))
+    return good, outcome + others
+
+
+async def check_by_parts(
+    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
+) -> tuple[Sequence[Accepted], Outcome]:
+    """As `check`, and waits for nobody: the events of rows that somebody else has locked wait."""
+    outcome = await _check_unreadable(connection, unreadable)
+    wanted = References.of(accepted)
+    if not wanted.users:
+        return [], outcome
+    ids = _ids(wanted)
+    free = dict(await connection.fetchrow(SQL["lock_references"], *ids) or {})
+    good, others = _judge(accepted, *await _find(connection, ids))
+    good, waiting = _apart_from_waiting(good, {kind: set(found) for kind, found in free.items()})
+    return good, outcome + others + Outcome(waiting=waiting)
+
+
+async def find_known(connection: Connection, accepted: Iterable[Accepted]) -> tuple[Known, set[str]]:
+    """What exists now of the rows that these events refer to, and who of their people was erased."""
+    return await _find(connection, _ids(References.of(accepted)))
+
+
+async def _check_unreadable(connection: Connection, unreadable: Sequence[Refused]) -> Outcome:
+    """They are refused, but for those of people who were erased."""
+    if not unreadable:
+        return Outcome()
+    erased = await find_erased(connection, set().union(*(people_of(r.record) for r in unreadable)))
+    return Outcome(of_others(unreadable, erased), erased=erased)
+
+
+def _judge(accepted: Iterable[Accepted], known: Known, erased: set[str]) -> tuple[list[Accepted], Outcome]:
+    living = [item for item in accepted if user_of(item.event) not in erased]
+    good, refused = check_references(living, known)
+    return good, Outcome(refused, erased=erased)
+
+
+async def _all_there(connection: Connection, wanted: References) -> bool:
+    counts = await fetch_one(
+        connection,
+        SQL["count_references"],
+        list(wanted.users),
+        *_columns(wanted.sessions, 3),
+        *_columns(wanted.places, 2),
+        *_columns(wanted.steps, 2),
+    )
+    expected = (wanted.users, wanted.sessions, wanted.places, wanted.steps, ())
+    return tuple(counts.values()) == tuple(len(part) for part in expected)
+
+
+def _columns(tuples: Collection[tuple[str, ...]], width: int) -> list[list[str]]:
+    return [[one[i] for one in tuples] for i in range(width)]
+
+
+def _ids(wanted: References) -> tuple[list[str], ...]:
+    return (
+        list(wanted.users),
+        list({session for session, _, _ in wanted.sessions}),
+        list({server for server, _ in wanted.places}),
+        list({walkthrough for _, walkthrough in wanted.places}),
+        list({step for step, _ in wanted.steps}),
+    )
+
+
+async def _find(connection: Connection, ids: Sequence[list[str]]) -> tuple[Known, set[str]]:
+    """What exists of these rows, and who was erased."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, id_, one, two in await connection.fetch(SQL["find_references"], *ids):
+        found.setdefault(kind, {})[id_] = (one, two) if kind == "sessions" else one
+    kinds = ("users", "sessions", "servers", "walkthroughs", "steps")
+    return Known(*(found.get(kind, {}) for kind in kinds)), set(found.get("erased", ()))
+
+
+def _apart_from_waiting(
+    good: Iterable[Accepted], free: Mapping[str, Collection[str]]
+) -> tuple[list[Accepted], list[Waiting]]:
+    """The events all of whose rows are ours until the commit, and those that wait."""
+    now, waiting = [], []
+    for item in good:
+        event = item.event
+        if isinstance(event, UserErased):
+            continue
+        rows = [
+            ("users", "mcp_server_user", event.mcp_server_user_id),
+            ("sessions", "mcp_server_session", event.mcp_server_session_id),
+            ("servers", "mcp_servers", event.mcp_server_id),
+            ("walkthroughs", "walkthroughs", event.walkthrough_id),
+        ]
+        if isinstance(event, OfStep):
+            rows.append(("steps", "walkthrough_steps", event.step_id))
+        locked = next((f"{table} {id_}" for kind, table, id_ in rows if id_ not in free[kind]), None)
+        if locked is None:
+            now.append(item)
+        else:
+            waiting.append(Waiting(item, locked))
+    return now, waiting

@@ -1,0 +1,118 @@
+"""Events whose id another has: the one that is recorded keeps it, else the first of them in the log."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from schemas import Rejection, StepCompleted, WalkthroughStarted
+from services.completion_recorder.judge import Accepted, Refused, RowKey, row_of
+from services.runtime.database import Connection, load_queries
+
+SQL = load_queries(__file__)
+
+
+async def without_reused_ids(
+    connection: Connection, merged: Sequence[Accepted], doubled: Collection[tuple[bool, str]]
+) -> tuple[list[Accepted], list[Refused]]:
+    """Refuses events whose id is another event's: one of the table, or with `doubled` one beside them."""
+    looked_up: dict[int, SeenId] = {}
+    for of_type, statement in (
+        (StepCompleted, "find_reused_ids_of_completions"),
+        (WalkthroughStarted, "find_reused_ids_of_starts"),
+    ):
+        given = [
+            (
+                i,
+                event.event_id,
+                *row_of(event)[1:],
+                event.mcp_server_id,
+                event.happened_at,
+                (row_of(event).is_completion, event.event_id) in doubled,
+            )
+            for i, (event, _) in enumerate(merged)
+            if isinstance(event, of_type)
+        ]
+        if given:
+            columns = [list(column) for column in zip(*given, strict=True)]
+            for number, *seen in await connection.fetch(SQL[statement], *columns):
+                looked_up[number] = SeenId(*seen)
+    return check_ids(merged, looked_up)
+
+
+class SeenId(NamedTuple):
+    """What the tables say of an event whose id is another event's, too."""
+
+    #: No earlier event is recorded of its user and step, or walkthrough: it would be written.
+    wins: bool
+    #: The organization of its server.
+    organization: str
+    #: Whose event of another user or step is recorded under the id; None where there is none.
+    holder_user: str | None
+    #: When that happened, in milliseconds since the epoch, and the organization of its server.
+    holder_at: int | None
+    holder_organization: str | None
+
+
+def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[bool, str]]:
+    """The ids that events of different rows carry, each with whether it is of completions."""
+    seen: dict[tuple[bool, str], RowKey] = {}
+    doubled = set()
+    for event, _ in merged:
+        if isinstance(event, StepCompleted | WalkthroughStarted):
+            row = row_of(event)
+            if seen.setdefault((row[0], event.event_id), row) != row:
+                doubled.add((row[0], event.event_id))
+    return doubled
+
+
+def check_ids(
+    merged: Sequence[Accepted], looked_up: Mapping[int, SeenId]
+) -> tuple[list[Accepted], list[Refused]]:
+    """Refuses events whose id another event has: the one that is recorded, else the first of them in the log.
+
+    Args:
+        merged: what is to be written.
+        looked_up: by their index in it, the events of which another has the id.
+    """
+    firsts: dict[tuple[bool, str], tuple[Accepted, SeenId]] = {}
+    refused: dict[int, Refused] = {}
+    for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
+        (event, record), seen = merged[i], looked_up[i]
+        if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
+            continue
+        first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
+        if seen.holder_user is not None:
+            told = _describe_holder(event, seen)
+        elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
+            event
+        ):
+            told = _describe_first(event, first, seen.organization == seen_first.organization)
+        else:
+            continue
+        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {told}")
+    return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
+
+
+def _describe_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
+    """Of another organization's event nothing is told."""
+    if seen.holder_organization != seen.organization or seen.holder_at is None:
+        return "another event is recorded under it"
+    at = datetime.fromtimestamp(seen.holder_at / 1000, UTC).isoformat(timespec="milliseconds")
+    whose = _whose(event, seen.holder_user)
+    return f"{whose}, of {at.replace('+00:00', 'Z')}, is recorded under it"
+
+
+def _describe_first(
+    event: StepCompleted | WalkthroughStarted, first: Accepted, same_organization: bool
+) -> str:
+    if not same_organization:
+        return "another event before this one has it"
+    whose = _whose(event, first.event.mcp_server_user_id)
+    return f"{whose}, at {first.record.partition}:{first.record.offset}, has it and comes first"
+
+
+def _whose(event: StepCompleted | WalkthroughStarted, user: str | None) -> str:
+    if user != event.mcp_server_user_id:
+        return "another user's event"
+    what = "step" if isinstance(event, StepCompleted) else "walkthrough"
+    return f"an event of this user and another {what}"

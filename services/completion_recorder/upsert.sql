@@ -1,0 +1,312 @@
+-- name: clear_incoming
+-- Empties `incoming` inside a transaction.
+delete from incoming;
+
+-- name: clear_incoming_starts
+-- As `clear_incoming`, for starts.
+delete from incoming_starts;
+
+-- name: drop_covered
+-- Completions of the batch that a correction covers.
+delete from incoming
+using completion_corrections as correction
+where
+  incoming.mcp_server_user_id = correction.mcp_server_user_id and incoming.step_id = correction.step_id
+  and incoming.completed_at <= correction.covers_until and not incoming.of_correction;
+
+-- name: drop_recorded
+-- Completions of a replay that are rows already, as they are: nothing is left to do for them.
+delete from incoming
+where exists (
+  select
+  from (
+    select * from walkthrough_step_completions
+    where incoming.mcp_server_user_id = mcp_server_user_id and incoming.step_id = step_id
+    offset 0 -- by this index: many may have been completed at one moment
+  ) as kept
+  where
+    incoming.id = kept.id and incoming.completed_at = kept.completed_at
+    and incoming.walkthrough_id = kept.walkthrough_id and incoming.mcp_server_id = kept.mcp_server_id
+    and incoming.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming.metadata is not distinct from kept.metadata
+);
+
+-- name: upsert_completions
+-- The smallest (completed_at, event id) wins; what follows in the order only decides between different
+-- contents under one id, so that the table never depends on the order of arrival. Sorted by key, so that
+-- two recorders cannot deadlock. Keeps the completions that earlier ones have taken the row from; what a correction
+-- says is in its own row already. Returns how many rows changed.
+with
+changed as (
+  insert into walkthrough_step_completions as kept (
+    id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
+  )
+  select distinct on (mcp_server_user_id collate "C", step_id collate "C")
+    id,
+    mcp_server_user_id,
+    walkthrough_id,
+    step_id,
+    mcp_server_id,
+    mcp_server_session_id,
+    completed_at,
+    metadata
+  from incoming
+  order by
+    mcp_server_user_id collate "C",
+    step_id collate "C",
+    completed_at,
+    id collate "C",
+    mcp_server_id collate "C",
+    mcp_server_session_id collate "C",
+    coalesce(metadata::text, '') collate "C"
+  on conflict on constraint wtsc_user_step_unique do update
+  set
+    id = excluded.id,
+    walkthrough_id = excluded.walkthrough_id,
+    mcp_server_id = excluded.mcp_server_id,
+    mcp_server_session_id = excluded.mcp_server_session_id,
+    completed_at = excluded.completed_at,
+    metadata = excluded.metadata
+  where (
+    excluded.completed_at,
+    excluded.id collate "C",
+    excluded.mcp_server_id collate "C",
+    excluded.mcp_server_session_id collate "C",
+    coalesce(excluded.metadata::text, '') collate "C"
+  ) < (
+    kept.completed_at,
+    kept.id collate "C",
+    kept.mcp_server_id collate "C",
+    kept.mcp_server_session_id collate "C",
+    coalesce(kept.metadata::text, '') collate "C"
+  )
+  returning
+    id,
+    mcp_server_user_id,
+    walkthrough_id,
+    step_id,
+    completed_at,
+    old.id as old_id,
+    old.walkthrough_id as old_walkthrough_id,
+    old.mcp_server_id as old_server_id,
+    old.mcp_server_session_id as old_session_id,
+    old.completed_at as old_completed_at,
+    old.metadata as old_metadata
+),
+outdone as (
+  insert into later_completions as later (
+    id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
+  )
+  select
+    changed.old_id,
+    changed.mcp_server_user_id,
+    changed.old_walkthrough_id,
+    changed.step_id,
+    changed.old_server_id,
+    changed.old_session_id,
+    changed.old_completed_at,
+    changed.old_metadata
+  from changed
+  where
+    changed.old_id is not null and (changed.old_id, changed.old_completed_at) <> (changed.id, changed.completed_at)
+    and not exists (
+      select from completion_corrections as correction
+      where
+        correction.mcp_server_user_id = changed.mcp_server_user_id and correction.step_id = changed.step_id
+        and 'wtsc_' || correction.event_id = changed.old_id and correction.completed_at = changed.old_completed_at
+    )
+  on conflict (mcp_server_user_id, step_id, completed_at, id) do nothing
+)
+select count(*) from changed;
+
+-- name: keep_later
+-- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
+-- through the index, however large the table is.
+insert into later_completions as later (
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata
+)
+select distinct on (
+  incoming.mcp_server_user_id collate "C", incoming.step_id collate "C", incoming.completed_at, incoming.id collate "C"
+)
+  incoming.id,
+  incoming.mcp_server_user_id,
+  incoming.walkthrough_id,
+  incoming.step_id,
+  incoming.mcp_server_id,
+  incoming.mcp_server_session_id,
+  incoming.completed_at,
+  incoming.metadata
+from incoming
+cross join lateral (
+  select
+    kept.id,
+    kept.completed_at
+  from walkthrough_step_completions as kept
+  where incoming.mcp_server_user_id = kept.mcp_server_user_id and incoming.step_id = kept.step_id
+  limit 1
+) as kept
+where (incoming.id, incoming.completed_at) <> (kept.id, kept.completed_at) and not incoming.of_correction
+order by
+  incoming.mcp_server_user_id collate "C",
+  incoming.step_id collate "C",
+  incoming.completed_at,
+  incoming.id collate "C",
+  incoming.mcp_server_id collate "C",
+  incoming.mcp_server_session_id collate "C",
+  coalesce(incoming.metadata::text, '') collate "C"
+on conflict (mcp_server_user_id, step_id, completed_at, id) do update
+set
+  walkthrough_id = excluded.walkthrough_id,
+  mcp_server_id = excluded.mcp_server_id,
+  mcp_server_session_id = excluded.mcp_server_session_id,
+  metadata = excluded.metadata
+where (
+  excluded.mcp_server_id collate "C",
+  excluded.mcp_server_session_id collate "C",
+  coalesce(excluded.metadata::text, '') collate "C"
+) < (
+  later.mcp_server_id collate "C",
+  later.mcp_server_session_id collate "C",
+  coalesce(later.metadata::text, '') collate "C"
+);
+
+-- name: mark_changed
+-- Journeys that a replay changes at offsets which the aggregator has perhaps passed: what `drop_recorded` has left was no
+-- row before the upsert; where it is one now, the upsert wrote it. A replay that changes nothing marks nothing.
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select distinct
+  incoming.mcp_server_user_id,
+  incoming.walkthrough_id
+from incoming
+where incoming.is_replayed and exists (
+  select
+  from (
+    select * from walkthrough_step_completions
+    where incoming.mcp_server_user_id = mcp_server_user_id and incoming.step_id = step_id
+    offset 0
+  ) as kept
+  where
+    incoming.id = kept.id and incoming.completed_at = kept.completed_at
+    and incoming.walkthrough_id = kept.walkthrough_id and incoming.mcp_server_id = kept.mcp_server_id
+    and incoming.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming.metadata is not distinct from kept.metadata
+);
+
+-- name: drop_recorded_starts
+-- As `drop_recorded`, for starts.
+delete from incoming_starts
+where exists (
+  select
+  from (
+    select * from walkthrough_starts
+    where incoming_starts.mcp_server_user_id = mcp_server_user_id and incoming_starts.walkthrough_id = walkthrough_id
+    offset 0
+  ) as kept
+  where
+    incoming_starts.id = kept.id and incoming_starts.started_at = kept.started_at
+    and incoming_starts.mcp_server_id = kept.mcp_server_id
+    and incoming_starts.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming_starts.metadata is not distinct from kept.metadata
+);
+
+-- name: upsert_starts
+-- As `upsert_completions`, for starts: the smallest (started_at, event id) of a user and walkthrough wins.
+insert into walkthrough_starts as kept (
+  id, mcp_server_user_id, walkthrough_id, mcp_server_id, mcp_server_session_id, started_at, metadata
+)
+select distinct on (mcp_server_user_id collate "C", walkthrough_id collate "C")
+  id,
+  mcp_server_user_id,
+  walkthrough_id,
+  mcp_server_id,
+  mcp_server_session_id,
+  started_at,
+  metadata
+from incoming_starts
+order by
+  mcp_server_user_id collate "C",
+  walkthrough_id collate "C",
+  started_at,
+  id collate "C",
+  mcp_server_id collate "C",
+  mcp_server_session_id collate "C",
+  coalesce(metadata::text, '') collate "C"
+on conflict on constraint walkthrough_starts_user_unique do update
+set
+  id = excluded.id,
+  mcp_server_id = excluded.mcp_server_id,
+  mcp_server_session_id = excluded.mcp_server_session_id,
+  started_at = excluded.started_at,
+  metadata = excluded.metadata
+where (
+  excluded.started_at,
+  excluded.id collate "C",
+  excluded.mcp_server_id collate "C",
+  excluded.mcp_server_session_id collate "C",
+  coalesce(excluded.metadata::text, '') collate "C"
+) < (
+  kept.started_at,
+  kept.id collate "C",
+  kept.mcp_server_id collate "C",
+  kept.mcp_server_session_id collate "C",
+  coalesce(kept.metadata::text, '') collate "C"
+);
+
+-- name: mark_changed_starts
+-- As `mark_changed`, for starts.
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select distinct
+  incoming_starts.mcp_server_user_id,
+  incoming_starts.walkthrough_id
+from incoming_starts
+where incoming_starts.is_replayed and exists (
+  select
+  from (
+    select * from walkthrough_starts
+    where incoming_starts.mcp_server_user_id = mcp_server_user_id and incoming_starts.walkthrough_id = walkthrough_id
+    offset 0
+  ) as kept
+  where
+    incoming_starts.id = kept.id and incoming_starts.started_at = kept.started_at
+    and incoming_starts.mcp_server_id = kept.mcp_server_id
+    and incoming_starts.mcp_server_session_id = kept.mcp_server_session_id
+    and incoming_starts.metadata is not distinct from kept.metadata
+);
+
+-- name: lock_completions
+-- Rows of these users and steps that nobody else has locked; locked as the upsert would.
+select
+  kept.mcp_server_user_id,
+  kept.step_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id
+for update of kept skip locked;
+
+-- name: find_completions
+-- The rows of these users and steps, locked or not.
+select
+  kept.mcp_server_user_id,
+  kept.step_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, step_id)
+inner join walkthrough_step_completions as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.step_id = kept.step_id;
+
+-- name: lock_starts
+-- As `lock_completions`, for starts.
+select
+  kept.mcp_server_user_id,
+  kept.walkthrough_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+inner join walkthrough_starts as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.walkthrough_id = kept.walkthrough_id
+for update of kept skip locked;
+
+-- name: find_starts
+-- The rows of these users and walkthroughs, locked or not.
+select
+  kept.mcp_server_user_id,
+  kept.walkthrough_id
+from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
+inner join walkthrough_starts as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+  and given.walkthrough_id = kept.walkthrough_id;
