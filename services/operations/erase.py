@@ -116,6 +116,11 @@ class Receipt:
         traces = any(n for what, n in self.removed.items() if what != "sources")
         return not self.known and self.erased_at is None and not traces
 
+    @property
+    def is_source(self) -> bool:
+        """Whether it is a source, or in what was refused of one."""
+        return self.removed["sources"] > 0
+
 
 async def plan(settings: Settings, who: str) -> Receipt:
     """What there is of a person.
@@ -148,12 +153,17 @@ async def _count(db: Connection, names: Names) -> dict[str, Any]:
 async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
     """Forgets a person. Doing it again removes what came since, and changes nothing else.
 
+    Where nobody is known by what is given, and it is a source, only that is removed: it is no id, and nothing
+    says that it is erased.
+
     Raises:
         UsageError: nothing is known of such a person, and `unknown_too` is not set.
         StepstreamError: the database or Kafka cannot be reached.
     """
     found = await plan(settings, who)
     if found.nothing_known and not unknown_too:
+        if found.is_source:
+            return await _forget_source(settings, found)
         raise UsageError(
             f"nothing is known of `{found.user}`: is it right? To have events of somebody whose rows are "
             "gone "
@@ -181,6 +191,13 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             ) from error
     receipt.executed = True
     return receipt
+
+
+async def _forget_source(settings: Settings, found: Receipt) -> Receipt:
+    async with connected(settings, server_settings=_LOCK) as db, db.transaction():
+        await _forget_sources(db, Names(found.user))
+    found.executed = True
+    return found
 
 
 async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:

@@ -80,8 +80,15 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
         if receipt.erased_at is not None:
             say(f"erased before, at {format_time(receipt.erased_at)}")
         if receipt.nothing_known:
-            say("[yellow]nothing is known of such a person[/]: is the id right?")
+            only = "; only sources are called so" if receipt.is_source else ""
+            say(f"[yellow]nothing is known of such a person[/]{only}: is the id right?")
         not_executed()
+        return
+    if receipt.event_id is None:
+        say(
+            "[bold green]done[/]: what sources of that name sent counts as (no source). Nobody is known by it, "
+            "so nobody is noted as erased"
+        )
         return
     say(
         f"[bold green]erased[/]: the event {receipt.event_id} keeps it so under replay and on other "

@@ -436,6 +436,31 @@ async def test_a_source_that_is_the_person_is_no_source_any_more(world: World, n
     assert (await world.invoke("verify")).returncode == 0
 
 
+async def test_a_source_that_comes_back_is_removed_and_its_name_is_kept_nowhere(world: World) -> None:
+    """Nobody keeps what an erased person was called, so an e-mail address is taken for an id then."""
+    await world.offer()
+    await world.people(["bob"])
+    world.start_both()
+    source = [("ce_source", b"mailto:ann@example.org")]
+    values = [json.dumps(completed("bob", step, 1)).encode() for step in ("a", "unknown")]
+    await world.produce([Message(b"bob", value, source) for value in values])
+    await world.drained()
+
+    async def is_written() -> bool:
+        return await world.db.fetchval("select sum(events) from event_sources") == 2
+
+    await eventually(is_written, "who sent what is written")
+    plan = await world.invoke("erase", "ann@example.org")
+    assert "only sources are called so" in plan.stderr
+    done = await world.invoke("erase", "ann@example.org", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert await traces(world, "ann@example.org") == {}
+    assert await world.db.fetchval("select count(*) from erased_users") == 0
+    assert len(await world.events()) == 2
+    assert dict(await world.db.fetch("select source, events from event_sources")) == {"(no source)": 2}
+    assert (await world.invoke("erase", "ann@example.org", "--execute")).returncode == 2
+
+
 async def test_what_comes_later_under_another_key_or_as_a_source_leaves_no_trace(world: World) -> None:
     """The key need not be the person; and the events of others may come from a source that is."""
     await world.offer()
