@@ -86,8 +86,8 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
         return
     if receipt.event_id is None:
         say(
-            "[bold green]done[/]: what sources of that name sent counts as (no source). Nobody is known by it, "
-            "so nobody is noted as erased"
+            "[bold green]done[/]: what sources of that name sent counts as (no source). Nobody is known by "
+            "it, so nobody is noted as erased"
         )
         return
     say(
