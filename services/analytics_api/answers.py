@@ -12,7 +12,7 @@ from services.analytics_api.fair import Turn
 from services.analytics_api.figures import flows as flow_figures
 from services.analytics_api.figures import overviews, people, producers, steps
 from services.analytics_api.figures.common import outcomes_of, share, titles_of, view_of
-from services.analytics_api.freshness import FreshnessWatch, Look, Newest
+from services.analytics_api.freshness import Backlog, FreshnessWatch, Newest
 from services.analytics_api.models import (
     Cohort,
     CompareQuestion,
@@ -81,9 +81,9 @@ class Answers:
         Raises:
             ProblemError: it, or one of the servers, does not belong to the organization.
         """
-        look = await self._look(turn)
+        backlog = await self._read_backlog(turn)
         organization = turn.asker.organization
-        context = await self.store.walkthrough(walkthrough, turn, look)
+        context = await self.store.walkthrough(walkthrough, turn, backlog)
         if context is None:
             raise not_found("walkthrough", walkthrough)
         foreign = set(servers) - {server.id for server in context.walkthrough.servers}
@@ -91,26 +91,26 @@ class Answers:
             raise not_found("server", min(foreign))
         return context
 
-    async def _look(self, turn: Turn) -> Look:
-        if self._freshness.is_looking:
-            return await self.look()
+    async def _read_backlog(self, turn: Turn) -> Backlog:
+        if self._freshness.is_watching:
+            return await self.read_backlog()
         async with turn.away():  # it may take seconds
-            return await self.look()
+            return await self.read_backlog()
 
-    async def look(self) -> Look:
+    async def read_backlog(self) -> Backlog:
         """What waits: to be taken before figures are read."""
-        return await self._freshness.look()
+        return await self._freshness.read_backlog()
 
     def fresh(self, context: Context) -> Freshness:
         """How fresh the figures of a walkthrough are."""
         organization = context.turn.asker.organization
-        return self.fresh_of(organization, context.id, context.look, context.newest, context.version)
+        return self.fresh_of(organization, context.id, context.backlog, context.newest, context.version)
 
     def fresh_of(
-        self, organization: str, walkthrough: str, look: Look, newest: Newest, version: str
+        self, organization: str, walkthrough: str, backlog: Backlog, newest: Newest, version: str
     ) -> Freshness:
         """As `fresh`. What is in progress is dropped on some later day, so the day is in the version."""
-        return look.freshness(newest, organization, walkthrough, f"{version}-{self.today:%Y%m%d}")
+        return backlog.freshness(newest, organization, walkthrough, f"{version}-{self.today:%Y%m%d}")
 
     # --- flows --------------------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class Answers:
             raise not_found(f"journey in `{context.id}` of a person", user)
         events = await self.store.journey_events(context, user)
         titles = {step.id: step.title for step in context.steps}
-        told = [
+        shown = [
             {**dict(e), "walkthrough": context.walkthrough.title, "step": titles.get(e["step_id"])}
             for e in events
         ]
@@ -300,12 +300,12 @@ class Answers:
             walkthrough=context.walkthrough,
             journey=journey,
             sessions=len({e["mcp_server_session_id"] for e in events}),
-            events=list(people.events_of(told)),
+            events=list(people.events_of(shown)),
             freshness=self.fresh(context),
         )
 
     async def session(self, turn: Turn, identifier: str) -> Session:
-        look = await self._look(turn)
+        backlog = await self._read_backlog(turn)
         organization = turn.asker.organization
         found = await self.store.session(identifier, organization, _MOST_EVENTS + 1)
         if found is None:
@@ -325,14 +325,14 @@ class Answers:
             connected_at=row["connection_timestamp"],
             duration_ms=events[-1]["at"] - events[0]["at"] if events else 0,
             events=list(people.events_of([dict(e) for e in events])),
-            freshness=look.freshness(Newest(), organization),
+            freshness=backlog.freshness(Newest(), organization),
         )
 
     # --- overviews ----------------------------------------------------------------------------------
 
     async def overview(self, turn: Turn, cohort: Cohort, server: str | None = None) -> Overview:
         """All walkthroughs of an organization; with a server, those that it offers or that began there."""
-        look = await self._look(turn)
+        backlog = await self._read_backlog(turn)
         organization = turn.asker.organization
         row = await self.store.organization(organization)
         servers = await self.store.servers(organization)
@@ -352,19 +352,19 @@ class Answers:
             organization=Organization(**dict(row)),
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
-            freshness=look.freshness(Newest(newest), organization),
+            freshness=backlog.freshness(Newest(newest), organization),
         )
 
     # --- producers ----------------------------------------------------------------------------------
 
     async def refused(self, turn: Turn, question: RefusedQuestion) -> RefusedEvents:
         """What of the organization's events was refused, and who sent it."""
-        look = await self._look(turn)
+        backlog = await self._read_backlog(turn)
         since = question.since or self.today - timedelta(days=_REFUSED_DAYS - 1)
         rows = await self.store.refused(self._topic, turn.asker.organization, since, question.source)
         return RefusedEvents(
             since=since,
             refused=[producers.refused_class(row) for row in rows if row["rejection"] is not None],
             sources=producers.sources_of(rows),
-            freshness=look.freshness(Newest(), turn.asker.organization),
+            freshness=backlog.freshness(Newest(), turn.asker.organization),
         )

@@ -75,7 +75,7 @@ class AnalyticsProcess(Process[Shared]):
             await check_migrated(pool)
             store = Store(pool)
             freshness = FreshnessWatch(settings, functools.partial(store.marks, settings.topic))
-            servers.tell(freshness)
+            servers.watch(freshness)
             answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
             changes = Changes(answers)
             async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
@@ -196,7 +196,7 @@ class _Servers:
         else:
             self._watch.met(server)
 
-    def tell(self, watch: FreshnessWatch) -> None:
+    def watch(self, watch: FreshnessWatch) -> None:
         """From now on the watch is told."""
         self._watch = watch
         for server in self._first:

@@ -137,12 +137,12 @@ class Turn:
             self._place = None
             lane.leave(asker)
 
-    async def find(self, look: Callable[[], Awaitable[Asker]]) -> None:
+    async def find(self, find: Callable[[], Awaitable[Asker]]) -> None:
         """Becomes the question of whoever it is found to be of; a stranger has a place during the look."""
         had_place, is_stranger = self._place is not None, not self.asker.key
         if is_stranger:
             await self.begin()
-        self.asker = await look()
+        self.asker = await find()
         if is_stranger:
             self.end()
             if had_place:

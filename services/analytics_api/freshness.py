@@ -77,7 +77,7 @@ class Marks(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Backlog:
     """What waited at a moment: events of the topic and marks, None with a problem where not known.
 
     `at` is from before the look, in seconds since the epoch.
@@ -150,29 +150,29 @@ class FreshnessWatch:
         self._settings = settings
         self._marks = marks
         self._faults = Beside(SERVICE, "cannot tell how fresh figures are")
-        self._last = Look(problem="nothing was looked at yet")
+        self._last = Backlog(problem="nothing was looked at yet")
         self._asked_at = 0.0
         self._asked = asyncio.Event()
-        self._looked = asyncio.Event()
+        self._updated = asyncio.Event()
         #: The server that connections lead to, and how often that has changed.
         self._server = ""
         self._servers = 0
 
     @property
-    def is_looking(self) -> bool:
+    def is_watching(self) -> bool:
         """Whether it looks now and then; else at the next question."""
-        return self._looked.is_set()
+        return self._updated.is_set()
 
-    async def look(self) -> Look:
+    async def read_backlog(self) -> Backlog:
         """The last look, of a second ago; waits for one where nobody has asked for a while."""
         self._asked_at = time.monotonic()
         self._asked.set()
-        if not self.is_looking:
+        if not self.is_watching:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._looked.wait(), _WAIT_SECONDS)
+                await asyncio.wait_for(self._updated.wait(), _WAIT_SECONDS)
         last = self._last
         if last.at is not None and time.time() - last.at >= _GOOD_SECONDS:
-            return Look(problem="the last look is too long ago", at=last.at)
+            return Backlog(problem="the last look is too long ago", at=last.at)
         return last
 
     @contextlib.asynccontextmanager
@@ -187,26 +187,26 @@ class FreshnessWatch:
         while True:
             await self._asked.wait()
             try:
-                await self._look_again_and_again()
+                await self._poll()
             except (KafkaError, StepstreamError, OSError, TimeoutError) as error:
-                self._know(Look(problem=f"Kafka: {error or type(error).__name__}"))
+                self._know(Backlog(problem=f"Kafka: {error or type(error).__name__}"))
                 await asyncio.sleep(_EVERY_SECONDS)
             except Exception as error:  # noqa: BLE001 - figures are answered without it
                 if may_pass(error):
                     log.warning("cannot tell how fresh figures are: %s", type(error).__name__)
                 else:
                     self._faults.fail(error)
-                self._know(Look(problem=type(error).__name__))
+                self._know(Backlog(problem=type(error).__name__))
                 await asyncio.sleep(_EVERY_SECONDS)
             # Looked at anew: somebody may have asked while the clients closed.
             if not self._is_asked():
                 self._asked.clear()
-                self._looked.clear()
+                self._updated.clear()
 
     def _is_asked(self) -> bool:
         return time.monotonic() - self._asked_at < _ASKED_SECONDS
 
-    async def _look_again_and_again(self) -> None:
+    async def _poll(self) -> None:
         """With the same clients, once at least, until nobody asks any more."""
         async with admin_client(self._settings) as admin, reader(self._settings) as consumer:
             while True:
@@ -220,7 +220,7 @@ class FreshnessWatch:
                     # Then the database: it is never behind what is committed, unless it went back.
                     marks = await self._marks()
                 seen = agreement(groups, topic_log, marks.stored, watermarks)
-                self._know(Look(seen, marks, at=at, holds=functools.partial(self._is_still, servers)))
+                self._know(Backlog(seen, marks, at=at, holds=functools.partial(self._is_still, servers)))
                 self._faults.go_on()
                 await asyncio.sleep(_EVERY_SECONDS)
                 if not self._is_asked():
@@ -235,6 +235,6 @@ class FreshnessWatch:
     def _is_still(self, servers: int) -> bool:
         return servers == self._servers
 
-    def _know(self, look: Look) -> None:
-        self._last = look
-        self._looked.set()
+    def _know(self, backlog: Backlog) -> None:
+        self._last = backlog
+        self._updated.set()

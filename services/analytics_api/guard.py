@@ -147,11 +147,13 @@ class Guard:
 
 
 def _too_many(rate: limits.RateLimitItem | None, left: float) -> ProblemError:
-    told = f"more than {rate.amount} requests in {rate.get_expiry()} seconds" if rate else "too many requests"
+    reason = (
+        f"more than {rate.amount} requests in {rate.get_expiry()} seconds" if rate else "too many requests"
+    )
     return ProblemError(
         429,
         "Too many requests",
-        f"{told}: wait, then ask again",
+        f"{reason}: wait, then ask again",
         {"Retry-After": str(max(1, math.ceil(left)))},
     )
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Shares
-from services.analytics_api.freshness import SERVICE, Look
+from services.analytics_api.freshness import SERVICE, Backlog
 from services.analytics_api.models import Freshness
 from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Change
@@ -50,7 +50,7 @@ class Changes:
         self._watched: Counter[str] = Counter()
         #: Of each that the last look was for, whose it is and how it is; None where it is gone.
         self._known: dict[str, tuple[str, Freshness] | None] = {}
-        self._looked = asyncio.Condition()
+        self._updated = asyncio.Condition()
         self._somebody = asyncio.Event()
 
     @contextlib.contextmanager
@@ -70,10 +70,10 @@ class Changes:
 
     async def next(self, walkthrough: str, organization: str) -> Freshness | None:
         """How it is at the next look that is for it, too; None where the organization has no such one."""
-        async with self._looked:
-            await self._looked.wait()
+        async with self._updated:
+            await self._updated.wait()
             while walkthrough not in self._known:  # it was not yet watched when that look began
-                await self._looked.wait()
+                await self._updated.wait()
             known = self._known[walkthrough]
             return known[1] if known is not None and known[0] == organization else None
 
@@ -89,10 +89,10 @@ class Changes:
                 self._somebody.clear()
                 await self._somebody.wait()
             try:
-                look = await self._answers.look()
+                backlog = await self._answers.read_backlog()
                 watched = list(self._watched)
                 found = await self._answers.store.changes(watched)
-                self._known = {w: self._known_of(w, look, found.get(w)) for w in watched}
+                self._known = {w: self._known_of(w, backlog, found.get(w)) for w in watched}
             except Exception as error:  # noqa: BLE001 - streams stay open, and go on when it is over
                 if may_pass(error):
                     log.warning("live streams wait: %s", type(error).__name__)
@@ -101,14 +101,18 @@ class Changes:
                 await asyncio.sleep(_EVERY_SECONDS * 4)
                 continue
             self._faults.go_on()
-            async with self._looked:
-                self._looked.notify_all()
+            async with self._updated:
+                self._updated.notify_all()
             await asyncio.sleep(_EVERY_SECONDS)
 
-    def _known_of(self, walkthrough: str, look: Look, change: Change | None) -> tuple[str, Freshness] | None:
+    def _known_of(
+        self, walkthrough: str, backlog: Backlog, change: Change | None
+    ) -> tuple[str, Freshness] | None:
         if change is None:
             return None
-        fresh = self._answers.fresh_of(change.organization, walkthrough, look, change.newest, change.version)
+        fresh = self._answers.fresh_of(
+            change.organization, walkthrough, backlog, change.newest, change.version
+        )
         return change.organization, fresh
 
 
@@ -164,7 +168,7 @@ class Stream:
         self, last_id: str | None, is_admitted: Callable[[], Awaitable[bool]], stopping: asyncio.Event
     ) -> AsyncIterator[ServerSentEvent]:
         """Until the key is no longer good, the organization has no such walkthrough, or the service stops."""
-        seen, told = last_id, None
+        seen, sent = last_id, None
         clock = asyncio.get_running_loop().time
         freshness_at, key_at = clock(), clock() + _KEY_SECONDS
         with self._changes.watching(self._walkthrough):
@@ -180,10 +184,10 @@ class Stream:
                     yield ServerSentEvent(event="gone", data="{}")
                     return
                 if fresh.version != seen:
-                    seen, told, freshness_at = fresh.version, _notable(fresh), clock()
+                    seen, sent, freshness_at = fresh.version, _notable(fresh), clock()
                     yield ServerSentEvent(event="changed", id=seen, data=fresh.model_dump_json())
-                elif clock() - freshness_at >= _FRESHNESS_SECONDS and _notable(fresh) != told:
-                    told, freshness_at = _notable(fresh), clock()
+                elif clock() - freshness_at >= _FRESHNESS_SECONDS and _notable(fresh) != sent:
+                    sent, freshness_at = _notable(fresh), clock()
                     yield ServerSentEvent(event="freshness", data=fresh.model_dump_json())
 
     async def _checked(self, is_admitted: Callable[[], Awaitable[bool]]) -> bool | None:
@@ -193,7 +197,7 @@ class Stream:
         except Exception as error:
             if not is_away(error):
                 raise
-            self._changes.unchecked.tell(type(error).__name__)
+            self._changes.unchecked.warn(type(error).__name__)
             return None
 
 

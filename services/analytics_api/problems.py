@@ -92,15 +92,15 @@ def respond(problem: ProblemError, request_id: str | None = None) -> Response:
 
 def invalid(errors: list[Any]) -> ProblemError:
     """Of parameters that pydantic refuses: what is wrong with the first of them."""
-    told = [
+    fields = [
         {
             "where": ".".join(str(part) for part in error["loc"]) or "query",
             "what": str(error["msg"]).removeprefix("Value error, "),
         }
         for error in errors[:_MOST_TOLD]
     ]
-    detail = "; ".join(f"{e['where']}: {e['what']}" for e in told)
-    return ProblemError(422, "Unprocessable", detail, errors=told)
+    detail = "; ".join(f"{e['where']}: {e['what']}" for e in fields)
+    return ProblemError(422, "Unprocessable", detail, errors=fields)
 
 
 def install(app: FastAPI) -> None:
@@ -128,7 +128,7 @@ def install(app: FastAPI) -> None:
     async def answer_away(request: Request, error: Exception) -> Response:
         if not is_away(error):
             raise error
-        away.tell(f"{route_of(request.scope)}: {told_shortly(error)}")
+        away.warn(f"{route_of(request.scope)}: {in_short(error)}")
         return respond(of_database(error))
 
     app.add_exception_handler(Exception, leave_unanswered)
@@ -136,6 +136,6 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(passing, answer_away)
 
 
-def told_shortly(error: Exception) -> str:
+def in_short(error: Exception) -> str:
     """An error of the database in a line of the log, without values."""
     return f"{type(error).__name__}: {in_a_line(error)}"

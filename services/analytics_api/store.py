@@ -13,7 +13,7 @@ import asyncpg
 from cachetools import LRUCache
 
 from services.analytics_api.fair import SharedCache, Turn
-from services.analytics_api.freshness import Held, Look, Marks, Newest
+from services.analytics_api.freshness import Backlog, Held, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
 from services.consumers.stored_positions import TABLES, read_positions
 from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
@@ -72,7 +72,7 @@ class Context:
 
     turn: Turn
     walkthrough: Walkthrough
-    look: Look
+    backlog: Backlog
     newest: Newest
     version: str
 
@@ -137,7 +137,7 @@ class Store:
         """The ids of the newest keys that are good."""
         return {row["id"] for row in await self.pool.fetch(SQL["key_ids"], most)}
 
-    async def walkthrough(self, identifier: str, turn: Turn, look: Look) -> Context | None:
+    async def walkthrough(self, identifier: str, turn: Turn, backlog: Backlog) -> Context | None:
         """A walkthrough of the organization that asks."""
         row = await self.pool.fetchrow(SQL["walkthrough"], identifier, turn.asker.organization)
         if row is None:
@@ -150,7 +150,9 @@ class Store:
             steps=[Step(**step) for step in json.loads(row["steps"])],
             servers=[Server(**server) for server in json.loads(row["servers"])],
         )
-        return Context(turn, walkthrough, look, Newest(row["newest_at"], row["recorded_at"]), version_of(row))
+        return Context(
+            turn, walkthrough, backlog, Newest(row["newest_at"], row["recorded_at"]), version_of(row)
+        )
 
     async def foreign_servers(self, servers: Sequence[str], organization: str) -> set[str]:
         """Of these servers, those that are not the organization's."""

@@ -29,7 +29,7 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.door import turn_of
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
-from services.analytics_api.problems import ProblemError, invalid, of_database, respond, told_shortly
+from services.analytics_api.problems import ProblemError, in_short, invalid, of_database, respond
 from services.analytics_api.questions import QUESTIONS, OfSession, OfWalkthrough, Question
 from services.analytics_api.routes import Shared, admit
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
@@ -147,7 +147,7 @@ class AnalyticsTools:
             except Exception as error:
                 if not is_away(error):
                     raise
-                self._away.tell(f"{params.name}: {told_shortly(error)}")
+                self._away.warn(f"{params.name}: {in_short(error)}")
                 return _complaint(str(of_database(error)))
             finally:
                 MCP_CALLS.labels(params.name, outcome).inc()

@@ -152,10 +152,12 @@ def decided_by_key(record: Record, event: UserErased | StepCorrected, trusted: C
         (value or b"").decode(errors="replace") for name, value in record.headers if name == "ce_source"
     ]
     if not sources or any(source not in trusted for source in sources):
-        told = f"the header ce_source is {sources[-1][:200]!r}" if sources else "there is no header ce_source"
+        given = (
+            f"the header ce_source is {sources[-1][:200]!r}" if sources else "there is no header ce_source"
+        )
         raise EventError(
             Rejection.NOT_ALLOWED,
-            f"{told}, and `{event.type}` counts from trusted sources alone: send it with `stepstream "
+            f"{given}, and `{event.type}` counts from trusted sources alone: send it with `stepstream "
             f"{'erase' if isinstance(event, UserErased) else 'completions'}`, or add the source to "
             "STEPSTREAM_TRUSTED_SOURCES",
         )
@@ -197,8 +199,8 @@ def people_of(record: Record) -> set[str]:
             found.add(str(json.loads(b'"' + name + b'"')))
     if b"\\u" in value:  # names of fields may be escaped, too
         with contextlib.suppress(ValueError):
-            told = from_json(value)
-            found.add(str(told.get("mcp_server_user_id", "")) if isinstance(told, dict) else "")
+            event = from_json(value)
+            found.add(str(event.get("mcp_server_user_id", "")) if isinstance(event, dict) else "")
     return {name for name in found if 0 < len(name) <= _MOST_ID and can_be_stored(name)}
 
 

@@ -160,7 +160,7 @@ class MendedFile:
             first = await self.db.fetch(SQL["mended_first"], *columns(source for _, source in again))
             lines = {Source(r["topic"], r["partition"], r["offset"]): r["line"] for r in first}
             wrong += [(number, f"{s}: line {lines[s]} mends this letter, too") for number, s in again]
-        await self.db.execute(SQL["mended_wrong"], [n for n, _ in wrong], [told for _, told in wrong])
+        await self.db.execute(SQL["mended_wrong"], [n for n, _ in wrong], [message for _, message in wrong])
 
     async def problems(self, most: int = _AT_ONCE) -> AsyncIterator[list[tuple[int, str]]]:
         """The lines that cannot be sent and why, in order, `most` at a time."""
@@ -227,7 +227,9 @@ class MendedFile:
             record = dataclasses.replace(letter.record, value=mended.value)
             good.append(dataclasses.replace(letter, record=record))
         if wrong:
-            await self.db.execute(SQL["mended_wrong"], [n for n, _ in wrong], [told for _, told in wrong])
+            await self.db.execute(
+                SQL["mended_wrong"], [n for n, _ in wrong], [message for _, message in wrong]
+            )
         if handled:
             await self.db.execute(SQL["mended_done"], [n for n, _ in handled], [how for _, how in handled])
         return good

@@ -142,7 +142,7 @@ class Doubt(NamedTuple):
     ) -> "Doubt":
         """The doubt about an event, and the row that is there in its place."""
         kind, prefix = _KINDS[type(event)]
-        told = {name: getattr(event, name, None) for name in _OF_EVENT}
+        fields = {name: getattr(event, name, None) for name in _OF_EVENT}
         return cls(
             kind=kind,
             partition=record.partition,
@@ -154,7 +154,7 @@ class Doubt(NamedTuple):
             cause=cause,
             row_id=row_id,
             row_at=row_at,
-            **told,
+            **fields,
         )
 
 

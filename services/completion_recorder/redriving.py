@@ -57,7 +57,7 @@ async def redrive(
     db: Connection,
     portions: AsyncIterator[Sequence[Letter]],
     rate: float,
-    tell: Callable[[Sequence[Letter], Redriven], None],
+    progressed: Callable[[Sequence[Letter], Redriven], None],
 ) -> Redriven:
     """Sends letters to the topic that they came from: key, value and headers as they were.
 
@@ -83,13 +83,13 @@ async def redrive(
             outcome.stay += len(portion) - len(able)
             there = [letter for letter in able if not letter.is_waiting]
             outcome.found_sent += len(there)
-            tell(there, outcome)
+            progressed(there, outcome)
             rest = [letter for letter in able if letter.is_waiting]
             for i in range(0, len(rest), size):
                 some = rest[i : i + size]
                 await _send(sender, consumer, db, some, limiter)
                 outcome.sent += len(some)
-                tell(some, outcome)
+                progressed(some, outcome)
     return outcome
 
 

@@ -92,12 +92,12 @@ class Resumer:
         Raises:
             KafkaError: Kafka is away; what it took before is removed.
         """
-        async with claim_refused(self._pool, refused) as told:
-            outcomes = await self._letters.send_each({number: refused[number] for number in told})
-            told.update({number: error is None for number, error in outcomes.items()})
+        async with claim_refused(self._pool, refused) as is_sent:
+            outcomes = await self._letters.send_each({number: refused[number] for number in is_sent})
+            is_sent.update({number: error is None for number, error in outcomes.items()})
             crash_point("waiting.dead-letters-sent")
         failures = [error for error in outcomes.values() if error is not None]
         for failure in failures:
             if kafka_may_return(failure):
                 raise failure
-        return sum(told.values()), failures[-1] if failures else None
+        return sum(is_sent.values()), failures[-1] if failures else None

@@ -82,14 +82,14 @@ def check_ids(
             continue
         first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
         if seen.holder_user is not None:
-            told = _describe_holder(event, seen)
+            holder = _describe_holder(event, seen)
         elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
             event
         ):
-            told = _describe_first(event, first, seen.organization == seen_first.organization)
+            holder = _describe_first(event, first, seen.organization == seen_first.organization)
         else:
             continue
-        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {told}")
+        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {holder}")
     return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
 
 

@@ -123,9 +123,9 @@ async def claim_refused(pool: Pool, numbers: Iterable[int]) -> AsyncIterator[dic
     """
     async with pool.acquire() as connection, connection.transaction():
         taken = await connection.fetch(SQL["take_refused"], list(numbers))
-        told = {row["id"]: False for row in taken}
-        yield told
-        await connection.execute(SQL["forget_waiting"], [n for n, is_sent in told.items() if is_sent])
+        are_sent = {row["id"]: False for row in taken}
+        yield are_sent
+        await connection.execute(SQL["forget_waiting"], [n for n, is_sent in are_sent.items() if is_sent])
 
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:

@@ -48,7 +48,7 @@ async def keep_watching(settings: Settings, pool: Pool, service: str) -> None:
 async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -> None:
     """With the same clients, as long as they answer."""
     async with admin_client(settings) as admin, reader(settings) as consumer:
-        told: set[str] = set()
+        known: set[str] = set()
         while True:
             async with asyncio.timeout(_CHECK_SECONDS):
                 groups = await read_groups_with(admin, consumer, settings, [service])
@@ -59,9 +59,9 @@ async def _watch(settings: Settings, pool: Pool, service: str, faults: Beside) -
                 GONE.set(await pool.fetchval(SQL["count_gone"]))
                 await forget_sources(pool)
             problems = set(agreement(groups, topic_log, stored).problems)
-            for problem in sorted(problems - told):
+            for problem in sorted(problems - known):
                 log.warning("%s", problem)
-            told = problems
+            known = problems
             DISAGREEMENTS.set(len(problems))
             faults.go_on()
             await asyncio.sleep(_EVERY_SECONDS)

@@ -17,9 +17,9 @@ from services.consumers.lag import AGGREGATOR, RECORDER
 from services.consumers.ownership import CommittedOffset, Ownership, read_committed
 from services.consumers.placements import (
     OnDiscontinuity,
+    log_placements,
     marking_what_is_counted,
     store_placements,
-    tell_placements,
 )
 from services.consumers.positions import Cause, Fingerprint, Placement, Position, Seen, place
 from services.consumers.records_at import with_times
@@ -27,7 +27,7 @@ from services.consumers.sent import read_contested, read_sent, trust_sent
 from services.consumers.stored_positions import Advance, PositionLockedError, read_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.consumers.truncation import KnownRecords, LastRecords, see
-from services.consumers.witnessed import look_for_witnessed
+from services.consumers.witnessed import check_witnessed
 from services.runtime.database import Pool
 from services.runtime.errors import RefusedError
 from services.runtime.kafka import Record
@@ -148,7 +148,7 @@ class Keeper:
         placements = {p: new for p, new in placements.items() if p not in locked}
         await self._place_absent(pool, stored.every, topic_log)
         went = self._go(consumer, placements, None if not at_committed else committed)
-        tell_placements(self._service, placements, stored.mine)
+        log_placements(self._service, placements, stored.mine)
         self.ours = stored.ours
         # Before anything is handled: should this process end between its commit to the database and the one
         # to Kafka, the group's offset says so, and what follows on the first is done once more.
@@ -221,7 +221,7 @@ class Keeper:
         seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id)
         placements = self._naming({p: place(position, seen) for p, position in absent.items()})
         locked = await self._store(pool, absent, placements)
-        tell_placements(self._service, {p: new for p, new in placements.items() if p not in locked}, absent)
+        log_placements(self._service, {p: new for p, new in placements.items() if p not in locked}, absent)
 
     def _go(
         self,
@@ -265,7 +265,7 @@ class Keeper:
 
     # --- looking --------------------------------------------------------------------------------------
 
-    async def look(self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int]) -> None:
+    async def recheck(self, consumer: AIOKafkaConsumer, pool: Pool, owned: Sequence[int]) -> None:
         """Forgets the partitions of `owned` that are not any more what they were when they were placed.
 
         To be called while nothing of them is handled.
@@ -294,7 +294,7 @@ class Keeper:
             async with pool.acquire() as connection:
                 await trust_sent(connection, topic, as_they_were)
         if self._service == RECORDER:
-            await look_for_witnessed(consumer, pool, self._settings, owned, topic_log)
+            await check_witnessed(consumer, pool, self._settings, owned, topic_log)
         begins = await consumer.beginning_offsets(self._tps(owned))
         for tp, begin in begins.items():
             if tp.partition in self.positions and begin > self.positions[tp.partition].reads_from:

@@ -61,7 +61,7 @@ class Ownership:
             StepstreamError: Kafka cannot be reached.
         """
         patience = self._settings.session_timeout_seconds + 5
-        told = ""
+        logged = ""
         async with admin_client(self._settings) as admin:
             while True:
                 problem: StepstreamError | None = None
@@ -79,9 +79,9 @@ class Ownership:
                     raise problem
                 if isinstance(problem, RefusedError):  # Kafka that has just started is waited for
                     patience -= _AGAIN_SECONDS
-                if told != str(problem):
-                    told = str(problem)
-                    log.warning("%s. Waiting whether that changes", told)
+                if logged != str(problem):
+                    logged = str(problem)
+                    log.warning("%s. Waiting whether that changes", logged)
                 await pause(_AGAIN_SECONDS)
 
     def _problem_of(self, ours: Ours, group: Committed) -> StepstreamError | None:

@@ -71,9 +71,7 @@ async def store_placements(
     return locked
 
 
-def tell_placements(
-    service: str, placements: Mapping[int, Placement], stored: Mapping[int, Position]
-) -> None:
+def log_placements(service: str, placements: Mapping[int, Placement], stored: Mapping[int, Position]) -> None:
     """Counts and logs what was missed, what is gone, and where is read on."""
     if missed := sum(new.missed for new in placements.values()):
         EXPIRED.labels(service).inc(missed)

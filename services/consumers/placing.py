@@ -37,7 +37,7 @@ class Placing:
         self._shell = shell
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()
-        self._looked_at = -math.inf
+        self._rechecked_at = -math.inf
         #: What was fetched before the last placing may not follow on what is stored.
         self._placed_times = 0
         self._fetched_after = 0
@@ -103,13 +103,13 @@ class Placing:
 
     async def check_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
         """Places what has to be placed; looks before whether something has moved, if that is long ago."""
-        if time.monotonic() - self._looked_at >= patience:
+        if time.monotonic() - self._rechecked_at >= patience:
             with moving():
                 async with asyncio.timeout(CHECK_SECONDS):
-                    await self._shell.keeper.look(
+                    await self._shell.keeper.recheck(
                         self._shell.consumer, self._shell.pool, [p.partition for p in owned]
                     )
-            self._looked_at = time.monotonic()
+            self._rechecked_at = time.monotonic()
         await self._place(owned)
 
     async def _place(self, owned: Collection[TopicPartition]) -> None:

@@ -47,7 +47,7 @@ async def reader(
             await consumer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
-        leave_out_the_unreadable(consumer, _ignore if quiet else _tell)
+        leave_out_the_unreadable(consumer, _ignore if quiet else _log)
         await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
         yield consumer
     finally:
@@ -156,7 +156,7 @@ async def _fetch(
         return {}
 
 
-def _tell(found: Unreadable) -> None:
+def _log(found: Unreadable) -> None:
     log.error("%s", found)
 
 

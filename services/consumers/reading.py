@@ -100,7 +100,7 @@ class Reading:
         self.passed: list[Unreadable] = []
         fetcher: Any = consumer._fetcher  # noqa: SLF001 - the one place where batches are opened
         fetcher._records = _Fetched(self)  # noqa: SLF001
-        fetcher._client = _Client(fetcher._client, self._look_at)  # noqa: SLF001
+        fetcher._client = _Client(fetcher._client, self._inspect)  # noqa: SLF001
 
     @property
     def held(self) -> dict[TopicPartition, Unreadable]:
@@ -163,7 +163,7 @@ class Reading:
             self._told[found.tp] = found
             self._tell(found)
 
-    def _look_at(self, request: FetchRequest, response: Any) -> None:
+    def _inspect(self, request: FetchRequest, response: Any) -> None:
         """Takes out of an answer what aiokafka would take for something else.
 
         It would ask a broker that cannot read its file again at once, for ever; and it would move past a
@@ -258,9 +258,9 @@ class _Fetched(OrderedDict[TopicPartition, Any]):
 class _Client:
     """A client whose answers to fetches are looked at."""
 
-    def __init__(self, client: AIOKafkaClient, look: Callable[[FetchRequest, Any], None]) -> None:
+    def __init__(self, client: AIOKafkaClient, inspect: Callable[[FetchRequest, Any], None]) -> None:
         self._client = client
-        self._look = look
+        self._inspect = inspect
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -268,7 +268,7 @@ class _Client:
     async def send(self, node: int, request: Any) -> Any:
         response: Any = await self._client.send(node, request)
         if isinstance(request, FetchRequest):
-            self._look(request, response)
+            self._inspect(request, response)
         return response
 
 

@@ -59,7 +59,7 @@ class ConsumerShell(Process[H_co]):
         super().__init__(service, settings)
         self.interrupt = asyncio.Event()
         self._mending = False
-        self._looks: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self.keeper = Keeper(service, settings, self._around_discontinuity, names)
         self.reached = Progress(service)
         self.in_hand = InHand(self)
@@ -139,7 +139,7 @@ class ConsumerShell(Process[H_co]):
 
     def place_soon(self) -> None:
         """Places partitions without waiting for events of theirs."""
-        self._looks = asyncio.create_task(self._look())
+        self._polling = asyncio.create_task(self._poll())
 
     @abc.abstractmethod
     async def on_discontinuity(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
@@ -157,7 +157,7 @@ class ConsumerShell(Process[H_co]):
         finally:
             self._mending = False
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Looks where partitions and the database are: lag, what has moved, and whether there is progress."""
         try:
             consumer = self.consumer

@@ -40,7 +40,7 @@ class Standing:
     def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
         self.held: dict[int, Hold] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
         self._reading: Reading | None = None
         #: The partitions that metrics show as unreadable.
         self._shown: set[int] = set()
@@ -96,10 +96,10 @@ class Standing:
             shell.consumer.pause(tp)
             if partition in shell.keeper.positions:
                 shell.consumer.seek(tp, shell.keeper.positions[partition].reads_from)
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll())
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while self.held and not self._shell.stopping.is_set():
             await asyncio.sleep(_HELD_SECONDS)
             for partition, hold in list(self.held.items()):

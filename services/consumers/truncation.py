@@ -55,14 +55,14 @@ class LastRecords:
                 self._fetched.pop(p, None)
 
     def known_behind(
-        self, partition: int, position: Position, told: Sequence[Fingerprint | None], end: int
+        self, partition: int, position: Position, reported: Sequence[Fingerprint | None], end: int
     ) -> set[Fingerprint]:
         """Records that were in the log at this offset or later; some the relay or the group has told of.
 
         Of what was fetched the first that came: later ones were perhaps read behind a cut already.
         """
         fetched = next((f for f in self._fetched.get(partition, ()) if f.offset >= end), None)
-        known = (position.last, self._checked.get(partition), fetched, *told)
+        known = (position.last, self._checked.get(partition), fetched, *reported)
         return {f for f in known if f is not None and f.offset >= end}
 
 

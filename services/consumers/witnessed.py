@@ -14,7 +14,7 @@ from services.runtime.database import Pool
 from services.runtime.settings import Settings
 
 
-async def look_for_witnessed(
+async def check_witnessed(
     consumer: AIOKafkaConsumer, pool: Pool, settings: Settings, owned: Sequence[int], topic_log: TopicLog
 ) -> None:
     """Names what was cut off these partitions and a relay alone knows of.

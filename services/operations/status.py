@@ -295,7 +295,7 @@ def _judge(seen: Status) -> None:
         for p, (what, services) in sorted(seen.unreadable_batches.items())
     ]
     if seen.held_back_long:
-        seen.problems.append(_told_transaction(seen.held_back_long, seen.at))
+        seen.problems.append(_describe_transaction(seen.held_back_long, seen.at))
     if seen.database is None:
         return
     for service in SERVICES[2:]:
@@ -315,7 +315,7 @@ def _judge(seen: Status) -> None:
     _judge_agreement(seen)
 
 
-def _told_transaction(since: Mapping[int, int], at: int) -> str:
+def _describe_transaction(since: Mapping[int, int], at: int) -> str:
     return (
         f"a producer's transaction has been open for {format_duration((at - min(since.values())) / 1000)} in "
         f"{name_partitions(sorted(since))}: what anybody sent there since waits for its end. It ends by "

@@ -73,10 +73,10 @@ async def plan_skip(settings: Settings, partition: int, services: Sequence[str] 
             standing = [service for service in services if at[service] == offset]
             elsewhere = {service: at[service] for service in GROUPS if service not in standing}
             return BatchSkip(settings.topic, partition, offset, batch, standing, elsewhere)
-    told = ", ".join(f"{service} is at {at[service]:,}" for service in services)
+    where = ", ".join(f"{service} is at {at[service]:,}" for service in services)
     raise UsageError(
-        f"partition {partition} of {settings.topic} can be read where the services go on ({told}, it ends at "
-        f"{end:,}). To leave events behind that can be read, give --group and --to-offset"
+        f"partition {partition} of {settings.topic} can be read where the services go on ({where}, it ends "
+        f"at {end:,}). To leave events behind that can be read, give --group and --to-offset"
     )
 
 
@@ -134,7 +134,7 @@ async def _keep(settings: Settings, plan: BatchSkip) -> None:
     """Sends the batch to the dead letters, and returns when it is acknowledged."""
     batch = plan.batch
     size = f"{len(batch.raw)} bytes{'' if plan.is_kept else ', too large to be kept'}"
-    told = (
+    described = (
         plan.topic,
         plan.partition,
         plan.offset,
@@ -142,7 +142,9 @@ async def _keep(settings: Settings, plan: BatchSkip) -> None:
         ERROR_CLASS,
         f"offsets {plan.offset} to {batch.until - 1}, {size}, codec {batch.codec}: {batch.cause}",
     )
-    headers = [(name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)]
+    headers = [
+        (name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, described, strict=True)
+    ]
     value = batch.raw if plan.is_kept else NULL
     topic = settings.dead_letter_topic
     async with producer(settings, topic, max_request_size=DEAD_LETTER_MAX_BYTES) as letters:

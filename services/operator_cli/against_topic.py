@@ -158,7 +158,7 @@ def _about(difference: Mapping[str, Any]) -> str:
 
 
 def _cause(difference: Mapping[str, Any]) -> str:
-    told = _CAUSES[difference["cause"]]
+    cause = _CAUSES[difference["cause"]]
     if difference["cause"] == "later-row":
-        return f"{told}, {difference['row_id']} of {format_time(difference['row_at'])}"
-    return told
+        return f"{cause}, {difference['row_id']} of {format_time(difference['row_at'])}"
+    return cause

@@ -50,7 +50,7 @@ for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
 
 
-def told(error: StepstreamError) -> int:
+def report_error(error: StepstreamError) -> int:
     """Says what went wrong, and returns the exit code for it."""
     console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     return error.exit_code
@@ -62,12 +62,12 @@ def main() -> None:
     try:
         app()
     except StepstreamError as error:
-        sys.exit(told(error))
+        sys.exit(report_error(error))
     except OSError as error:
         if (problem := _problem_of_writing(error)) is None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers would fail again
-        sys.exit(told(StepstreamError(problem)))
+        sys.exit(report_error(StepstreamError(problem)))
     except KeyboardInterrupt:
         sys.exit(130)
 

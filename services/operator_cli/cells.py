@@ -25,7 +25,11 @@ def show_cells(transitions: list[dict[str, Any]], endings: list[dict[str, Any]])
 def show_journeys(journeys: list[dict[str, Any]]) -> None:
     """The journeys that are not counted as their rows say."""
     rows = [
-        (f"{j['mcp_server_user_id']} in {j['walkthrough_id']}", _told(j, "expected"), _told(j, "counted"))
+        (
+            f"{j['mcp_server_user_id']} in {j['walkthrough_id']}",
+            _format_journey(j, "expected"),
+            _format_journey(j, "counted"),
+        )
         for j in journeys
     ]
     if rows:
@@ -43,7 +47,7 @@ def format_cell(cell: dict[str, Any]) -> str:
     return f"{where} {cell['steps_done']} done, at {cell['step_id'] or 'start'}{last}"
 
 
-def _told(journey: dict[str, Any], which: str) -> str:
+def _format_journey(journey: dict[str, Any], which: str) -> str:
     """A journey's start and steps on a line."""
     steps, started = journey[f"{which}_step_ids"], journey[f"{which}_started_at"]
     if steps is None:

@@ -259,7 +259,7 @@ async def _redrive(
 ) -> None:
     """Sends letters as they are, or shows which."""
     from services.completion_recorder import dead_letters, redriving
-    from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, tell_stay
+    from services.operator_cli.letter_tables import Chosen, end_json, show_redriven, show_staying
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
 
@@ -268,7 +268,7 @@ async def _redrive(
         await be_alone(db, Act.HANDLE_LETTERS)
         if not execute:
             portions = dead_letters.read_portions(settings, db, wanted)
-            listing, stay = await _look_through(settings, portions, chosen)
+            listing, stay = await _choose(settings, portions, chosen)
             outcome = None
             if not as_json:
                 listing.show()
@@ -280,7 +280,7 @@ async def _redrive(
     if as_json:
         show_redriven(chosen, outcome, matching=chosen.count + stay)
         end_json()
-    tell_stay(stay, settings.topic)
+    show_staying(stay, settings.topic)
     _show_redriven(settings, chosen.count, outcome, rate)
 
 
@@ -294,9 +294,9 @@ async def _redrive_file(
         Chosen,
         end_json,
         show_file,
+        show_problems,
         show_redriven,
-        tell_file,
-        tell_stay,
+        show_staying,
     )
     from services.runtime.alone import Act, be_alone
     from services.runtime.database import connected
@@ -307,7 +307,7 @@ async def _redrive_file(
         file = MendedFile(lines, db)
         await file.note()
         portions = file.check(settings, plan)
-        listing, stay = await _look_through(settings, portions, chosen)
+        listing, stay = await _choose(settings, portions, chosen)
         if execute and not plan.problems:
             there = await redriving.settle_interrupted(settings, db)
             chosen, again = Chosen(), RedrivePlan()
@@ -323,12 +323,12 @@ async def _redrive_file(
             end_json()
         elif not execute and not plan.problems:
             listing.show()
-        tell_stay(stay, settings.topic)
-        await tell_file(file, plan)
+        show_staying(stay, settings.topic)
+        await show_problems(file, plan)
     _show_redriven(settings, chosen.count, outcome, rate)
 
 
-async def _look_through(
+async def _choose(
     settings: "Settings", portions: "AsyncIterator[Sequence[Letter]]", chosen: "Chosen"
 ) -> "tuple[Listing, int]":
     """The letters that can be sent, as a table; and how many of them cannot be."""
@@ -355,11 +355,11 @@ async def _send_again(
 
     with progress("sending again", "letters") as advance:
 
-        def tell(letters: "Iterable[Letter]", outcome: "Redriven") -> None:
+        def progressed(letters: "Iterable[Letter]", outcome: "Redriven") -> None:
             chosen.add(letters)
             advance(outcome.sent)
 
-        return await redriving.redrive(settings, db, portions, rate, tell)
+        return await redriving.redrive(settings, db, portions, rate, progressed)
 
 
 def _show_redriven(settings: "Settings", able: int, outcome: "Redriven | None", rate: float) -> None:

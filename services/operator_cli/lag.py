@@ -18,7 +18,7 @@ from services.operator_cli.options import (
     make_table,
     parse_duration,
 )
-from services.operator_cli.watch import EveryOption, WatchOption, look
+from services.operator_cli.watch import EveryOption, WatchOption, show
 from services.runtime.errors import MismatchError
 from services.runtime.text import format_duration, plural
 
@@ -49,7 +49,7 @@ def lag(
     async def once() -> tuple[list["Group"], int]:
         return await read_groups(settings, services), int(time.time() * 1000)
 
-    groups, at = look(
+    groups, at = show(
         once,
         lambda seen: groups_json(*seen),
         lambda seen: _tables(*seen),

@@ -199,7 +199,7 @@ async def show_file(file: MendedFile) -> None:
     problems.end(nl=False)
 
 
-async def tell_file(file: MendedFile, plan: RedrivePlan) -> None:
+async def show_problems(file: MendedFile, plan: RedrivePlan) -> None:
     """Says which lines are wrong, what is left out, and where nothing could be compared.
 
     Raises:
@@ -212,9 +212,9 @@ async def tell_file(file: MendedFile, plan: RedrivePlan) -> None:
     if plan.problems > _SHOWN:
         say(f"  and {plan.problems - _SHOWN:,} more; -o json lists them all")
     async for some in file.handled(_SHOWN):
-        told = ", ".join(f"{source} ({action})" for source, action in some)
+        handled = ", ".join(f"{source} ({action})" for source, action in some)
         more = f" and {plan.handled - _SHOWN:,} more" if plan.handled > _SHOWN else ""
-        say(f"[yellow]handled meanwhile, left out:[/] {told}{more}")
+        say(f"[yellow]handled meanwhile, left out:[/] {handled}{more}")
         break
     if plan.without_id:
         letters = plural(plan.without_id, "letter")
@@ -223,7 +223,7 @@ async def tell_file(file: MendedFile, plan: RedrivePlan) -> None:
         raise StepstreamError(f"{plural(plan.problems, 'line')} cannot be sent; nothing was sent")
 
 
-def tell_stay(stay: int, topic: str) -> None:
+def show_staying(stay: int, topic: str) -> None:
     """Says how many letters cannot be sent."""
     if stay:
         say(

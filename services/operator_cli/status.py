@@ -12,7 +12,7 @@ from rich.text import Text
 from services.operator_cli.gone import as_json as gone_json
 from services.operator_cli.lag import format_wait, groups_json
 from services.operator_cli.options import Output, OutputOption, current_settings, examples, make_table
-from services.operator_cli.watch import EveryOption, WatchOption, look
+from services.operator_cli.watch import EveryOption, WatchOption, show
 from services.runtime.text import format_duration, format_time, plural
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def status(output: OutputOption = Output.TABLE, watch: WatchOption = False, ever
     async def once() -> "Status":
         return await read_status(settings)
 
-    seen = look(once, _as_json, status_page, output, every if watch else None)
+    seen = show(once, _as_json, status_page, output, every if watch else None)
     if seen.is_incomplete:
         raise typer.Exit(1)
     if seen.is_apart:
@@ -179,8 +179,11 @@ def _hints(database: Mapping[str, Any]) -> list[str]:
     ]
     for row in database.get("odd_partitions", ()):
         habits = [
-            f"{row[name] / row['looked_at']:.0%} {told}"
-            for name, told in (("elsewhere", "not where their key belongs"), ("without_key", "without a key"))
+            f"{row[name] / row['looked_at']:.0%} {habit}"
+            for name, habit in (
+                ("elsewhere", "not where their key belongs"),
+                ("without_key", "without a key"),
+            )
             if row[name]
         ]
         hints.append(

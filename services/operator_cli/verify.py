@@ -148,7 +148,7 @@ def _report(verdict: "Verification", *, as_json: bool) -> None:
             )
     if verdict.differing:
         cells = verdict.differing - len(verdict.apart)
-        told = [f"{plural(cells, 'cell')} and journeys differ"] if cells else []
-        raise MismatchError("; ".join([*told, *verdict.why]))
+        parts = [f"{plural(cells, 'cell')} and journeys differ"] if cells else []
+        raise MismatchError("; ".join([*parts, *verdict.why]))
     if not as_json:
         say("[bold green]exact[/]: every cell equals what completions and starts say")

@@ -19,7 +19,7 @@ EveryOption = Annotated[
 ]
 
 
-def look(
+def show(
     once: Callable[[], Awaitable[T]],
     as_json: Callable[[T], object],
     page: Callable[[T], RenderableType],

@@ -84,7 +84,7 @@ class Relay:
     async def _round(self) -> int:
         """Sends one load; returns how many messages left the outbox."""
         self.progress = time.monotonic()
-        await self._tell_another_database()
+        await self._log_another_database()
         await self._sender.start()
         failure: BaseException | None = None
         async with store.take(self.pool, self._settings.topic, self._settings.relay_batch_records) as load:
@@ -114,7 +114,7 @@ class Relay:
             raise failure
         return len(load.sent) + len(load.refused)
 
-    async def _tell_another_database(self) -> None:
+    async def _log_another_database(self) -> None:
         """Tells a database that took the place of another what it may have forgotten: what was sent."""
         async with self.pool.acquire() as connection, connection.transaction():
             identity = (await read_identity(connection)).identity

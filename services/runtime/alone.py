@@ -24,7 +24,7 @@ class Act(IntEnum):
     MOVE_POSITIONS = 7_226_377_004
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The act, as of somebody who is at it."""
         return {
             Act.HANDLE_LETTERS: "handles the dead letters",
@@ -62,7 +62,9 @@ async def be_alone(db: Connection, act: Act, patience: float | None = None) -> N
             wait=wait_fixed(0.1),
         )(lock)
     except RetryError:
-        raise RefusedError(f"{await _who(db, act)}. Wait until that is done, and run this again") from None
+        raise RefusedError(
+            f"{await _describe_holder(db, act)}. Wait until that is done, and run this again"
+        ) from None
 
 
 @contextlib.asynccontextmanager
@@ -86,11 +88,11 @@ def _me() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-async def _who(db: Connection, act: Act) -> str:
+async def _describe_holder(db: Connection, act: Act) -> str:
     row = await db.fetchrow(SQL["holder_of_act"], act.value)
     if row is None:
-        return f"somebody else just {act.told} of this database"
+        return f"somebody else just {act.description} of this database"
     who = (row["application_name"] or "").removeprefix("stepstream-cli ") or "somebody"
     since = f" since {format_time(row['since'].timestamp() * 1000)}" if row["since"] else ""
     source = f" from {row['address']}" if row["address"] else ""
-    return f"{who} {act.told} of this database{since} (as {row['role']}{source}, session {row['pid']})"
+    return f"{who} {act.description} of this database{since} (as {row['role']}{source}, session {row['pid']})"

@@ -79,7 +79,7 @@ class Seldom:
         self._counts: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
-    def tell(self, who: str) -> None:
+    def warn(self, who: str) -> None:
         """Counts something that a client did or met."""
         self._counts[who if who in self._counts or len(self._counts) < _COUNTED else "others"] += 1
         if self._timer is None:
@@ -91,7 +91,7 @@ class Seldom:
             return
         named = self._counts.most_common(_NAMED)
         more = len(self._counts) - len(named)
-        told = ", ".join(f"{who}: {many:,}" for who, many in named) + (f", {more:,} more" if more else "")
-        self._log.warning("%s: %s", self._what, told)
+        names = ", ".join(f"{who}: {many:,}" for who, many in named) + (f", {more:,} more" if more else "")
+        self._log.warning("%s: %s", self._what, names)
         self._counts.clear()
         self._timer = asyncio.get_running_loop().call_later(self._quiet_seconds, self._write)

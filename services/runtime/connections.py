@@ -160,7 +160,7 @@ class Connections:
 
     def _make_room(self, reason: str, address: str, waiting: dict[Connection, None] | None) -> bool:
         victim = next(iter(waiting), None) if waiting else None
-        self.tell(reason, victim.address if victim else address)
+        self.report(reason, victim.address if victim else address)
         if victim is not None:
             self.leave(victim)
             victim.end()
@@ -191,7 +191,7 @@ class Connections:
             if not waiting:
                 del self._waiting[connection.address]
 
-    def tell(self, reason: str, address: str) -> None:
+    def report(self, reason: str, address: str) -> None:
         """Counts and logs a connection that is closed before its client wants it."""
         HTTP_CLOSED.labels(self._service, reason).inc()
-        self._seldom.tell(f"{address} ({reason})")
+        self._seldom.warn(f"{address} ({reason})")

@@ -243,8 +243,8 @@ def _reason(error: Exception, patience: float) -> str:
     """Why no connection was made; some errors have no text."""
     if isinstance(error, TimeoutError):
         return f"no answer within {patience:g} s: is that PostgreSQL?"
-    told = error if isinstance(error, OSError) else explained(error)
-    return str(told) or type(error).__name__
+    explanation = error if isinstance(error, OSError) else explained(error)
+    return str(explanation) or type(error).__name__
 
 
 @contextlib.asynccontextmanager

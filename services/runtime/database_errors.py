@@ -102,15 +102,15 @@ def explaining() -> Iterator[None]:
     try:
         yield
     except _OF_POSTGRESQL as error:
-        told = explained(error)
+        explanation = explained(error)
         if _ARGUMENT.search(str(error)):
-            told = StepstreamError(
+            explanation = StepstreamError(
                 "PostgreSQL takes no text with a NUL or with bytes that are no UTF-8, and no number that is "
                 "too large: is what was given right?"
             )
-        elif not isinstance(told, StepstreamError):
-            told = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
-        raise told from error
+        elif not isinstance(explanation, StepstreamError):
+            explanation = StepstreamError(f"PostgreSQL: {type(error).__name__}: {in_a_line(error)}")
+        raise explanation from error
     except (ConnectionResetError, ConnectionRefusedError) as error:
         raise StepstreamError(f"PostgreSQL is away: {error}") from error
     except TimeoutError as error:

@@ -74,7 +74,7 @@ class Exchange:
         self.failed = True
         fields = {"request_id": self.id, "method": self._method, "path": self.path, **more}
         secrets = (*self.secrets, *_secrets_of(self.scope or {}))
-        _tell(self.service, what, error, fields, secrets)
+        _log(self.service, what, error, fields, secrets)
 
     @property
     def _method(self) -> str:
@@ -99,14 +99,14 @@ class Beside:
         name = f"{type(error).__name__}: {error}"
         if name != self._told:
             self._told = name
-            _tell(self._service, self._what, error, {})
+            _log(self._service, self._what, error, {})
 
     def go_on(self) -> None:
         """It works again."""
         self._told = ""
 
 
-def _tell(
+def _log(
     service: str,
     what: str,
     error: BaseException | None,

@@ -44,7 +44,7 @@ class Shared:
         client = client_of_scope(scope)
         if self._under_way[client] >= self._most:
             HTTP_CLOSED.labels(self._service, "address").inc()
-            self._seldom.tell(client)
+            self._seldom.warn(client)
             refusal = PlainTextResponse("too many requests of this address are under way\n", 429, _LATER)
             await refusal(scope, receive, send)
             return

@@ -103,7 +103,7 @@ class TimedProtocol(HttpToolsProtocol):
         super().data_received(data)
         is_missing = self._part is not None and not self.transport.is_closing()
         if is_missing and self._head_bytes > _HEAD_BYTES:
-            self._connections.tell("head-size", self.address)
+            self._connections.report("head-size", self.address)
             self._refuse(431)
         self._watch()
 
@@ -151,7 +151,7 @@ class TimedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what is no HTTP, or too much of it."""
         if len(self.pipeline) >= _AHEAD:
-            self._connections.tell("ahead", self.address)
+            self._connections.report("ahead", self.address)
             self.end()
         else:
             self._refuse(400)
@@ -197,7 +197,7 @@ class TimedProtocol(HttpToolsProtocol):
         elif part == "idle" or not self._requests:
             self.timeout_keep_alive_handler()
         else:
-            self._connections.tell(part, self.address)
+            self._connections.report(part, self.address)
             self._refuse(408)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -222,13 +222,13 @@ class TimedProtocol(HttpToolsProtocol):
     def _watch_writing(self) -> None:
         if self._write_timer is None and self.transport.get_write_buffer_size():
             self._unread = self.transport.get_write_buffer_size()
-            self._look_at_writing_later()
+            self._check_writing_later()
 
-    def _look_at_writing_later(self) -> None:
+    def _check_writing_later(self) -> None:
         seconds = self._connections.limits.write_seconds
-        self._write_timer = self.loop.call_later(seconds, self._look_at_writing)
+        self._write_timer = self.loop.call_later(seconds, self._check_writing)
 
-    def _look_at_writing(self) -> None:
+    def _check_writing(self) -> None:
         """Closes it when its client has read too little of what waits since the look before."""
         self._write_timer = None
         unread = self.transport.get_write_buffer_size()
@@ -236,11 +236,11 @@ class TimedProtocol(HttpToolsProtocol):
             return
         least = int(_LEAST_RATE * self._connections.limits.write_seconds)
         if unread > max(0, self._unread - least):
-            self._connections.tell("write", self.address)
+            self._connections.report("write", self.address)
             self.transport.abort()
             return
         self._unread = unread
-        self._look_at_writing_later()
+        self._check_writing_later()
 
 
 def _refusal(line: str) -> bytes:

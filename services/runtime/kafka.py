@@ -163,7 +163,7 @@ def renew_password(consumer: AIOKafkaConsumer, settings: Settings) -> None:
         # aiokafka takes a password once, and hands this attribute to each new connection.
         consumer._client._sasl_plain_password = settings.read_kafka_password()  # noqa: SLF001
     except OSError as error:
-        _unreadable.tell(str(error))
+        _unreadable.warn(str(error))
 
 
 @contextlib.asynccontextmanager
@@ -291,8 +291,8 @@ DEAD_LETTER_HEADERS = (
 
 def dead_letter_headers(record: Record, error_class: str, message: str) -> list[tuple[str, bytes]]:
     """The record's own headers, then where it came from and why it was refused."""
-    told = (record.topic, record.partition, record.offset, record.timestamp, error_class, message)
+    values = (record.topic, record.partition, record.offset, record.timestamp, error_class, message)
     return [
         *record.headers,
-        *((name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, told, strict=True)),
+        *((name, str(value).encode()) for name, value in zip(DEAD_LETTER_HEADERS, values, strict=True)),
     ]

@@ -30,9 +30,9 @@ _LONG: Final = 8
 
 def failure_as_rpc(_: Scope, failure: Failure) -> ASGIApp:
     """A failure outside the SDK, as an error of JSON-RPC, so that clients hand the message on."""
-    told = _ENDING if failure.is_ending else _MESSAGE.format(failure.request_id)
+    message = _ENDING if failure.is_ending else _MESSAGE.format(failure.request_id)
     reason = "temporarily_unavailable" if failure.is_ending else _REASON
-    error = {"code": INTERNAL_ERROR, "message": told, "data": _data(failure.request_id, reason)}
+    error = {"code": INTERNAL_ERROR, "message": message, "data": _data(failure.request_id, reason)}
     return JSONResponse({"jsonrpc": "2.0", "id": None, "error": error}, failure.status, failure.headers)
 
 

@@ -192,9 +192,9 @@ async def _refuse_foreign(connection: Connection, migrations: list[Migration]) -
     found = await connection.fetch(SQL["foreign_objects"], path["schemas"], [*names, "stepstream_migrations"])
     await connection.execute(SQL["set_search_path"], path["setting"])
     if found:
-        told = "; ".join(f"{row['what']} belongs to {row['owner']}" for row in found)
+        owners = "; ".join(f"{row['what']} belongs to {row['owner']}" for row in found)
         raise MigrationError(
-            f"{told}. It would be used in place of ours or of PostgreSQL's own, with the rights of who "
+            f"{owners}. It would be used in place of ours or of PostgreSQL's own, with the rights of who "
             "migrates. If you trust its owner, migrate as that role; else drop it. Nobody else needs the "
             "right to create objects in our schema: ops/roles.sql takes it away"
         )

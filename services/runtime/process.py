@@ -187,13 +187,13 @@ class Process(abc.ABC, Generic[H_co]):
             return self.settings.drain_timeout_seconds
         return max(0.0, self._drained_by - time.monotonic())
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         try:
-            await self.look()
+            await self.poll()
         except Exception as error:  # noqa: BLE001 - whatever it is, the service is not whole without it
             self.fail(error)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Looks at what takes a round trip to see; called again and again while the service runs."""
 
     def log_start(self) -> None:
@@ -271,7 +271,7 @@ class Process(abc.ABC, Generic[H_co]):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), min(_WATCH_SECONDS, bound / 4))
             if looking is None or looking.done():  # a look may take long, this loop may not
-                looking = asyncio.create_task(self._look())
+                looking = asyncio.create_task(self._poll())
         if looking is not None:
             looking.cancel()
         # The end takes as long as the batch in hand may, and not for ever.

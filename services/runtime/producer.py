@@ -83,7 +83,7 @@ class Producer:
             try:
                 await made.start()
                 if self._topic is not None:
-                    await _look_for(made, self._topic)
+                    await _require_topic(made, self._topic)
             except BaseException:
                 await _end(made)
                 raise
@@ -97,7 +97,7 @@ class Producer:
             await _end(made)
 
 
-async def _look_for(made: AIOKafkaProducer, topic: str) -> None:
+async def _require_topic(made: AIOKafkaProducer, topic: str) -> None:
     metadata = await made.client.fetch_all_metadata()
     if topic not in metadata.topics():
         raise ConfigurationError(f"Kafka has no topic {topic}: run `stepstream migrate` first")

@@ -25,7 +25,7 @@ def retrying(
     its connections after an error that comes from where they lead.
     """
 
-    async def tell(state: RetryCallState) -> None:
+    async def log_retry(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if pool is not None and isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # These connections are to what is a standby now; new ones find the primary.
@@ -37,7 +37,7 @@ def retrying(
     return AsyncRetrying(
         retry=retry_if_exception(passes),
         wait=wait_random_exponential(multiplier=0.05, max=5),
-        before_sleep=tell,
+        before_sleep=log_retry,
         sleep=pause,
         reraise=True,
     )

@@ -45,16 +45,16 @@ def habits(looked_at: int, elsewhere: int, without_key: int) -> list[str]:
     """
     if looked_at < LEAST_LOOKED_AT or 100 * (elsewhere + without_key) < LEAST_PERCENT * looked_at:
         return []
-    told = []
+    habits = []
     if elsewhere:
-        told.append(
+        habits.append(
             f"{elsewhere / looked_at:.0%} of a sample are in another partition than Kafka's default "
             "partitioner chooses for their key: set the producer's partitioner to murmur2 "
             "(librdkafka: `partitioner=murmur2_random`)."
         )
     if without_key:
-        told.append(
+        habits.append(
             f"{without_key / looked_at:.0%} of a sample have no key: send the person's id "
             "(`mcp_server_user_id`) as the key."
         )
-    return told
+    return habits

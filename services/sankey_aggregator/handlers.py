@@ -61,7 +61,7 @@ class Aggregator:
         self._locked: dict[str, tuple[str, float]] = {}
         #: How many journeys wait for a lock, and when it looks again whether that has gone.
         self._waiting = 0
-        self._look_at = -math.inf
+        self._check_at = -math.inf
         #: Partitions that are left until the recorder goes on with them.
         self._left: set[int] = set()
 
@@ -140,7 +140,7 @@ class Aggregator:
     async def resume(self) -> None:
         """Counts what waited for locks that have gone, where it is time to look for that."""
         began = time.monotonic()
-        if began < self._look_at:
+        if began < self._check_at:
             return
         done = 0
         async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
@@ -158,7 +158,7 @@ class Aggregator:
         JOURNEYS_WAITING_AGE.set(oldest)
         # However many locks there are, most of the time is for the batches.
         now = time.monotonic()
-        self._look_at = now + min(_CHECK_SECONDS + 4 * (now - began), _LONGEST_SECONDS)
+        self._check_at = now + min(_CHECK_SECONDS + 4 * (now - began), _LONGEST_SECONDS)
 
     def _known_locked(self) -> dict[str, str] | None:
         """The walkthroughs that are not tried just now; None where nothing waits for a lock."""

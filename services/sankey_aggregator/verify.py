@@ -96,8 +96,8 @@ async def _verdict(survey: Connection, outcome: Unsettled, agrees: Mapping[int, 
             "counts are not what the journeys contribute, which no traffic explains: sankey_transitions or "
             "sankey_endings were changed by hand or restored alone. `stepstream rebuild --execute` mends it"
         )
-    if told := why_apart(agrees):
-        why.append(told)
+    if cause := why_apart(agrees):
+        why.append(cause)
     apart = [partition for partition, same in agrees.items() if same is False]
     differing = cells + found.journeys + (0 if cells else len(nodes)) + len(apart)
     return Verification(

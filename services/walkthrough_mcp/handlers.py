@@ -250,7 +250,7 @@ class WalkthroughTools:
         except Exception as error:
             if not is_away(error):
                 raise
-            self._away.tell(type(error).__name__)
+            self._away.warn(type(error).__name__)
             raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
         return guidance(done.move, done.offers, done.content, done.visitor)
 

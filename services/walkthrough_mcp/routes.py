@@ -302,7 +302,7 @@ class McpEndpoint:
             except Exception as error:
                 if not is_away(error):
                     raise
-                self._away.tell(type(error).__name__)
+                self._away.warn(type(error).__name__)
                 raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
         if server is None:
             self._known.pop(slug, None)
@@ -361,7 +361,7 @@ class McpEndpoint:
         try:
             await guarded(scope, receive, send)
         except IssuerAwayError as error:
-            self._unverified.tell(f"{server.slug} ({error})")
+            self._unverified.warn(f"{server.slug} ({error})")
             raise Refusal(
                 503, "temporarily_unavailable", "Tokens cannot be verified right now. Try again.", 5
             ) from None

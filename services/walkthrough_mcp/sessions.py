@@ -306,7 +306,7 @@ class Sessions:
             bound, session = excess
             self._ledger.remove(session.id)
             MCP_SESSIONS_ENDED.labels(bound).inc()
-            self._seldom.tell(f"{session.address} at {session.server} ({bound})")
+            self._seldom.warn(f"{session.address} at {session.server} ({bound})")
             await self._end(session)
 
     async def _end(self, session: Session) -> None:

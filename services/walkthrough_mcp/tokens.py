@@ -265,7 +265,7 @@ class Verifier:
             if not _can_be_subject(str(claims["sub"])):
                 raise jwt.InvalidTokenError("no row can have this sub")
         except (jwt.PyJWTError, ValueError, TypeError) as error:
-            self._issuers.refused.tell(f"{self._server.slug} ({type(error).__name__})")
+            self._issuers.refused.warn(f"{self._server.slug} ({type(error).__name__})")
             return None
         client = str(claims.get("client_id") or claims.get("azp") or "")
         return AccessToken(

@@ -665,7 +665,7 @@ async def test_a_tail_that_was_read_since_the_last_look_is_named(
         for i in range(0, 300, 30):
             await world.produce(traffic(i, 30))
         await read()
-        await keeper.look(consumer, pool, range(3))
+        await keeper.recheck(consumer, pool, range(3))
         for i in range(300, 450, 30):
             await world.produce(traffic(i, 30))
         await read()
@@ -678,7 +678,7 @@ async def test_a_tail_that_was_read_since_the_last_look_is_named(
             consumer.seek(tp, 0)
         for records in (await consumer.getmany(timeout_ms=5_000, max_records=10)).values():
             keeper.fetched(records[-1])
-        await keeper.look(consumer, pool, range(3))
+        await keeper.recheck(consumer, pool, range(3))
         await keeper.place(consumer, pool, keeper.unplaced(tps), at_committed=False)
     finally:
         await consumer.stop()

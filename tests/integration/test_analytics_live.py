@@ -187,18 +187,18 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
         return Marks(marks, on_replica=False, stored={})
 
     async def rests() -> bool:
-        return not watch.is_looking
+        return not watch.is_watching
 
     watch = freshness.FreshnessWatch(world.settings, count_marks)
     async with watch.running():
-        assert (await watch.look()).freshness(Newest(), "org").current is True
+        assert (await watch.read_backlog()).freshness(Newest(), "org").current is True
         await eventually(rests, "nobody asks any more")
         await world.produce([completed("bob", "a", 2000)])
-        fresh = (await watch.look()).freshness(Newest(), "org")
+        fresh = (await watch.read_backlog()).freshness(Newest(), "org")
         assert (fresh.current, [g.lag for g in fresh.groups]) == (False, [1, 1])
         await eventually(rests, "nobody asks any more")
         marks = 3
-        assert (await watch.look()).freshness(Newest(), "org").marks == 3
+        assert (await watch.read_backlog()).freshness(Newest(), "org").marks == 3
 
 
 async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_known(world: World) -> None:

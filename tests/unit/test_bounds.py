@@ -69,8 +69,8 @@ async def test_a_counter_ends_with_its_window(monkeypatch: pytest.MonkeyPatch) -
 async def test_of_many_there_is_one_line_at_once_and_one_later(caplog: pytest.LogCaptureFixture) -> None:
     seldom = Seldom(logging.getLogger("stepstream.test"), "closed")
     for n in range(2_000):
-        seldom.tell("the greedy one")
-        seldom.tell(f"another {n}")
+        seldom.warn("the greedy one")
+        seldom.warn(f"another {n}")
     assert [r.getMessage() for r in caplog.records] == ["closed: the greedy one: 1"]
     seldom._write()  # a minute later
     line = caplog.records[-1].getMessage()

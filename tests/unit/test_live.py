@@ -8,7 +8,7 @@ import pytest
 
 from services.analytics_api import live
 from services.analytics_api.answers import Answers
-from services.analytics_api.freshness import Look, Newest
+from services.analytics_api.freshness import Backlog, Newest
 from services.analytics_api.live import Changes
 from services.analytics_api.models import Freshness
 from services.analytics_api.store import Change
@@ -23,8 +23,8 @@ class Slow:
         self.pause = asyncio.Event()
         self.asked: list[list[str]] = []
 
-    async def look(self) -> Look:
-        return Look()
+    async def read_backlog(self) -> Backlog:
+        return Backlog()
 
     async def changes(self, walkthroughs: Sequence[str]) -> dict[str, Change]:
         self.asked.append(list(walkthroughs))
@@ -32,9 +32,9 @@ class Slow:
         return {w: Change("org", Newest(), w) for w in walkthroughs if w in {"a", "b"}}
 
     def fresh_of(
-        self, organization: str, walkthrough: str, look: Look, newest: Newest, version: str
+        self, organization: str, walkthrough: str, backlog: Backlog, newest: Newest, version: str
     ) -> Freshness:
-        return look.freshness(newest, organization, walkthrough, version)
+        return backlog.freshness(newest, organization, walkthrough, version)
 
 
 async def test_a_look_that_began_before_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
