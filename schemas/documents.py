@@ -1,5 +1,6 @@
 """The generated documents: JSON Schema, AsyncAPI, and key-to-partition vectors, as plain values."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from aiokafka.partitioner import DefaultPartitioner
@@ -56,21 +57,7 @@ def asyncapi() -> dict[str, Any]:
     """The AsyncAPI 3 document of the topic and its dead letters."""
     schema = json_schema()
     payloads = {name: dict(definition) for name, definition in schema["$defs"].items()}
-    messages = {
-        name: {
-            "name": definition["properties"]["type"]["const"],
-            "title": definition["description"].partition("\n")[0],
-            "contentType": "application/json",
-            "payload": {"$ref": f"#/components/schemas/{name}"},
-            "bindings": {
-                "kafka": {
-                    "key": {"type": "string", "description": "mcp_server_user_id in UTF-8"},
-                    "bindingVersion": "0.5.0",
-                }
-            },
-        }
-        for name, definition in payloads.items()
-    }
+    messages = _messages(payloads)
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -109,7 +96,7 @@ def asyncapi() -> dict[str, Any]:
                 "channel": {"$ref": "#/channels/progress"},
                 "summary": "Group sankey-aggregator: counts the journeys that events name.",
             },
-            "buryDeadLetters": {
+            "sendDeadLetters": {
                 "action": "send",
                 "channel": {"$ref": "#/channels/deadLetters"},
                 "summary": "The completion-recorder sends refused records here, byte for byte.",
@@ -119,6 +106,24 @@ def asyncapi() -> dict[str, Any]:
             "messages": {**messages, "DeadLetter": _dead_letter()},
             "schemas": payloads,
         },
+    }
+
+
+def _messages(payloads: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: {
+            "name": definition["properties"]["type"]["const"],
+            "title": definition["description"].partition("\n")[0],
+            "contentType": "application/json",
+            "payload": {"$ref": f"#/components/schemas/{name}"},
+            "bindings": {
+                "kafka": {
+                    "key": {"type": "string", "description": "mcp_server_user_id in UTF-8"},
+                    "bindingVersion": "0.5.0",
+                }
+            },
+        }
+        for name, definition in payloads.items()
     }
 
 

@@ -66,7 +66,7 @@ def export(
 
     settings = current_settings()
 
-    async def work() -> Any:
+    async def work() -> dict[str, Any]:
         async with connected(settings) as connection:
             return await export_walkthrough(connection, walkthrough)
 

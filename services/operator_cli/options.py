@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import durationpy
 import typer
@@ -232,8 +232,17 @@ def not_executed() -> None:
     say("[yellow]nothing was changed[/]: this is the plan; --execute carries it out")
 
 
+class Advance(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, of: int | None = None) -> None:
+        """So much is done, of so much where that is known."""
+
+
 @contextmanager
-def progress(description: str, unit: str, total: int | None = None) -> Iterator[Any]:
+def progress(
+    description: str, unit: str, total: int | None = None
+) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on a terminal, nothing elsewhere; yields a function of (done, total)."""
     columns = (
         TextColumn("{task.description}"),

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from services.operator_cli.options import current_settings
 from services.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from services.runtime.process import Handler, Process
     from services.runtime.settings import Settings
 
 app = typer.Typer()
@@ -97,20 +98,19 @@ def run(
             with _no_collection():
                 from services.walkthrough_mcp.app import run_stdio
             return await run_stdio(settings, stdio, tracking_id)
-        code: int = await _build(service, settings).run(*_ports(service, port, health_port))
-        return code
+        return await _build(service, settings).run(*_ports(service, port, health_port))
 
     with asyncio.Runner(loop_factory=event_loop_of(service)) as runner:
         sys.exit(runner.run(work()))
 
 
-def _ports(service: Service, port: int | None, health_port: int | None) -> list[int]:
+def _ports(service: Service, port: int | None, health_port: int | None) -> tuple[int, int | None]:
     """The ports of a service: its own, and that of health and metrics where they have one."""
     if service not in DEFAULT_HEALTH_PORTS:
-        return [DEFAULT_PORTS[service] if port is None else port]
+        return DEFAULT_PORTS[service] if port is None else port, None
     if health_port is None:
         health_port = DEFAULT_HEALTH_PORTS[service] if port is None else 0
-    return [DEFAULT_PORTS[service] if port is None else port, health_port]
+    return DEFAULT_PORTS[service] if port is None else port, health_port
 
 
 def event_loop_of(service: Service) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -122,7 +122,7 @@ def event_loop_of(service: Service) -> Callable[[], asyncio.AbstractEventLoop]:
     return asyncio.new_event_loop
 
 
-def _build(service: Service, settings: "Settings") -> Any:
+def _build(service: Service, settings: "Settings") -> "Process[Handler]":
     package = {
         Service.COMPLETION_RECORDER: "completion_recorder",
         Service.SANKEY_AGGREGATOR: "sankey_aggregator",
@@ -131,7 +131,8 @@ def _build(service: Service, settings: "Settings") -> Any:
         Service.ANALYTICS_API: "analytics_api",
     }[service]
     with _no_collection():
-        return importlib.import_module(f"services.{package}.app").build(settings)
+        built: Process[Handler] = importlib.import_module(f"services.{package}.app").build(settings)
+        return built
 
 
 @contextlib.contextmanager

@@ -493,7 +493,7 @@ async def refused_ones(world: World, events: Sequence[dict[str, Any]]) -> None:
         assert (await hand(world, pool, events)).waiting == len(events)
 
 
-async def test_two_recorders_bury_what_waited_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_recorders_send_what_waited_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await refused_ones(world, [completed("ann", step, 1) for step in "abc"])
     sending, go_on = asyncio.Event(), asyncio.Event()
     async with looking(world) as (one, letters), looking(world) as (two, _):
