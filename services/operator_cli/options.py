@@ -240,9 +240,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(
-    description: str, unit: str, total: int | None = None
-) -> Iterator[Callable[[int, int | None], None]]:
+def progress(description: str, unit: str, total: int | None = None) -> Iterator[Advance]:
     """A progress bar on a terminal, nothing elsewhere; yields a function of (done, total)."""
     columns = (
         TextColumn("{task.description}"),
