@@ -313,3 +313,8 @@ def encoded(name: str, value: bytes | None) -> dict[str, Any]:
         return {name: value.decode()}
     except UnicodeDecodeError:
         return {f"{name}_base64": base64.b64encode(value).decode()}
+
+
+async def forget_handled(db: Connection, topic: str) -> None:
+    """Forgets what was done with dead letters of a topic, whose places will be those of other records."""
+    await db.execute(SQL["letters_forget_handled"], topic)

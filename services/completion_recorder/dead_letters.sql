@@ -37,3 +37,7 @@ select * from unnest(
   $1::text[], $2::integer[], $3::bigint[], array_fill('dropped'::text, array[cardinality($1)])
 )
 on conflict (topic, partition, "offset") do nothing;
+
+-- name: letters_forget_handled
+-- What was done with dead letters of a topic, once its places are those of another cluster.
+delete from dead_letters_handled where topic = $1;

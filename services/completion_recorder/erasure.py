@@ -8,7 +8,7 @@ import asyncpg
 from schemas import UserErased
 from services.completion_recorder.judge import Accepted
 from services.completion_recorder.outcome import Outcome, Waiting
-from services.runtime.database import Connection, load_queries
+from services.runtime.database import Connection, fetch_one, load_queries
 
 SQL = load_queries(__file__)
 
@@ -29,7 +29,7 @@ async def erase(connection: Connection, accepted: Iterable[Accepted]) -> None:
     """
     erasures = [event for event, _ in accepted if isinstance(event, UserErased)]
     if erasures:
-        await _note(connection, erasures)
+        await note_erased(connection, erasures)
         await _delete(connection, [erasure.mcp_server_user_id for erasure in erasures])
 
 
@@ -38,7 +38,7 @@ async def erase_by_parts(connection: Connection, accepted: Iterable[Accepted]) -
     erasures = [(item, item.event) for item in accepted if isinstance(item.event, UserErased)]
     if not erasures:
         return Outcome()
-    await _note(connection, [event for _, event in erasures])
+    await note_erased(connection, [event for _, event in erasures])
     users = [event.mcp_server_user_id for _, event in erasures]
     locked = await lock_people(connection, users)
     waits_for = {user: f"mcp_server_user {user}" for user in locked}
@@ -76,13 +76,26 @@ async def _delete_one_by_one(connection: Connection, users: Iterable[str]) -> di
     return waits_for | {user: f"what is kept of mcp_server_user {user}, perhaps" for user in left}
 
 
-async def _note(connection: Connection, erasures: Sequence[UserErased]) -> None:
-    await connection.execute(
+async def note_erased(connection: Connection, erasures: Sequence[UserErased]) -> set[str]:
+    """Notes who is erased from now on; returns those of whom this is the first erasure."""
+    first = await connection.fetch(
         SQL["note_erased"],
         [e.mcp_server_user_id for e in erasures],
         [e.erased_at for e in erasures],
         [e.event_id for e in erasures],
     )
+    return {row["mcp_server_user_id"] for row in first}
+
+
+async def find_note(connection: Connection, user: str) -> tuple[int, str]:
+    """Since when a person is erased, in milliseconds, and the id of the event that says so."""
+    row = await fetch_one(connection, SQL["find_note"], user)
+    return row["erased_at"], row["event_id"]
+
+
+async def forget_waiting(connection: Connection, user: str) -> None:
+    """Removes a person's events that wait for a lock."""
+    await connection.execute(SQL["delete_waiting"], [user])
 
 
 async def _delete(connection: Connection, users: Sequence[str]) -> None:

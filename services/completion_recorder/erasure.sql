@@ -1,5 +1,5 @@
 -- name: note_erased
--- Who is erased from now on; the first erasure of a person stays.
+-- Who is erased from now on; the first erasure of a person stays. Returns those of whom this is the first.
 insert into erased_users (mcp_server_user_id, erased_at, event_id)
 select distinct on (given.mcp_server_user_id)
   given.mcp_server_user_id,
@@ -7,7 +7,8 @@ select distinct on (given.mcp_server_user_id)
   given.event_id
 from unnest($1::text[], $2::bigint[], $3::text[]) as given (mcp_server_user_id, erased_at, event_id)
 order by given.mcp_server_user_id, given.erased_at, given.event_id
-on conflict (mcp_server_user_id) do nothing;
+on conflict (mcp_server_user_id) do nothing
+returning mcp_server_user_id;
 
 -- name: find_erased
 -- Those of these people who were erased.
@@ -30,7 +31,7 @@ delete from mcp_server_user where id = any($1::text[]);
 delete from outbox
 where
   shard = any(
-    select (hashtextextended(given.key, 0) & 63)::integer from unnest($1::text[]) as given (key)
+    select outbox_shard(given.key) from unnest($1::text[]) as given (key)
   )
   and key = any($1::text[]);
 
@@ -41,3 +42,11 @@ delete from outbox_set_aside where key = any($1::text[]);
 -- name: delete_waiting
 -- Their events that wait for a lock.
 delete from waiting_events where mcp_server_user_id = any($1::text[]);
+
+-- name: find_note
+-- Since when a person is erased, and which event says so.
+select
+  erased_at,
+  event_id
+from erased_users
+where mcp_server_user_id = $1;

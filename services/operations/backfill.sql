@@ -28,7 +28,7 @@ select
   exists (
     select from outbox
     where
-      shard = (hashtextextended(progress.mcp_server_user_id, 0) & 63)::integer
+      shard = outbox_shard(progress.mcp_server_user_id)
       and key = progress.mcp_server_user_id
   ) as on_its_way
 from walkthrough_progress as progress

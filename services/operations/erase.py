@@ -17,11 +17,14 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from schemas import decode, encode
+from schemas import UserErased, decode, encode
+from services.completion_recorder import erasure as erasures
+from services.completion_recorder import source_names
 from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.people import find_person
 from services.consumers.lag import RECORDER
+from services.outbox_relay import person as outbox
 from services.runtime.alone import Act, be_alone
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, connected, fetch_one, load_queries
@@ -29,7 +32,6 @@ from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
 from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
-from services.runtime.sources import NO_SOURCE, OTHERS
 from services.sankey_aggregator import store
 
 SQL = load_queries(__file__)
@@ -40,8 +42,6 @@ _LOCK = {"lock_timeout": "10s"}
 _TRANSACTION_SECONDS = 60
 #: How long to wait for another who handles the dead letters, in seconds.
 _LETTERS_SECONDS = 60.0
-#: Sources that are nobody; the first gets what is left of one that was a person.
-_NOBODY = [NO_SOURCE, OTHERS]
 #: What `json` raises for what is no JSON, and for what is nested too deeply.
 _UNREADABLE = (ValueError, RecursionError)
 
@@ -145,9 +145,10 @@ async def _names_of(db: Connection, user: str) -> Names:
 
 
 async def _count(db: Connection, names: Names) -> dict[str, Any]:
-    row = await db.fetchrow(SQL["erase_plan"], names.user, names.id_pattern)
-    sources = await db.fetchval(SQL["erase_count_sources"], names.source_pattern, _NOBODY, names.pattern)
-    return dict(row or ()) | {"sources": sources}
+    rows = dict(await fetch_one(db, SQL["erase_plan"], names.user))
+    on_their_way = await outbox.count_events(db, names.user, names.id_pattern)
+    sources = await source_names.count_names(db, names.source_pattern, names.pattern)
+    return rows | on_their_way | {"sources": sources}
 
 
 async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
@@ -173,11 +174,11 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
         receipt, names = await _forget(db, found.user)
         crash_point("operator.erase-committed")
         try:
-            told = await _announce(settings, db, receipt)
-            await _wait_for_recorder(settings, told, receipt)
+            announced_at = await _announce(settings, db, receipt)
+            await _wait_for_recorder(settings, announced_at, receipt)
             # What it had counted, and not written yet, it has written with the event.
             async with db.transaction():
-                await _forget_sources(db, names)
+                await source_names.forget_names(db, names.source_pattern, names.pattern)
             # Two at once would each copy the letters that the other removes.
             await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
             letters = await _remove_letters(settings, names)
@@ -194,8 +195,9 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
 
 
 async def _forget_source(settings: Settings, found: Receipt) -> Receipt:
+    names = Names(found.user)
     async with connected(settings, server_settings=_LOCK) as db, db.transaction():
-        await _forget_sources(db, Names(found.user))
+        await source_names.forget_names(db, names.source_pattern, names.pattern)
     found.executed = True
     return found
 
@@ -210,55 +212,44 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         "erased_at": erased_at,
     }
     value = encode(event)
-    decode(value, erased_at)
+    erasure = decode(value, erased_at)
+    assert isinstance(erasure, UserErased)  # noqa: S101 - its type says so
     async with db.transaction():
         await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
         known = await db.fetchval(SQL["erase_lock"], user) is not None
-        first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
+        is_first = await erasures.note_erased(db, [erasure])
         names = await _names_of(db, user)
         counts = {k: v for k, v in (await _count(db, names)).items() if k not in {"known", "erased_at"}}
         journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
-        for name in ("erase_user", "erase_waiting_events"):
-            await db.execute(SQL[name], user)
-        for name in ("erase_outbox", "erase_set_aside"):
-            await db.execute(SQL[name], user, names.id_pattern)
+        await db.execute(SQL["erase_user"], user)
+        await erasures.forget_waiting(db, user)
+        await outbox.remove_events(db, user, names.id_pattern)
         await store.follow_within(db, journeys)
         await db.execute(SQL["erase_marks"], user)
-        if first:
-            headers = json.dumps(operator_headers(event, erased_at))
-            await db.execute(SQL["erase_announce"], user, value.decode(), headers)
+        if is_first:
+            await outbox.announce(db, user, value, operator_headers(event, erased_at))
         else:
-            told = await fetch_one(db, SQL["erase_told"], user)
-            erased_at, event_id = told["erased_at"], told["event_id"]
-        await _forget_sources(db, names)
+            erased_at, event_id = await erasures.find_note(db, user)
+        await source_names.forget_names(db, names.source_pattern, names.pattern)
     return Receipt(user, known, erased_at, counts, event_id=event_id), names
-
-
-async def _forget_sources(db: Connection, names: Names) -> None:
-    """Makes what is kept of sources that are the person that of no source, so that totals stay."""
-    await db.execute(SQL["erase_lock_sources"])
-    for statement in ("erase_refusals", "erase_sources", "erase_places"):
-        await db.execute(SQL[statement], names.source_pattern, _NOBODY)
-    await db.execute(SQL["erase_examples"], names.pattern)
 
 
 async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
     """Sends the event that waits in the outbox, unless a relay is quicker; returns where it is."""
-    row = await db.fetchrow(SQL["erase_waiting"], receipt.user)
-    if row is None:
+    event = await outbox.find_announcement(db, receipt.user)
+    if event is None:
         return None
     async with producer(settings, settings.topic) as sender:
-        headers = [(name, text.encode()) for name, text in json.loads(row["headers"]).items()]
         sent = await (await sender.start()).send_and_wait(
-            settings.topic, row["value"].encode(), key=row["key"].encode(), headers=headers
+            settings.topic, event.value, key=event.key, headers=event.headers
         )
-    await db.execute(SQL["erase_sent"], row["id"])
+    await outbox.remove(db, event)
     return sent.partition, sent.offset
 
 
-async def _wait_for_recorder(settings: Settings, told: tuple[int, int] | None, receipt: Receipt) -> None:
+async def _wait_for_recorder(settings: Settings, at: tuple[int, int] | None, receipt: Receipt) -> None:
     """Until it has passed the event: what it refused before is among the dead letters then."""
-    if told is not None and not await wait_for_recorder(settings, *told):
+    if at is not None and not await wait_for_recorder(settings, *at):
         receipt.notes.append(
             f"the {RECORDER} has not passed the event yet; it will, and then drops what is left of this "
             "person"
@@ -279,11 +270,11 @@ def is_of(record: Record, names: Names) -> bool:
     if value is None or (names.user.encode() not in value and b"\\u" not in value):
         return False
     try:
-        told = json.loads(value)
+        event = json.loads(value)
     except _UNREADABLE:
-        told = None
-    if isinstance(told, dict) and "mcp_server_user_id" in told:
-        return bool(told["mcp_server_user_id"] == names.user)
+        event = None
+    if isinstance(event, dict) and "mcp_server_user_id" in event:
+        return bool(event["mcp_server_user_id"] == names.user)
     return re.search(names.id_pattern, value.decode(errors="replace")) is not None
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
 
+from services.completion_recorder.dead_letters import forget_handled
 from services.consumers.gone import name_gone
 from services.consumers.lag import GROUPS, RECORDER, read_groups
 from services.consumers.positions import Placement, Position, Seen, place
@@ -13,12 +14,10 @@ from services.consumers.sent import forget_sent
 from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.consumers.topic import TopicLog, describe_log
 from services.operations.offsets import refuse_members
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected
 from services.runtime.kafka import unreachable
 from services.runtime.settings import Settings
 from services.sankey_aggregator import store as aggregator_store
-
-SQL = load_queries(__file__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ async def move(settings: Settings, plan: ClusterMove) -> None:
             await _store(db, plan.topic, service, placements)
         await aggregator_store.mark_all(db)
         # The new cluster's dead letters may be of the same places, and nobody has handled those.
-        await db.execute(SQL["forget_handled"], plan.topic)
+        await forget_handled(db, plan.topic)
 
 
 async def _store(db: Connection, topic: str, service: str, placements: Mapping[int, Placement]) -> None:

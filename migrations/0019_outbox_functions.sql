@@ -1,7 +1,14 @@
--- Whose an event of the outbox is, for `stepstream erase`. In PL/pgSQL, whose branches are planned when they are
--- reached: PostgreSQL may work out a cast of SQL's `case` before its condition.
+-- What others than the relay have to know of the outbox: in which shard a key is, and whose an event is.
 set local lock_timeout = '10s';
 
+create or replace function outbox_shard(key text) returns integer
+language sql immutable parallel safe
+return (hashtextextended(key, 0) & 63)::integer;
+comment on function outbox_shard (text) is
+'The shard of a key, as the generated column outbox.shard has it: for those who look for a key by the index.';
+
+-- In PL/pgSQL, whose branches are planned when they are reached: PostgreSQL may work out a cast of SQL's `case` before
+-- its condition.
 create or replace function is_event_of(person text, id_pattern text, key text, value text) returns boolean
 language plpgsql stable parallel safe
 set search_path to 'pg_catalog', 'pg_temp'

@@ -1,2 +1,0 @@
--- name: forget_handled
-delete from dead_letters_handled where topic = $1;

@@ -1,0 +1,43 @@
+-- name: count_events
+-- How many events of a person wait to be sent, and how many no relay could send; without what says that they are erased.
+select
+  (
+    select count(*) from outbox
+    where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true
+  ) as outbox,
+  (
+    select count(*) from outbox_set_aside
+    where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true
+  ) as outbox_set_aside;
+
+-- name: remove_waiting
+-- All that is on its way of a person but the event that says that they are erased.
+delete from outbox
+where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true;
+
+-- name: remove_set_aside
+-- As `remove_waiting`, of what no relay could send.
+delete from outbox_set_aside
+where is_event_of($1, $2, key, value) and is_erasure_of($1, type, headers) is not true;
+
+-- name: announce
+-- The event that says that a person is erased.
+insert into outbox (key, value, headers, type) values ($1, $2, $3, 'user-erased');
+
+-- name: find_announcement
+-- The event that says that a person is erased, while it waits.
+select
+  id,
+  key,
+  value,
+  headers
+from outbox
+where
+  shard = outbox_shard($1) and key = $1
+  and is_erasure_of($1, type, headers)
+order by id
+limit 1;
+
+-- name: remove
+-- A row that was sent.
+delete from outbox where id = $1;
