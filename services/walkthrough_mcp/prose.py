@@ -1,5 +1,10 @@
-"""What the agent reads: prose with the step's four fields under headings, and the same as values."""
+"""What the agent reads: prose with the step's four fields under headings, and the same as values.
 
+What a walkthrough's author wrote is data: each field stands in a fenced block that it cannot close
+(CommonMark 0.31, section 4.5), and a title is one line, so that no content looks like what the server says.
+"""
+
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -101,11 +106,12 @@ def text(answer: Guidance) -> str:
     if answer.step is not None and answer.progress is not None:
         step, progress = answer.step, answer.progress
         parts.append(
-            f"# {progress.walkthrough_title}, step {step.number} of {progress.total_steps}: {step.title}"
+            f"# {_line_of(progress.walkthrough_title)}, step {step.number} of {progress.total_steps}: "
+            f"{_line_of(step.title)}"
         )
         for _, name, heading in CONTENT_FIELDS:
             if content := getattr(step, name).strip():
-                parts.append(f"## {heading}\n\n{content}")
+                parts.append(f"## {heading}\n\n{_fenced(content)}")
     if answer.walkthroughs:
         parts.append("## Walkthroughs on offer\n\n" + "\n".join(_line(w) for w in answer.walkthroughs))
     if answer.progress is not None:
@@ -118,10 +124,22 @@ def text(answer: Guidance) -> str:
     return "\n\n".join(parts)
 
 
+def _fenced(content: str) -> str:
+    """A block that ends where the content ends: its fence is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}markdown\n{content}\n{fence}"
+
+
+def _line_of(text: str) -> str:
+    """A title on one line."""
+    return " ".join(text.split())
+
+
 def _message(move: CallEffect, offers: tuple[Offer, ...]) -> str:
-    title = f"“{move.offer.title}”" if move.offer else ""
+    title = f"“{_line_of(move.offer.title)}”" if move.offer else ""
     others = [o for o in offers if move.offer is None or o.walkthrough_id != move.offer.walkthrough_id]
-    completed = move.completes.title if move.completes else ""
+    completed = _line_of(move.completes.title) if move.completes else ""
     another = " Or start another walkthrough by its name." if others else ""
     return {
         CallOutcome.LISTED: "There is more than one walkthrough. Ask the person which one they want, then "
@@ -175,7 +193,7 @@ def _progress_text(progress: ProgressState) -> str:
     lines = [
         "## Progress",
         "",
-        f"- {progress.percent} % of “{progress.walkthrough_title}”",
+        f"- {progress.percent} % of “{_line_of(progress.walkthrough_title)}”",
         f"- {progress.completed_steps} of {progress.total_steps} steps done",
         f"- finished: {'yes' if progress.is_finished else 'no'}",
     ]
@@ -209,19 +227,19 @@ def _listed(offer: Offer, move: CallEffect) -> Listed:
 def _line(item: Listed) -> str:
     facts = [f"{item.total_steps} step{'' if item.total_steps == 1 else 's'}"]
     if item.type:
-        facts.insert(0, item.type)
+        facts.insert(0, _line_of(item.type))
     if item.estimated_minutes:
         facts.append(f"about {item.estimated_minutes} minutes")
     if item.tags:
-        facts.append("tags: " + ", ".join(item.tags))
+        facts.append("tags: " + ", ".join(map(_line_of, item.tags)))
     if item.completed:
         facts.append("completed")
     elif item.started:
         facts.append(f"started, {item.percent_done} % done")
     else:
         facts.append("not started")
-    about = f" {item.description.strip()}" if item.description and item.description.strip() else ""
-    return f"- **{item.title}** (id {item.id}; {'; '.join(facts)}).{about}"
+    about = f" {_line_of(item.description)}" if item.description and item.description.strip() else ""
+    return f"- **{_line_of(item.title)}** (id {item.id}; {'; '.join(facts)}).{about}"
 
 
 def _percent(done: int, total: int) -> int:
