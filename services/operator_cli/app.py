@@ -22,14 +22,17 @@ from services.operator_cli import (
     lag,
     migrate,
     move_cluster,
+    organizations,
     produce,
     rebuild,
     replay,
     run,
+    servers,
     skip,
     stack,
     status,
     verify,
+    walkthroughs,
 )
 from services.operator_cli.options import console
 from services.runtime.errors import StepstreamError
@@ -45,7 +48,16 @@ for command in (migrate, run, produce, exchange, demo, status, lag, replay, skip
     app.add_typer(command.app)
 for command in (verify, rebuild, erase, backfill):
     app.add_typer(command.app)
-_GROUPS = {"stack": stack, "dlq": dlq, "gone": gone, "keys": keys, "completions": completions}
+_GROUPS = {
+    "organizations": organizations,
+    "servers": servers,
+    "walkthroughs": walkthroughs,
+    "stack": stack,
+    "dlq": dlq,
+    "gone": gone,
+    "keys": keys,
+    "completions": completions,
+}
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
 
