@@ -168,7 +168,7 @@ grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
--- status.
+-- status, and what organizations, servers and walkthroughs there are.
 grant select on organization, mcp_server_user, mcp_user_identities, walkthrough_progress to stepstream_operator;
 grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;
@@ -178,6 +178,7 @@ grant insert on outbox, mcp_server_session to stepstream_operator;
 -- `erase` of a person who is a source.
 grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
+grant insert on organization, mcp_servers to stepstream_operator;
 
 -- A copy of the database that was made without privileges has them as they are by default.
 revoke execute on function

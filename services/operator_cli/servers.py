@@ -38,7 +38,7 @@ class Auth(StrEnum):
     CUSTOM_OAUTH = "custom_oauth"
 
 
-@app.command("create", epilog=examples('servers create "Acme docs" --organization acme-tools --slug docs'))
+@app.command("create", epilog=examples('servers create "Acme docs" --organization acme-tools'))
 def servers_create(
     name: Annotated[str, typer.Argument(help="What it is called.")],
     organization: Annotated[str, typer.Option(help="Whose it is: id or slug.")],

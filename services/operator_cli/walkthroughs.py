@@ -150,9 +150,7 @@ def walkthroughs_add_step(
 
 @app.command(
     "move-step",
-    epilog=examples(
-        "walkthroughs move-step wts_0001 --to 2", "walkthroughs move-step wts_0001 --to 2 --execute"
-    ),
+    epilog=examples("walkthroughs move-step deploy --to 2", "walkthroughs move-step deploy --to 2 --execute"),
 )
 def walkthroughs_move_step(
     step: Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")],

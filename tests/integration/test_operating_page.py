@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,7 +78,7 @@ class Terminal:
         self.text: list[str] = []
 
     async def __call__(self, line: str, code: int = 0) -> str:
-        done = await self.world.invoke(*line.split())
+        done = await self.world.invoke(*shlex.split(line))
         assert done.returncode == code, (line, done.stdout, done.stderr)
         shown = "\n".join(text.rstrip() for text in (done.stdout + done.stderr).splitlines())
         told = f"  (exit {code})" if code else ""
@@ -101,9 +102,20 @@ def _steady(text: str) -> str:
     text = re.sub(r"(019b2c3d-4e5f-7a6b-)[0-9a-f]{4}-[0-9a-f]{12}", r"\g<1>8c7d-6e5f4a3b2c1d", text)
     text = re.sub(r"sst_[0-9a-f]{12}_[\w-]{43}", "sst_1f9c3a7b20de_" + "k3J" * 14 + "9", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "1f9c3a7b20de", text)
+    text = re.sub(r"\b(org|wt|wts)_[0-9a-f]{8,12}\b", _numbered, text)
     text = re.sub(r"\b\d+\.\d\d s\b", "0.01 s", text)
     text = re.sub(r", [\d,]+ a second$", ", 2,000 a second", text, flags=re.MULTILINE)
     return re.sub(r"(?<= )(\d+m)?\d+s(?=\s*$)", same_width("2s"), text, flags=re.MULTILINE)
+
+
+#: Random ids in the order in which they were shown.
+_ids: dict[str, str] = {}
+
+
+def _numbered(match: re.Match[str]) -> str:
+    """A random id as one that is the same in every run, in the same width."""
+    number = f"{len(_ids) + 1}".rjust(len(match[0]) - len(match[1]) - 1, "0")
+    return _ids.setdefault(match[0], f"{match[1]}_{number}")
 
 
 def _moment(match: re.Match[str]) -> str:
@@ -219,6 +231,23 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     await run(f"keys revoke {key[0]} --execute")
     part("API keys", "The key alone is on stdout.")
 
+    await run('organizations create "Acme Tools"')
+    await run('servers create "Acme docs" --organization acme-tools')
+    identifier = (await run('walkthroughs create "First steps" --server acme-docs --minutes 10')).strip()
+    for title in ("Sign in", "Install it"):
+        await run(f'walkthroughs add-step {identifier} "{title}" --operations "Lead the person through it."')
+    await run(f"walkthroughs publish {identifier} --execute")
+    last = await world.db.fetchval("select id from walkthrough_steps where title = 'Install it'")
+    await run(f"walkthroughs move-step {last} --to 1")
+    await run(f"walkthroughs move-step {last} --to 1 --execute")
+    await run(f"walkthroughs show {identifier}")
+    await run("servers show acme-docs")
+    part(
+        "From nothing to a walkthrough",
+        "An organization, an MCP server, and a walkthrough with its steps; `import` makes a whole one from a file.\n"
+        "What changes what people are offered is a plan first, which says how many are under way.",
+    )
+
     await world.people([f"mcpu_old{i}" for i in range(3)], "docs")
     await world.db.executemany(
         "insert into walkthrough_progress (id, mcp_server_user_id, walkthrough_id, completed_steps, started_at,"
@@ -287,6 +316,7 @@ async def test_each_example_of_the_help_works(
     (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
     (tmp_path / "events.ndjson").write_text("")
     (tmp_path / "mended.ndjson").write_text("")
+    (tmp_path / "install.md").write_text("Run the installer.")
     (tmp_path / "completions.csv").write_text(
         "mcp_server_user_id,walkthrough_id,step_id,completed_at\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z\n"
     )
@@ -316,7 +346,7 @@ async def test_each_example_of_the_help_works(
                 " values ($1, 0, 'expired', 5, 9)",
                 world.settings.topic,
             )
-        done = await world.invoke(*line.split())
+        done = await world.invoke(*shlex.split(line))
         readable = line.startswith("skip --partition 2")  # where all can be read, there is nothing to pass
         assert done.returncode == (2 if readable else 0), (line, done.stdout, done.stderr)
 
