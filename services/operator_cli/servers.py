@@ -1,9 +1,11 @@
 """`stepstream servers`: MCP servers, which agents connect to."""
 
 import asyncio
+import json
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -17,6 +19,7 @@ from services.operator_cli.options import (
     say,
 )
 from services.operator_cli.organizations import SlugOption
+from services.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from services.runtime.settings import Settings
@@ -36,6 +39,16 @@ class Auth(StrEnum):
     COLLECT_EMAIL = "collect_email"
     PLATFORM_OAUTH = "platform_oauth"
     CUSTOM_OAUTH = "custom_oauth"
+
+
+class AgentClient(StrEnum):
+    """Agents whose configuration is known."""
+
+    CLAUDE_CODE = "claude-code"
+    CLAUDE_DESKTOP = "claude-desktop"
+    CURSOR = "cursor"
+    VSCODE = "vscode"
+    INSPECTOR = "inspector"
 
 
 @app.command("create", epilog=examples('servers create "Acme docs" --organization acme-tools'))
@@ -64,8 +77,8 @@ def servers_create(
     made = asyncio.run(work())
     typer.echo(_address(settings, made.slug))
     say(
-        f'[dim]next: stepstream walkthroughs create "TITLE" --server {made.slug}, or '
-        f"stepstream import FILE --server {made.slug}[/]"
+        f'[dim]next: stepstream walkthroughs create "TITLE" --server {made.slug}, or stepstream import FILE '
+        f"--server {made.slug}; then stepstream servers connect {made.slug}[/]"
     )
 
 
@@ -123,6 +136,64 @@ def servers_show(
     print_table("", ("what", "value"), facts)
     rows = [(w.id, w.title, w.status, w.step_count, w.under_way) for w in offered]
     print_table("walkthroughs", ("id", "title", "status", "steps", "people under way"), rows)
+
+
+@app.command(
+    "connect",
+    epilog=examples("servers connect docs", "servers connect docs --client vscode --tracking-id visitor-1"),
+)
+def servers_connect(
+    slug: Annotated[str, typer.Argument(help="Its slug.")],
+    client: Annotated[AgentClient, typer.Option(help="The agent that connects.")] = AgentClient.CLAUDE_CODE,
+    tracking_id: Annotated[
+        str | None, typer.Option(help="Who the person is, where the server does not ask them to sign in.")
+    ] = None,
+) -> None:
+    """Print how an agent connects to a server: a command, or a part of its configuration."""
+    from services.runtime.database import connected
+    from services.walkthrough_mcp import catalog
+    from services.walkthrough_mcp.people import problem_of_tracking_id
+
+    settings = current_settings()
+
+    async def work() -> "Server":
+        async with connected(settings) as db:
+            return await catalog.find_server(db, slug)
+
+    server = asyncio.run(work())
+    url = _address(settings, server.slug)
+    if tracking_id is not None:
+        if problem := problem_of_tracking_id(tracking_id):
+            raise UsageError(f"--tracking-id: {problem}")
+        url += f"/{quote(tracking_id, safe='')}"
+    where, text = _connection(client, server.slug, url)
+    if where:
+        say(f"[dim]put it into {where}[/]")
+    typer.echo(text)
+
+
+def _connection(client: AgentClient, slug: str, url: str) -> tuple[str, str]:
+    """Where it goes, empty for a command; and what it is."""
+    commands = {
+        AgentClient.CLAUDE_CODE: f"claude mcp add --transport http {slug} {url}",
+        AgentClient.INSPECTOR: (
+            f"npx @modelcontextprotocol/inspector --cli {url} --transport http --method tools/list"
+        ),
+    }
+    if client in commands:
+        return "", commands[client]
+    # mcp-remote takes plain HTTP of this machine alone.
+    is_plain = url.startswith("http://") and urlsplit(url).hostname not in {"127.0.0.1", "localhost"}
+    allow_http = ["--allow-http"] if is_plain else []
+    file, value = {
+        AgentClient.CLAUDE_DESKTOP: (
+            "claude_desktop_config.json",
+            {"mcpServers": {slug: {"command": "npx", "args": ["-y", "mcp-remote", url, *allow_http]}}},
+        ),
+        AgentClient.CURSOR: (".cursor/mcp.json", {"mcpServers": {slug: {"url": url}}}),
+        AgentClient.VSCODE: (".vscode/mcp.json", {"servers": {slug: {"type": "http", "url": url}}}),
+    }[client]
+    return file, json.dumps(value, indent=2)
 
 
 def _address(settings: "Settings", slug: str) -> str:

@@ -127,3 +127,21 @@ async def test_a_slug_is_taken_once(world: World) -> None:
         await catalog.create_server(db, "org", "Docs")
         with pytest.raises(UsageError, match="slug `docs` already"):
             await catalog.create_server(db, "org", "Docs!")
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        ("claude-code", "claude mcp add --transport http srv_1 http://h/mcp/srv_1/an%20n"),
+        ("vscode", {"servers": {"srv_1": {"type": "http", "url": "http://h/mcp/srv_1/an%20n"}}}),
+        ("cursor", {"mcpServers": {"srv_1": {"url": "http://h/mcp/srv_1/an%20n"}}}),
+        ("claude-desktop", ["-y", "mcp-remote", "http://h/mcp/srv_1/an%20n", "--allow-http"]),
+    ],
+)
+async def test_how_an_agent_connects(world: World, client: str, expected: object) -> None:
+    await world.offer()
+    command = ("servers", "connect", "srv_1", "--client", client, "--tracking-id", "an n")
+    done = await world.invoke(*command, public_url="http://h")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.strip() if client == "claude-code" else json.loads(done.stdout)
+    assert (shown["mcpServers"]["srv_1"]["args"] if client == "claude-desktop" else shown) == expected
