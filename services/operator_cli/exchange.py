@@ -32,7 +32,7 @@ def import_(
     from services.walkthrough_mcp.exchange import ImportPlan, import_walkthrough, read_export
 
     export = read_export(file)
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> ImportPlan:
         async with connected(settings) as connection:
@@ -64,7 +64,7 @@ def export(
     from services.runtime.database import connected
     from services.walkthrough_mcp.exchange import export_walkthrough
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> dict[str, Any]:
         async with connected(settings) as connection:

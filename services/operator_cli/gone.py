@@ -35,7 +35,7 @@ def gone_list(
     """Events that are gone from Kafka: partition, offsets, between which times they came, and why."""
     from services.consumers import gone
 
-    found = asyncio.run(gone.listed(current_settings(), acknowledged_too=everything))
+    found = asyncio.run(gone.listed(current_settings(needs_kafka=False), acknowledged_too=everything))
     _show(found, output_json=output is Output.JSON)
 
 
@@ -49,7 +49,9 @@ def gone_acknowledge(
 
     if bool(ids) == everything:
         raise UsageError("say which: their numbers, or --all")
-    count = asyncio.run(gone.acknowledge(current_settings(), ids or [], everything=everything))
+    count = asyncio.run(
+        gone.acknowledge(current_settings(needs_kafka=False), ids or [], everything=everything)
+    )
     say(f"[green]done[/]: {plural(count, 'range')} acknowledged")
 
 

@@ -40,7 +40,7 @@ def keys_create(
     from services.analytics_api import keys as api_keys
     from services.runtime.database import connected
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> api_keys.Key:
         async with connected(settings) as db:
@@ -65,7 +65,7 @@ def keys_list(
     from services.analytics_api import keys as api_keys
     from services.runtime.database import connected
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> list[dict[str, Any]]:
         async with connected(settings) as db:
@@ -93,7 +93,7 @@ def keys_revoke(
     from services.analytics_api import keys as api_keys
     from services.runtime.database import connected
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> dict[str, Any]:
         async with connected(settings) as db:

@@ -21,7 +21,7 @@ def migrate(
     from services.runtime.kafka import ensure_topics
     from services.runtime.migrate import migrate as apply
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=not database_only)
 
     async def work() -> tuple[list[str], list[str]]:
         async with connected(settings) as connection:

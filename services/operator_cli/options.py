@@ -59,11 +59,11 @@ class GroupName(StrEnum):
 GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
 
 
-def current_settings() -> "Settings":
+def current_settings(*, needs_kafka: bool = True) -> "Settings":
     """The settings of the environment."""
     from services.runtime.settings import load_settings
 
-    return load_settings()
+    return load_settings(needs_kafka=needs_kafka)
 
 
 def examples(*lines: str) -> str:

@@ -32,7 +32,7 @@ def organizations_create(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Organization":
         async with connected(settings) as db:
@@ -52,7 +52,7 @@ def organizations_list(output: OutputOption = Output.TABLE) -> None:
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "list[Organization]":
         async with connected(settings) as db:

@@ -86,7 +86,8 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from services.runtime.telemetry import configure_logging
 
-    settings = current_settings()
+    # It writes its events into the outbox.
+    settings = current_settings(needs_kafka=service is not Service.WALKTHROUGH_MCP)
     configure_logging(settings.log_level)
 
     from services.runtime.tracing import configure_tracing

@@ -66,7 +66,7 @@ def servers_create(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Server":
         async with connected(settings) as db:
@@ -88,7 +88,7 @@ def servers_list(organization: OrganizationOption = None, output: OutputOption =
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "list[Server]":
         async with connected(settings) as db:
@@ -114,7 +114,7 @@ def servers_show(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "tuple[Server, list[Walkthrough]]":
         async with connected(settings) as db:
@@ -154,7 +154,7 @@ def servers_connect(
     from services.walkthrough_mcp import catalog
     from services.walkthrough_mcp.people import problem_of_tracking_id
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Server":
         async with connected(settings) as db:

@@ -58,7 +58,7 @@ def walkthroughs_create(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Walkthrough":
         async with connected(settings) as db:
@@ -84,7 +84,7 @@ def walkthroughs_list(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "list[Walkthrough]":
         async with connected(settings) as db:
@@ -139,7 +139,7 @@ def walkthroughs_add_step(
     content = {name: text for name, text in given.items() if text is not None}
     if not content:
         raise UsageError("a step has something to say: --for-user, --introduction, --context or --operations")
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Step":
         async with connected(settings) as db:
@@ -162,7 +162,7 @@ def walkthroughs_move_step(
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "StepMove":
         async with connected(settings) as db:
@@ -204,7 +204,7 @@ def _set_status(identifier: str, status: "Status", *, execute: bool) -> None:
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    settings = current_settings()
+    settings = current_settings(needs_kafka=False)
 
     async def work() -> "Walkthrough":
         async with connected(settings) as db:
@@ -240,7 +240,7 @@ async def _find(identifier: str) -> "Walkthrough":
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
-    async with connected(current_settings()) as db:
+    async with connected(current_settings(needs_kafka=False)) as db:
         return await catalog.find_walkthrough(db, identifier)
 
 

@@ -33,6 +33,9 @@ from services.runtime.setting_values import (
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
 #: PostgreSQL and the system's timers take no more than some weeks.
 _MOST_SECONDS = 604_800
+BROKERS = f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"
+#: Stands for the brokers where nobody asks Kafka anything; no such name can be (RFC 2606).
+_NO_BROKERS = "kafka.invalid:9092"
 #: Passwords that may change while a service runs, where a file has them.
 _ROTATING = ("database_password", "kafka_password")
 
@@ -385,11 +388,15 @@ class Settings(BaseSettings):
         return self.group_prefix + service
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
     """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
 
     A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
     environment goes before. The files of passwords are read anew for new connections, all others once.
+
+    Args:
+        needs_kafka: whether the brokers have to be set.
+        overrides: values that go before the environment.
 
     Raises:
         ConfigurationError: names each variable that is missing or wrong, and how it should look.
@@ -397,6 +404,8 @@ def load_settings(**overrides: Any) -> Settings:
     folder = os.environ.get(SECRETS_DIR)
     if folder and not Path(folder).is_dir():
         raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
+    if not needs_kafka and not {BROKERS, BROKERS.lower()} & os.environ.keys():
+        overrides = {"kafka_bootstrap_servers": _NO_BROKERS} | overrides
     try:
         return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
     except ValidationError as error:

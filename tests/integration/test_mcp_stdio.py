@@ -16,10 +16,13 @@ pytestmark = pytest.mark.integration
 
 
 def child(world: World, *more: str) -> StdioServerParameters:
+    """A server that knows no Kafka: its events wait in the outbox."""
+    environment = world.environment(MCP)
+    del environment["STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"]
     return StdioServerParameters(
         command=sys.executable,
         args=["-m", "services.operator_cli", "run", MCP, "--stdio", "srv_1", *more],
-        env=world.environment(MCP),
+        env=environment,
     )
 
 

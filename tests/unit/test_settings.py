@@ -166,6 +166,16 @@ def test_a_wrong_setting_is_named(environment: pytest.MonkeyPatch, name: str, va
     assert caught.value.exit_code == 2
 
 
+def test_brokers_have_to_be_set_where_kafka_is_asked(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS")
+    with pytest.raises(ConfigurationError, match="STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS: is not set"):
+        load_settings()
+    assert load_settings(needs_kafka=False).dsn == "postgresql://u:secret@h/db"
+    environment.setenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "kafka")
+    with pytest.raises(ConfigurationError, match="`kafka` is not host:port"):
+        load_settings(needs_kafka=False)
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
