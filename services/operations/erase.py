@@ -6,9 +6,11 @@ behind the last one, and what lies before the copies is removed.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from schemas import decode, encode
+from schemas import EventError, decode, encode
 from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
 from services.completion_recorder.decisions import operator_headers, wait_for_recorder
 from services.completion_recorder.people import find_person
@@ -42,6 +44,7 @@ _TRANSACTION_SECONDS = 60
 _LETTERS_SECONDS = 60.0
 #: Sources that are nobody; the first gets what is left of one that was a person.
 _NOBODY = [NO_SOURCE, OTHERS]
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 #: What `json` raises for what is no JSON, and for what is nested too deeply.
 _UNREADABLE = (ValueError, RecursionError)
 
@@ -76,6 +79,21 @@ class Names:
     def are_in(self, text: str) -> bool:
         """Whether a text speaks of the person."""
         return re.search(self.pattern, text) is not None
+
+
+class NameOfNobody(Names):
+    """A name by which nobody is known: an e-mail address, or else all of a source.
+
+    As a word it may be in the names of others: a slip would take what those have sent.
+    """
+
+    @property
+    def pattern(self) -> str:
+        return _words(self.user) if _ADDRESS.fullmatch(self.user) else f"^{re.escape(self.user)}$"
+
+    @property
+    def source_pattern(self) -> str:
+        return self.pattern
 
 
 def _words(*names: str) -> str:
@@ -122,8 +140,8 @@ class Receipt:
         return self.removed["sources"] > 0
 
 
-async def plan(settings: Settings, who: str) -> Receipt:
-    """What there is of a person.
+async def plan(settings: Settings, who: str, *, unknown_too: bool = False) -> Receipt:
+    """What there is of a person; of a name that is nobody's, the sources, unless it is meant as an id.
 
     Raises:
         UsageError: it means several people.
@@ -136,7 +154,11 @@ async def plan(settings: Settings, who: str) -> Receipt:
     known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
     letters = await _letters_of(settings, names)
     counts["dead_letters"] = letters.count
-    return Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    found = Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    if found.nothing_known and not unknown_too:
+        async with connected(settings) as db:
+            found.removed["sources"] = await _count_sources(db, NameOfNobody(user))
+    return found
 
 
 async def _names_of(db: Connection, user: str) -> Names:
@@ -146,21 +168,25 @@ async def _names_of(db: Connection, user: str) -> Names:
 
 async def _count(db: Connection, names: Names) -> dict[str, Any]:
     row = await db.fetchrow(SQL["erase_plan"], names.user, names.id_pattern)
-    sources = await db.fetchval(SQL["erase_count_sources"], names.source_pattern, _NOBODY, names.pattern)
-    return dict(row or ()) | {"sources": sources}
+    return dict(row or ()) | {"sources": await _count_sources(db, names)}
+
+
+async def _count_sources(db: Connection, names: Names) -> int:
+    arguments = (names.source_pattern, _NOBODY, names.pattern)
+    return int(await db.fetchval(SQL["erase_count_sources"], *arguments))
 
 
 async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
     """Forgets a person. Doing it again removes what came since, and changes nothing else.
 
-    Where nobody is known by what is given, and it is a source, only that is removed: it is no id, and nothing
-    says that it is erased.
+    Where nobody is known by what is given, and it is a source, or an e-mail address in one, only that is
+    removed: it is no id, and nothing says that it is erased.
 
     Raises:
         UsageError: nothing is known of such a person, and `unknown_too` is not set.
         StepstreamError: the database or Kafka cannot be reached.
     """
-    found = await plan(settings, who)
+    found = await plan(settings, who, unknown_too=unknown_too)
     if found.nothing_known and not unknown_too:
         if found.is_source:
             return await _forget_source(settings, found)
@@ -176,7 +202,7 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             told = await _announce(settings, db, receipt)
             await _wait_for_recorder(settings, told, receipt)
             # What it had counted, and not written yet, it has written with the event.
-            async with db.transaction():
+            async with _transaction(db):
                 await _forget_sources(db, names)
             # Two at once would each copy the letters that the other removes.
             await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
@@ -194,10 +220,18 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
 
 
 async def _forget_source(settings: Settings, found: Receipt) -> Receipt:
-    async with connected(settings, server_settings=_LOCK) as db, db.transaction():
-        await _forget_sources(db, Names(found.user))
+    async with connected(settings, server_settings=_LOCK) as db, _transaction(db):
+        await _forget_sources(db, NameOfNobody(found.user))
     found.executed = True
     return found
+
+
+@contextlib.asynccontextmanager
+async def _transaction(db: Connection) -> AsyncIterator[None]:
+    """A transaction that lets its locks go where the command is frozen in it."""
+    async with db.transaction():
+        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
+        yield
 
 
 async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
@@ -210,9 +244,13 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         "erased_at": erased_at,
     }
     value = encode(event)
-    decode(value, erased_at)
-    async with db.transaction():
-        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
+    try:
+        decode(value, erased_at)
+    except EventError as error:
+        raise UsageError(
+            f"`{user}` is no id that an event can have, so none can say that they are erased: {error}"
+        ) from None
+    async with _transaction(db):
         known = await db.fetchval(SQL["erase_lock"], user) is not None
         first = await db.fetchval(SQL["erase_note"], user, erased_at, event_id)
         names = await _names_of(db, user)
