@@ -361,14 +361,6 @@ async def test_of_two_people_who_are_erased_at_once_no_letter_is_left(world: Wor
     assert {letter.key for letter in await world.dead_letters()} == {b"cat"}
 
 
-async def ended(world: World, pid: int) -> None:
-    async def gone() -> bool:
-        alive = await world.db.fetchval("select count(*) from pg_stat_activity where pid = $1", pid)
-        return bool(alive == 0)
-
-    await eventually(gone, "its connection is ended", 20)
-
-
 async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_bounded_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +371,7 @@ async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_b
 
     async def follow_and_freeze(db: Any, journeys: Any) -> None:
         await follow_within(db, journeys)
-        await ended(world, db.get_server_pid())
+        await world.ended(db)
 
     monkeypatch.setattr(erasing.store, "follow_within", follow_and_freeze)
     monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
@@ -400,7 +392,7 @@ async def test_a_command_that_freezes_while_it_removes_a_source_lets_the_others_
 
     async def forget_and_freeze(db: Any, names: Any) -> None:
         await forget_sources(db, names)
-        await ended(world, db.get_server_pid())
+        await world.ended(db)
 
     monkeypatch.setattr(erasing, "_forget_sources", forget_and_freeze)
     monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
