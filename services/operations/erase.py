@@ -6,9 +6,11 @@ behind the last one, and what lies before the copies is removed.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from aiokafka import TopicPartition
 from aiokafka.admin.records_to_delete import RecordsToDelete
 from aiokafka.errors import KafkaError
 
-from schemas import UserErased, decode, encode
+from schemas import EventError, UserErased, decode, encode
 from services.completion_recorder import erasure as erasures
 from services.completion_recorder import source_names
 from services.completion_recorder.dead_letters import Letter, Source, parse, read_partitions
@@ -42,6 +44,7 @@ _LOCK = {"lock_timeout": "10s"}
 _TRANSACTION_SECONDS = 60
 #: How long to wait for another who handles the dead letters, in seconds.
 _LETTERS_SECONDS = 60.0
+_ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 #: What `json` raises for what is no JSON, and for what is nested too deeply.
 _UNREADABLE = (ValueError, RecursionError)
 
@@ -76,6 +79,21 @@ class Names:
     def are_in(self, text: str) -> bool:
         """Whether a text speaks of the person."""
         return re.search(self.pattern, text) is not None
+
+
+class NameOfNobody(Names):
+    """A name by which nobody is known: an e-mail address, or else all of a source.
+
+    As a word it may be in the names of others: a slip would take what those have sent.
+    """
+
+    @property
+    def pattern(self) -> str:
+        return _words(self.user) if _ADDRESS.fullmatch(self.user) else f"^{re.escape(self.user)}$"
+
+    @property
+    def source_pattern(self) -> str:
+        return self.pattern
 
 
 def _words(*names: str) -> str:
@@ -122,8 +140,8 @@ class Receipt:
         return self.removed["sources"] > 0
 
 
-async def plan(settings: Settings, who: str) -> Receipt:
-    """What there is of a person.
+async def plan(settings: Settings, who: str, *, unknown_too: bool = False) -> Receipt:
+    """What there is of a person; of a name that is nobody's, the sources, unless it is meant as an id.
 
     Raises:
         UsageError: it means several people.
@@ -136,7 +154,11 @@ async def plan(settings: Settings, who: str) -> Receipt:
     known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
     letters = await _letters_of(settings, names)
     counts["dead_letters"] = letters.count
-    return Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    found = Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    if found.nothing_known and not unknown_too:
+        async with connected(settings) as db:
+            found.removed["sources"] = await _count_sources(db, NameOfNobody(user))
+    return found
 
 
 async def _names_of(db: Connection, user: str) -> Names:
@@ -147,21 +169,24 @@ async def _names_of(db: Connection, user: str) -> Names:
 async def _count(db: Connection, names: Names) -> dict[str, Any]:
     rows = dict(await fetch_one(db, SQL["erase_plan"], names.user))
     on_their_way = await outbox.count_events(db, names.user, names.id_pattern)
-    sources = await source_names.count_names(db, names.source_pattern, names.pattern)
-    return rows | on_their_way | {"sources": sources}
+    return rows | on_their_way | {"sources": await _count_sources(db, names)}
+
+
+async def _count_sources(db: Connection, names: Names) -> int:
+    return await source_names.count_names(db, names.source_pattern, names.pattern)
 
 
 async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
     """Forgets a person. Doing it again removes what came since, and changes nothing else.
 
-    Where nobody is known by what is given, and it is a source, only that is removed: it is no id, and nothing
-    says that it is erased.
+    Where nobody is known by what is given, and it is a source, or an e-mail address in one, only that is
+    removed: it is no id, and nothing says that it is erased.
 
     Raises:
         UsageError: nothing is known of such a person, and `unknown_too` is not set.
         StepstreamError: the database or Kafka cannot be reached.
     """
-    found = await plan(settings, who)
+    found = await plan(settings, who, unknown_too=unknown_too)
     if found.nothing_known and not unknown_too:
         if found.is_source:
             return await _forget_source(settings, found)
@@ -177,7 +202,7 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             announced_at = await _announce(settings, db, receipt)
             await _wait_for_recorder(settings, announced_at, receipt)
             # What it had counted, and not written yet, it has written with the event.
-            async with db.transaction():
+            async with _transaction(db):
                 await source_names.forget_names(db, names.source_pattern, names.pattern)
             # Two at once would each copy the letters that the other removes.
             await be_alone(db, Act.HANDLE_LETTERS, _LETTERS_SECONDS)
@@ -195,11 +220,19 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
 
 
 async def _forget_source(settings: Settings, found: Receipt) -> Receipt:
-    names = Names(found.user)
-    async with connected(settings, server_settings=_LOCK) as db, db.transaction():
+    names = NameOfNobody(found.user)
+    async with connected(settings, server_settings=_LOCK) as db, _transaction(db):
         await source_names.forget_names(db, names.source_pattern, names.pattern)
     found.executed = True
     return found
+
+
+@contextlib.asynccontextmanager
+async def _transaction(db: Connection) -> AsyncIterator[None]:
+    """A transaction that lets its locks go where the command is frozen in it."""
+    async with db.transaction():
+        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
+        yield
 
 
 async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
@@ -212,10 +245,14 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         "erased_at": erased_at,
     }
     value = encode(event)
-    erasure = decode(value, erased_at)
+    try:
+        erasure = decode(value, erased_at)
+    except EventError as error:
+        raise UsageError(
+            f"`{user}` is no id that an event can have, so none can say that they are erased: {error}"
+        ) from None
     assert isinstance(erasure, UserErased)  # noqa: S101 - its type says so
-    async with db.transaction():
-        await db.execute(f"set local transaction_timeout = '{_TRANSACTION_SECONDS}s'")
+    async with _transaction(db):
         known = await db.fetchval(SQL["erase_lock"], user) is not None
         is_first = await erasures.note_erased(db, [erasure])
         names = await _names_of(db, user)

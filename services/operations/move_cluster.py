@@ -13,7 +13,7 @@ from services.consumers.reader import reader
 from services.consumers.sent import forget_sent
 from services.consumers.stored_positions import lock_positions, read_positions, set_positions
 from services.consumers.topic import TopicLog, describe_log
-from services.operations.offsets import refuse_members
+from services.operations.offsets import bounded_move, refuse_members
 from services.runtime.database import Connection, connected
 from services.runtime.kafka import unreachable
 from services.runtime.settings import Settings
@@ -83,7 +83,9 @@ async def move(settings: Settings, plan: ClusterMove) -> None:
     """
     refuse_members(plan.members, "of either service", "completion-recorder and sankey-aggregator")
     async with (
-        connected(settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS) as db,
+        connected(
+            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
+        ) as db,
         db.transaction(),
     ):
         for service, placements in plan.placements.items():

@@ -8,12 +8,20 @@ from aiokafka.errors import CommitFailedError, KafkaError
 
 from services.consumers.lag import GroupPosition
 from services.consumers.positions import Position
+from services.runtime.database import bounded
 from services.runtime.errors import RefusedError, StepstreamError
 from services.runtime.kafka import connection, unreachable
 from services.runtime.settings import Settings
 from services.runtime.text import plural
 
 _COMMIT_SECONDS = 15.0
+#: Positions are locked for so long at most: a command that is frozen in its transaction loses its connection.
+_TRANSACTION_SECONDS = 60.0
+
+
+def bounded_move() -> dict[str, str]:
+    """Settings of connections that move positions, which services wait for."""
+    return bounded(_TRANSACTION_SECONDS)
 
 
 def reads_on_at(seen: GroupPosition, stored: Position | None) -> int:

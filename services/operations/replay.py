@@ -21,7 +21,7 @@ from services.consumers.lag import RECORDER, read_groups
 from services.consumers.reader import read_range, reader
 from services.consumers.reading import unreadable_of
 from services.consumers.stored_positions import Advance, lock_positions, read_positions, set_positions
-from services.operations.offsets import commit_for, reads_on_at, refuse_members
+from services.operations.offsets import bounded_move, commit_for, reads_on_at, refuse_members
 from services.runtime.database import bounded_beyond_stuck, connected, opened_pool
 from services.runtime.database_errors import explaining
 from services.runtime.errors import RefusedError, StepstreamError, UsageError
@@ -226,7 +226,7 @@ async def _set_offsets(settings: Settings, plan: ReplayPlan) -> None:
     moved = {m.partition: m.new for m in plan.moves if m.new != m.present}
     if not moved:
         return
-    async with connected(settings) as db, db.transaction():
+    async with connected(settings, server_settings=bounded_move()) as db, db.transaction():
         await lock_positions(db, plan.service, plan.topic, list(moved))
         stored = await read_positions(db, plan.service, plan.topic, list(moved))
         back = {p: position.back_to(moved[p]) for p, position in stored.items()}

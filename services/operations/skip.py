@@ -9,7 +9,7 @@ from services.consumers.gone import name_gone
 from services.consumers.lag import RECORDER, read_groups
 from services.consumers.positions import Digest, Gone, Position
 from services.consumers.stored_positions import lock_positions, read_positions, set_positions
-from services.operations.offsets import commit_for, reads_on_at, refuse_members
+from services.operations.offsets import bounded_move, commit_for, reads_on_at, refuse_members
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.settings import Settings
@@ -65,7 +65,9 @@ async def skip(settings: Settings, plan: EventSkip) -> None:
     """
     refuse_members(plan.members, settings.group(plan.service), plan.service)
     async with (
-        connected(settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS) as db,
+        connected(
+            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
+        ) as db,
         db.transaction(),
     ):
         await lock_positions(db, plan.service, plan.topic, [plan.partition])

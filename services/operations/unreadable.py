@@ -15,7 +15,7 @@ from services.consumers.lag import AGGREGATOR, GROUPS, RECORDER, Group, read_gro
 from services.consumers.positions import Digest, Gone, Position
 from services.consumers.reader import reader
 from services.consumers.stored_positions import lock_positions, read_positions, set_positions
-from services.operations.offsets import commit_for, reads_on_at
+from services.operations.offsets import bounded_move, commit_for, reads_on_at
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import DEAD_LETTER_HEADERS, DEAD_LETTER_MAX_BYTES, unreachable
@@ -156,7 +156,9 @@ async def _move(settings: Settings, plan: BatchSkip) -> str:
     """Moves the positions in the database; returns what goes with offsets of this database."""
     partition, until = plan.partition, plan.batch.until
     async with (
-        connected(settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS) as db,
+        connected(
+            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
+        ) as db,
         db.transaction(),
     ):
         recorded: Position | None = None

@@ -49,8 +49,8 @@ def erase(
 
     settings = current_settings()
     arm(settings.crash_at)
-    work = act.erase(settings, user, unknown_too=even_if_unknown) if execute else act.plan(settings, user)
-    _report(asyncio.run(work), as_json=output is Output.JSON)
+    work = act.erase if execute else act.plan
+    _report(asyncio.run(work(settings, user, unknown_too=even_if_unknown)), as_json=output is Output.JSON)
 
 
 def _named_in(ids: Sequence[str]) -> str:

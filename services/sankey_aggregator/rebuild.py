@@ -17,7 +17,7 @@ from typing import Any
 
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.alone import Act, be_alone
-from services.runtime.database import Connection, connected, load_queries
+from services.runtime.database import Connection, connected, load_queries, no_longer_than
 from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
 from services.runtime.text import plural
@@ -38,6 +38,8 @@ SQL = load_queries(__file__)
 _SILENCE_SECONDS = 30
 #: How long the swap waits for a lock; the aggregator waits behind it.
 _LOCK_SECONDS = 10
+#: How long it may take: frozen between two messages of the protocol, its session is not idle.
+_SWAP_SECONDS = 3600
 #: How often cells that somebody else changes are put right, before the command gives up.
 _ROUNDS = 3
 
@@ -143,6 +145,7 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
     # The planner knows nothing of tables that were just filled.
     await db.execute("analyze differing_journeys")
     async with db.transaction():
+        await no_longer_than(db, _SWAP_SECONDS)
         await db.execute(f"set local idle_in_transaction_session_timeout = '{_SILENCE_SECONDS}s'")
         await db.execute(f"set local lock_timeout = '{_LOCK_SECONDS}s'")
         await db.execute(SQL["swap_lock"])

@@ -371,19 +371,34 @@ async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_b
 
     async def follow_and_freeze(db: Any, journeys: Any) -> None:
         await follow_within(db, journeys)
-        pid = db.get_server_pid()
-
-        async def gone() -> bool:
-            alive = await world.db.fetchval("select count(*) from pg_stat_activity where pid = $1", pid)
-            return bool(alive == 0)
-
-        await eventually(gone, "its connection is ended", 20)
+        await world.ended(db)
 
     monkeypatch.setattr(erasing.store, "follow_within", follow_and_freeze)
     monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
     with pytest.raises(StepstreamError):
         await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)
     assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'ann'") == 1
+
+
+async def test_a_command_that_freezes_while_it_removes_a_source_lets_the_others_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.offer()
+    await world.db.execute(
+        "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
+        " first_at, last_at) values ('t', 'ann@example.org', 1, 0, 1, 0, 0, true, now(), now())"
+    )
+    forget_sources = erasing._forget_sources
+
+    async def forget_and_freeze(db: Any, names: Any) -> None:
+        await forget_sources(db, names)
+        await world.ended(db)
+
+    monkeypatch.setattr(erasing, "_forget_sources", forget_and_freeze)
+    monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
+    with pytest.raises(StepstreamError):
+        await erasing.erase(world.settings_of(OPERATOR), "ann@example.org", unknown_too=False)
+    assert await world.db.fetchval("select source from event_sources") == "ann@example.org"
 
 
 NAMES = ("ann-who-leaves", "visitor-1", "ann@example.org")
@@ -459,6 +474,41 @@ async def test_a_source_that_comes_back_is_removed_and_its_name_is_kept_nowhere(
     assert len(await world.events()) == 2
     assert dict(await world.db.fetch("select source, events from event_sources")) == {"(no source)": 2}
     assert (await world.invoke("erase", "ann@example.org", "--execute")).returncode == 2
+
+
+async def test_a_slip_takes_nothing_of_sources_whose_names_hold_it(world: World) -> None:
+    await world.offer()
+    await world.db.execute(
+        "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
+        " first_at, last_at)"
+        " select $1, name, 1, 0, 1, 0, 0, true, now(), now() from unnest($2::text[]) as name",
+        world.settings.topic,
+        ["https://shop.example.com/a", "com", "b c"],
+    )
+    await world.db.execute(
+        "insert into refused_events values ($1, 'b c', 'org', 'unknown-step', 1, now(), now(), 0, 1,"
+        " 'no such step in com', '{\"com\": 1}')",
+        world.settings.topic,
+    )
+    slips = ("example", "step", "", " ", "com\n")
+    assert {s: (await world.invoke("erase", s, "--execute")).returncode for s in slips} == dict.fromkeys(
+        slips, 2
+    )
+    planned = await world.invoke("erase", "com", "-o", "json")
+    done = await world.invoke("erase", "com", "--execute", "-o", "json")
+    assert [json.loads(p.stdout)["removed"]["sources"] for p in (planned, done)] == [1, 1]
+    left = {r["source"] for r in await world.db.fetch("select source from event_sources")}
+    assert left == {"https://shop.example.com/a", "b c", "(no source)"}
+    refused = await world.db.fetchrow("select message, fields::text from refused_events")
+    assert refused is not None
+    assert tuple(refused) == ("no such step in com", '{"com": 1}')
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a\tb"])
+async def test_what_no_event_can_name_is_said_in_words(world: World, name: str) -> None:
+    refused = await world.invoke("erase", name, "--execute", "--even-if-unknown")
+    assert refused.returncode == 2, refused.stderr
+    assert "is no id that an event can have" in refused.stderr
 
 
 async def test_what_comes_later_under_another_key_or_as_a_source_leaves_no_trace(world: World) -> None:

@@ -12,6 +12,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from services.consumers.lag import GROUPS, read_groups
+from services.operations import offsets
+from services.operations import replay as replaying
+from services.operations import skip as skipping
+from services.runtime.errors import RefusedError, StepstreamError
 from tests.support.logs import needs_logs, oracle, path
 from tests.support.world import AGGREGATOR, RECORDER, Message, World, completed, eventually
 
@@ -124,9 +128,6 @@ async def test_refused_while_the_group_has_members(world: World) -> None:
 
 
 async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: World) -> None:
-    from services.operations import replay as replaying
-    from services.runtime.errors import RefusedError
-
     await world.offer()
     await world.people(["ann"])
     await world.produce([completed("ann", "a", 1)])
@@ -141,6 +142,41 @@ async def test_the_broker_refuses_too_should_a_member_come_meanwhile(world: Worl
     after = await tables(world), await world.db.fetch("select * from recorded_offsets order by partition")
     assert after == before
     assert all(group.lag == 0 for group in await read_groups(world.settings))
+
+
+@pytest.mark.parametrize("command", ["replay", "skip"])
+async def test_a_command_that_freezes_while_it_moves_positions_lets_them_go(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    await world.produce([completed("ann", "a", 1)])
+    world.start_both()
+    await world.drained()
+    module = replaying if command == "replay" else skipping
+    set_positions = module.set_positions
+
+    async def set_and_freeze(db: Any, *arguments: Any) -> None:
+        await set_positions(db, *arguments)
+        await world.ended(db)
+
+    monkeypatch.setattr(module, "set_positions", set_and_freeze)
+    monkeypatch.setattr(offsets, "_TRANSACTION_SECONDS", 1.0)
+    before = await world.db.fetch("select * from recorded_offsets order by partition")
+    if command == "replay":
+        beginning, end = replaying.ReplayStart(beginning=True), replaying.ReplayEnd()
+        plan = await replaying.make_plan(world.settings, RECORDER, beginning, end, None)
+        moving = replaying._set_offsets(world.settings, plan)
+    else:
+        (at,) = [r["partition"] for r in before if r["next_offset"] > 0]
+        moving = skipping.skip(
+            world.settings, skipping.EventSkip(RECORDER, world.settings.topic, at, 1, 2, 0)
+        )
+    with pytest.raises(StepstreamError):
+        await moving
+    assert await world.db.fetch("select * from recorded_offsets order by partition") == before
+    await world.produce([completed("ann", "b", 2)])
+    await world.drained()
 
 
 async def test_the_plan_finds_offsets_by_time_and_never_skips(world: World) -> None:

@@ -170,6 +170,25 @@ async def test_a_survey_that_is_frozen_lets_its_snapshot_go(
         await command(world.settings, progress=freeze)
 
 
+async def test_a_swap_that_is_frozen_between_two_messages_of_the_protocol_lets_the_counts_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL does not take such a session for idle."""
+    await world.offer()
+    await world.people(["ann"])
+    await world.insert(completed("ann", "a", 1))
+    monkeypatch.setattr(rebuilding, "_SWAP_SECONDS", 1)
+
+    async def freeze(db: Any) -> None:
+        await db.prepare("select")
+        await world.ended(db)
+
+    monkeypatch.setattr(rebuilding.store, "add_filled_deltas", freeze)
+    with pytest.raises(StepstreamError):
+        await rebuild(world.settings_of(OPERATOR), execute=True)
+    assert await world.db.fetchval("select count(*) from sankey_journeys") == 0
+
+
 async def do(world: World, statement: str) -> None:
     """Carries a statement out, though the aggregator holds rows that it wants."""
     while True:

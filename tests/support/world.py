@@ -39,7 +39,7 @@ from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
 from services.runtime.connections import Connections, Limits
-from services.runtime.database import Pool, open_pool
+from services.runtime.database import Connection, Pool, open_pool
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import Record, admin_client, ensure_topics
 from services.runtime.migrate import migrate
@@ -394,6 +394,16 @@ class World:
             yield connection
         finally:
             await connection.close()
+
+    async def ended(self, connection: Connection) -> None:
+        """Waits until PostgreSQL has ended a connection, which does nothing meanwhile: as of a frozen process."""
+        pid = connection.get_server_pid()
+
+        async def gone() -> bool:
+            alive = await self.db.fetchval("select count(*) from pg_stat_activity where pid = $1", pid)
+            return bool(alive == 0)
+
+        await eventually(gone, "its connection is ended", 20)
 
     # --- traffic --------------------------------------------------------------------------------------
 
