@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections import Counter
+from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
@@ -572,6 +573,17 @@ async def test_blanks_around_the_value_of_a_header_are_no_part_of_it(world: Worl
     writer.close()
     assert answer.startswith("HTTP/1.1 200 "), answer
     assert '"outcome":"started"' in answer
+
+
+async def test_clients_learn_the_version_that_is_installed(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    answer = await post(f"http://127.0.0.1:{service.port}/mcp/srv_1", HELLO)
+    assert answer.json()["result"]["serverInfo"] == {
+        "name": "stepstream",
+        "title": "Walkthroughs",
+        "version": metadata.version("stepstream"),
+    }
 
 
 async def test_what_is_too_large_or_from_another_host_or_no_server_is_refused(world: World) -> None:
