@@ -176,19 +176,23 @@ async def _find_jwks(issuer: str) -> str:
         url.copy_with(path=f"/.well-known/oauth-authorization-server{path}"),
         url.copy_with(path=f"{path}/.well-known/openid-configuration"),
     )
-    reason = "no metadata"
+    reasons: list[str] = []
     for place in places:
         try:
             metadata = await _read(place)
         except (httpx2.HTTPError, OSError, ValueError) as error:
-            reason = type(error).__name__
+            reasons.append(type(error).__name__)
             continue
-        if str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
-            reason = "its metadata names another issuer"
-            continue
-        if isinstance(uri := metadata.get("jwks_uri"), str):
+        named, uri = str(metadata.get("issuer", "")), metadata.get("jwks_uri")
+        if named != issuer:  # character by character (RFC 8414, section 3.3)
+            is_near = named.rstrip("/") == issuer.rstrip("/")
+            which = ", which differs by a slash at the end" if is_near else ""
+            reasons.append(f"its metadata names another issuer{which}")
+        elif isinstance(uri, str):
             return uri
-    raise IssuerAwayError(f"the keys of {issuer} cannot be found: {reason}")
+        else:
+            reasons.append("its metadata names no keys")
+    raise IssuerAwayError(f"the keys of {issuer} cannot be found: {'; '.join(dict.fromkeys(reasons))}")
 
 
 @functools.cache
@@ -228,6 +232,15 @@ async def _read(url: httpx2.URL | str) -> dict[str, Any]:
     return found
 
 
+def _name_of_issuer(issuer: str) -> str:
+    """Under which name an issuer's people are kept: without a slash at the end.
+
+    So they are in the database since both spellings were taken for one issuer. It confuses nobody: both have
+    their metadata at the same place, which names one of them, and the tokens of the other are refused.
+    """
+    return issuer.rstrip("/")
+
+
 def _can_be_subject(text: str) -> bool:
     return can_be_stored(text) and len(text.encode()) <= _MAX_SUBJECT_BYTES
 
@@ -258,7 +271,7 @@ class Verifier:
                 key,
                 algorithms=ALGORITHMS,
                 audience=[self._resource, self._resource + "/"],
-                issuer=[self._issuer.rstrip("/"), self._issuer.rstrip("/") + "/"],
+                issuer=self._issuer,
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
@@ -275,5 +288,5 @@ class Verifier:
             expires_at=int(claims["exp"]) + LEEWAY_SECONDS,
             resource=self._resource,
             subject=str(claims["sub"]),
-            claims={"iss": self._issuer.rstrip("/"), "email": claims.get("email")},
+            claims={"iss": _name_of_issuer(self._issuer), "email": claims.get("email")},
         )

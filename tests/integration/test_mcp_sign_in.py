@@ -277,6 +277,44 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
     assert "sekret" not in caplog.text
 
 
+SLASHES = pytest.mark.parametrize(("written", "named"), [("", "/"), ("/a/", "/a")])
+
+
+@SLASHES
+async def test_a_token_of_an_issuer_that_differs_by_a_slash_is_refused(
+    world: World, issuer: Issuer, written: str, named: str
+) -> None:
+    """Issuers are compared character by character, as clients do."""
+    issuer.url = issuer.origin + written
+    _, base = await prepare(world, issuer)
+    for iss, status in ((named, 401), (written, 200)):
+        token = issuer.token(f"{base}/secure", iss=issuer.origin + iss)
+        answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+        assert answer.status_code == status
+
+
+@SLASHES
+async def test_an_issuer_whose_metadata_writes_it_in_another_way_is_not_believed(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture, written: str, named: str
+) -> None:
+    issuer.url = issuer.origin + written
+    _, base = await prepare(world, issuer)
+    token = issuer.token(f"{base}/secure")
+    issuer.url = issuer.origin + named
+    answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+    assert answer.status_code == 503
+    assert "its metadata names another issuer, which differs by a slash at the end" in caplog.text
+
+
+async def test_people_of_an_issuer_with_a_slash_stay_who_they_are(world: World, issuer: Issuer) -> None:
+    """Identities are kept without the slash: so they were when both spellings were taken."""
+    issuer.url = issuer.origin + "/"
+    _, base = await prepare(world, issuer)
+    async with agent(f"{base}/secure", token=issuer.token(f"{base}/secure")) as ann:
+        await ann.start()
+    assert await world.db.fetchval("select issuer from mcp_user_identities") == issuer.origin
+
+
 async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, mcp_address_rate="3/minute")
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
