@@ -205,21 +205,42 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(world: World,
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-async def test_a_token_whose_claims_no_row_can_have_is_no_fault(
+async def test_an_email_that_no_row_can_have_is_no_fault(
     world: World, issuer: Issuer, generation: str
 ) -> None:
     service, base = await prepare(world, issuer, process=True)
-    long = "".join(map(str, range(3000)))
-    for subject in ("a\0b", "\ud800", long):
-        token = f"Bearer {issuer.token(f'{base}/secure', subject)}"
-        assert (await post(f"{base}/secure", HELLO, authorization=token)).status_code == 401
     for number, email in enumerate(("a\0b", "\ud800")):
         token = issuer.token(f"{base}/secure", f"sub-{number}", email=email)
         async with agent(f"{base}/secure", generation, token) as ann:
             assert (await ann.start())["outcome"] == "started"
     assert await metric(service, "stepstream_http_errors_total") == 0
-    lines = [json.loads(line)["message"] for line in service.log.read_text().splitlines()]
-    assert [x for x in lines if "refused" in x] == ["tokens were refused: secure (InvalidTokenError): 1"]
+
+
+async def test_a_sub_that_can_be_nobody_is_refused_with_words(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, base = await prepare(world, issuer)
+    subjects: dict[Any, str] = {
+        "": "Its sub is empty.",
+        " \n": "Its sub is empty.",
+        "a\0b": "Its sub holds control characters.",
+        "a\nb": "Its sub holds control characters.",
+        "a\x7fb": "Its sub holds control characters.",
+        "a\x85b": "Its sub holds control characters.",
+        "\ud800": "Its sub holds control characters.",
+        "".join(map(str, range(3000))): "Its sub is longer than 1000 bytes.",
+        "é" * 501: "Its sub is longer than 1000 bytes.",
+        7: "Its sub is no text.",
+    }
+    for subject, problem in subjects.items():
+        told = f"The token is not good for this server. {problem}"
+        token = issuer.token(f"{base}/secure", subject)
+        answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+        assert answer.status_code == 401, problem
+        assert answer.json() == {"error": "invalid_token", "error_description": told}
+        assert f'error="invalid_token", error_description="{told}"' in answer.headers["www-authenticate"]
+    assert "tokens were refused: secure (Its sub is empty.): 1" in caplog.text
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 0
 
 
 async def test_what_strangers_send_fills_no_log(world: World, issuer: Issuer) -> None:
@@ -236,7 +257,7 @@ async def test_what_strangers_send_fills_no_log(world: World, issuer: Issuer) ->
         assert (await post(f"{base}/secure", wrong, **session)).status_code == 202
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
     assert [x["message"] for x in lines if x["level"] != "info"] == [
-        "tokens were refused: secure (DecodeError): 1"
+        "tokens were refused: secure (It is no JWT that the server's issuer signed.): 1"
     ]
 
 
@@ -291,6 +312,7 @@ async def test_a_token_of_an_issuer_that_differs_by_a_slash_is_refused(
         token = issuer.token(f"{base}/secure", iss=issuer.origin + iss)
         answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
         assert answer.status_code == status
+        assert ("Its iss is not the issuer of this server" in answer.text) == (status == 401)
 
 
 @SLASHES
