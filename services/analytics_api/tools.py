@@ -34,7 +34,7 @@ from services.analytics_api.questions import QUESTIONS, OfSession, OfWalkthrough
 from services.analytics_api.routes import Shared, admit
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import Context, Faults
+from services.runtime.mcp import VERSION, Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
@@ -110,6 +110,7 @@ class AnalyticsTools:
         faults = Faults(SERVICE)
         server: McpServer[Any] = McpServer(
             "stepstream-analytics",
+            version=VERSION,
             title="Walkthrough analytics",
             instructions=INSTRUCTIONS,
             get_tool_input_schema=self._schemas.get,

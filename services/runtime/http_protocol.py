@@ -11,6 +11,8 @@ from services.runtime.connections import Connections, Part
 
 #: The largest head of a request, and what may follow a body that is no body; parsers take any.
 _HEAD_BYTES: Final = 65_536
+#: What HTTP allows around the value of a header: spaces and tabs.
+_BLANKS: Final = b" \t"
 #: So many requests of a connection may wait for the answer to the one before.
 _AHEAD: Final = 10
 #: What a client has to take of its answer, in bytes a second, while it is looked at.
@@ -120,9 +122,13 @@ class TimedProtocol(HttpToolsProtocol):
         self._requests += 1
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; those behind a body are for nobody."""
+        """A header, without the blanks around its value; those behind a body are for nobody.
+
+        Blanks before and behind a value are no part of it (RFC 9110, section 5.5). The parser leaves those
+        behind, with which no name of a tool and no session id is equal to what it is compared with.
+        """
         if self._part == "head":
-            super().on_header(name, value)
+            super().on_header(name, value.strip(_BLANKS))
 
     def on_headers_complete(self) -> None:
         self._part = "body"

@@ -1,6 +1,10 @@
-"""Faults of ours in the MCP servers: errors of JSON-RPC that show the id under which the log has more."""
+"""What the MCP servers share: their version, and faults of ours as errors of JSON-RPC.
+
+Such an error shows the id under which the log has more.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
+from importlib import metadata
 from typing import Any, Final, TypeAlias, TypeVar
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -18,6 +22,9 @@ Context: TypeAlias = ServerRequestContext[Any, Any]
 Params = TypeVar("Params")
 Result = TypeVar("Result")
 Handler: TypeAlias = Callable[[Context, Params], Awaitable[Result]]
+
+#: The version that MCP servers tell their clients: that of the installed package.
+VERSION: Final = metadata.version("stepstream")
 
 _MESSAGE: Final = (
     "The call failed on the server's side. Nothing that you send differently will help. "

@@ -30,7 +30,7 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
 from services.walkthrough_mcp.routes import McpEndpoint, Refusal, check_rates, identity_of
-from services.walkthrough_mcp.tokens import IssuerAwayError
+from services.walkthrough_mcp.tokens import IssuerAwayError, TokenRefusedError
 
 
 class McpProcess(Process[McpEndpoint]):
@@ -146,8 +146,10 @@ async def _caller_over_stdio(
         )
     try:
         verified = await McpEndpoint(settings, lambda: pool).verifier(server).verify_token(token)
+    except TokenRefusedError as error:
+        raise StepstreamError(
+            f"the token in STEPSTREAM_MCP_ACCESS_TOKEN is not good for `{server.slug}`. {error}"
+        ) from None
     except (IssuerAwayError, Refusal) as error:
         raise StepstreamError(str(error)) from error
-    if verified is None:
-        raise StepstreamError(f"the token in STEPSTREAM_MCP_ACCESS_TOKEN is not good for `{server.slug}`")
     return Caller(server, identity=identity_of(verified))

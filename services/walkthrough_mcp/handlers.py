@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import Context, Faults
+from services.runtime.mcp import VERSION, Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
@@ -163,6 +163,7 @@ def build_mcp_server(
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
+        version=VERSION,
         title="Walkthroughs",
         instructions=INSTRUCTIONS,
         # Known without asking: the SDK would list the tools for every call, to check headers against them.

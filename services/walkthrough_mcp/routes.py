@@ -9,7 +9,7 @@ import limits
 from cachetools import TTLCache
 from limits.aio.strategies import FixedWindowRateLimiter
 from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, BearerAuthBackend, RequireAuthMiddleware
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -19,7 +19,6 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
-from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -38,7 +37,13 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
-from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, Verifier, problem_of_issuer
+from services.walkthrough_mcp.tokens import (
+    IssuerAwayError,
+    Issuers,
+    TokenRefusedError,
+    Verifier,
+    problem_of_issuer,
+)
 from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places
 
 log = logging.getLogger("stepstream.mcp")
@@ -50,6 +55,9 @@ _MOST_TOLD: Final = 10_000
 _MOST_COUNTED: Final = 100_000
 #: For how long a server is known to exist.
 _KNOWN_SECONDS: Final = 60
+_NO_ISSUER: Final = (
+    "People sign in at this server, and no issuer is set for it: its operator has to name one."
+)
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
@@ -272,6 +280,9 @@ class McpEndpoint:
             server = await self._find_server(request.path_params["slug"], address)
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
+            if not self._written_issuer(server):
+                self._tell_not_set_up(server, "has no issuer")
+                raise Refusal(404, "no_issuer", _NO_ISSUER)
             issuer = self._issuer(server)
         except Refusal as refusal:
             MCP_REFUSED.labels(refusal.reason).inc()
@@ -279,6 +290,7 @@ class McpEndpoint:
         metadata = SignIn(
             resource=self.resource(server),
             authorization_servers=[issuer],
+            scopes_supported=self._settings.scopes_at(server.slug) or None,
             resource_name=server.name,
         )
         return await ProtectedResourceMetadataHandler(metadata).handle(request)
@@ -318,10 +330,19 @@ class McpEndpoint:
             return self._places.place_of_stranger(slug, address)
         return self._places.place(asker)
 
+    def _written_issuer(self, server: Server) -> str:
+        """The issuer as somebody wrote it, or nothing."""
+        return server.oauth_issuer_url or self._settings.oauth_issuer
+
     def _issuer(self, server: Server) -> str:
-        issuer = server.oauth_issuer_url or self._settings.oauth_issuer
+        issuer = self._written_issuer(server)
         if issuer and (problem := problem_of_issuer(issuer)) is None:
             return issuer
+        self._tell_not_set_up(server, f"its issuer is not good ({problem})" if issuer else "has no issuer")
+        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
+
+    def _tell_not_set_up(self, server: Server, problem: str) -> None:
+        """Writes to the log, once in a while, that nobody can sign in at a server."""
         if server.slug not in self._told:
             self._told[server.slug] = True
             log.error(
@@ -329,9 +350,8 @@ class McpEndpoint:
                 "for all",
                 server.slug,
                 server.auth_type,
-                f"its issuer is not good ({problem})" if issuer else "has no issuer",
+                problem,
             )
-        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
 
     def verifier(self, server: Server) -> Verifier:
         """What verifies the tokens of a server."""
@@ -346,25 +366,45 @@ class McpEndpoint:
                 "not_found",
                 f"People sign in at this server: connect to /mcp/{server.slug} with a token.",
             )
-        resource = AnyHttpUrl(self.resource(server))
-
-        async def enter(scope: Scope, receive: Receive, send: Send) -> None:
-            who = identity_of(scope["user"].access_token)
-            await self._rates.check_person(server.slug, who.issuer, who.subject)
-            scope[_CALLER] = Caller(server, identity=who)
-            await self._sessions(scope, receive, send)
-
-        guarded = AuthenticationMiddleware(
-            RequireAuthMiddleware(enter, [], build_resource_metadata_url(resource)),
-            backend=BearerAuthBackend(self.verifier(server), resource_server_url=resource),
-        )
+        verifier = self.verifier(server)
+        token = _bearer_token(Request(scope))
+        if token is None:
+            await self._challenge(server, None)(scope, receive, send)
+            return
         try:
-            await guarded(scope, receive, send)
+            verified = await verifier.verify_token(token)
+        except TokenRefusedError as error:
+            await self._challenge(server, error)(scope, receive, send)
+            return
         except IssuerAwayError as error:
             self._unverified.warn(f"{server.slug} ({error})")
             raise Refusal(
                 503, "temporarily_unavailable", "Tokens cannot be verified right now. Try again.", 5
             ) from None
+        who = identity_of(verified)
+        await self._rates.check_person(server.slug, who.issuer, who.subject)
+        scope[_CALLER] = Caller(server, identity=who)
+        scope["user"] = AuthenticatedUser(verified)
+        await self._sessions(scope, receive, send)
+
+    def _challenge(self, server: Server, refused: TokenRefusedError | None) -> Response:
+        """Where and how to sign in (RFC 6750, section 3; RFC 9728, section 5.1), and why a token is refused.
+
+        Who sent no token gets no code of an error.
+        """
+        why = f"The token is not good for this server. {refused}" if refused else "People sign in here."
+        told = {
+            "error": "invalid_token" if refused else None,
+            "error_description": why if refused else None,
+            "scope": " ".join(self._settings.scopes_at(server.slug)),
+            "resource_metadata": build_resource_metadata_url(AnyHttpUrl(self.resource(server))),
+        }
+        parameters = ", ".join(f'{name}="{value}"' for name, value in told.items() if value)
+        return JSONResponse(
+            {"error": "invalid_token", "error_description": why},
+            status_code=401,
+            headers={"WWW-Authenticate": f"Bearer {parameters}"},
+        )
 
     async def _enter(
         self, server: Server, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
@@ -400,6 +440,12 @@ class McpEndpoint:
         except Refusal as refusal:
             MCP_REFUSED.labels(refusal.reason).inc()
             raise MCPError(INVALID_REQUEST, str(refusal), {"reason": refusal.reason}) from None
+
+
+def _bearer_token(request: Request) -> str | None:
+    """The token of a request (RFC 6750, section 2.1), or nothing."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def identity_of(token: AccessToken) -> Identity:

@@ -6,6 +6,7 @@ import json
 import logging
 import ssl
 import time
+import unicodedata
 from typing import Any, Final
 
 import httpx2
@@ -14,7 +15,6 @@ from cachetools import TTLCache
 from mcp.server.auth.provider import AccessToken
 
 from services.runtime.bounds import Seldom
-from services.runtime.database import can_be_stored
 from services.walkthrough_mcp.people import Server
 
 log = logging.getLogger("stepstream.mcp")
@@ -36,6 +36,21 @@ _MAX_BYTES: Final = 256 * 1024
 _NO_KEYS: Final = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, jwt.PyJWTError)
 #: What an index of PostgreSQL takes, with the issuer beside it.
 _MAX_SUBJECT_BYTES: Final = 1000
+#: Categories of Unicode that are in no subject: control characters, and halves of surrogate pairs.
+_NO_CHARACTERS: Final = frozenset({"Cc", "Cs"})
+#: Why a token is refused whose signature is good, and any other.
+_REFUSALS: Final[dict[type[Exception], str]] = {
+    jwt.ExpiredSignatureError: "It has expired.",
+    jwt.ImmatureSignatureError: "It is not valid yet.",
+    jwt.InvalidAudienceError: "It is for another address than this one: its aud is not this server.",
+    jwt.InvalidIssuerError: "Its iss is not the issuer of this server.",
+    jwt.exceptions.InvalidSubjectError: "Its sub is no text.",
+}
+_NO_TOKEN: Final = "It is no JWT that the server's issuer signed."  # noqa: S105 - a sentence
+
+
+class TokenRefusedError(Exception):
+    """A token is not good; the message is a sentence that says why, and repeats nothing of the token."""
 
 
 class IssuerAwayError(Exception):
@@ -176,19 +191,23 @@ async def _find_jwks(issuer: str) -> str:
         url.copy_with(path=f"/.well-known/oauth-authorization-server{path}"),
         url.copy_with(path=f"{path}/.well-known/openid-configuration"),
     )
-    reason = "no metadata"
+    reasons: list[str] = []
     for place in places:
         try:
             metadata = await _read(place)
         except (httpx2.HTTPError, OSError, ValueError) as error:
-            reason = type(error).__name__
+            reasons.append(type(error).__name__)
             continue
-        if str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
-            reason = "its metadata names another issuer"
-            continue
-        if isinstance(uri := metadata.get("jwks_uri"), str):
+        named, uri = str(metadata.get("issuer", "")), metadata.get("jwks_uri")
+        if named != issuer:  # character by character (RFC 8414, section 3.3)
+            is_near = named.rstrip("/") == issuer.rstrip("/")
+            which = ", which differs by a slash at the end" if is_near else ""
+            reasons.append(f"its metadata names another issuer{which}")
+        elif isinstance(uri, str):
             return uri
-    raise IssuerAwayError(f"the keys of {issuer} cannot be found: {reason}")
+        else:
+            reasons.append("its metadata names no keys")
+    raise IssuerAwayError(f"the keys of {issuer} cannot be found: {'; '.join(dict.fromkeys(reasons))}")
 
 
 @functools.cache
@@ -228,12 +247,34 @@ async def _read(url: httpx2.URL | str) -> dict[str, Any]:
     return found
 
 
-def _can_be_subject(text: str) -> bool:
-    return can_be_stored(text) and len(text.encode()) <= _MAX_SUBJECT_BYTES
+def _name_of_issuer(issuer: str) -> str:
+    """Under which name an issuer's people are kept: without a slash at the end.
+
+    So they are in the database since both spellings were taken for one issuer. It confuses nobody: both have
+    their metadata at the same place, which names one of them, and the tokens of the other are refused.
+    """
+    return issuer.rstrip("/")
+
+
+def _problem_of_subject(subject: str) -> str | None:
+    """Why a text can be nobody's subject."""
+    if not subject.strip():
+        return "Its sub is empty."
+    if any(unicodedata.category(character) in _NO_CHARACTERS for character in subject):
+        return "Its sub holds control characters."
+    is_long = len(subject.encode()) > _MAX_SUBJECT_BYTES
+    return f"Its sub is longer than {_MAX_SUBJECT_BYTES} bytes." if is_long else None
+
+
+def _why_refused(error: Exception) -> str:
+    """Why a token is refused, in a sentence for who sent it and for the log."""
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"It has no {error.claim}."
+    return next((why for kind, why in _REFUSALS.items() if isinstance(error, kind)), _NO_TOKEN)
 
 
 class Verifier:
-    """Verifies the tokens of one server: the SDK's token verifier.
+    """Verifies the tokens of one server.
 
     `resource` is the server's address, which the token must have as an audience (RFC 8707, RFC 9068), so
     that a token for one server opens no other.
@@ -245,28 +286,18 @@ class Verifier:
         self._resource = resource
         self._server = server
 
-    async def verify_token(self, token: str) -> AccessToken | None:
-        """Who the token is of; None when it is not good.
+    async def verify_token(self, token: str) -> AccessToken:
+        """Who the token is of.
 
         Raises:
+            TokenRefusedError: it is not good.
             IssuerAwayError: that cannot be told right now.
         """
         try:
-            key = await self._issuers.key(self._issuer, token)
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=ALGORITHMS,
-                audience=[self._resource, self._resource + "/"],
-                issuer=[self._issuer.rstrip("/"), self._issuer.rstrip("/") + "/"],
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp", "iss", "aud", "sub"]},
-            )
-            if not _can_be_subject(str(claims["sub"])):
-                raise jwt.InvalidTokenError("no row can have this sub")
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
-            self._issuers.refused.warn(f"{self._server.slug} ({type(error).__name__})")
-            return None
+            claims = await self._claims_of(token)
+        except TokenRefusedError as error:
+            self._issuers.refused.warn(f"{self._server.slug} ({error})")
+            raise
         client = str(claims.get("client_id") or claims.get("azp") or "")
         return AccessToken(
             token="",  # nobody needs it any more, so it is in no log and no core dump
@@ -274,6 +305,24 @@ class Verifier:
             scopes=str(claims.get("scope", "")).split(),
             expires_at=int(claims["exp"]) + LEEWAY_SECONDS,
             resource=self._resource,
-            subject=str(claims["sub"]),
-            claims={"iss": self._issuer.rstrip("/"), "email": claims.get("email")},
+            subject=claims["sub"],
+            claims={"iss": _name_of_issuer(self._issuer), "email": claims.get("email")},
         )
+
+    async def _claims_of(self, token: str) -> dict[str, Any]:
+        try:
+            key = await self._issuers.key(self._issuer, token)
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=ALGORITHMS,
+                audience=[self._resource, self._resource + "/"],
+                issuer=self._issuer,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+            raise TokenRefusedError(_why_refused(error)) from None
+        if (problem := _problem_of_subject(claims["sub"])) is not None:
+            raise TokenRefusedError(problem)
+        return claims

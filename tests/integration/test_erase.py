@@ -388,13 +388,13 @@ async def test_a_command_that_freezes_while_it_removes_a_source_lets_the_others_
         "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
         " first_at, last_at) values ('t', 'ann@example.org', 1, 0, 1, 0, 0, true, now(), now())"
     )
-    forget_sources = erasing._forget_sources
+    forget_names = erasing.source_names.forget_names
 
-    async def forget_and_freeze(db: Any, names: Any) -> None:
-        await forget_sources(db, names)
+    async def forget_and_freeze(db: Any, source_pattern: str, pattern: str) -> None:
+        await forget_names(db, source_pattern, pattern)
         await world.ended(db)
 
-    monkeypatch.setattr(erasing, "_forget_sources", forget_and_freeze)
+    monkeypatch.setattr(erasing.source_names, "forget_names", forget_and_freeze)
     monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
     with pytest.raises(StepstreamError):
         await erasing.erase(world.settings_of(OPERATOR), "ann@example.org", unknown_too=False)

@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections import Counter
+from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
@@ -548,6 +549,41 @@ async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
     refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
     assert refused.returncode == 2
     assert "STEPSTREAM_MCP_PERSON_RATE: `often`" in refused.stderr
+
+
+async def test_blanks_around_the_value_of_a_header_are_no_part_of_it(world: World) -> None:
+    """HTTP allows them (RFC 9110, section 5.5), and some clients and proxies send them."""
+    await world.offer(steps="ab")
+    service = await world.start_mcp()
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": "start_walkthrough", "arguments": {}, "_meta": meta}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(
+        f"POST /mcp/srv_1/ann HTTP/1.1\r\nhost: \t127.0.0.1:{service.port} \t\r\nconnection: close\r\n"
+        "content-type: application/json \r\naccept: application/json, text/event-stream\t\r\n"
+        "mcp-protocol-version: 2026-07-28 \r\nmcp-method: \ttools/call\t\r\n"
+        "mcp-name: start_walkthrough \t \r\n"
+        f"content-length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 200 "), answer
+    assert '"outcome":"started"' in answer
+
+
+async def test_clients_learn_the_version_that_is_installed(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+    answer = await post(f"http://127.0.0.1:{service.port}/mcp/srv_1", HELLO)
+    assert answer.json()["result"]["serverInfo"] == {
+        "name": "stepstream",
+        "title": "Walkthroughs",
+        "version": metadata.version("stepstream"),
+    }
 
 
 async def test_what_is_too_large_or_from_another_host_or_no_server_is_refused(world: World) -> None:

@@ -153,7 +153,7 @@ async def prepare(world: World, issuer: Issuer, **more: Any) -> tuple[Service, s
         issuer.url,
     )
     await world.db.execute("update mcp_servers set auth_type = 'platform_oauth' where slug = 'other'")
-    service = await world.start_mcp(oauth_issuer=issuer.url, **more)
+    service = await world.start_mcp(**{"oauth_issuer": issuer.url} | more)
     return service, f"http://127.0.0.1:{service.port}/mcp"
 
 
@@ -205,21 +205,42 @@ async def test_the_same_subject_of_another_issuer_is_somebody_else(world: World,
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-async def test_a_token_whose_claims_no_row_can_have_is_no_fault(
+async def test_an_email_that_no_row_can_have_is_no_fault(
     world: World, issuer: Issuer, generation: str
 ) -> None:
     service, base = await prepare(world, issuer, process=True)
-    long = "".join(map(str, range(3000)))
-    for subject in ("a\0b", "\ud800", long):
-        token = f"Bearer {issuer.token(f'{base}/secure', subject)}"
-        assert (await post(f"{base}/secure", HELLO, authorization=token)).status_code == 401
     for number, email in enumerate(("a\0b", "\ud800")):
         token = issuer.token(f"{base}/secure", f"sub-{number}", email=email)
         async with agent(f"{base}/secure", generation, token) as ann:
             assert (await ann.start())["outcome"] == "started"
     assert await metric(service, "stepstream_http_errors_total") == 0
-    lines = [json.loads(line)["message"] for line in service.log.read_text().splitlines()]
-    assert [x for x in lines if "refused" in x] == ["tokens were refused: secure (InvalidTokenError): 1"]
+
+
+async def test_a_sub_that_can_be_nobody_is_refused_with_words(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, base = await prepare(world, issuer)
+    subjects: dict[Any, str] = {
+        "": "Its sub is empty.",
+        " \n": "Its sub is empty.",
+        "a\0b": "Its sub holds control characters.",
+        "a\nb": "Its sub holds control characters.",
+        "a\x7fb": "Its sub holds control characters.",
+        "a\x85b": "Its sub holds control characters.",
+        "\ud800": "Its sub holds control characters.",
+        "".join(map(str, range(3000))): "Its sub is longer than 1000 bytes.",
+        "é" * 501: "Its sub is longer than 1000 bytes.",
+        7: "Its sub is no text.",
+    }
+    for subject, problem in subjects.items():
+        told = f"The token is not good for this server. {problem}"
+        token = issuer.token(f"{base}/secure", subject)
+        answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+        assert answer.status_code == 401, problem
+        assert answer.json() == {"error": "invalid_token", "error_description": told}
+        assert f'error="invalid_token", error_description="{told}"' in answer.headers["www-authenticate"]
+    assert "tokens were refused: secure (Its sub is empty.): 1" in caplog.text
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 0
 
 
 async def test_what_strangers_send_fills_no_log(world: World, issuer: Issuer) -> None:
@@ -236,7 +257,7 @@ async def test_what_strangers_send_fills_no_log(world: World, issuer: Issuer) ->
         assert (await post(f"{base}/secure", wrong, **session)).status_code == 202
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
     assert [x["message"] for x in lines if x["level"] != "info"] == [
-        "tokens were refused: secure (DecodeError): 1"
+        "tokens were refused: secure (It is no JWT that the server's issuer signed.): 1"
     ]
 
 
@@ -275,6 +296,95 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
     assert line.startswith("server secure needs sign-in (custom_oauth) and its issuer is not good (")
     assert problem in line
     assert "sekret" not in caplog.text
+
+
+async def test_a_server_without_issuer_has_no_description_of_its_sign_in(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where clients look for the issuer, there is none: that is no fault of a moment."""
+    service, base = await prepare(world, issuer, oauth_issuer="")
+    metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
+    async with httpx2.AsyncClient(timeout=30) as http:
+        answer = await http.get(f"{metadata}/other")
+        assert (await http.get(f"{metadata}/secure")).status_code == 200
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "code": -32600,
+        "message": "People sign in at this server, and no issuer is set for it: its operator has to name one.",
+        "data": {"reason": "no_issuer"},
+    }
+    assert (await post(f"{base}/other", HELLO)).status_code == 503
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.startswith("server other needs sign-in (platform_oauth) and has no issuer: ")
+
+
+SLASHES = pytest.mark.parametrize(("written", "named"), [("", "/"), ("/a/", "/a")])
+
+
+@SLASHES
+async def test_a_token_of_an_issuer_that_differs_by_a_slash_is_refused(
+    world: World, issuer: Issuer, written: str, named: str
+) -> None:
+    """Issuers are compared character by character, as clients do."""
+    issuer.url = issuer.origin + written
+    _, base = await prepare(world, issuer)
+    for iss, status in ((named, 401), (written, 200)):
+        token = issuer.token(f"{base}/secure", iss=issuer.origin + iss)
+        answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+        assert answer.status_code == status
+        assert ("Its iss is not the issuer of this server" in answer.text) == (status == 401)
+
+
+@SLASHES
+async def test_an_issuer_whose_metadata_writes_it_in_another_way_is_not_believed(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture, written: str, named: str
+) -> None:
+    issuer.url = issuer.origin + written
+    _, base = await prepare(world, issuer)
+    token = issuer.token(f"{base}/secure")
+    issuer.url = issuer.origin + named
+    answer = await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")
+    assert answer.status_code == 503
+    assert "its metadata names another issuer, which differs by a slash at the end" in caplog.text
+
+
+async def test_people_of_an_issuer_with_a_slash_stay_who_they_are(world: World, issuer: Issuer) -> None:
+    """Identities are kept without the slash: so they were when both spellings were taken."""
+    issuer.url = issuer.origin + "/"
+    _, base = await prepare(world, issuer)
+    async with agent(f"{base}/secure", token=issuer.token(f"{base}/secure")) as ann:
+        await ann.start()
+    assert await world.db.fetchval("select issuer from mcp_user_identities") == issuer.origin
+
+
+async def test_clients_learn_which_scopes_to_ask_for(world: World, issuer: Issuer) -> None:
+    """Of all servers, and of one alone; where none are set, none are named."""
+    service, base = await prepare(
+        world, issuer, oauth_scopes="openid steps:read", oauth_server_scopes="secure=steps, nobody="
+    )
+    for slug, scopes in (("other", ["openid", "steps:read"]), ("secure", ["steps"])):
+        async with httpx2.AsyncClient(timeout=30) as http:
+            told = await http.get(
+                f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/{slug}"
+            )
+        assert told.json()["scopes_supported"] == scopes
+        for headers in ({}, {"authorization": "Bearer none"}):
+            challenge = (await post(f"{base}/{slug}", HELLO, **headers)).headers["www-authenticate"]
+            assert f'scope="{" ".join(scopes)}"' in challenge
+            assert ('error="invalid_token"' in challenge) == bool(headers), "RFC 6750, section 3.1"
+    # They are what clients ask for; the server asks tokens for none.
+    token = issuer.token(f"{base}/secure")
+    assert (await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")).status_code == 200
+
+
+async def test_a_server_may_have_no_scopes_though_others_have(world: World, issuer: Issuer) -> None:
+    service, base = await prepare(world, issuer, oauth_scopes="steps", oauth_server_scopes="secure=")
+    async with httpx2.AsyncClient(timeout=30) as http:
+        told = await http.get(
+            f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
+        )
+    assert "scopes_supported" not in told.json()
+    assert "scope=" not in (await post(f"{base}/secure", HELLO)).headers["www-authenticate"]
 
 
 async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
