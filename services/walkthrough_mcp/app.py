@@ -99,7 +99,7 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         if server is None:
             raise UsageError(f"there is no MCP server with the slug `{slug}`")
         caller = await _caller_over_stdio(settings, pool, server, tracking_id)
-        mcp = build_mcp_server(lambda: pool, lambda _: caller)
+        mcp = build_mcp_server(lambda: pool, lambda _: caller, together_ms=settings.mcp_together_ms)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

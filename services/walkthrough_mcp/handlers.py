@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import Context, Faults
+from services.runtime.mcp import Context, Faults, exchange_of
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
@@ -153,13 +153,16 @@ def build_mcp_server(
     caller_of: Callable[[Context], Caller],
     count_visitor: CountVisitor | None = None,
     places: Places | None = None,
+    *,
+    together_ms: int,
 ) -> McpServer[Any]:
     """The MCP server with its tools; who calls is found out for each request.
 
     `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
-    `places` are where calls of many servers take turns.
+    `places` are where calls of many servers take turns. The answer to a call that names no step waits
+    `together_ms` for others of the same moment.
     """
-    tools = WalkthroughTools(pool, caller_of, count_visitor, places)
+    tools = WalkthroughTools(pool, caller_of, count_visitor, places, together_ms)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
@@ -181,14 +184,16 @@ class WalkthroughTools:
         self,
         pool: Callable[[], Pool],
         caller_of: Callable[[Context], Caller],
-        count_visitor: CountVisitor | None = None,
-        places: Places | None = None,
+        count_visitor: CountVisitor | None,
+        places: Places | None,
+        together_ms: int,
     ) -> None:
         self._pool = pool
         self._caller_of = caller_of
         self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
         self._places = places
+        self._together_ms = together_ms
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -204,7 +209,7 @@ class WalkthroughTools:
         outcome = "error"
         with MCP_SECONDS.labels(name).time(), MCP_UNDER_WAY.track_inprogress():
             try:
-                answer = await self._call(self._caller_of(ctx), params)
+                answer = await self._call(self._caller_of(ctx), params, exchange_of(SERVICE, ctx).arrived)
                 result = CallToolResult(
                     content=[TextContent(type="text", text=text(answer))],
                     structured_content=answer.model_dump(mode="json"),
@@ -234,7 +239,7 @@ class WalkthroughTools:
                 MCP_CALLS.labels(name, outcome).inc()
         return result
 
-    async def _call(self, caller: Caller, params: CallToolRequestParams) -> Guidance:
+    async def _call(self, caller: Caller, params: CallToolRequestParams, arrived: float) -> Guidance:
         if params.name not in _ARGUMENTS:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
         arguments = _arguments(caller, params)
@@ -243,8 +248,9 @@ class WalkthroughTools:
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
+        given = store.Call(caller, _decision(arguments), arrived, self._together_ms)
         try:
-            done = await store.call(self._pool(), caller, _decision(arguments), self._turns, self._places)
+            done = await store.call(self._pool(), given, self._turns, self._places)
         except BusyError:
             raise
         except Exception as error:
@@ -270,11 +276,11 @@ def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
 
 
 def _decision(arguments: BaseModel) -> store.Decide:
-    def decide(offers: tuple[Offer, ...], arrived_at: int | None) -> CallEffect:
+    def decide(offers: tuple[Offer, ...], saw_current: bool) -> CallEffect:
         if isinstance(arguments, StartWalkthrough):
             return start(offers, arguments.name, restart=arguments.restart)
         assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are two tools
-        return advance(offers, arguments.current_step_id, arrived_at)
+        return advance(offers, arguments.current_step_id, saw_current=saw_current)
 
     return decide
 

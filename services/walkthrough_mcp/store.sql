@@ -93,8 +93,8 @@ select
 from mine;
 
 -- name: look
--- All that a decision needs, seen after the lock: the time, the session that goes on, and what the server
--- offers with the person's progress. Ids and titles only: the content of the one step comes with the write.
+-- All that a decision needs, seen after the lock: the time, the session that goes on, when what is current was
+-- shown, at whichever server, and what this server offers with the person's progress. Ids and titles only: the content of the one step comes with the write.
 select
   (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms,
   (
@@ -103,6 +103,11 @@ select
     where live.mcp_server_user_id = $2 and live.mcp_server_id = $1
       and live.last_activity_at > (extract(epoch from clock_timestamp()) * 1000)::bigint - $3::bigint
   ) as live_session_id,
+  (
+    select max(live.shown_at)
+    from mcp_live_sessions as live
+    where live.mcp_server_user_id = $2
+  ) as shown_at,
   coalesce((
     select
       jsonb_agg(
@@ -193,20 +198,21 @@ session as (
 ),
 live as (
   insert into mcp_live_sessions as kept (
-    mcp_server_user_id, mcp_server_id, mcp_server_session_id, last_activity_at
+    mcp_server_user_id, mcp_server_id, mcp_server_session_id, last_activity_at, shown_at
   )
   select
     $4,
     $3,
     $1,
-    $5::bigint
+    case when $6::boolean then $5::bigint else 0 end,
+    $17::bigint
   from place
   left join shown on true
-  where $6::boolean
   on conflict (mcp_server_user_id, mcp_server_id) do update
   set
-    mcp_server_session_id = excluded.mcp_server_session_id,
-    last_activity_at = greatest(kept.last_activity_at, excluded.last_activity_at)
+    mcp_server_session_id = case when $6 then excluded.mcp_server_session_id else kept.mcp_server_session_id end,
+    last_activity_at = greatest(kept.last_activity_at, excluded.last_activity_at),
+    shown_at = excluded.shown_at
 ),
 progress as (
   insert into walkthrough_progress (

@@ -241,7 +241,7 @@ CHANGES: dict[str, list[str]] = {
 async def test_steps_that_change_under_a_person_s_feet(world: World, named: bool) -> None:
     """Each change after each number of steps; what is done is compared with a model of three lines."""
     await world.offer(steps="abcd")
-    service = await world.start_mcp()
+    service = await world.start_mcp(mcp_together_ms=0)
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
     for change, so_far in itertools.product(CHANGES, range(4)):
         await world.db.execute("delete from walkthrough_steps; delete from outbox")
@@ -715,13 +715,16 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
         assert server is not None
         caller = Caller(server, tracking_id=f"ann-{size}")
         name = f"wt_{size}"
-        await store.call(pool, caller, lambda offers, _, name=name: start(offers, name, restart=False))  # type: ignore[misc]
+        began = time.monotonic()
+        await store.call(
+            pool, store.Call(caller, lambda o, _, name=name: start(o, name, restart=False), began)
+        )  # type: ignore[misc]
         async with pool.acquire() as connection:
             counting = Counting()
             connection.add_query_logger(counting)
             async with connection.transaction():
                 done = await store._call(
-                    connection, caller, lambda offers, at: advance(offers, None, at), time.monotonic()
+                    connection, store.Call(caller, lambda offers, _: advance(offers, None), time.monotonic())
                 )
             connection.remove_query_logger(counting)
         assert done.move.outcome == "advanced"
