@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from mcp.server import Server as McpServer
@@ -74,17 +75,17 @@ class _AsVisitor(BaseModel):
     visitor: str | None = Field(
         default=None,
         max_length=200,
-        description="The visitor id from an earlier answer: how this person is recognised. Leave it out in "
-        "the first call.",
+        description="The visitor id from an earlier answer: how this person is recognised. Leave it out only "
+        "where this person never got one.",
     )
 
 
 class StartWalkthroughAsVisitor(_AsVisitor, StartWalkthrough):
-    """Arguments of start_walkthrough where nothing else tells people apart."""
+    """Arguments of start_walkthrough where nothing else tells people apart for good."""
 
 
 class GetNextStepAsVisitor(_AsVisitor, GetNextStep):
-    """Arguments of get_next_step where nothing else tells people apart."""
+    """Arguments of get_next_step where nothing else tells people apart for good."""
 
 
 def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *, idempotent: bool) -> Tool:
@@ -129,7 +130,20 @@ def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) ->
 
 
 _TOOLS: Final = _tools(StartWalkthrough, GetNextStep)
-_TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+_TOOLS_IN_SESSIONS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+
+
+def _tools_for_visitors() -> list[Tool]:
+    """Where not even a session says who calls, a next step needs the id: agents fill in what is required.
+
+    A call without is answered all the same, with what to do.
+    """
+    begin, go_on = _TOOLS_IN_SESSIONS
+    schema = {**go_on.input_schema, "required": ["visitor"]}
+    return [begin, go_on.model_copy(update={"input_schema": schema})]
+
+
+_TOOLS_FOR_VISITORS: Final = _tools_for_visitors()
 
 _SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
 
@@ -201,7 +215,9 @@ class WalkthroughTools:
         caller = self._caller_of(ctx)
         if not caller.server.tools_enabled:
             return ListToolsResult(tools=[])
-        return ListToolsResult(tools=_TOOLS_FOR_VISITORS if caller.is_stranger else _TOOLS)
+        if not caller.is_anonymous:
+            return ListToolsResult(tools=_TOOLS)
+        return ListToolsResult(tools=_TOOLS_IN_SESSIONS if caller.transport_session else _TOOLS_FOR_VISITORS)
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
         """Calls a tool. What the agent can mend is an answer; all else is an error without internals."""
@@ -244,7 +260,7 @@ class WalkthroughTools:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
         arguments = _arguments(caller, params)
         if not caller.server.tools_enabled:
-            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None, None)
+            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
@@ -258,7 +274,8 @@ class WalkthroughTools:
                 raise
             self._away.tell(type(error).__name__)
             raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
-        return guidance(done.move, done.offers, done.content, done.visitor)
+        is_unknown = done.is_new and caller.is_anonymous
+        return guidance(done.move, done.offers, done.content, done.visitor, is_unknown=is_unknown)
 
 
 _ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
@@ -270,7 +287,7 @@ _NAMES: Final = " and ".join(_ARGUMENTS)
 
 def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
     try:
-        return _ARGUMENTS[params.name][caller.is_stranger].model_validate(params.arguments or {})
+        return _ARGUMENTS[params.name][caller.is_anonymous].model_validate(params.arguments or {})
     except ValidationError as error:
         raise _WrongArgumentsError(_explain(params.name, error)) from None
 
@@ -290,7 +307,7 @@ def _as_visitor(caller: Caller, visitor: str | None) -> Caller:
         return caller
     if problem_of_tracking_id(visitor):
         raise store.UnknownVisitorError
-    return Caller(caller.server, tracking_id=visitor, must_exist=True)
+    return replace(caller, tracking_id=visitor, must_exist=True)
 
 
 def _complaint(message: str) -> CallToolResult:

@@ -96,15 +96,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a call came to: the move, what is offered, the content of the step shown, a new visitor's id.
+    """What a call came to: the move, what is offered, the content of the step shown, a visitor's id.
 
-    `shown_from` is when the answer may go out, on the monotonic clock of this process.
+    An anonymous person has one. `is_new` says that nobody was known by what came with the call. `shown_from`
+    is when the answer may go out, on the monotonic clock of this process.
     """
 
     move: CallEffect
     offers: tuple[Offer, ...]
     content: dict[str, Any] | None
     visitor: str | None
+    is_new: bool
     shown_from: float
 
 
@@ -113,12 +115,13 @@ class _Person:
     """A person; `arrived_at` is when the call arrived, or a little later, in milliseconds of the database."""
 
     id: str
+    tracking_id: str | None
     arrived_at: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What is there: the time, the session that goes on, when what is current was shown, what is offered.
+    """What is there: the time, the session of this call, when what is current was shown, what is offered.
 
     `now` and `shown_at` are in milliseconds of the database; it was `now` at `read`, on the monotonic clock,
     or before.
@@ -126,7 +129,8 @@ class _Seen:
 
     now: int
     read: float
-    live_session: str | None
+    session: str
+    is_of_transport: bool
     shown_at: int | None
     offers: tuple[Offer, ...]
 
@@ -218,19 +222,19 @@ async def _call(connection: Connection, given: Call) -> Done:
     person = await _lock(connection, caller, given.arrived)
     seen = await _look(connection, caller, person)
     move = decide(seen.offers, person is None or can_have_seen(person.arrived_at, seen.shown_at))
-    visitor = None
+    is_new = person is None
     if person is None and move.writes:
-        person, visitor = await _somebody_new(connection, caller, given.arrived)
+        person = await _somebody_new(connection, caller, given.arrived)
         seen = await _look(connection, caller, person)
         move = decide(seen.offers, True)
     content, shown_at = None, seen.shown_at
     if person is not None and move.writes:
         shown_at = time_of_showing(move, seen.now, given.together_ms, shown_at)
-        session = caller.transport_session or seen.live_session or new_id("mss_", 20)
-        content = await _save(connection, caller, person, move, session, seen.now, shown_at)
+        content = await _save(connection, caller, person, move, seen, shown_at)
     wait = wait_until_shown(seen.now, shown_at)
     shown_from = seen.read + (wait + _ROUNDING_MS) / 1000 if wait else 0.0
-    return Done(move, seen.offers, content, visitor, shown_from)
+    visitor = person.tracking_id if person is not None and caller.is_anonymous else None
+    return Done(move, seen.offers, content, visitor, is_new, shown_from)
 
 
 async def _lock(connection: Connection, caller: Caller, arrived: float) -> _Person | None:
@@ -251,36 +255,44 @@ async def _lock(connection: Connection, caller: Caller, arrived: float) -> _Pers
         return None
     if row["signs_in"]:
         raise SignsInElsewhereError
-    return _Person(row["id"], row["arrived_at"])
+    return _Person(row["id"], row["tracking_id"], row["arrived_at"])
 
 
-async def _somebody_new(connection: Connection, caller: Caller, arrived: float) -> tuple[_Person, str | None]:
+async def _somebody_new(connection: Connection, caller: Caller, arrived: float) -> _Person:
     """Makes the person of a first call, or finds who another first call at the same moment has made."""
-    user, visitor = new_id("mcpu_", 12), None
+    user = new_id("mcpu_", 12)
     if caller.identity is not None:
         who = caller.identity
         await connection.execute(SQL["create_by_identity"], user, who.issuer, who.subject, who.email)
     elif caller.tracking_id is not None:
         await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
     elif caller.transport_session is not None:
-        await connection.execute(SQL["create_by_session"], user, caller.transport_session, caller.server.slug)
+        session, slug = caller.transport_session, caller.server.slug
+        await connection.execute(SQL["create_by_session"], user, session, slug, new_tracking_id())
     else:
-        visitor = new_tracking_id()
-        await connection.execute(SQL["create_by_tracking_id"], user, visitor)
-        caller = Caller(caller.server, tracking_id=visitor)
+        caller = Caller(caller.server, tracking_id=new_tracking_id())
+        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
     person = await _lock(connection, caller, arrived)
     if person is None:
         raise RuntimeError("a person who was just made cannot be found")
-    return person, visitor
+    return person
 
 
 async def _look(connection: Connection, caller: Caller, person: _Person | None) -> _Seen:
     row = await fetch_one(
-        connection, SQL["look"], caller.server.id, person.id if person else None, SESSION_IDLE_MS
+        connection,
+        SQL["look"],
+        caller.server.id,
+        person.id if person else None,
+        SESSION_IDLE_MS,
+        caller.transport_session,
     )
     read = time.monotonic()
     offers = tuple(_offer(given) for given in json.loads(row["offers"]))
-    return _Seen(row["now_ms"], read, row["live_session_id"], row["shown_at"], offers)
+    # A session is one person's. Who gives a visitor id in that of another has one of ours.
+    transport = caller.transport_session if row["is_own_session"] else None
+    session = transport or row["live_session_id"] or new_id("mss_", 20)
+    return _Seen(row["now_ms"], read, session, transport is not None, row["shown_at"], offers)
 
 
 async def _save(
@@ -288,27 +300,26 @@ async def _save(
     caller: Caller,
     person: _Person,
     move: CallEffect,
-    session: str,
-    now: int,
+    seen: _Seen,
     shown_at: int | None,
 ) -> dict[str, Any] | None:
     offer = move.offer
     assert offer is not None  # noqa: S101 - moves that write have one
     before = offer.progress
-    at = next_time(now, before.last_activity_at if before else None)
+    at = next_time(seen.now, before.last_activity_at if before else None)
     begins = before is None or move.outcome is CallOutcome.RESTARTED
     finished = None if move.shows else ((before.completed_at if before else None) or at)
-    where = Where(person.id, caller.server.id, caller.server.slug, session)
+    where = Where(person.id, caller.server.id, caller.server.slug, seen.session)
     events = events_of(move, where, at)
     written = await fetch_one(
         connection,
         SQL["save"],
-        session,
+        seen.session,
         caller.server.slug,
         caller.server.id,
         person.id,
         at,
-        caller.transport_session is None,
+        not seen.is_of_transport,
         before.id if before else new_id("wtp_", 8),
         offer.walkthrough_id,
         json.dumps(list(move.completed)),
