@@ -2,9 +2,11 @@
 
 import logging
 import re
+import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 from urllib.parse import quote
 
 import uuid_utils
@@ -16,6 +18,8 @@ from services.runtime.telemetry import HTTP_ERRORS
 log = logging.getLogger("stepstream.faults")
 
 _IN_SCOPE = "stepstream.exchange"
+#: In the scope of a request: when its head had come, on the monotonic clock, in seconds.
+ARRIVED: Final = "stepstream.arrived"
 _HIDDEN = "…"
 #: What pydantic's messages show of a value.
 _INPUT = re.compile(r"input_value=.*?, input_type=", re.DOTALL)
@@ -43,7 +47,8 @@ class Exchange:
     """A request and its answer, by the id that stands in both and in the log.
 
     `scope` is the ASGI scope, of which the log gets the method and the route's template; None over stdio.
-    `secrets` are texts beside those of the scope that must not get into the log.
+    `secrets` are texts beside those of the scope that must not get into the log. `arrived` is when the
+    request had come, on the monotonic clock: before it waited for anything.
     """
 
     service: str
@@ -51,11 +56,13 @@ class Exchange:
     secrets: tuple[str, ...] = ()
     id: str = field(default_factory=_new_id)
     failed: bool = False
+    arrived: float = field(default_factory=time.monotonic)
 
     @classmethod
     def begin(cls, service: str, scope: Scope) -> "Exchange":
         """The exchange of a request, which those who answer it find with `of`."""
         exchange = scope[_IN_SCOPE] = cls(service, scope)
+        exchange.arrived = scope.get(ARRIVED, exchange.arrived)
         return exchange
 
     @classmethod

@@ -2,12 +2,14 @@
 
 import asyncio
 import sys
+import time
 from typing import Any, Final, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from services.runtime.bounds import client_of
 from services.runtime.connections import Connections, Part
+from services.runtime.faults import ARRIVED
 
 #: The largest head of a request, and what may follow a body that is no body; parsers take any.
 _HEAD_BYTES: Final = 65_536
@@ -131,6 +133,8 @@ class TimedProtocol(HttpToolsProtocol):
             super().on_header(name, value.strip(_BLANKS))
 
     def on_headers_complete(self) -> None:
+        """A head has come; the request may have to wait for the answer to the one before."""
+        self.scope[ARRIVED] = time.monotonic()  # type: ignore[typeddict-unknown-key]
         self._part = "body"
         self._head_bytes = 0
         super().on_headers_complete()

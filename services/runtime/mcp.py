@@ -85,11 +85,16 @@ class Faults:
             raise self._fault(ctx, error) from None
 
     def _fault(self, ctx: Context, error: Exception | None) -> MCPError:
-        request = ctx.request
-        exchange = Exchange.of(self._service, request.scope if isinstance(request, Request) else None)
+        exchange = exchange_of(self._service, ctx)
         exchange.secrets = _long_arguments(ctx)
         exchange.fail("a call failed", error, call=ctx.method)
         return MCPError(INTERNAL_ERROR, _MESSAGE.format(exchange.id), _data(exchange.id))
+
+
+def exchange_of(service: str, ctx: Context) -> Exchange:
+    """The exchange that a call belongs to; over stdio it begins now."""
+    request = ctx.request
+    return Exchange.of(service, request.scope if isinstance(request, Request) else None)
 
 
 def _long_arguments(ctx: Context) -> tuple[str, ...]:

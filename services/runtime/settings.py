@@ -221,6 +221,13 @@ class Settings(BaseSettings):
     mcp_database_pool_size: int = Field(
         default=10, ge=1, le=100, description="The most database connections that walkthrough-mcp opens."
     )
+    mcp_together_ms: int = Field(
+        default=200,
+        ge=0,
+        le=1_000,
+        description="How long the answer to a call that names no step waits for others of the same person "
+        "and moment, of which one completes a step.",
+    )
     mcp_access_token: SecretStr = Field(
         default=SecretStr(""), description="Who signs in over stdio, at a server that needs it."
     )

@@ -28,7 +28,7 @@ from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
-from services.walkthrough_mcp.people import Caller, Server, new_tracking_id, problem_of_tracking_id
+from services.walkthrough_mcp.people import Caller, Server, new_id, problem_of_tracking_id
 from services.walkthrough_mcp.routes import McpEndpoint, Refusal, check_rates, identity_of
 from services.walkthrough_mcp.tokens import IssuerAwayError, TokenRefusedError
 
@@ -99,7 +99,7 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         if server is None:
             raise UsageError(f"there is no MCP server with the slug `{slug}`")
         caller = await _caller_over_stdio(settings, pool, server, tracking_id)
-        mcp = build_mcp_server(lambda: pool, lambda _: caller)
+        mcp = build_mcp_server(lambda: pool, lambda _: caller, together_ms=settings.mcp_together_ms)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -136,7 +136,9 @@ async def _caller_over_stdio(
     if not server.signs_in:
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise UsageError(f"--tracking-id: {problem}")
-        return Caller(server, tracking_id=tracking_id or new_tracking_id())
+        # Without a tracking id the process is a session, of somebody who gets an id to come back with.
+        session = None if tracking_id else new_id("mss_", 20)
+        return Caller(server, tracking_id=tracking_id, transport_session=session)
     if tracking_id is not None:
         raise UsageError(f"people sign in at `{server.slug}`: leave --tracking-id out")
     token = settings.mcp_access_token.get_secret_value()

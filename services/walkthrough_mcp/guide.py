@@ -82,8 +82,8 @@ class CallEffect:
     """What a call does.
 
     `completes` is the one step that it completes, if any; `shows` the step that is current afterwards;
-    `completed` what is done afterwards. `opens` says that the person had never opened the walkthrough.
-    Without an `offer` nothing is written.
+    `completed` what is done afterwards. `opens` says that the person had never opened the walkthrough,
+    `is_unnamed` that the call completes whatever is current. Without an `offer` nothing is written.
     """
 
     outcome: CallOutcome
@@ -92,6 +92,16 @@ class CallEffect:
     shows: OfferedStep | None = None
     completed: tuple[str, ...] = ()
     opens: bool = False
+    is_unnamed: bool = False
+
+    @property
+    def shows_anew(self) -> bool:
+        """Whether another step is current afterwards, or the same one again from the beginning."""
+        if self.offer is None:
+            return False
+        before = self.offer.progress.current_step_id if self.offer.progress else None
+        is_anew = self.opens or self.completes is not None or self.outcome is CallOutcome.RESTARTED
+        return is_anew or (self.shows.id if self.shows else None) != before
 
     @property
     def writes(self) -> bool:
@@ -121,18 +131,15 @@ def start(offers: Sequence[Offer], name: str | None, *, restart: bool) -> CallEf
     return _open(found[0], restart=restart)
 
 
-def advance(
-    offers: Sequence[Offer], current_step_id: str | None, arrived_at: int | None = None
-) -> CallEffect:
+def advance(offers: Sequence[Offer], current_step_id: str | None, *, saw_current: bool = True) -> CallEffect:
     """Completes the step that was shown last, and shows the next.
 
     Args:
         offers: what the server offers, with the person's progress.
         current_step_id: the step that the agent says is done. When it is done already, or is not the one
             that was shown last, nothing is completed.
-        arrived_at: when the call reached the server, before it waited for another call of the same person.
-            Where that other call has moved the person on, this one cannot have seen the step that is current
-            now, and completes nothing.
+        saw_current: whether the call can have seen the step that is current now. Where another call has
+            moved the person on meanwhile it cannot, and completes nothing unless it names the step.
     """
     offer = _under_way(offers, current_step_id)
     if offer is None or offer.progress is None:
@@ -142,7 +149,7 @@ def advance(
         (s for s in offer.steps if s.id == offer.progress.current_step_id and s.id not in done), None
     )
     if current_step_id is None:
-        completes = None if _overlaps(offer.progress, arrived_at) else shown
+        completes = shown if saw_current else None
         otherwise = CallOutcome.CHANGED if shown is None else CallOutcome.REPEATED
     else:
         expected = shown or following
@@ -154,9 +161,11 @@ def advance(
         outcome = CallOutcome.FINISHED if completes else CallOutcome.ALREADY_FINISHED
     else:
         outcome = CallOutcome.ADVANCED if completes else otherwise
-    return CallEffect(outcome, offer, completes, shows, completed)
+    return CallEffect(outcome, offer, completes, shows, completed, is_unnamed=current_step_id is None)
 
 
+#: The longest that an answer may wait for calls of the same moment, in milliseconds.
+MOST_TOGETHER_MS = 1_000
 #: Two calls of a person wait for each other at most so long, in milliseconds.
 _OVERLAP_MS = 30_000
 #: How far ahead of the clock a time of ours may be before it is no longer believed, in milliseconds.
@@ -170,9 +179,32 @@ def next_time(now: int, last_activity_at: int | None) -> int:
     return now
 
 
-def _overlaps(progress: Progress, arrived_at: int | None) -> bool:
-    last = progress.last_activity_at
-    return arrived_at is not None and last is not None and 0 < last - arrived_at < _OVERLAP_MS
+def can_have_seen(arrived_at: int, shown_at: int | None) -> bool:
+    """Whether a call can have seen what is current.
+
+    Args:
+        arrived_at: when the call reached the server, before it waited for anything; or later.
+        shown_at: when an answer showed what is current, at the earliest. All times are the database's.
+    """
+    return shown_at is None or not 0 < shown_at - arrived_at < _OVERLAP_MS
+
+
+def time_of_showing(move: CallEffect, now: int, together_ms: int, before: int | None) -> int | None:
+    """When what is current after a move is shown at the earliest; `before`, when what was current before was.
+
+    A call that names no step is answered `together_ms` from now at the earliest: whatever arrives until
+    then was sent before that answer was seen, also where it reaches another process, or a busy one reads it
+    late.
+    """
+    if not move.shows_anew:
+        return before
+    return now + together_ms if move.is_unnamed else now
+
+
+def wait_until_shown(now: int, shown_at: int | None) -> int:
+    """How long an answer waits, in milliseconds: never for a clock of the database that was set back."""
+    wait = shown_at - now if shown_at is not None else 0
+    return wait if 0 < wait <= MOST_TOGETHER_MS else 0
 
 
 def _open(offer: Offer, *, restart: bool) -> CallEffect:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from mcp.server import Server as McpServer
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import VERSION, Context, Faults
+from services.runtime.mcp import VERSION, Context, Faults, exchange_of
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
@@ -74,17 +75,17 @@ class _AsVisitor(BaseModel):
     visitor: str | None = Field(
         default=None,
         max_length=200,
-        description="The visitor id from an earlier answer: how this person is recognised. Leave it out in "
-        "the first call.",
+        description="The visitor id from an earlier answer: how this person is recognised. Leave it out only "
+        "where this person never got one.",
     )
 
 
 class StartWalkthroughAsVisitor(_AsVisitor, StartWalkthrough):
-    """Arguments of start_walkthrough where nothing else tells people apart."""
+    """Arguments of start_walkthrough where nothing else tells people apart for good."""
 
 
 class GetNextStepAsVisitor(_AsVisitor, GetNextStep):
-    """Arguments of get_next_step where nothing else tells people apart."""
+    """Arguments of get_next_step where nothing else tells people apart for good."""
 
 
 def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *, idempotent: bool) -> Tool:
@@ -129,7 +130,20 @@ def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) ->
 
 
 _TOOLS: Final = _tools(StartWalkthrough, GetNextStep)
-_TOOLS_FOR_VISITORS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+_TOOLS_IN_SESSIONS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+
+
+def _tools_for_visitors() -> list[Tool]:
+    """Where not even a session says who calls, a next step needs the id: agents fill in what is required.
+
+    A call without is answered all the same, with what to do.
+    """
+    begin, go_on = _TOOLS_IN_SESSIONS
+    schema = {**go_on.input_schema, "required": ["visitor"]}
+    return [begin, go_on.model_copy(update={"input_schema": schema})]
+
+
+_TOOLS_FOR_VISITORS: Final = _tools_for_visitors()
 
 _SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
 
@@ -153,13 +167,16 @@ def build_mcp_server(
     caller_of: Callable[[Context], Caller],
     count_visitor: CountVisitor | None = None,
     places: Places | None = None,
+    *,
+    together_ms: int,
 ) -> McpServer[Any]:
     """The MCP server with its tools; who calls is found out for each request.
 
     `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
-    `places` are where calls of many servers take turns.
+    `places` are where calls of many servers take turns. The answer to a call that names no step waits
+    `together_ms` for others of the same moment.
     """
-    tools = WalkthroughTools(pool, caller_of, count_visitor, places)
+    tools = WalkthroughTools(pool, caller_of, count_visitor, places, together_ms)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
@@ -182,14 +199,16 @@ class WalkthroughTools:
         self,
         pool: Callable[[], Pool],
         caller_of: Callable[[Context], Caller],
-        count_visitor: CountVisitor | None = None,
-        places: Places | None = None,
+        count_visitor: CountVisitor | None,
+        places: Places | None,
+        together_ms: int,
     ) -> None:
         self._pool = pool
         self._caller_of = caller_of
         self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
         self._places = places
+        self._together_ms = together_ms
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -197,7 +216,9 @@ class WalkthroughTools:
         caller = self._caller_of(ctx)
         if not caller.server.tools_enabled:
             return ListToolsResult(tools=[])
-        return ListToolsResult(tools=_TOOLS_FOR_VISITORS if caller.is_stranger else _TOOLS)
+        if not caller.is_anonymous:
+            return ListToolsResult(tools=_TOOLS)
+        return ListToolsResult(tools=_TOOLS_IN_SESSIONS if caller.transport_session else _TOOLS_FOR_VISITORS)
 
     async def call(self, ctx: Context, params: CallToolRequestParams) -> CallToolResult:
         """Calls a tool. What the agent can mend is an answer; all else is an error without internals."""
@@ -205,7 +226,7 @@ class WalkthroughTools:
         outcome = "error"
         with MCP_SECONDS.labels(name).time(), MCP_UNDER_WAY.track_inprogress():
             try:
-                answer = await self._call(self._caller_of(ctx), params)
+                answer = await self._call(self._caller_of(ctx), params, exchange_of(SERVICE, ctx).arrived)
                 result = CallToolResult(
                     content=[TextContent(type="text", text=text(answer))],
                     structured_content=answer.model_dump(mode="json"),
@@ -235,17 +256,18 @@ class WalkthroughTools:
                 MCP_CALLS.labels(name, outcome).inc()
         return result
 
-    async def _call(self, caller: Caller, params: CallToolRequestParams) -> Guidance:
+    async def _call(self, caller: Caller, params: CallToolRequestParams, arrived: float) -> Guidance:
         if params.name not in _ARGUMENTS:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
         arguments = _arguments(caller, params)
         if not caller.server.tools_enabled:
-            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None, None)
+            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None)
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
+        given = store.Call(caller, _decision(arguments), arrived, self._together_ms)
         try:
-            done = await store.call(self._pool(), caller, _decision(arguments), self._turns, self._places)
+            done = await store.call(self._pool(), given, self._turns, self._places)
         except BusyError:
             raise
         except Exception as error:
@@ -253,7 +275,8 @@ class WalkthroughTools:
                 raise
             self._away.warn(type(error).__name__)
             raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
-        return guidance(done.move, done.offers, done.content, done.visitor)
+        is_unknown = done.is_new and caller.is_anonymous
+        return guidance(done.move, done.offers, done.content, done.visitor, is_unknown=is_unknown)
 
 
 _ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
@@ -265,17 +288,17 @@ _NAMES: Final = " and ".join(_ARGUMENTS)
 
 def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
     try:
-        return _ARGUMENTS[params.name][caller.is_stranger].model_validate(params.arguments or {})
+        return _ARGUMENTS[params.name][caller.is_anonymous].model_validate(params.arguments or {})
     except ValidationError as error:
         raise _WrongArgumentsError(_explain(params.name, error)) from None
 
 
 def _decision(arguments: BaseModel) -> store.Decide:
-    def decide(offers: tuple[Offer, ...], arrived_at: int | None) -> CallEffect:
+    def decide(offers: tuple[Offer, ...], saw_current: bool) -> CallEffect:
         if isinstance(arguments, StartWalkthrough):
             return start(offers, arguments.name, restart=arguments.restart)
         assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are two tools
-        return advance(offers, arguments.current_step_id, arrived_at)
+        return advance(offers, arguments.current_step_id, saw_current=saw_current)
 
     return decide
 
@@ -285,7 +308,7 @@ def _as_visitor(caller: Caller, visitor: str | None) -> Caller:
         return caller
     if problem_of_tracking_id(visitor):
         raise store.UnknownVisitorError
-    return Caller(caller.server, tracking_id=visitor, must_exist=True)
+    return replace(caller, tracking_id=visitor, must_exist=True)
 
 
 def _complaint(message: str) -> CallToolResult:

@@ -44,9 +44,9 @@ class Identity:
 class Caller:
     """On which server somebody calls, and what is known of who it is.
 
-    One of `identity` (signed in), `tracking_id` (in the path, or given back as `visitor`) and
-    `transport_session` (of the protocols with sessions) says who. With none of them a first call makes a new
-    anonymous person, who gets a tracking id to come back with.
+    `identity` (signed in) says who, else `tracking_id` (in the path, or given back as `visitor`), else
+    `transport_session` (of the protocols with sessions). With none of them a first call makes a new anonymous
+    person, who gets a tracking id to come back with.
     """
 
     server: Server
@@ -57,9 +57,9 @@ class Caller:
     must_exist: bool = False
 
     @property
-    def is_stranger(self) -> bool:
-        """Whether nothing says who it is."""
-        return self.identity is None and self.tracking_id is None and self.transport_session is None
+    def is_anonymous(self) -> bool:
+        """Whether nothing outside the calls says for good who it is: sessions end, `visitor` ids do not."""
+        return self.identity is None and (self.tracking_id is None or self.must_exist)
 
 
 def new_id(prefix: str, length: int) -> str:

@@ -74,14 +74,40 @@ class Guidance(_Part):
     walkthroughs: list[Listed] = Field(default=[], description="What there is to choose from.")
     visitor: str | None = Field(
         default=None,
-        description="Only where this server cannot tell people apart by itself: pass it in every later call.",
+        description="How this person is recognised, where nothing else tells people apart for good: pass it "
+        "in every later call.",
     )
 
 
+#: To whoever is known by nothing that came with the call.
+_WHO_IS_IT: Final = (
+    "No `visitor` came with this call, so nobody can tell who this person is. If an earlier answer gave them "
+    "a visitor id, make the same call again with it as `visitor`. Who never got one begins with "
+    "start_walkthrough."
+)
+_OR_WHO_THEY_WERE: Final = (
+    " If an earlier answer gave this person a visitor id, call again with it as `visitor`: without it they "
+    "are somebody new."
+)
+
+
 def guidance(
-    move: CallEffect, offers: tuple[Offer, ...], content: Mapping[str, Any] | None, visitor: str | None
+    move: CallEffect,
+    offers: tuple[Offer, ...],
+    content: Mapping[str, Any] | None,
+    visitor: str | None = None,
+    *,
+    is_unknown: bool = False,
 ) -> Guidance:
-    """The structured answer to a move; `content` is the content of the step that it shows."""
+    """The structured answer to a move.
+
+    Args:
+        move: what the call does.
+        offers: what there is.
+        content: the content of the step that it shows.
+        visitor: the id of an anonymous person.
+        is_unknown: whether an anonymous person was known by nothing that came with the call.
+    """
     listing = {
         CallOutcome.LISTED,
         CallOutcome.UNKNOWN_NAME,
@@ -92,7 +118,7 @@ def guidance(
     }
     return Guidance(
         outcome=move.outcome,
-        message=_message(move, offers),
+        message=_message_to_stranger(move, offers) if is_unknown else _message(move, offers),
         step=_step(move.offer, move.shows, content or {}) if move.offer and move.shows else None,
         progress=_progress(move) if move.offer else None,
         walkthroughs=[_listed(o, move) for o in offers] if move.outcome in listing else [],
@@ -134,6 +160,14 @@ def _fenced(content: str) -> str:
 def _line_of(text: str) -> str:
     """A title on one line."""
     return " ".join(text.split())
+
+
+def _message_to_stranger(move: CallEffect, offers: tuple[Offer, ...]) -> str:
+    if move.outcome is CallOutcome.NOTHING_OFFERED:
+        return _message(move, offers)
+    if move.outcome is CallOutcome.NOT_STARTED:
+        return _WHO_IS_IT
+    return _message(move, offers) + _OR_WHO_THEY_WERE
 
 
 def _message(move: CallEffect, offers: tuple[Offer, ...]) -> str:

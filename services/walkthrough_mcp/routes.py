@@ -220,7 +220,9 @@ class McpEndpoint:
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         self._manager = StreamableHTTPSessionManager(
-            build_mcp_server(pool, caller_of, self._count_visitor, places),
+            build_mcp_server(
+                pool, caller_of, self._count_visitor, places, together_ms=settings.mcp_together_ms
+            ),
             json_response=True,
             security_settings=security,
             max_request_body_size=settings.mcp_max_request_bytes,

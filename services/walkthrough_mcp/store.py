@@ -1,5 +1,6 @@
 """One call's transaction: lock the person, look, decide, write; a constant number of round trips."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -20,7 +21,17 @@ from tenacity import (
 
 from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
 from services.walkthrough_mcp.events import Where, events_of
-from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, OfferedStep, Progress, next_time
+from services.walkthrough_mcp.guide import (
+    CallEffect,
+    CallOutcome,
+    Offer,
+    OfferedStep,
+    Progress,
+    can_have_seen,
+    next_time,
+    time_of_showing,
+    wait_until_shown,
+)
 from services.walkthrough_mcp.people import Caller, Server, new_id, new_tracking_id
 from services.walkthrough_mcp.turns import BusyError, Places, Turns
 
@@ -43,8 +54,10 @@ _LEAST_TRIES = 8
 #: So many calls of one person wait, beside the one that goes on.
 WAITING = 16
 
-#: Decides on what is offered and when the call arrived.
-Decide: TypeAlias = Callable[[tuple[Offer, ...], int | None], CallEffect]
+#: Decides on what is offered, and whether the call can have seen the step that is current.
+Decide: TypeAlias = Callable[[tuple[Offer, ...], bool], CallEffect]
+#: What times lose to rounding, and clocks drift apart, while an answer waits.
+_ROUNDING_MS = 2
 
 
 class _GoneError(Exception):
@@ -69,19 +82,57 @@ class SignsInElsewhereError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, what the call comes to, and when it arrived, on the monotonic clock of this process.
+
+    `together_ms` is how long the answer to one that names no step waits for those of the same moment.
+    """
+
+    caller: Caller
+    decide: Decide
+    arrived: float
+    together_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """What a call came to: the move, what is offered, the content of the step shown, a new visitor's id."""
+    """What a call came to: the move, what is offered, the content of the step shown, a visitor's id.
+
+    An anonymous person has one. `is_new` says that nobody was known by what came with the call. `shown_from`
+    is when the answer may go out, on the monotonic clock of this process.
+    """
 
     move: CallEffect
     offers: tuple[Offer, ...]
     content: dict[str, Any] | None
     visitor: str | None
+    is_new: bool
+    shown_from: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Person:
+    """A person; `arrived_at` is when the call arrived, or a little later, in milliseconds of the database."""
+
     id: str
+    tracking_id: str | None
     arrived_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is there: the time, the session of this call, when what is current was shown, what is offered.
+
+    `now` and `shown_at` are in milliseconds of the database; it was `now` at `read`, on the monotonic clock,
+    or before.
+    """
+
+    now: int
+    read: float
+    session: str
+    is_of_transport: bool
+    shown_at: int | None
+    offers: tuple[Offer, ...]
 
 
 async def keep_as_it_is(_: Connection) -> None:
@@ -95,15 +146,12 @@ async def find_server(pool: Pool, slug: str) -> Server | None:
     return Server(**dict(row)) if row else None
 
 
-async def call(
-    pool: Pool, caller: Caller, decide: Decide, turns: Turns | None = None, places: Places | None = None
-) -> Done:
-    """Runs one call; tried again where somebody else was in the way.
+async def call(pool: Pool, given: Call, turns: Turns | None = None, places: Places | None = None) -> Done:
+    """Runs one call; tried again where somebody else was in the way. Returns when the answer may go out.
 
     Args:
         pool: connections made with `SERVER_SETTINGS`.
-        caller: who calls.
-        decide: what the call comes to.
+        given: the call.
         turns: where the calls of each person wait for each other.
         places: where the calls of all wait for a connection.
 
@@ -115,11 +163,15 @@ async def call(
         asyncpg.PostgresError, OSError: the database is away. Whether the call was committed is then unknown.
     """
     came = time.monotonic()
-    person = _who(caller)
+    person = _who(given.caller)
     if person is None or turns is None:
-        return await _until_free(pool, caller, decide, came, places)
-    async with turns.turn(person, _PATIENCE_SECONDS):
-        return await _until_free(pool, caller, decide, came, places)
+        done = await _until_free(pool, given, came, places)
+    else:
+        async with turns.turn(person, _PATIENCE_SECONDS):
+            done = await _until_free(pool, given, came, places)
+    if (wait := done.shown_from - time.monotonic()) > 0:
+        await asyncio.sleep(wait)
+    return done
 
 
 def _who(caller: Caller) -> Hashable:
@@ -129,7 +181,7 @@ def _who(caller: Caller) -> Hashable:
     return caller.identity or caller.tracking_id or caller.transport_session
 
 
-async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None) -> Done:
+async def _until_free(pool: Pool, given: Call, came: float, places: Places | None) -> Done:
     """Runs the call when nobody else has locked what it needs; between two tries it holds nothing."""
     left = max(0.0, came + _PATIENCE_SECONDS - time.monotonic())
     tries = AsyncRetrying(
@@ -141,15 +193,13 @@ async def _until_free(pool: Pool, caller: Caller, decide: Decide, came: float, p
     try:
         async for attempt in tries:
             with attempt:
-                done = await _until_there(pool, caller, decide, came, places)
+                done = await _until_there(pool, given, places)
     except asyncpg.LockNotAvailableError as error:
         raise BusyError from error
     return done
 
 
-async def _until_there(
-    pool: Pool, caller: Caller, decide: Decide, came: float, places: Places | None
-) -> Done:
+async def _until_there(pool: Pool, given: Call, places: Places | None) -> Done:
     tries = AsyncRetrying(
         retry=retry_if_exception_type(_AGAIN),
         stop=stop_after_attempt(5),
@@ -159,31 +209,35 @@ async def _until_there(
     async for attempt in tries:
         with attempt:
             async with (
-                places.place(caller.server.asker) if places else contextlib.nullcontext(),
+                places.place(given.caller.server.asker) if places else contextlib.nullcontext(),
                 pool.acquire(timeout=WAIT_SECONDS) as connection,
                 connection.transaction(),
             ):
-                done = await _call(connection, caller, decide, came)
+                done = await _call(connection, given)
     return done
 
 
-async def _call(connection: Connection, caller: Caller, decide: Decide, came: float) -> Done:
-    person = await _lock(connection, caller, came)
-    now, live_session, offers = await _look(connection, caller, person)
-    move = decide(offers, person.arrived_at if person else None)
-    visitor = None
+async def _call(connection: Connection, given: Call) -> Done:
+    caller, decide = given.caller, given.decide
+    person = await _lock(connection, caller, given.arrived)
+    seen = await _look(connection, caller, person)
+    move = decide(seen.offers, person is None or can_have_seen(person.arrived_at, seen.shown_at))
+    is_new = person is None
     if person is None and move.writes:
-        person, visitor = await _somebody_new(connection, caller, came)
-        now, live_session, offers = await _look(connection, caller, person)
-        move = decide(offers, None)
-    content = None
+        person = await _somebody_new(connection, caller, given.arrived)
+        seen = await _look(connection, caller, person)
+        move = decide(seen.offers, True)
+    content, shown_at = None, seen.shown_at
     if person is not None and move.writes:
-        session = caller.transport_session or live_session or new_id("mss_", 20)
-        content = await _save(connection, caller, person, move, session, now)
-    return Done(move, offers, content, visitor)
+        shown_at = time_of_showing(move, seen.now, given.together_ms, shown_at)
+        content = await _save(connection, caller, person, move, seen, shown_at)
+    wait = wait_until_shown(seen.now, shown_at)
+    shown_from = seen.read + (wait + _ROUNDING_MS) / 1000 if wait else 0.0
+    visitor = person.tracking_id if person is not None and caller.is_anonymous else None
+    return Done(move, seen.offers, content, visitor, is_new, shown_from)
 
 
-async def _lock(connection: Connection, caller: Caller, came: float) -> _Person | None:
+async def _lock(connection: Connection, caller: Caller, arrived: float) -> _Person | None:
     arguments: list[str | None]
     if caller.identity is not None:
         query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
@@ -194,66 +248,78 @@ async def _lock(connection: Connection, caller: Caller, came: float) -> _Person 
         query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
     else:
         return None
-    row = await connection.fetchrow(SQL[query], *arguments, int((time.monotonic() - came) * 1000))
+    row = await connection.fetchrow(SQL[query], *arguments, int((time.monotonic() - arrived) * 1000))
     if row is None:
         if caller.must_exist:
             raise UnknownVisitorError
         return None
     if row["signs_in"]:
         raise SignsInElsewhereError
-    return _Person(row["id"], row["arrived_at"])
+    return _Person(row["id"], row["tracking_id"], row["arrived_at"])
 
 
-async def _somebody_new(connection: Connection, caller: Caller, came: float) -> tuple[_Person, str | None]:
+async def _somebody_new(connection: Connection, caller: Caller, arrived: float) -> _Person:
     """Makes the person of a first call, or finds who another first call at the same moment has made."""
-    user, visitor = new_id("mcpu_", 12), None
+    user = new_id("mcpu_", 12)
     if caller.identity is not None:
         who = caller.identity
         await connection.execute(SQL["create_by_identity"], user, who.issuer, who.subject, who.email)
     elif caller.tracking_id is not None:
         await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
     elif caller.transport_session is not None:
-        await connection.execute(SQL["create_by_session"], user, caller.transport_session, caller.server.slug)
+        session, slug = caller.transport_session, caller.server.slug
+        await connection.execute(SQL["create_by_session"], user, session, slug, new_tracking_id())
     else:
-        visitor = new_tracking_id()
-        await connection.execute(SQL["create_by_tracking_id"], user, visitor)
-        caller = Caller(caller.server, tracking_id=visitor)
-    person = await _lock(connection, caller, came)
+        caller = Caller(caller.server, tracking_id=new_tracking_id())
+        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
+    person = await _lock(connection, caller, arrived)
     if person is None:
         raise RuntimeError("a person who was just made cannot be found")
-    return person, visitor
+    return person
 
 
-async def _look(
-    connection: Connection, caller: Caller, person: _Person | None
-) -> tuple[int, str | None, tuple[Offer, ...]]:
+async def _look(connection: Connection, caller: Caller, person: _Person | None) -> _Seen:
     row = await fetch_one(
-        connection, SQL["look"], caller.server.id, person.id if person else None, SESSION_IDLE_MS
+        connection,
+        SQL["look"],
+        caller.server.id,
+        person.id if person else None,
+        SESSION_IDLE_MS,
+        caller.transport_session,
     )
+    read = time.monotonic()
     offers = tuple(_offer(given) for given in json.loads(row["offers"]))
-    return row["now_ms"], row["live_session_id"], offers
+    # A session is one person's. Who gives a visitor id in that of another has one of ours.
+    transport = caller.transport_session if row["is_own_session"] else None
+    session = transport or row["live_session_id"] or new_id("mss_", 20)
+    return _Seen(row["now_ms"], read, session, transport is not None, row["shown_at"], offers)
 
 
 async def _save(
-    connection: Connection, caller: Caller, person: _Person, move: CallEffect, session: str, now: int
+    connection: Connection,
+    caller: Caller,
+    person: _Person,
+    move: CallEffect,
+    seen: _Seen,
+    shown_at: int | None,
 ) -> dict[str, Any] | None:
     offer = move.offer
     assert offer is not None  # noqa: S101 - moves that write have one
     before = offer.progress
-    at = next_time(now, before.last_activity_at if before else None)
+    at = next_time(seen.now, before.last_activity_at if before else None)
     begins = before is None or move.outcome is CallOutcome.RESTARTED
     finished = None if move.shows else ((before.completed_at if before else None) or at)
-    where = Where(person.id, caller.server.id, caller.server.slug, session)
+    where = Where(person.id, caller.server.id, caller.server.slug, seen.session)
     events = events_of(move, where, at)
     written = await fetch_one(
         connection,
         SQL["save"],
-        session,
+        seen.session,
         caller.server.slug,
         caller.server.id,
         person.id,
         at,
-        caller.transport_session is None,
+        not seen.is_of_transport,
         before.id if before else new_id("wtp_", 8),
         offer.walkthrough_id,
         json.dumps(list(move.completed)),
@@ -264,6 +330,7 @@ async def _save(
         [event.value for event in events],
         [event.headers for event in events],
         [event.type for event in events],
+        shown_at,
     )
     if not written["places"] or (move.shows is not None and not written["steps"]):
         raise _GoneError

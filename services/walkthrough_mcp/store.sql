@@ -17,6 +17,7 @@ where slug = $1;
 -- nothing is found, nor whether they are locked.
 select
   id,
+  distinct_id as tracking_id,
   upstream_sub is not null as signs_in,
   (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_server_user
@@ -33,6 +34,7 @@ for no key update nowait;
 -- name: lock_by_identity
 select
   person.id,
+  null as tracking_id,
   false as signs_in,
   (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_user_identities as identity
@@ -43,6 +45,7 @@ for no key update of person nowait;
 -- name: lock_by_session
 select
   person.id,
+  person.distinct_id as tracking_id,
   false as signs_in,
   (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
 from mcp_server_session as session
@@ -86,15 +89,16 @@ with mine as (
   where kept.mcp_server_user_id is null and kept.mcp_server_slug = excluded.mcp_server_slug
   returning mcp_server_user_id
 )
-insert into mcp_server_user (id, first_seen_at)
+insert into mcp_server_user (id, distinct_id, first_seen_at)
 select
   mcp_server_user_id,
+  $4,
   (extract(epoch from clock_timestamp()) * 1000)::bigint
 from mine;
 
 -- name: look
--- All that a decision needs, seen after the lock: the time, the session that goes on, and what the server
--- offers with the person's progress. Ids and titles only: the content of the one step comes with the write.
+-- All that a decision needs, seen after the lock: the time, the session that goes on, whether the transport's may
+-- be the person's, when what is current was shown, at whichever server, and what this server offers with the person's progress. Ids and titles only: the content of the one step comes with the write.
 select
   (extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms,
   (
@@ -103,6 +107,17 @@ select
     where live.mcp_server_user_id = $2 and live.mcp_server_id = $1
       and live.last_activity_at > (extract(epoch from clock_timestamp()) * 1000)::bigint - $3::bigint
   ) as live_session_id,
+  not exists (
+    select from mcp_server_session as kept
+    inner join mcp_servers as server on server.id = $1
+    where kept.mcp_server_session_id = $4
+      and (kept.mcp_server_user_id <> $2 or kept.mcp_server_slug <> server.slug)
+  ) as is_own_session,
+  (
+    select max(live.shown_at)
+    from mcp_live_sessions as live
+    where live.mcp_server_user_id = $2
+  ) as shown_at,
   coalesce((
     select
       jsonb_agg(
@@ -193,20 +208,21 @@ session as (
 ),
 live as (
   insert into mcp_live_sessions as kept (
-    mcp_server_user_id, mcp_server_id, mcp_server_session_id, last_activity_at
+    mcp_server_user_id, mcp_server_id, mcp_server_session_id, last_activity_at, shown_at
   )
   select
     $4,
     $3,
     $1,
-    $5::bigint
+    case when $6::boolean then $5::bigint else 0 end,
+    $17::bigint
   from place
   left join shown on true
-  where $6::boolean
   on conflict (mcp_server_user_id, mcp_server_id) do update
   set
-    mcp_server_session_id = excluded.mcp_server_session_id,
-    last_activity_at = greatest(kept.last_activity_at, excluded.last_activity_at)
+    mcp_server_session_id = case when $6 then excluded.mcp_server_session_id else kept.mcp_server_session_id end,
+    last_activity_at = greatest(kept.last_activity_at, excluded.last_activity_at),
+    shown_at = excluded.shown_at
 ),
 progress as (
   insert into walkthrough_progress (

@@ -165,7 +165,8 @@ async def test_steps_of_the_same_place_keep_the_file_s_order(world: World, tmp_p
     async with pool_of(world) as pool:
         server = await store.find_server(pool, "docs")
         assert server is not None
-        done = await store.call(pool, Caller(server), lambda offers, _: start(offers, "none", restart=False))
+        none = store.Call(Caller(server), lambda offers, _: start(offers, "none", restart=False), 0)
+        done = await store.call(pool, none)
     (offer,) = [o for o in done.offers if o.walkthrough_id == identifier]
     assert [step.title for step in offer.steps] == titles
 

@@ -242,7 +242,7 @@ CHANGES: dict[str, list[str]] = {
 async def test_steps_that_change_under_a_person_s_feet(world: World, named: bool) -> None:
     """Each change after each number of steps; what is done is compared with a model of three lines."""
     await world.offer(steps="abcd")
-    service = await world.start_mcp()
+    service = await world.start_mcp(mcp_together_ms=0)
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
     for change, so_far in itertools.product(CHANGES, range(4)):
         await world.db.execute("delete from walkthrough_steps; delete from outbox")
@@ -379,27 +379,79 @@ async def test_without_a_transport_session_one_lasts_until_half_an_hour_of_silen
 
 
 @both_generations
-async def test_without_a_tracking_id_everybody_is_somebody_new(world: World, generation: str) -> None:
-    """A transport with sessions tells them apart; without, the answer holds an id to come back with."""
+async def test_without_a_tracking_id_everybody_new_gets_an_id_to_come_back_with(
+    world: World, generation: str
+) -> None:
+    """Every answer names it. A session says who calls as well; without, the tool asks for the id."""
     await world.offer(steps="abc")
     service = await world.start_mcp()
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
     async with agent(url, generation) as one, agent(url, generation) as two:
         for who in (one, two):
-            tools = (await who.client.list_tools()).tools
-            assert all(("visitor" in t.input_schema["properties"]) == (generation != "legacy") for t in tools)
+            start_, next_ = (tool.input_schema for tool in (await who.client.list_tools()).tools)
+            assert "visitor" in start_["properties"]
+            assert next_.get("required", []) == ([] if generation == "legacy" else ["visitor"])
             visitor = (await who.start())["visitor"]
-            names = {} if generation == "legacy" else {"visitor": visitor}
-            assert (visitor is None) == (generation == "legacy")
-            assert (await who.next(**names))["step"]["id"] == "b"
+            assert f'"{visitor}"' in who.texts[-1]
+            answer = await who.next(**({} if generation == "legacy" else {"visitor": visitor}))
+            assert (answer["step"]["id"], answer["visitor"]) == ("b", visitor)
         assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
-        if generation != "legacy":
-            wrong = await one.raw("get_next_step", visitor="visitor_guessed")
-            assert wrong.is_error
-            assert "leave it out" in one.texts[-1]
-            nobody = await one.next()
-            assert nobody["outcome"] == "not-started"
+        wrong = await one.raw("get_next_step", visitor="visitor_guessed")
+        assert wrong.is_error
+        assert "leave it out" in one.texts[-1]
     assert await steps_done(world) == ["a", "a"]
+
+
+@both_generations
+async def test_a_visitor_is_the_same_person_after_a_restart_and_in_every_session(
+    world: World, generation: str
+) -> None:
+    await world.offer(steps="abcd")
+    visitor = ""
+    for number, step in enumerate(("a", "b", "c", "d")):
+        service = await world.start_mcp()
+        url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+        async with agent(url, generation) as who:
+            names = {"visitor": visitor} if visitor else {}
+            answer = await who.start(**names)
+            assert answer["step"]["id"] == step
+            visitor = answer["visitor"]
+        async with agent(url, GENERATIONS[number % 2]) as who:
+            answer = await who.next(visitor=visitor)
+            assert (answer["visitor"], answer["progress"]["completed_steps"]) == (visitor, number + 1)
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
+    assert await steps_done(world) == list("abcd")
+
+
+@both_generations
+async def test_who_forgets_the_visitor_id_is_asked_for_it_and_is_not_told_to_begin(
+    world: World, generation: str
+) -> None:
+    await world.offer(steps="abc")
+    await world.offer("wt_b", "xy")
+    url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1"
+    async with agent(url, generation) as one:
+        visitor = (await one.start(name="wt_a"))["visitor"]
+    async with agent(url, generation) as again:
+        for answer in (await again.next(), await again.start(), await again.next(current_step_id="a")):
+            assert answer["outcome"] in {"not-started", "listed"}
+            assert "`visitor`" in answer["message"]
+            assert "earlier answer" in answer["message"]
+        assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
+        # Whoever begins all the same hears how to be who they were.
+        begun = await again.start(name="wt_a")
+        assert begun["outcome"] == "started"
+        assert "earlier answer" in begun["message"]
+        # The session is that of somebody else by now; the id is what counts.
+        assert (await again.next(visitor=visitor))["step"]["id"] == "b"
+        assert (await again.next(visitor=visitor))["step"]["id"] == "c"
+    events = [e for e in await outbox(world) if isinstance(e, StepCompleted)]
+    assert len({e.mcp_server_user_id for e in events}) == 1
+    for event in events:
+        row = await world.db.fetchrow(
+            "select * from mcp_server_session where mcp_server_session_id = $1", event.mcp_server_session_id
+        )
+        assert row["mcp_server_user_id"] == event.mcp_server_user_id
 
 
 async def test_a_visitor_id_of_another_server_is_as_unknown_as_any(world: World) -> None:
@@ -751,13 +803,16 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
         assert server is not None
         caller = Caller(server, tracking_id=f"ann-{size}")
         name = f"wt_{size}"
-        await store.call(pool, caller, lambda offers, _, name=name: start(offers, name, restart=False))  # type: ignore[misc]
+        began = time.monotonic()
+        await store.call(
+            pool, store.Call(caller, lambda o, _, name=name: start(o, name, restart=False), began)
+        )  # type: ignore[misc]
         async with pool.acquire() as connection:
             counting = Counting()
             connection.add_query_logger(counting)
             async with connection.transaction():
                 done = await store._call(
-                    connection, caller, lambda offers, at: advance(offers, None, at), time.monotonic()
+                    connection, store.Call(caller, lambda offers, _: advance(offers, None), time.monotonic())
                 )
             connection.remove_query_logger(counting)
         assert done.move.outcome == "advanced"

@@ -48,8 +48,11 @@ async def test_without_a_tracking_id_each_process_is_somebody_new(world: World) 
     for _ in range(2):
         async with Client(child(world), cache=None) as client:
             who = Agent(client)
-            await who.start()
+            visitor = (await who.start())["visitor"]
             assert (await who.next())["step"]["id"] == "b"
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
+    async with Client(child(world), cache=None) as client:
+        assert (await Agent(client).next(visitor=visitor))["outcome"] == "finished"
     assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
 
 

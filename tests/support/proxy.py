@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import urlsplit, urlunsplit
 
 
@@ -14,6 +15,8 @@ class Proxy:
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         self._host, self._port = host, port
+        #: The ports that new connections lead to, one after the other, instead of that one.
+        self.turns: Iterator[int] | None = None
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._to_server, self._to_client = asyncio.Event(), asyncio.Event()
@@ -81,7 +84,8 @@ class Proxy:
                 writer.transport.abort()
                 return
             try:
-                their_reader, their_writer = await asyncio.open_connection(self._host, self._port)
+                port = next(self.turns) if self.turns is not None else self._port
+                their_reader, their_writer = await asyncio.open_connection(self._host, port)
             except OSError:
                 writer.transport.abort()
                 return
@@ -116,6 +120,18 @@ class Proxy:
                 target.write(data)
                 await target.drain()
         target.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def round_robin(*ports: int) -> AsyncIterator[str]:
+    """One URL in front of several processes, which have a new connection each in turn."""
+    proxy = Proxy("127.0.0.1", ports[0])
+    proxy.turns = itertools.cycle(ports)
+    await proxy.listen()
+    try:
+        yield f"http://127.0.0.1:{proxy.port}"
+    finally:
+        await proxy.close()
 
 
 @contextlib.asynccontextmanager

@@ -18,8 +18,11 @@ from services.walkthrough_mcp.guide import (
     OfferedStep,
     Progress,
     advance,
+    can_have_seen,
     next_time,
     start,
+    time_of_showing,
+    wait_until_shown,
 )
 from services.walkthrough_mcp.prose import guidance, text
 
@@ -138,12 +141,30 @@ def test_a_call_completes_at_most_one_step_and_a_retried_one_none(
 
 
 def test_a_call_that_waited_for_another_of_the_same_person_completes_nothing() -> None:
-    moved_on = offer("abc", ["a"], "b", last=1_000)
-    assert advance([moved_on], None, arrived_at=999).completes is None
-    assert advance([moved_on], None, arrived_at=999).outcome is CallOutcome.REPEATED
-    assert advance([moved_on], None, arrived_at=1_000).completes == OfferedStep("b", "title of b", 1)
-    assert advance([moved_on], "b", arrived_at=999).completes is not None, "it names what it has seen"
-    assert advance([moved_on], None, arrived_at=-40_000).completes is not None, "a clock that jumped"
+    moved_on = offer("abc", ["a"], "b")
+    assert advance([moved_on], None, saw_current=False).completes is None
+    assert advance([moved_on], None, saw_current=False).outcome is CallOutcome.REPEATED
+    assert advance([moved_on], None).completes == OfferedStep("b", "title of b", 1)
+    assert advance([moved_on], "b", saw_current=False).completes is not None, "it names what it has seen"
+
+
+def test_what_a_call_can_have_seen_is_what_was_shown_before_it_arrived() -> None:
+    assert not can_have_seen(999, 1_000)
+    assert can_have_seen(1_000, 1_000)
+    assert can_have_seen(999, None)
+    assert can_have_seen(-40_000, 1_000), "a clock that jumped"
+
+
+def test_an_answer_to_a_call_without_a_step_waits_for_those_of_the_same_moment_and_no_other_does() -> None:
+    at_a = offer("abc", [], "a")
+    unnamed, named = advance([at_a], None), advance([at_a], "a")
+    assert time_of_showing(unnamed, 1_000, 100, 3) == 1_100
+    assert time_of_showing(named, 1_000, 100, 3) == 1_000
+    assert time_of_showing(start([at_a], None, restart=True), 1_000, 100, 3) == 1_000
+    assert time_of_showing(start([at_a], None, restart=False), 1_000, 100, 3) == 3, "nothing new"
+    repeated = advance([at_a], None, saw_current=False)
+    assert time_of_showing(repeated, 1_000, 100, 1_090) == 1_090
+    assert [wait_until_shown(1_000, at) for at in (None, 900, 1_000, 1_090, 40_000)] == [0, 0, 0, 90, 0]
 
 
 def test_times_of_a_journey_never_fall_and_a_wrong_clock_is_not_followed_for_ever() -> None:
