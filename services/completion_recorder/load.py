@@ -26,13 +26,14 @@ class Load:
 
     records: Sequence[Record]
     recent: Recent = field(default_factory=Recent)
-    #: Partitions that this process has recorded of: of others the database knows how bad recent events were.
+    #: Partitions of which this process has recorded. How many recent events of the others were refused a
+    #: predecessor may have seen: that is in the database.
     seen: Set[int] = frozenset()
     #: Sources that are told apart.
     names: Set[str] = frozenset()
     #: How many the topic has; 0 where that is not known.
     partitions: int = 0
-    #: Counts that are to be written with this load; None where that is not due.
+    #: Counts of loads before, to be written with those of this one; None where that is not due yet.
     taken: Unwritten | None = None
     #: Whether this process has recorded of the topic, which may not be written yet.
     has_recorded: bool = False

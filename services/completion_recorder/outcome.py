@@ -1,4 +1,4 @@
-"""What becomes of events that are not written: refused, set aside, or nobody's any more."""
+"""The events of a load that do not become rows: refused, waiting, of people who were erased, or covered."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -16,7 +16,10 @@ class Waiting(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of some events, those that are not written, in the order in which that was seen."""
+    """Which of some events are not written, and why; the sum of two is of the events of both.
+
+    Refused and waiting ones are in the order in which that was found, not in that of the log.
+    """
 
     refused: Sequence[Refused] = ()
     waiting: Sequence[Waiting] = ()

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiokafka.partitioner import DefaultPartitioner
@@ -43,7 +43,7 @@ UNREAD: Final = frozenset(
 _SERVER: Final = re.compile(rb'"mcp_server_id"\s*:\s*"([^"\\]{1,64})"')
 _WALKTHROUGH: Final = re.compile(rb'"walkthrough_id"\s*:\s*"([^"\\]{1,64})"')
 
-#: Whether a record of that key belongs to that partition, of so many.
+#: The partition of a key among so many, as Kafka's default partitioner chooses it.
 _partition_of: Final = DefaultPartitioner()
 
 
@@ -70,7 +70,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class RefusedKind:
-    """Refused records of a source, of one class, that name one server and walkthrough; with the last one."""
+    """Refused records of one source and error class that name the same server and walkthrough.
+
+    `events` is how many, `example` the last of them; an id that they do not name is empty.
+    """
 
     source: str
     rejection: str
@@ -92,14 +95,18 @@ class Unwritten:
         return bool(self.counts or self.places or self.refused)
 
     def add(self, other: "Unwritten") -> None:
+        """Adds what another has; of refusals only as many as fit: the rest are in the dead letters alone."""
         for source, of in other.counts.items():
             self.counts.setdefault(source, Counts()).add(of)
         self.places |= other.places
         self.refused += other.refused[: _MOST_KINDS - len(self.refused)]
 
     def renamed(self, names: Mapping[str, str]) -> "Unwritten":
-        """The same with other names of some sources; what is of one name then is added up."""
-        renamed = Unwritten(places={(names.get(source, source), server) for source, server in self.places})
+        """The same with other names of some sources; counts that come under one name are added up."""
+        renamed = Unwritten(
+            places={(names.get(source, source), server) for source, server in self.places},
+            refused=[replace(kind, source=names.get(kind.source, kind.source)) for kind in self.refused],
+        )
         for source, of in self.counts.items():
             renamed.counts.setdefault(names.get(source, source), Counts()).add(of)
         return renamed
@@ -168,7 +175,10 @@ def kinds_of(refused: Iterable[Refused], names: Names) -> list[RefusedKind]:
 
 
 class Tally:
-    """Counts until that is written: a few seconds later, or at once where something was refused."""
+    """What this process knows of sources: which are told apart, and counts that are not written yet.
+
+    Counts are kept for some seconds, so that many loads cost one write; refusals go with their own load.
+    """
 
     def __init__(self) -> None:
         self._names: set[str] = {NO_SOURCE, OTHERS}

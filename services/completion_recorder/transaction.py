@@ -19,7 +19,7 @@ from services.runtime.kafka import Offsets
 class Batch(NamedTuple):
     """Records of a topic as they were read: readable events, other records, and where partitions go on.
 
-    Without `advance` they were read before, or it does not matter: the position stays.
+    Without `advance` they are written as they are, wherever the position is; it moves only forward.
     """
 
     topic: str
@@ -41,7 +41,7 @@ class Judged(NamedTuple):
     covered: int
     #: What was counted of the load; None where that was not asked for.
     counted: LoadCounts | None = None
-    #: Whether what was to be noted beside the rows is.
+    #: Whether counts by source are written; if not, somebody has locked their rows: the caller keeps them.
     is_noted: bool = True
 
 
@@ -55,11 +55,13 @@ async def record(pool: Pool, batch: Batch, load: Load | None = None, *, by_parts
         by_parts: do not try first to write it at once: the last batch could not be.
 
     Returns:
-        The records that are refused, unreadable ones first, with the reason; the others are committed, or
-        wait for a lock.
+        What became of the records that are not rows now, and what was counted; all others are committed.
 
     Raises:
         WrongDatabaseError: nearly nothing can be recorded, and nothing was; nothing is written.
+        MovedError: the position is not where `advance` begins.
+        PositionLockedError: somebody else has locked it.
+        asyncpg.PostgresError, OSError: the database is away; nothing is written.
     """
     if not by_parts:
         try:
@@ -70,7 +72,10 @@ async def record(pool: Pool, batch: Batch, load: Load | None = None, *, by_parts
 
 
 async def _record(pool: Pool, batch: Batch, load: Load | None, *, by_parts: bool) -> Judged:
-    """Moves positions on; checks references, erases, corrects and upserts; sets aside; guards; notes."""
+    """One try: positions, rows, what waits, the guard, and who sent what, in this order.
+
+    The rows are `write`'s: it erases people first, then checks references, corrects and upserts.
+    """
     counted, is_noted = None, True
     async with pool.acquire() as connection, connection.transaction():
         if batch.advance is None:

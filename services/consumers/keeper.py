@@ -1,7 +1,7 @@
 """Keeps a consumer where the database says: it places partitions, and sees what moved.
 
-Kafka's committed offsets are a true copy for tools. Moved back, they ask for events again; what is ahead of
-the database is not believed.
+Kafka's committed offset is a copy of the position. An operator who moves it back asks for a replay, and gets
+it; one that is ahead of the database is set back to where the database is.
 """
 
 import asyncio
@@ -56,8 +56,10 @@ class Keeper:
     Args:
         service: whose positions.
         settings: where Kafka is.
-        on_discontinuity: see there; it is called for what was missed, and for a log that is another.
-        names: of which causes it names what is gone.
+        on_discontinuity: called in the transaction that stores placements where events were missed, or the
+            log is another one: it marks the journeys.
+        names: the causes for which this service writes down which offsets are gone: all for the recorder,
+            a cut alone for the aggregator.
     """
 
     def __init__(
@@ -106,10 +108,10 @@ class Keeper:
         self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
 
     async def join(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
-        """Waits until the group is not another database's, and for a cluster that has just started.
+        """Waits until the group is this database's or nobody's, and for a cluster that has just started.
 
         Raises:
-            RefusedError: it is, and stays so.
+            RefusedError: the group is another database's, and stays so.
             StepstreamError: Kafka cannot be reached.
         """
         async with pool.acquire() as connection:
@@ -207,7 +209,10 @@ class Keeper:
         )
 
     async def _place_absent(self, pool: Pool, every: Mapping[int, Position], topic_log: TopicLog) -> None:
-        """Names what is gone with partitions that a topic made anew has no more: nobody gets those."""
+        """Places partitions that the topic, made anew with fewer, has no more: no instance is assigned them.
+
+        What of them is gone is named, and the discontinuity marked, as for those that are assigned.
+        """
         absent = {
             p: position
             for p, position in every.items()
