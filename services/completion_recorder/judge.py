@@ -1,4 +1,4 @@
-"""What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
+"""What is accepted, as far as it can be said without the database; and the merge rule inside a load."""
 
 import contextlib
 import json

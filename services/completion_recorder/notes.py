@@ -8,7 +8,7 @@ import asyncpg
 
 from services.completion_recorder.erasure import find_erased
 from services.completion_recorder.judge import Refused, key_of
-from services.completion_recorder.load import Before, LoadCounts
+from services.completion_recorder.load_counts import Before, LoadCounts
 from services.completion_recorder.locks import PATIENCE, wait_at_most
 from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
 from services.runtime.database import Connection, Pool, can_be_stored, load_queries

@@ -1,5 +1,5 @@
 -- name: count_references
--- How many of the rows that the batch refers to exist and belong together: a session to its server, and to its
+-- How many of the rows that the load refers to exist and belong together: a session to its server, and to its
 -- user where it has one; a server and a walkthrough to one organization; a step to its walkthrough. They stay
 -- locked until the commit, so that none vanishes under the foreign keys; `nowait`, because a recorder that
 -- waited for a deletion while holding other parents could deadlock with it. A row that somebody else has locked

@@ -15,7 +15,7 @@ class Waiting(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class NotWritten:
     """Which of some events are not written, and why; the sum of two is of the events of both.
 
     Refused and waiting ones are in the order in which that was found, not in that of the log.
@@ -28,8 +28,8 @@ class Outcome:
     #: How many completions do not count because a correction covers them.
     covered: int = 0
 
-    def __add__(self, other: "Outcome") -> "Outcome":
-        return Outcome(
+    def __add__(self, other: "NotWritten") -> "NotWritten":
+        return NotWritten(
             [*self.refused, *other.refused],
             [*self.waiting, *other.waiting],
             self.erased | other.erased,
