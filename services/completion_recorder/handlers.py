@@ -193,7 +193,7 @@ class Recorder:
         if not is_noted:
             self._tally.give_back(counted.to_write)
         self._tally.note_recorded(counted.counts)
-        self._tally.note_places(a for a in accepted if _place(a) not in counted.of_erased)
+        self._tally.note_places(a for a in accepted if _record_id(a) not in counted.of_erased)
         for source, counts in counted.counts.items():
             if counts.refused:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
@@ -210,5 +210,6 @@ class Recorder:
             log.info("%d events wait for rows that somebody else has locked", recorded.waiting)
 
 
-def _place(item: Accepted) -> tuple[int, int]:
+def _record_id(item: Accepted) -> tuple[int, int]:
+    """Partition and offset of its record."""
     return item.record.partition, item.record.offset

@@ -129,6 +129,6 @@ def _to_write(
     if taken is None:
         return Unwritten(refused=kinds)
     due = Unwritten(refused=[*taken.refused, *kinds])
-    due.add(Unwritten(taken.counts, taken.places))
+    due.add(Unwritten(taken.counts, taken.source_servers))
     due.add(Unwritten(dict(counts)))
     return due

@@ -82,7 +82,11 @@ async def forget_sources(pool: Pool) -> None:
 
 
 async def _note(connection: Connection, topic: str, sources: Unwritten) -> None:
-    names = {*sources.counts, *(source for source, _ in sources.places), *(k.source for k in sources.refused)}
+    names = {
+        *sources.counts,
+        *(source for source, _ in sources.source_servers),
+        *(kind.source for kind in sources.refused),
+    }
     if nobodys := await _of_erased(connection, names):
         sources = sources.renamed(dict.fromkeys(nobodys, NO_SOURCE))
     if sources.refused:
@@ -99,9 +103,12 @@ async def _note(connection: Connection, topic: str, sources: Unwritten) -> None:
             [of.elsewhere for _, of in counts],
             [of.without_key for _, of in counts],
         )
-    if sources.places:
+    if sources.source_servers:
         await connection.execute(
-            SQL["note_places"], topic, [s for s, _ in sources.places], [s for _, s in sources.places]
+            SQL["note_organizations"],
+            topic,
+            [source for source, _ in sources.source_servers],
+            [server for _, server in sources.source_servers],
         )
 
 

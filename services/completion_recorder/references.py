@@ -79,10 +79,10 @@ async def _all_there(connection: Connection, wanted: References) -> bool:
         SQL["count_references"],
         list(wanted.users),
         *_columns(wanted.sessions, 3),
-        *_columns(wanted.places, 2),
+        *_columns(wanted.server_walkthroughs, 2),
         *_columns(wanted.steps, 2),
     )
-    expected = (wanted.users, wanted.sessions, wanted.places, wanted.steps, ())
+    expected = (wanted.users, wanted.sessions, wanted.server_walkthroughs, wanted.steps, ())
     return tuple(counts.values()) == tuple(len(part) for part in expected)
 
 
@@ -94,8 +94,8 @@ def _ids(wanted: References) -> tuple[list[str], ...]:
     return (
         list(wanted.users),
         list({session for session, _, _ in wanted.sessions}),
-        list({server for server, _ in wanted.places}),
-        list({walkthrough for _, walkthrough in wanted.places}),
+        list({server for server, _ in wanted.server_walkthroughs}),
+        list({walkthrough for _, walkthrough in wanted.server_walkthroughs}),
         list({step for step, _ in wanted.steps}),
     )
 

@@ -21,7 +21,7 @@ from services.consumers.placements import (
     marking_what_is_counted,
     store_placements,
 )
-from services.consumers.positions import Cause, Fingerprint, Placement, Position, Seen, place
+from services.consumers.positions import Cause, Fingerprint, Placement, Position, Seen, decide
 from services.consumers.records_at import with_times
 from services.consumers.sent import read_contested, read_sent, trust_sent
 from services.consumers.stored_positions import Advance, PositionLockedError, read_positions
@@ -185,7 +185,7 @@ class Keeper:
         self, partitions: Sequence[int], stored: _Stored, seen: Mapping[int, Seen]
     ) -> dict[int, Placement]:
         """Where these partitions are read on, with what is gone as far as this service names it."""
-        placements = {p: place(stored.mine.get(p), seen[p]) for p in partitions}
+        placements = {p: decide(stored.mine.get(p), seen[p]) for p in partitions}
         if self._service == RECORDER:
             placements = {
                 p: marking_what_is_counted(new, stored.counted.get(p)) for p, new in placements.items()
@@ -224,7 +224,7 @@ class Keeper:
         if not absent:
             return
         seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id)
-        placements = self._naming({p: place(position, seen) for p, position in absent.items()})
+        placements = self._naming({p: decide(position, seen) for p, position in absent.items()})
         locked = await self._store(pool, absent, placements)
         log_placements(self._service, {p: new for p, new in placements.items() if p not in locked}, absent)
 

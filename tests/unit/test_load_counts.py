@@ -41,10 +41,14 @@ def test_counts_are_written_where_that_is_due_and_what_was_refused_always() -> N
     taken = Unwritten({"shop": Counts(events=5)}, {("shop", "srv")})
     before = {0: Before(0, NOTHING)}
     later = count_load(load_of(records(2)), KNOWN, before, refused(records(1)), ())
-    assert (later.to_write.counts, later.to_write.places, len(later.to_write.refused)) == ({}, set(), 1)
+    assert (later.to_write.counts, later.to_write.source_servers, len(later.to_write.refused)) == (
+        {},
+        set(),
+        1,
+    )
     now = count_load(load_of(records(2)), LoadContext(taken=taken), before, refused(records(1)), ())
     assert now.to_write.counts == {"shop": Counts(events=7, refused=1)}
-    assert now.to_write.places == {("shop", "srv")}
+    assert now.to_write.source_servers == {("shop", "srv")}
     assert taken.counts == {"shop": Counts(events=5)}, "whoever took it can give it back"
 
 
