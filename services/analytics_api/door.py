@@ -1,8 +1,8 @@
 """The door of the API: what is over its share is refused here, before it costs more than its headers.
 
-What passes has a turn: from here until its answer begins, so that routing, checking the key, computing and
-compressing are done for a few at once, in the order of `fair.Line`, however many come. What needs no key,
-and what is refused, has places of its own, in turns between addresses.
+What passes has a turn (`fair.Turn`) until its answer begins: so routing, checking the key, computing and
+compressing are done for a few requests at once, in the order of `fair.Lane`, however many come. What needs no
+key, and every refusal, waits in the lane `public`, where addresses take turns.
 """
 
 import asyncio
@@ -75,9 +75,17 @@ class Door:
     async def _take_turn(self, stack: contextlib.AsyncExitStack, scope: Scope) -> None:
         """Waits for a place among those of what needs no key, refusals too."""
         await stack.enter_async_context(self._lanes.public.place(Asker.stranger(client_of_scope(scope))))
-        await asyncio.sleep(0)  # nothing else makes it wait: so that the others see that it has the place
+        await asyncio.sleep(0)  # lets the tasks that wait see that the place is taken
 
     async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
+        """The turn of a request with a key; it ends with `stack`.
+
+        By its headers alone: rates, number of parameters, streams and questions of its asker. A request
+        without a body begins its turn here; one with a body does once that has come.
+
+        Raises:
+            ProblemError: there is no key, or one of these is too much.
+        """
         asker = await self._guard.arrive(request)
         if request.scope.get("query_string", b"").count(b"&") >= _MOST_PARAMETERS:
             raise unanswerable(f"there are more than {_MOST_PARAMETERS:,} parameters", "query")

@@ -1,7 +1,7 @@
 """How far the recorder is: moved on in the transaction of the rows."""
 
 from services.completion_recorder.guard import Chunk
-from services.completion_recorder.load import Before
+from services.completion_recorder.load_counts import Before
 from services.consumers.stored_positions import Advance
 from services.runtime.database import Connection, load_queries, no_longer_than
 from services.runtime.kafka import Offsets
@@ -17,7 +17,7 @@ async def advance_positions(connection: Connection, topic: str, advance: Advance
 
     Raises:
         PositionLockedError: somebody else has locked one of them.
-        MovedError: one of them is not where the batch begins.
+        MovedError: one of them is not where the load begins.
     """
     await advance.write(connection)
     rows = await connection.fetch(SQL["find_recent"], topic, list(advance.moves))

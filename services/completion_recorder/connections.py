@@ -1,4 +1,4 @@
-"""The recorder's connections: their settings, and the temporary tables where a batch lands."""
+"""The recorder's connections: their settings, and the temporary tables where a load lands."""
 
 from services.runtime.database import Connection, load_queries
 
@@ -6,7 +6,7 @@ SQL = load_queries(__file__)
 
 #: Settings of the recorder's connections. It says who it is, so that its own changes leave no marks; it
 #: gives up a lock before PostgreSQL looks for deadlocks, so that it is never somebody else who is
-#: cancelled; and the rows of a batch stay in memory.
+#: cancelled; and the rows of a load stay in memory.
 SERVER_SETTINGS = {
     "application_name": "stepstream completion-recorder",
     "stepstream.recorder": "on",

@@ -1,5 +1,5 @@
 -- name: create_incoming
--- Where a batch lands before the upsert; one set per connection, empty between transactions.
+-- Where a load lands before the upsert; one set per connection, empty between transactions.
 create temporary table if not exists incoming (
   id text not null,
   mcp_server_user_id text not null,

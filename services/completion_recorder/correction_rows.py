@@ -8,7 +8,7 @@ import asyncpg
 from schemas import StepCorrected
 from services.completion_recorder.erasure import lock_people
 from services.completion_recorder.judge import Accepted, row_of, user_of
-from services.completion_recorder.outcome import Outcome, Waiting
+from services.completion_recorder.not_written import NotWritten, Waiting
 from services.completion_recorder.upsert import (
     REFUSED_BY_DATABASE,
     refused_by_database,
@@ -94,28 +94,28 @@ async def correct(connection: Connection, items: Sequence[Accepted]) -> None:
     await connection.execute(SQL["forget_counted"], *whose)
 
 
-async def correct_by_parts(connection: Connection, items: Sequence[Accepted]) -> Outcome:
+async def correct_by_parts(connection: Connection, items: Sequence[Accepted]) -> NotWritten:
     """One after another: one that meets a lock waits alone."""
-    outcome = Outcome()
+    not_written = NotWritten()
     if not items:
-        return outcome
+        return not_written
     locked = await lock_people(connection, _users(items))
     for item in items:
-        outcome += await _correct_one(connection, item, locked)
-    return outcome
+        not_written += await _correct_one(connection, item, locked)
+    return not_written
 
 
-async def _correct_one(connection: Connection, item: Accepted, locked: Container[str]) -> Outcome:
+async def _correct_one(connection: Connection, item: Accepted, locked: Container[str]) -> NotWritten:
     if (user := user_of(item.event)) in locked:
-        return Outcome(waiting=[Waiting(item, f"mcp_server_user {user}")])
+        return NotWritten(waiting=[Waiting(item, f"mcp_server_user {user}")])
     try:
         async with connection.transaction():
             await correct(connection, [item])
     except asyncpg.LockNotAvailableError:
-        return Outcome(waiting=[Waiting(item, str(row_of(item.event)))])
+        return NotWritten(waiting=[Waiting(item, str(row_of(item.event)))])
     except REFUSED_BY_DATABASE as error:
-        return Outcome([refused_by_database(item, error)])
-    return Outcome()
+        return NotWritten([refused_by_database(item, error)])
+    return NotWritten()
 
 
 def _users(items: Iterable[Accepted]) -> list[str]:

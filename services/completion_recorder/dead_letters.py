@@ -125,8 +125,8 @@ def parse(record: Record) -> Letter:
     """Reads the headers that the recorder added; the last set is the newest failure."""
     own, failures = _split(record)
     if not failures:
-        place = Source(record.topic, record.partition, record.offset)
-        failures = [Failure(place, record.timestamp, "unknown", "it does not say why it was refused")]
+        letter = Source(record.topic, record.partition, record.offset)
+        failures = [Failure(letter, record.timestamp, "unknown", "it does not say why it was refused")]
     return Letter(record, failures, own)
 
 
@@ -141,7 +141,7 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
             values = [(value or b"").decode(errors="replace") for _, value in headers[at : at + size]]
             with contextlib.suppress(ValueError):
                 topic, partition, offset, timestamp, error_class, error = values
-                source = place(topic, int(partition), int(offset))
+                source = source_at(topic, int(partition), int(offset))
                 failures.append(Failure(source, int(timestamp), error_class, error))
             at += size
         else:
@@ -151,7 +151,7 @@ def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
     return own, failures
 
 
-def place(topic: str, partition: int, offset: int) -> Source:
+def source_at(topic: str, partition: int, offset: int) -> Source:
     """Where a record may have been.
 
     Raises:

@@ -7,7 +7,7 @@ import asyncpg
 
 from schemas import UserErased
 from services.completion_recorder.judge import Accepted
-from services.completion_recorder.outcome import Outcome, Waiting
+from services.completion_recorder.not_written import NotWritten, Waiting
 from services.runtime.database import Connection, fetch_one, load_queries
 
 SQL = load_queries(__file__)
@@ -33,17 +33,17 @@ async def erase(connection: Connection, accepted: Iterable[Accepted]) -> None:
         await _delete(connection, [erasure.mcp_server_user_id for erasure in erasures])
 
 
-async def erase_by_parts(connection: Connection, accepted: Iterable[Accepted]) -> Outcome:
+async def erase_by_parts(connection: Connection, accepted: Iterable[Accepted]) -> NotWritten:
     """From now on nothing of these people counts; whose rows somebody else has locked is removed later."""
     erasures = [(item, item.event) for item in accepted if isinstance(item.event, UserErased)]
     if not erasures:
-        return Outcome()
+        return NotWritten()
     await note_erased(connection, [event for _, event in erasures])
     users = [event.mcp_server_user_id for _, event in erasures]
     locked = await lock_people(connection, users)
     waits_for = {user: f"mcp_server_user {user}" for user in locked}
     waits_for |= await _delete_one_by_one(connection, [user for user in users if user not in locked])
-    return Outcome(
+    return NotWritten(
         waiting=[
             Waiting(item, waits_for[event.mcp_server_user_id])
             for item, event in erasures

@@ -1,4 +1,4 @@
-"""What becomes of a batch: read, judge and write in one transaction, then the dead letters."""
+"""What becomes of a batch: each load of it is read, judged and written, then its dead letters are sent."""
 
 import asyncio
 import logging
@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from schemas import UserErased
 from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
-from services.completion_recorder.load import Load, LoadCounts
+from services.completion_recorder.load_counts import Load, LoadContext, LoadCounts
 from services.completion_recorder.notes import find_sources, note_sources
 from services.completion_recorder.sending import DeadLetterSender
 from services.completion_recorder.tally import Tally, Unwritten
-from services.completion_recorder.transaction import Batch, Judged, record
+from services.completion_recorder.transaction import Recorded, record
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER
 from services.consumers.stored_positions import Advance
@@ -56,7 +56,7 @@ class Recorder:
         self._labels: set[str] = {OTHERS}
         self._trusted = settings.trusted()
         self._recent = Recent()
-        self._seen: set[int] = set()
+        self._recorded_partitions: set[int] = set()
         self._newest = 0
         #: Whether the last load could not be written at once: the next will hardly be, either.
         self._by_parts = False
@@ -147,35 +147,34 @@ class Recorder:
 
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
-        batch = Batch(self._settings.topic, next_offsets(records), accepted, refused, advance)
+        load = Load(self._settings.topic, next_offsets(records), accepted, refused, advance)
         # What somebody who is erased may have been a source of is written now: `erase` looks there next.
         erases = any(isinstance(item.event, UserErased) for item in accepted)
-        load = self._load(records, self._take_counts(at_once=erases))
+        context = self._context(self._take_counts(at_once=erases))
         try:
             with PHASE_SECONDS.labels(RECORDER, "transaction").time():
                 async for attempt in retrying(RECORDER, self._pause, pool=self._pool):
                     with attempt:
-                        judged = await record(self._pool, batch, load, by_parts=self._by_parts)
+                        recorded = await record(self._pool, load, context, by_parts=self._by_parts)
         except BaseException:
-            if load.taken is not None:
-                self._tally.give_back(load.taken)
+            if context.taken is not None:
+                self._tally.give_back(context.taken)
             raise
-        if judged.counted is not None:
-            self._note(load, judged.counted, accepted, is_noted=judged.is_noted)
-        self._by_parts = judged.waiting > 0
-        self._seen |= {partition.partition for partition in batch.offsets}
-        await self.letters.send(judged.refused)
+        if recorded.counted is not None:
+            self._note(context, recorded.counted, accepted, is_noted=recorded.is_noted)
+        self._by_parts = recorded.waiting > 0
+        self._recorded_partitions |= {partition.partition for partition in load.offsets}
+        await self.letters.send(recorded.refused)
         crash_point("recorder.dead-letters-sent")
-        self._tell(len(records), judged)
+        self._tell(len(records), recorded)
         self._newest = max(self._newest, *(item.event.happened_at for item in accepted), 0)
         if self._newest:
             NEWEST.labels(RECORDER).set(self._newest / 1000)
 
-    def _load(self, records: Sequence[Record], taken: Unwritten | None) -> Load:
-        return Load(
-            records,
+    def _context(self, taken: Unwritten | None) -> LoadContext:
+        return LoadContext(
             self._recent,
-            frozenset(self._seen),
+            frozenset(self._recorded_partitions),
             self._tally.names,
             self._partitions(),
             taken,
@@ -183,31 +182,34 @@ class Recorder:
             self._settings.wrong_database_guard,
         )
 
-    def _note(self, load: Load, counted: LoadCounts, accepted: Sequence[Accepted], *, is_noted: bool) -> None:
+    def _note(
+        self, context: LoadContext, counted: LoadCounts, accepted: Sequence[Accepted], *, is_noted: bool
+    ) -> None:
         """Keeps what is known now, and what of it is not written yet."""
         self._recent = counted.recent
         self._tally.know(counted.new_names)
-        if load.taken is None:
+        if context.taken is None:
             self._tally.give_back(Unwritten(dict(counted.counts)))
         if not is_noted:
             self._tally.give_back(counted.to_write)
         self._tally.note_recorded(counted.counts)
-        self._tally.note_places(a for a in accepted if _place(a) not in counted.of_erased)
+        self._tally.note_places(a for a in accepted if _record_id(a) not in counted.of_erased)
         for source, counts in counted.counts.items():
             if counts.refused:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)
         READ_AGAIN.inc(counted.read_again)
 
-    def _tell(self, events: int, judged: Judged) -> None:
+    def _tell(self, events: int, recorded: Recorded) -> None:
         """Counts what became of the load; what is refused is counted where it is sent."""
-        others = len(judged.refused) + judged.of_erased + judged.waiting + judged.covered
+        others = len(recorded.refused) + recorded.of_erased + recorded.waiting + recorded.covered
         EVENTS.labels(RECORDER, "accepted").inc(events - others)
-        EVENTS.labels(RECORDER, "of-erased").inc(judged.of_erased)
-        EVENTS.labels(RECORDER, "waiting").inc(judged.waiting)
-        EVENTS.labels(RECORDER, "covered").inc(judged.covered)
-        if judged.waiting:
-            log.info("%d events wait for rows that somebody else has locked", judged.waiting)
+        EVENTS.labels(RECORDER, "of-erased").inc(recorded.of_erased)
+        EVENTS.labels(RECORDER, "waiting").inc(recorded.waiting)
+        EVENTS.labels(RECORDER, "covered").inc(recorded.covered)
+        if recorded.waiting:
+            log.info("%d events wait for rows that somebody else has locked", recorded.waiting)
 
 
-def _place(item: Accepted) -> tuple[int, int]:
+def _record_id(item: Accepted) -> tuple[int, int]:
+    """Partition and offset of its record."""
     return item.record.partition, item.record.offset

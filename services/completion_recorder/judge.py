@@ -1,4 +1,4 @@
-"""What is accepted, as far as it can be said without the database; and the merge rule inside a batch."""
+"""What is accepted, as far as it can be said without the database; and the merge rule inside a load."""
 
 import contextlib
 import json
@@ -73,7 +73,7 @@ class References:
 
     users: set[str] = field(default_factory=set)
     sessions: set[tuple[str, str, str]] = field(default_factory=set)  # (session, server, user)
-    places: set[tuple[str, str]] = field(default_factory=set)  # (server, walkthrough)
+    server_walkthroughs: set[tuple[str, str]] = field(default_factory=set)  # (server, walkthrough)
     steps: set[tuple[str, str]] = field(default_factory=set)  # (step, walkthrough)
 
     @classmethod
@@ -86,7 +86,7 @@ class References:
             user, server = event.mcp_server_user_id, event.mcp_server_id
             found.users.add(user)
             found.sessions.add((event.mcp_server_session_id, server, user))
-            found.places.add((server, event.walkthrough_id))
+            found.server_walkthroughs.add((server, event.walkthrough_id))
             if isinstance(event, OfStep):
                 found.steps.add((event.step_id, event.walkthrough_id))
         return found
@@ -281,12 +281,12 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
     """
     firsts: dict[tuple[str, str], tuple[int, str]] = {}
     kept: dict[tuple[str, str, str, int, str], Accepted] = {}
-    #: What is not the same as the one that is kept at its place.
+    #: What is not the same as the one that is kept under its key.
     others: dict[tuple[str, str, str, int, str], list[Accepted]] = {}
     for item in accepted:
         event = item.event
         if isinstance(event, StepCompleted):
-            place = ("step", event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
+            key = ("step", event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
         elif isinstance(event, WalkthroughStarted):
             start, rank = (event.mcp_server_user_id, event.walkthrough_id), (event.started_at, event.event_id)
             first = firsts.get(start)
@@ -296,12 +296,12 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
                 del kept["start", *start, *first]
                 others.pop(("start", *start, *first), None)
             firsts[start] = rank
-            place = ("start", *start, *rank)
+            key = ("start", *start, *rank)
         else:
             continue
-        first_here = kept.setdefault(place, item)
+        first_here = kept.setdefault(key, item)
         if first_here is not item and first_here.event != event:
-            same = others.setdefault(place, [])
+            same = others.setdefault(key, [])
             if all(event != other.event for other in same):
                 same.append(item)
     return [*kept.values(), *(item for items in others.values() for item in items)]

@@ -27,8 +27,8 @@ from services.completion_recorder.dead_letters import (
     columns,
     encoded,
     encoded_headers,
-    place,
     read_portions,
+    source_at,
 )
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
@@ -268,7 +268,7 @@ def _read(line: bytes) -> Mended:
     if not isinstance(topic, str) or type(partition) is not int or type(offset) is not int:
         raise ValueError("topic, partition and offset say which letter it is")
     try:
-        source = place(topic, partition, offset)
+        source = source_at(topic, partition, offset)
     except ValueError:
         raise ValueError(f"{partition}:{offset}: there is no such dead letter") from None
     if ("value" in said) == ("value_base64" in said):

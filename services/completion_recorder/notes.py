@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import replace
 
 import asyncpg
 
 from services.completion_recorder.erasure import find_erased
 from services.completion_recorder.judge import Refused, key_of
-from services.completion_recorder.load import Before, LoadCounts
+from services.completion_recorder.load_counts import Before, LoadCounts
 from services.completion_recorder.locks import PATIENCE, wait_at_most
 from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
 from services.runtime.database import Connection, Pool, can_be_stored, load_queries
@@ -40,9 +39,10 @@ async def is_ours(
 
 
 async def note(connection: Connection, topic: str, before: Mapping[int, Before], counted: LoadCounts) -> bool:
-    """Writes what is recent, where there is something bad to tell, or was; and who sent what.
+    """Writes how many recent events were refused, where some were or had been; and what is due by source.
 
-    Returns whether who sent what could be written: somebody who has locked these rows holds up no event.
+    Returns whether the counts by source are written; not where somebody has locked their rows: that holds
+    up no event.
     """
     total, to_write = counted.recent.total, counted.to_write
     if total.refused or any(known.recent.refused for known in before.values()):
@@ -74,16 +74,23 @@ async def find_sources(pool: Pool, topic: str) -> list[str]:
 
 
 async def forget_sources(pool: Pool) -> None:
-    """Forgets sources of which nothing was ever recorded, and refusals, that are long ago."""
+    """Deletes sources that sent nothing for 7 days and are not known, and refusals older than 90 days.
+
+    A source is known once enough of its events were recorded: see `note_sources`.
+    """
     await pool.execute(SQL["forget_sources"])
 
 
 async def _note(connection: Connection, topic: str, sources: Unwritten) -> None:
-    if sources.refused:
-        await _note_refused(connection, topic, sources.refused)
-    names = {*sources.counts, *(source for source, _ in sources.places)}
+    names = {
+        *sources.counts,
+        *(source for source, _ in sources.source_servers),
+        *(kind.source for kind in sources.refused),
+    }
     if nobodys := await _of_erased(connection, names):
         sources = sources.renamed(dict.fromkeys(nobodys, NO_SOURCE))
+    if sources.refused:
+        await _note_refused(connection, topic, sources.refused)
     if sources.counts:
         counts = sorted(sources.counts.items())
         await connection.execute(
@@ -96,15 +103,16 @@ async def _note(connection: Connection, topic: str, sources: Unwritten) -> None:
             [of.elsewhere for _, of in counts],
             [of.without_key for _, of in counts],
         )
-    if sources.places:
+    if sources.source_servers:
         await connection.execute(
-            SQL["note_places"], topic, [s for s, _ in sources.places], [s for _, s in sources.places]
+            SQL["note_organizations"],
+            topic,
+            [source for source, _ in sources.source_servers],
+            [server for _, server in sources.source_servers],
         )
 
 
 async def _note_refused(connection: Connection, topic: str, refused: Sequence[RefusedKind]) -> None:
-    nobodys = await _of_erased(connection, {kind.source for kind in refused})
-    refused = [replace(kind, source=NO_SOURCE) if kind.source in nobodys else kind for kind in refused]
     examples = [kind.example for kind in refused]
     await connection.execute(
         SQL["note_refused"],

@@ -109,7 +109,7 @@ set
   ),
   last_at = clock_timestamp();
 
--- name: note_places
+-- name: note_organizations
 -- To which organizations sources send, by the servers that their events name.
 insert into source_organizations as kept (topic, source, organization_id)
 select distinct

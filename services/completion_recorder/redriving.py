@@ -21,8 +21,8 @@ from services.completion_recorder.dead_letters import (
     Source,
     columns,
     is_event_of,
-    place,
     read_partitions,
+    source_at,
 )
 from services.consumers.reader import reader
 from services.runtime.crashpoints import crash_point
@@ -113,10 +113,10 @@ async def _send(
     """Sends some, and notes before and after."""
     await producer.client.force_metadata_update()
     aims = [_partition(producer, letter.source.topic, letter.record.key) for letter in letters]
-    places = [TopicPartition(x.source.topic, aim) for x, aim in zip(letters, aims, strict=True)]
-    ends = await consumer.end_offsets(list(set(places)))
+    tps = [TopicPartition(x.source.topic, aim) for x, aim in zip(letters, aims, strict=True)]
+    ends = await consumer.end_offsets(list(set(tps)))
     of_letters = columns(letter.source for letter in letters)
-    await db.execute(SQL["redrive_begin"], *of_letters, aims, [ends[place] for place in places])
+    await db.execute(SQL["redrive_begin"], *of_letters, aims, [ends[tp] for tp in tps])
     crash_point("operator.redrive-noted")
     futures = []
     for letter, aim in zip(letters, aims, strict=True):
@@ -205,6 +205,6 @@ def _source(mark: bytes | None) -> Source | None:
     """What a record says that it is a copy of; None where it says nothing that can be read."""
     try:
         topic, partition, offset = (mark or b"").decode().rsplit("/", 2)
-        return place(topic, int(partition), int(offset))
+        return source_at(topic, int(partition), int(offset))
     except ValueError:
         return None

@@ -15,7 +15,7 @@ from services.completion_recorder.judge import (
     people_of,
     user_of,
 )
-from services.completion_recorder.outcome import Outcome, Waiting
+from services.completion_recorder.not_written import NotWritten, Waiting
 from services.runtime.database import Connection, fetch_one, load_queries
 
 SQL = load_queries(__file__)
@@ -23,35 +23,35 @@ SQL = load_queries(__file__)
 
 async def check(
     connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
-) -> tuple[Sequence[Accepted], Outcome]:
+) -> tuple[Sequence[Accepted], NotWritten]:
     """The events whose references are there, locked until the commit; what becomes of the others.
 
     Raises:
         asyncpg.LockNotAvailableError: somebody else has locked one of the rows.
     """
-    outcome = await _check_unreadable(connection, unreadable)
+    not_written = await _check_unreadable(connection, unreadable)
     wanted = References.of(accepted)
     if not wanted.users:
-        return [], outcome
+        return [], not_written
     if await _all_there(connection, wanted):
-        return accepted, outcome
+        return accepted, not_written
     good, others = _judge(accepted, *await _find(connection, _ids(wanted)))
-    return good, outcome + others
+    return good, not_written + others
 
 
 async def check_by_parts(
     connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
-) -> tuple[Sequence[Accepted], Outcome]:
+) -> tuple[Sequence[Accepted], NotWritten]:
     """As `check`, and waits for nobody: the events of rows that somebody else has locked wait."""
-    outcome = await _check_unreadable(connection, unreadable)
+    not_written = await _check_unreadable(connection, unreadable)
     wanted = References.of(accepted)
     if not wanted.users:
-        return [], outcome
+        return [], not_written
     ids = _ids(wanted)
     free = dict(await connection.fetchrow(SQL["lock_references"], *ids) or {})
     good, others = _judge(accepted, *await _find(connection, ids))
     good, waiting = _apart_from_waiting(good, {kind: set(found) for kind, found in free.items()})
-    return good, outcome + others + Outcome(waiting=waiting)
+    return good, not_written + others + NotWritten(waiting=waiting)
 
 
 async def find_known(connection: Connection, accepted: Iterable[Accepted]) -> tuple[Known, set[str]]:
@@ -59,18 +59,18 @@ async def find_known(connection: Connection, accepted: Iterable[Accepted]) -> tu
     return await _find(connection, _ids(References.of(accepted)))
 
 
-async def _check_unreadable(connection: Connection, unreadable: Sequence[Refused]) -> Outcome:
+async def _check_unreadable(connection: Connection, unreadable: Sequence[Refused]) -> NotWritten:
     """They are refused, but for those of people who were erased."""
     if not unreadable:
-        return Outcome()
+        return NotWritten()
     erased = await find_erased(connection, set().union(*(people_of(r.record) for r in unreadable)))
-    return Outcome(of_others(unreadable, erased), erased=erased)
+    return NotWritten(of_others(unreadable, erased), erased=erased)
 
 
-def _judge(accepted: Iterable[Accepted], known: Known, erased: set[str]) -> tuple[list[Accepted], Outcome]:
+def _judge(accepted: Iterable[Accepted], known: Known, erased: set[str]) -> tuple[list[Accepted], NotWritten]:
     living = [item for item in accepted if user_of(item.event) not in erased]
     good, refused = check_references(living, known)
-    return good, Outcome(refused, erased=erased)
+    return good, NotWritten(refused, erased=erased)
 
 
 async def _all_there(connection: Connection, wanted: References) -> bool:
@@ -79,10 +79,10 @@ async def _all_there(connection: Connection, wanted: References) -> bool:
         SQL["count_references"],
         list(wanted.users),
         *_columns(wanted.sessions, 3),
-        *_columns(wanted.places, 2),
+        *_columns(wanted.server_walkthroughs, 2),
         *_columns(wanted.steps, 2),
     )
-    expected = (wanted.users, wanted.sessions, wanted.places, wanted.steps, ())
+    expected = (wanted.users, wanted.sessions, wanted.server_walkthroughs, wanted.steps, ())
     return tuple(counts.values()) == tuple(len(part) for part in expected)
 
 
@@ -94,8 +94,8 @@ def _ids(wanted: References) -> tuple[list[str], ...]:
     return (
         list(wanted.users),
         list({session for session, _, _ in wanted.sessions}),
-        list({server for server, _ in wanted.places}),
-        list({walkthrough for _, walkthrough in wanted.places}),
+        list({server for server, _ in wanted.server_walkthroughs}),
+        list({walkthrough for _, walkthrough in wanted.server_walkthroughs}),
         list({step for step, _ in wanted.steps}),
     )
 

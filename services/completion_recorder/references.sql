@@ -1,5 +1,5 @@
 -- name: count_references
--- How many of the rows that the batch refers to exist and belong together: a session to its server, and to its
+-- How many of the rows that the load refers to exist and belong together: a session to its server, and to its
 -- user where it has one; a server and a walkthrough to one organization; a step to its walkthrough. They stay
 -- locked until the commit, so that none vanishes under the foreign keys; `nowait`, because a recorder that
 -- waited for a deletion while holding other parents could deadlock with it. A row that somebody else has locked
@@ -16,7 +16,7 @@ sessions as (
   where session.mcp_server_user_id is null or session.mcp_server_user_id = given.user_id
   for key share of session nowait
 ),
-places as (
+server_walkthroughs as (
   select
   from unnest($5::text[], $6::text[]) as given (server_id, walkthrough_id)
   inner join mcp_servers as server on given.server_id = server.id
@@ -34,7 +34,7 @@ steps as (
 select
   (select count(*) from users) as users,
   (select count(*) from sessions) as sessions,
-  (select count(*) from places) as places,
+  (select count(*) from server_walkthroughs) as server_walkthroughs,
   (select count(*) from steps) as steps,
   (select count(*) from erased_users where mcp_server_user_id = any($1::text[])) as erased;
 

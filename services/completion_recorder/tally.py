@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiokafka.partitioner import DefaultPartitioner
@@ -43,7 +43,7 @@ UNREAD: Final = frozenset(
 _SERVER: Final = re.compile(rb'"mcp_server_id"\s*:\s*"([^"\\]{1,64})"')
 _WALKTHROUGH: Final = re.compile(rb'"walkthrough_id"\s*:\s*"([^"\\]{1,64})"')
 
-#: Whether a record of that key belongs to that partition, of so many.
+#: The partition of a key among so many, as Kafka's default partitioner chooses it.
 _partition_of: Final = DefaultPartitioner()
 
 
@@ -70,7 +70,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class RefusedKind:
-    """Refused records of a source, of one class, that name one server and walkthrough; with the last one."""
+    """Refused records of one source and error class that name the same server and walkthrough.
+
+    `events` is how many, `example` the last of them; an id that they do not name is empty.
+    """
 
     source: str
     rejection: str
@@ -85,21 +88,25 @@ class Unwritten:
     """Counts by source, sources with the servers of which they send events, and what was refused."""
 
     counts: dict[str, Counts] = field(default_factory=dict)
-    places: set[tuple[str, str]] = field(default_factory=set)
+    source_servers: set[tuple[str, str]] = field(default_factory=set)
     refused: list[RefusedKind] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.counts or self.places or self.refused)
+        return bool(self.counts or self.source_servers or self.refused)
 
     def add(self, other: "Unwritten") -> None:
+        """Adds what another has; of refusals only as many as fit: the rest are in the dead letters alone."""
         for source, of in other.counts.items():
             self.counts.setdefault(source, Counts()).add(of)
-        self.places |= other.places
+        self.source_servers |= other.source_servers
         self.refused += other.refused[: _MOST_KINDS - len(self.refused)]
 
     def renamed(self, names: Mapping[str, str]) -> "Unwritten":
-        """The same with other names of some sources; what is of one name then is added up."""
-        renamed = Unwritten(places={(names.get(source, source), server) for source, server in self.places})
+        """The same with other names of some sources; counts that come under one name are added up."""
+        renamed = Unwritten(
+            source_servers={(names.get(source, source), server) for source, server in self.source_servers},
+            refused=[replace(kind, source=names.get(kind.source, kind.source)) for kind in self.refused],
+        )
         for source, of in self.counts.items():
             renamed.counts.setdefault(names.get(source, source), Counts()).add(of)
         return renamed
@@ -161,18 +168,21 @@ def kinds_of(refused: Iterable[Refused], names: Names) -> list[RefusedKind]:
     """Refused records by source, class, and whose they say that they are."""
     found: dict[tuple[str, str, str, str], tuple[int, Refused]] = {}
     for one in refused:
-        server, walkthrough = _places(one.record.value)
+        server, walkthrough = _server_and_walkthrough(one.record.value)
         kind = (names.of(one.record), one.rejection.value, server, walkthrough)
         found[kind] = (found.get(kind, (0, one))[0] + 1, one)
     return [RefusedKind(*kind, events, one) for kind, (events, one) in found.items()]
 
 
 class Tally:
-    """Counts until that is written: a few seconds later, or at once where something was refused."""
+    """What this process knows of sources: which are told apart, and counts that are not written yet.
+
+    Counts are kept for some seconds, so that many loads cost one write; refusals go with their own load.
+    """
 
     def __init__(self) -> None:
         self._names: set[str] = {NO_SOURCE, OTHERS}
-        self._placed: set[tuple[str, str]] = set()
+        self._known_source_servers: set[tuple[str, str]] = set()
         self._unwritten = Unwritten()
         self._lately: dict[str, Counts] = {}
         #: Whether enough of a source was recorded by this process, be it written already or not.
@@ -192,10 +202,10 @@ class Tally:
         names = Names(self._names)
         for event, record in accepted:
             if not isinstance(event, UserErased):
-                place = (names.of(record), event.mcp_server_id)
-                if place not in self._placed and len(self._placed) < MOST_SOURCES:
-                    self._placed.add(place)
-                    self._unwritten.places.add(place)
+                one = (names.of(record), event.mcp_server_id)
+                if one not in self._known_source_servers and len(self._known_source_servers) < MOST_SOURCES:
+                    self._known_source_servers.add(one)
+                    self._unwritten.source_servers.add(one)
         self.know(names.new)
 
     def note_recorded(self, counts: Mapping[str, Counts]) -> None:
@@ -225,7 +235,7 @@ def _numbers(partitions: int) -> list[int]:
     return _ranges.setdefault(partitions, list(range(partitions)))
 
 
-def _places(value: bytes | None) -> tuple[str, str]:
+def _server_and_walkthrough(value: bytes | None) -> tuple[str, str]:
     """Server and walkthrough that a value names, in whatever state it is; empty where it names none."""
     if value is None or len(value) > _MOST_BYTES:
         return "", ""

@@ -8,7 +8,7 @@ import asyncpg
 from schemas import Rejection, StepCompleted, StepCorrected, UserErased
 from services.completion_recorder.judge import Accepted, Refused, RowKey, row_of
 from services.completion_recorder.locks import IMPATIENCE, wait_at_most
-from services.completion_recorder.outcome import Outcome, Waiting
+from services.completion_recorder.not_written import NotWritten, Waiting
 from services.runtime.database import Connection, load_queries
 
 SQL = load_queries(__file__)
@@ -53,16 +53,16 @@ _INCOMING_STARTS: Sequence[str] = (
 
 
 async def copy_and_upsert(
-    connection: Connection, merged: Sequence[Accepted], passed: Mapping[int, int]
+    connection: Connection, merged: Sequence[Accepted], replayed_before: Mapping[int, int]
 ) -> int:
     """Writes events; returns how many completions do not count because a correction covers them.
 
     Args:
         connection: of `connections`, in a transaction.
         merged: no two of them are the same event.
-        passed: the offset of each partition before which all is replayed.
+        replayed_before: the offset of each partition before which all is replayed.
     """
-    completions, starts = rows(merged, passed)
+    completions, starts = rows(merged, replayed_before)
     covered = 0
     if completions:
         is_replay = any(row[-1] for row in completions)
@@ -110,7 +110,7 @@ async def _delete(connection: Connection, statement: str) -> int:
     return int((await connection.execute(SQL[statement])).split()[-1])
 
 
-def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> tuple[Rows, Rows]:
+def rows(merged: Iterable[Accepted], replayed_before: Mapping[int, int]) -> tuple[Rows, Rows]:
     """The events as rows of `incoming` and of `incoming_starts`.
 
     The last column says whether it is replayed: an offset that the recorder had passed before.
@@ -120,7 +120,7 @@ def rows(merged: Iterable[Accepted], next_offsets_before: Mapping[int, int]) -> 
     for event, record in merged:
         if isinstance(event, UserErased | StepCorrected):
             continue
-        is_replayed = record.offset < next_offsets_before[record.partition]
+        is_replayed = record.offset < replayed_before[record.partition]
         if isinstance(event, StepCompleted):
             completions.append(
                 (
@@ -173,43 +173,45 @@ async def apart_from_locked(
 
 
 async def upsert_by_halves(
-    connection: Connection, merged: Sequence[Accepted], passed: Mapping[int, int]
-) -> Outcome:
+    connection: Connection, merged: Sequence[Accepted], replayed_before: Mapping[int, int]
+) -> NotWritten:
     """Writes what can be written; finds the rows that PostgreSQL refuses for what they hold.
 
     What waits for a lock all the same (of a row that is being inserted, or that is not ours) is looked for,
     too, so often; then what is left waits.
     """
-    outcome = Outcome()
+    not_written = NotWritten()
     probes = _HALVES
     parts = [merged] if merged else []
     while parts:
         part = parts.pop()
         try:
-            outcome += Outcome(covered=await _upsert_part(connection, part, passed))
+            not_written += NotWritten(covered=await _upsert_part(connection, part, replayed_before))
             continue
         except REFUSED_BY_DATABASE as error:
             if len(part) == 1:
-                outcome += Outcome([refused_by_database(part[0], error)])
+                not_written += NotWritten([refused_by_database(part[0], error)])
                 continue
         except asyncpg.LockNotAvailableError:
             if probes == _HALVES:
                 await wait_at_most(connection, IMPATIENCE)
             probes -= 1
             if len(part) == 1 or probes < 0:
-                outcome += Outcome(waiting=[Waiting(item, str(row_of(item.event))) for item in part])
+                not_written += NotWritten(waiting=[Waiting(item, str(row_of(item.event))) for item in part])
                 continue
         half = len(part) // 2
         parts += [part[half:], part[:half]]
-    return outcome
+    return not_written
 
 
-async def _upsert_part(connection: Connection, part: Sequence[Accepted], passed: Mapping[int, int]) -> int:
+async def _upsert_part(
+    connection: Connection, part: Sequence[Accepted], replayed_before: Mapping[int, int]
+) -> int:
     """As `copy_and_upsert`, and undone where it fails."""
     async with connection.transaction():
         await connection.execute(SQL["clear_incoming"])
         await connection.execute(SQL["clear_incoming_starts"])
-        return await copy_and_upsert(connection, part, passed)
+        return await copy_and_upsert(connection, part, replayed_before)
 
 
 def refused_by_database(item: Accepted, error: asyncpg.PostgresError) -> Refused:

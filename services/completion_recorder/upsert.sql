@@ -7,7 +7,7 @@ delete from incoming;
 delete from incoming_starts;
 
 -- name: drop_covered
--- Completions of the batch that a correction covers.
+-- Completions of the load that a correction covers.
 delete from incoming
 using completion_corrections as correction
 where
@@ -120,7 +120,7 @@ outdone as (
 select count(*) from changed;
 
 -- name: keep_later
--- Completions of the batch that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
+-- Completions of the load that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
 -- through the index, however large the table is.
 insert into later_completions as later (
   id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata

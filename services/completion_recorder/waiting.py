@@ -13,7 +13,7 @@ from aiokafka import ConsumerRecord
 
 from schemas import OPERATOR_SOURCES, UserErased
 from services.completion_recorder.judge import Refused, read
-from services.completion_recorder.outcome import Waiting
+from services.completion_recorder.not_written import Waiting
 from services.completion_recorder.write import write_by_parts
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection, Pool, fetch_one, load_queries
@@ -102,10 +102,10 @@ async def _resume(pool: Pool, trusted: Container[str], query: str, *which: objec
         records = [_record_of(row) for row in taken]
         numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
         accepted, unreadable = read(records, int(time.time() * 1000), trusted)
-        passed = dict.fromkeys((r.partition for r in records), sys.maxsize)
-        outcome = await write_by_parts(connection, accepted, unreadable, passed)
-        refused = {numbers[id(r.record)]: r for r in outcome.refused}
-        waiting = {numbers[id(w.item.record)]: w.waits_for for w in outcome.waiting}
+        replayed_before = dict.fromkeys((r.partition for r in records), sys.maxsize)
+        not_written = await write_by_parts(connection, accepted, unreadable, replayed_before)
+        refused = {numbers[id(r.record)]: r for r in not_written.refused}
+        waiting = {numbers[id(w.item.record)]: w.waits_for for w in not_written.waiting}
         await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
         done = [number for number in numbers.values() if number not in waiting and number not in refused]
         await connection.execute(SQL["forget_waiting"], done)

@@ -18,7 +18,7 @@ from services.completion_recorder.correction_rows import (
 from services.completion_recorder.erasure import erase, erase_by_parts
 from services.completion_recorder.judge import Accepted, Refused, merge
 from services.completion_recorder.locks import PATIENCE, wait_at_most
-from services.completion_recorder.outcome import Outcome
+from services.completion_recorder.not_written import NotWritten
 from services.completion_recorder.references import check, check_by_parts
 from services.completion_recorder.reused_ids import doubled_ids, without_reused_ids
 from services.completion_recorder.upsert import (
@@ -37,43 +37,47 @@ async def write_at_once(
     connection: Connection,
     accepted: Sequence[Accepted],
     unreadable: Sequence[Refused],
-    passed: Mapping[int, int],
-) -> Outcome:
+    replayed_before: Mapping[int, int],
+) -> NotWritten:
     """Writes all in one go.
 
     Args:
         connection: in a transaction.
         accepted: what was read.
         unreadable: the other records.
-        passed: the offset of each partition before which all is replayed.
+        replayed_before: the offset of each partition before which all is replayed.
 
     Raises:
         asyncpg.PostgresError: one of `IN_THE_WAY`, for a row.
     """
     await erase(connection, accepted)
     await lock_corrected(connection, accepted)
-    good, outcome = await check(connection, accepted, unreadable)
+    good, not_written = await check(connection, accepted, unreadable)
     await correct(connection, corrections(good))
     merged = merge(good)
     if doubled := doubled_ids(merged):
         merged, refused = await without_reused_ids(connection, merged, doubled)
-        outcome += Outcome(refused)
-    return outcome + Outcome(covered=await copy_and_upsert(connection, merged, passed))
+        not_written += NotWritten(refused)
+    return not_written + NotWritten(covered=await copy_and_upsert(connection, merged, replayed_before))
 
 
 async def write_by_parts(
     connection: Connection,
     accepted: Sequence[Accepted],
     unreadable: Sequence[Refused],
-    passed: Mapping[int, int],
-) -> Outcome:
+    replayed_before: Mapping[int, int],
+) -> NotWritten:
     """Writes what can be written now; the rest waits, or is refused; arguments as `write_at_once`."""
     await wait_at_most(connection, PATIENCE)
     of_erasures = await erase_by_parts(connection, accepted)
-    good, outcome = await check_by_parts(connection, accepted, unreadable)
-    outcome += of_erasures + await correct_by_parts(connection, corrections(good))
+    good, not_written = await check_by_parts(connection, accepted, unreadable)
+    not_written += of_erasures + await correct_by_parts(connection, corrections(good))
     merged, waiting = await apart_from_locked(connection, merge(good))
     merged, refused = await without_reused_ids(connection, merged, doubled_ids(merged))
     # In another order each time: who is beside many that wait is not beside them the next time.
     random.shuffle(merged)
-    return outcome + Outcome(refused, waiting) + await upsert_by_halves(connection, merged, passed)
+    return (
+        not_written
+        + NotWritten(refused, waiting)
+        + await upsert_by_halves(connection, merged, replayed_before)
+    )

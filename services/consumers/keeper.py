@@ -1,7 +1,7 @@
 """Keeps a consumer where the database says: it places partitions, and sees what moved.
 
-Kafka's committed offsets are a true copy for tools. Moved back, they ask for events again; what is ahead of
-the database is not believed.
+Kafka's committed offset is a copy of the position. An operator who moves it back asks for a replay, and gets
+it; one that is ahead of the database is set back to where the database is.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from services.consumers.placements import (
     marking_what_is_counted,
     store_placements,
 )
-from services.consumers.positions import Cause, Fingerprint, Placement, Position, Seen, place
+from services.consumers.positions import Cause, Fingerprint, Placement, Position, Seen, decide
 from services.consumers.records_at import with_times
 from services.consumers.sent import read_contested, read_sent, trust_sent
 from services.consumers.stored_positions import Advance, PositionLockedError, read_positions
@@ -56,8 +56,10 @@ class Keeper:
     Args:
         service: whose positions.
         settings: where Kafka is.
-        on_discontinuity: see there; it is called for what was missed, and for a log that is another.
-        names: of which causes it names what is gone.
+        on_discontinuity: called in the transaction that stores placements where events were missed, or the
+            log is another one: it marks the journeys.
+        names: the causes for which this service writes down which offsets are gone: all for the recorder,
+            a cut alone for the aggregator.
     """
 
     def __init__(
@@ -106,10 +108,10 @@ class Keeper:
         self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
 
     async def join(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
-        """Waits until the group is not another database's, and for a cluster that has just started.
+        """Waits until the group is this database's or nobody's, and for a cluster that has just started.
 
         Raises:
-            RefusedError: it is, and stays so.
+            RefusedError: the group is another database's, and stays so.
             StepstreamError: Kafka cannot be reached.
         """
         async with pool.acquire() as connection:
@@ -183,7 +185,7 @@ class Keeper:
         self, partitions: Sequence[int], stored: _Stored, seen: Mapping[int, Seen]
     ) -> dict[int, Placement]:
         """Where these partitions are read on, with what is gone as far as this service names it."""
-        placements = {p: place(stored.mine.get(p), seen[p]) for p in partitions}
+        placements = {p: decide(stored.mine.get(p), seen[p]) for p in partitions}
         if self._service == RECORDER:
             placements = {
                 p: marking_what_is_counted(new, stored.counted.get(p)) for p, new in placements.items()
@@ -207,7 +209,10 @@ class Keeper:
         )
 
     async def _place_absent(self, pool: Pool, every: Mapping[int, Position], topic_log: TopicLog) -> None:
-        """Names what is gone with partitions that a topic made anew has no more: nobody gets those."""
+        """Places partitions that the topic, made anew with fewer, has no more: no instance is assigned them.
+
+        What of them is gone is named, and the discontinuity marked, as for those that are assigned.
+        """
         absent = {
             p: position
             for p, position in every.items()
@@ -219,7 +224,7 @@ class Keeper:
         if not absent:
             return
         seen = Seen(0, None, topic_log.cluster_id, topic_log.topic_id)
-        placements = self._naming({p: place(position, seen) for p, position in absent.items()})
+        placements = self._naming({p: decide(position, seen) for p, position in absent.items()})
         locked = await self._store(pool, absent, placements)
         log_placements(self._service, {p: new for p, new in placements.items() if p not in locked}, absent)
 

@@ -38,7 +38,8 @@ class Placing:
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()
         self._rechecked_at = -math.inf
-        #: What was fetched before the last placing may not follow on what is stored.
+        #: How often something was placed or sought; and how often when the newest batch was fetched. Where
+        #: they differ, the batch was fetched before, and may not begin where the database is.
         self._placed_times = 0
         self._fetched_after = 0
         #: Whether partitions are new, and the consumer reads them from where the group has committed.
@@ -54,10 +55,11 @@ class Placing:
         self._fetched_after = self._placed_times
 
     async def following_on(self, owned: Collection[TopicPartition], records: list[Record]) -> list[Record]:
-        """Of a batch that begins where the database is, all but what stands still; else nothing.
+        """Those records of a batch that may be handled: all but the partitions that stand still, or none.
 
-        Then it is fetched again, from there. Between the two there may be offsets of which nobody reads
-        anything, and those that Kafka has removed.
+        None where the batch does not begin where the database is: then the consumer has gone there, and it
+        is fetched again. Only offsets without events (markers of transactions, aborted events, compacted
+        ones) may lie between the two.
         """
         shell, keeper = self._shell, self._shell.keeper
         async with self.lock:
@@ -84,7 +86,11 @@ class Placing:
             return []
 
     async def _are_unknown(self, firsts: Mapping[int, int], at: Mapping[int, int], odd: list[int]) -> bool:
-        """Where batches begin elsewhere: whether there is something of which we know nothing, or a gap."""
+        """Whether partitions that begin elsewhere than where the database is have to be placed anew.
+
+        They have where a batch begins before the position, or Kafka has removed events behind it. A batch
+        that begins later, with the position still in the log, has only offsets without events before it.
+        """
         begins: dict[TopicPartition, int] = {}
         async for attempt in self._retrying():
             with attempt:
@@ -113,6 +119,11 @@ class Placing:
         await self._place(owned)
 
     async def _place(self, owned: Collection[TopicPartition]) -> None:
+        """Places those of these partitions that are not placed yet, but for those that stand still.
+
+        What only waits for the recorder is let go, and placed too. A position that somebody has locked makes
+        its partition stand still; one that somebody else moves meanwhile is tried again, as a lock is.
+        """
         standing, keeper = self._shell.standing, self._shell.keeper
         unplaced = keeper.unplaced(owned)
         for partition in standing.held.keys() & set(unplaced):
@@ -167,7 +178,7 @@ class Placing:
 
 @contextlib.contextmanager
 def moving() -> Iterator[None]:
-    """Partitions may move while they are looked at: then whoever has them next will look."""
+    """Raises `Interrupted` where Kafka's client says that a rebalance has begun, or partitions are gone."""
     try:
         yield
     except (CommitFailedError, IllegalStateError, RebalanceInProgressError, UnknownMemberIdError) as error:

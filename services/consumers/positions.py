@@ -161,7 +161,7 @@ class Placement:
     why: Sequence[str] = field(default_factory=list)
 
 
-def place(stored: Position | None, seen: Seen) -> Placement:
+def decide(stored: Position | None, seen: Seen) -> Placement:
     """Where a service reads on, given what it knows of a partition and what Kafka says."""
     if stored is None:
         fresh = Position(seen.begin, seen.begin, digest=Digest(seen.begin))

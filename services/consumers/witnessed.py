@@ -55,15 +55,15 @@ async def _are_there(
         return {}
     topic = settings.topic
     ends = await high_watermarks(consumer._client, topic, topic_log)  # noqa: SLF001
-    places = {one: (TopicPartition(topic, one.partition), one.record.offset) for one in witnessed}
-    readable = await consumer.end_offsets([tp for tp, _ in places.values()])
+    records = {one: (TopicPartition(topic, one.partition), one.record.offset) for one in witnessed}
+    readable = await consumer.end_offsets([tp for tp, _ in records.values()])
     hidden = {
-        one for one, (tp, offset) in places.items() if readable[tp] <= offset < ends.get(one.partition, 0)
+        one for one, (tp, offset) in records.items() if readable[tp] <= offset < ends.get(one.partition, 0)
     }
-    found = await records_at(settings, (place for one, place in places.items() if one not in hidden))
+    found = await records_at(settings, (at for one, at in records.items() if one not in hidden))
     return {
-        one: None if one in hidden or found[place] == "unreadable" else is_record(one.record, found[place])
-        for one, place in places.items()
+        one: None if one in hidden or found[at] == "unreadable" else is_record(one.record, found[at])
+        for one, at in records.items()
     }
 
 

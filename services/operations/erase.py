@@ -1,8 +1,14 @@
 """Forgetting a person: rows, counts, what is on its way, dead letters; and an event, so that it stays so.
 
-The database forgets in one transaction, which also writes the `user-erased` event into the outbox. Dead
-letters cannot be removed from a topic one by one: the letters of others in the same partition are copied
-behind the last one, and what lies before the copies is removed.
+In this order, each step done again where the command is run again:
+
+1. One transaction: note the person as erased, delete their rows and what is on its way, take them out of the
+   counts and of the names of sources, and put the `user-erased` event into the outbox.
+2. Send the event, unless a relay was quicker, and wait until the recorder has passed it: until then it may
+   still refuse events of theirs into the dead letters.
+3. Take them out of the names of sources once more: the recorder has written what it had counted.
+4. Remove their dead letters. None can be removed from a topic by itself: the letters of others in the same
+   partition are copied behind the last one, and what lies before the copies is removed.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ from aiokafka.errors import KafkaError
 from services.completion_recorder.dead_letters import forget_handled
 from services.consumers.gone import name_gone
 from services.consumers.lag import GROUPS, RECORDER, read_groups
-from services.consumers.positions import Placement, Position, Seen, place
+from services.consumers.positions import Placement, Position, Seen, decide
 from services.consumers.reader import reader
 from services.consumers.sent import forget_sent
 from services.consumers.stored_positions import lock_positions, read_positions, set_positions
@@ -60,7 +60,9 @@ async def plan_move(settings: Settings) -> ClusterMove:
         sorted({position.cluster_id for positions in others.values() for position in positions.values()}),
         topic_log.cluster_id,
         {
-            service: {p: place(position, _seen(topic_log, begins.get(p, 0), p)) for p, position in of.items()}
+            service: {
+                p: decide(position, _seen(topic_log, begins.get(p, 0), p)) for p, position in of.items()
+            }
             for service, of in others.items()
         },
         sum(len(group.members) for group in groups),

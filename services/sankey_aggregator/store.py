@@ -26,9 +26,10 @@ SERVER_SETTINGS = {
     **PLANNED_ANEW,
 }
 
-#: So often walkthroughs are halved to find which of them waits, after the first time with less patience; then
-#: the rest waits, too: the next look comes within a second or so.
+#: How many tries may fail while walkthroughs are halved to find those that wait. After so many a part that
+#: fails is set aside whole: it is tried again within seconds.
 _HALVES = 150
+#: How long each try after the first failed one waits for a lock.
 _IMPATIENCE = "2ms"
 #: The table in what PostgreSQL says about where it waited, in any language.
 _TABLE = re.compile(r'"(sankey_\w+)"')
@@ -126,6 +127,7 @@ async def follow(
 async def _follow(
     pool: Pool, journeys: Collection[JourneyKey], advance: Advance | None, locked: Mapping[str, str] | None
 ) -> Followed:
+    """One try of `follow`: position, counts and marks of what waits, in one transaction."""
     async with pool.acquire() as connection, connection.transaction():
         if advance is not None:
             await advance.write(connection)
@@ -217,6 +219,7 @@ async def count_waiting(pool: Pool) -> tuple[int, float]:
 
 
 async def _set_aside(connection: Connection, waiting: Mapping[JourneyKey, str]) -> None:
+    """Leaves a mark for each journey that waits, with table and key of the lock that it waits for."""
     if waiting:
         users, walkthroughs = zip(*waiting, strict=True)
         await connection.execute(SQL["set_aside"], users, walkthroughs, list(waiting.values()))
@@ -229,7 +232,11 @@ async def _count(
     *,
     marked: bool,
 ) -> Followed:
-    """At once; with `locked` part by part, those walkthroughs left out."""
+    """Brings these journeys' counts up to their rows, in the caller's transaction.
+
+    Without `locked`, all at once: a lock that somebody holds is an error. With it part by part: those
+    walkthroughs wait untried, as does what else is found locked, and the rest is counted.
+    """
     if not journeys:
         return Followed()
     if locked is None:
@@ -300,11 +307,19 @@ async def mark_all(connection: Connection) -> int:
 async def follow_within(
     connection: Connection, journeys: Collection[JourneyKey], *, marked: bool = False
 ) -> int:
-    """Counts journeys in a transaction that is the caller's, on a connection that is prepared.
+    """Brings journeys' counts up to their rows, in the caller's transaction.
 
-    Returns how many had changed.
+    Args:
+        connection: one that is `prepare`d.
+        journeys: which.
+        marked: they come from marks. Then their walkthroughs count as changed even if no count differs: what
+            was mended by hand may be what no count shows, a step's session say.
 
-    Rows that are `marked` were changed, maybe in what no count shows: the session of a step, say.
+    Returns:
+        How many differed from what was counted of them.
+
+    Raises:
+        asyncpg.LockNotAvailableError: somebody else has locked a journey or a count.
     """
     users = [user for user, _ in journeys]
     walkthroughs = [walkthrough for _, walkthrough in journeys]
@@ -324,7 +339,10 @@ async def follow_within(
 async def _note_changes(
     connection: Connection, changed: Collection[asyncpg.Record], others: Collection[str]
 ) -> None:
-    """That these walkthroughs changed, and others, and how new the newest of what was counted is."""
+    """Gives the walkthroughs of changed journeys, and the others, a new version for readers.
+
+    With it is kept when the newest thing that was counted happened, in milliseconds.
+    """
     newest: dict[str, int] = dict.fromkeys(others, 0)
     for row in changed:
         times, walkthrough = row["new_completed_at"], row["walkthrough_id"]

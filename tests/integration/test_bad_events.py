@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemas import EventError, decode
 from services.completion_recorder import transaction
 from services.completion_recorder.judge import read
-from services.completion_recorder.transaction import Batch
+from services.completion_recorder.load_counts import Load
 from services.consumers.reader import reader
 from services.runtime.kafka import next_offsets
 from tests.support import damage
@@ -224,7 +224,7 @@ async def test_fuzzed_batches_lose_no_good_event(world: World) -> None:
         offset += len(mixed)
         accepted, unreadable = read(records, 10**13)
         topic, offsets = world.settings.topic, next_offsets(records)
-        refused, *_ = await transaction.record(pool, Batch(topic, offsets, accepted, unreadable))
+        refused, *_ = await transaction.record(pool, Load(topic, offsets, accepted, unreadable))
         kept = {r.offset for r in records} - {r.record.offset for r in refused}
         values_kept = [r.value for r in records if r.offset in kept]
         assert all(json.dumps(e).encode() in values_kept for e in good)

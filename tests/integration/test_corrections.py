@@ -16,8 +16,9 @@ from schemas import OPERATOR_SOURCES, Rejection
 from services.completion_recorder import transaction
 from services.completion_recorder.against_topic import verify_against_topic
 from services.completion_recorder.judge import read
+from services.completion_recorder.load_counts import Load
 from services.completion_recorder.topic_parts import TopicStart
-from services.completion_recorder.transaction import Batch, Judged
+from services.completion_recorder.transaction import Recorded
 from services.completion_recorder.waiting import count_waiting, resuming
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
@@ -53,7 +54,7 @@ def what_counts(events: Sequence[Event]) -> dict[tuple[str, str], tuple[int, str
     return rows
 
 
-def batch_of(world: World, events: Sequence[Event], first: int = 0) -> Batch:
+def load_of(world: World, events: Sequence[Event], first: int = 0) -> Load:
     topic, headers = world.settings.topic, [("ce_source", OPERATOR_SOURCES[0].encode())]
     records = [
         ConsumerRecord(
@@ -73,13 +74,13 @@ def batch_of(world: World, events: Sequence[Event], first: int = 0) -> Batch:
     ]
     accepted, refused = read(records, NOW)
     assert refused == []
-    return Batch(topic, next_offsets(records), accepted)
+    return Load(topic, next_offsets(records), accepted)
 
 
 async def record(
     world: World, pool: Pool, events: Sequence[Event], first: int = 0, *, by_parts: bool = False
-) -> Judged:
-    return await transaction.record(pool, batch_of(world, events, first), by_parts=by_parts)
+) -> Recorded:
+    return await transaction.record(pool, load_of(world, events, first), by_parts=by_parts)
 
 
 EMPTY = "delete from walkthrough_step_completions; delete from later_completions; delete from completion_corrections"
@@ -352,8 +353,8 @@ async def test_a_correction_waits_alone_for_whoever_holds_the_person(world: Worl
     await record(world, pool, [completed("ann", "a", 1)])
     async with pool.acquire() as other, other.transaction():
         await other.execute("select from mcp_server_user where id = 'ann' for key share")
-        judged = await record(world, pool, [corrected("ann", "a", 5, 5), completed("bob", "a", 1)], 1)
-        assert judged.waiting == 1
+        recorded = await record(world, pool, [corrected("ann", "a", 5, 5), completed("bob", "a", 1)], 1)
+        assert recorded.waiting == 1
         assert set(await world.completions()) == {("ann", "a"), ("bob", "a")}
     assert [r.done async for r in resuming(pool, 100)] == [1]
     assert set(await world.completions()) == {("bob", "a")}
@@ -385,8 +386,8 @@ async def test_the_references_of_a_correction_are_judged_as_those_of_a_completio
         corrected("nobody", "a", 1, 1),
         corrected("ann", "b", 1, 1, 1),
     ]
-    judged = await record(world, pool, events)
-    assert [r.rejection for r in judged.refused] == [
+    recorded = await record(world, pool, events)
+    assert [r.rejection for r in recorded.refused] == [
         Rejection.UNKNOWN_STEP,
         Rejection.UNKNOWN_SESSION,
         Rejection.UNKNOWN_USER,
@@ -411,8 +412,8 @@ async def test_covered_completions_are_counted_and_are_no_dead_letters(world: Wo
     await world.offer()
     await world.people(["ann"])
     pool = await world.recorder_pool()
-    judged = await record(world, pool, [corrected("ann", "a", 5, 5), completed("ann", "a", 1)])
-    assert (judged.refused, judged.covered) == ([], 1)
+    recorded = await record(world, pool, [corrected("ann", "a", 5, 5), completed("ann", "a", 1)])
+    assert (recorded.refused, recorded.covered) == ([], 1)
 
 
 async def test_a_row_that_a_correction_covers_is_found(world: World) -> None:

@@ -10,7 +10,7 @@ from aiokafka import ConsumerRecord
 from schemas import OPERATOR_SOURCES
 from services.completion_recorder import transaction
 from services.completion_recorder.judge import read
-from services.completion_recorder.transaction import Batch
+from services.completion_recorder.load_counts import Load
 from services.operations import erase as erasing
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import next_offsets
@@ -180,8 +180,8 @@ async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(worl
     for i in range(0, len(records), batch):
         part = records[i : i + batch]
         accepted, unreadable = read(part, 10**13)
-        batch_ = Batch(world.settings.topic, next_offsets(part), accepted, unreadable)
-        refused, *_ = await transaction.record(pool, batch_)
+        load = Load(world.settings.topic, next_offsets(part), accepted, unreadable)
+        refused, *_ = await transaction.record(pool, load)
         assert refused == []
     assert set(await world.completions()) == {("bob", "a"), ("bob", "b")}
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 0

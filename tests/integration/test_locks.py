@@ -20,9 +20,10 @@ from services.analytics_api import store as store_of_api
 from services.completion_recorder import erasure, transaction, write
 from services.completion_recorder import waiting as events_that_wait
 from services.completion_recorder.judge import Refused, read
+from services.completion_recorder.load_counts import Load
 from services.completion_recorder.resuming import Resumer
 from services.completion_recorder.sending import DeadLetterSender
-from services.completion_recorder.transaction import Batch, Judged
+from services.completion_recorder.transaction import Recorded
 from services.operations import erase
 from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
@@ -83,7 +84,7 @@ def event_of(person: str, step: str, at: int) -> dict[str, Any]:
 
 async def hand(
     world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0, partition: int = 0
-) -> Judged:
+) -> Recorded:
     """Hands events to the recorder as the records of a partition from offset `first` on."""
     topic = world.settings.topic
     messages = [Message.of(event) for event in events]
@@ -93,7 +94,7 @@ async def hand(
     ]
     accepted, refused = read(records, 10**13)
     return await transaction.record(
-        pool, Batch(world.settings.topic, next_offsets(records), accepted, refused)
+        pool, Load(world.settings.topic, next_offsets(records), accepted, refused)
     )
 
 
@@ -133,8 +134,8 @@ async def test_what_waits_for_a_lock_waits_alone_and_counts_when_it_goes(world: 
     statement, held_up = LOCKS[what]
     events = [event_of(person, step, i) for person in PEOPLE for i, step in enumerate("abc")]
     async with locked(world, statement):
-        judged = await hand(world, pool, events)
-        assert judged[:4] == ([], 0, 3 * len(held_up), 0)
+        recorded = await hand(world, pool, events)
+        assert recorded[:4] == ([], 0, 3 * len(held_up), 0)
         assert of_whom(await world.completions()) == dict.fromkeys(set(PEOPLE) - held_up, 3)
         assert await world.recorded() == len(events)
         # What is read again meanwhile does not wait twice, and a look finds nothing to do.
@@ -181,8 +182,8 @@ async def test_a_locked_completion_or_start_holds_up_what_would_change_it_alone(
     ]
     async with locked(world, *lock_all):
         more = [completed("ann", "a", 40), completed("ann", "b", 60), completed("bob", "a", 40)]
-        judged = await hand(world, pool, [*more, started("ann", 40)], first=3)
-        assert judged.waiting == 2
+        recorded = await hand(world, pool, [*more, started("ann", 40)], first=3)
+        assert recorded.waiting == 2
         assert {k: at for k, (at, _) in (await world.completions()).items()} == {
             ("ann", "a"): moment(50),
             ("ann", "b"): moment(60),
@@ -204,9 +205,9 @@ async def test_rows_that_somebody_is_writing_hold_up_few_and_lose_nothing(world:
         " from mcp_server_user where id in ('p007', 'p150', 'p299')"
     )
     async with locked(world, theirs):
-        judged = await hand(world, pool, events)
-        assert 3 <= judged.waiting < 100
-        assert len(await world.completions()) == len(people) - judged.waiting
+        recorded = await hand(world, pool, events)
+        assert 3 <= recorded.waiting < 100
+        assert len(await world.completions()) == len(people) - recorded.waiting
     while await waiting(world):
         await resume(pool)
     assert len(await world.completions()) == len(people)
@@ -237,8 +238,8 @@ async def test_whoever_is_erased_while_locked_counts_no_more_and_goes_with_the_l
     await hand(world, pool, [completed("ann", "a", 1), completed("bob", "a", 1)])
     async with locked(world, "select from mcp_server_user where id = 'ann' for update"):
         await hand(world, pool, [completed("ann", "b", 2)], first=2)
-        judged = await hand(world, pool, [completed("ann", "c", 3), erased("ann"), erased("bob")], first=3)
-        assert judged[:4] == ([], 1, 1, 0)
+        recorded = await hand(world, pool, [completed("ann", "c", 3), erased("ann"), erased("bob")], first=3)
+        assert recorded[:4] == ([], 1, 1, 0)
         assert set(await world.completions()) == {("ann", "a")}
     while await waiting(world):
         await resume(pool)

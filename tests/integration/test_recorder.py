@@ -13,7 +13,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from schemas import Rejection
 from services.completion_recorder import transaction
 from services.completion_recorder.judge import Refused, read
-from services.completion_recorder.transaction import Batch
+from services.completion_recorder.load_counts import Load
 from services.completion_recorder.waiting import count_waiting, resuming
 from services.consumers.stored_positions import Advance, read_positions
 from services.runtime.database import Pool
@@ -27,10 +27,10 @@ NOW = 10**13
 
 async def record(world: World, pool: Pool, events: Sequence[dict[str, Any]], first: int = 0) -> list[Refused]:
     """Hands events to the recorder as the records of partition 0 from offset `first` on."""
-    return (await transaction.record(pool, batch_of(world, events, 0, first))).refused
+    return (await transaction.record(pool, load_of(world, events, 0, first))).refused
 
 
-def batch_of(world: World, events: Sequence[dict[str, Any]], partition: int, first: int) -> Batch:
+def load_of(world: World, events: Sequence[dict[str, Any]], partition: int, first: int) -> Load:
     topic = world.settings.topic
     records = [
         ConsumerRecord(topic, partition, first + i, 0, 0, b"k", json.dumps(e).encode(), None, 0, 0, ())
@@ -38,7 +38,7 @@ def batch_of(world: World, events: Sequence[dict[str, Any]], partition: int, fir
     ]
     accepted, refused = read(records, NOW)
     assert refused == []
-    return Batch(topic, next_offsets(records), accepted)
+    return Load(topic, next_offsets(records), accepted)
 
 
 async def rows(world: World) -> list[tuple[Any, ...]]:
@@ -264,7 +264,7 @@ async def test_offsets_never_go_backwards(world: World) -> None:
 async def test_a_batch_of_bad_events_alone_still_moves_the_recorder_on(world: World) -> None:
     pool = await world.recorder_pool()
     await transaction.record(
-        pool, Batch(world.settings.topic, {TopicPartition(world.settings.topic, 2): 7}, [])
+        pool, Load(world.settings.topic, {TopicPartition(world.settings.topic, 2): 7}, [])
     )
     assert await world.recorded() == 7
 
@@ -343,7 +343,7 @@ async def test_two_recorders_on_the_same_rows_neither_deadlock_nor_lose(world: W
             part = mine[i : i + 60]
             while True:
                 try:
-                    await transaction.record(pool, batch_of(world, part, number, i))
+                    await transaction.record(pool, load_of(world, part, number, i))
                 except asyncpg.LockNotAvailableError:
                     continue
                 break

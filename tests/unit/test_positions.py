@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.consumers.database_identity import DatabaseIdentity, Ours, identity_in, last_in
-from services.consumers.positions import Digest, Fingerprint, Gone, Position, Seen, place
+from services.consumers.positions import Digest, Fingerprint, Gone, Position, Seen, decide
 from services.runtime.kafka import Record
 
 LAST = Fingerprint(99, 5_000, 7)
@@ -77,7 +77,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_gone_and_reading_goes_on_at_the_smaller_place(case: str) -> None:
     stored, seen, reads_from, next_offset = CASES[case]
-    placed = place(stored, seen)
+    placed = decide(stored, seen)
     assert (placed.position.reads_from, placed.position.next_offset) == (reads_from, next_offset)
     assert list(placed.gone) == []
     assert (placed.missed, placed.other_log) == (0, False)
@@ -86,21 +86,21 @@ def test_nothing_is_gone_and_reading_goes_on_at_the_smaller_place(case: str) -> 
 
 
 def test_what_retention_removed_before_it_was_read_is_gone() -> None:
-    placed = place(STORED, replace(SEEN, begin=130))
+    placed = decide(STORED, replace(SEEN, begin=130))
     assert placed.gone == [Gone("expired", 100, 130, before_at=5_000)]
     assert (placed.position.reads_from, placed.position.next_offset, placed.missed) == (130, 130, 30)
     assert placed.position.digest == Digest(130)
 
 
 def test_what_retention_removed_of_what_was_to_be_read_again_is_not_gone() -> None:
-    placed = place(replace(STORED, reads_from=40), replace(SEEN, begin=70, committed=40))
+    placed = decide(replace(STORED, reads_from=40), replace(SEEN, begin=70, committed=40))
     assert list(placed.gone) == []
     assert (placed.position.reads_from, placed.position.next_offset, placed.missed) == (70, 100, 30)
     assert placed.position.digest == STORED.digest
 
 
 def test_a_new_database_is_told_what_came_before_it() -> None:
-    placed = place(None, replace(SEEN, begin=30, committed=80))
+    placed = decide(None, replace(SEEN, begin=30, committed=80))
     assert placed.gone == [Gone("expired", 0, 30)]
     assert (placed.position.reads_from, placed.position.topic_id) == (30, "t")
 
@@ -108,7 +108,7 @@ def test_a_new_database_is_told_what_came_before_it() -> None:
 @pytest.mark.parametrize("epoch_end", [70, None])
 def test_a_cut_log_is_read_from_the_cut_on(epoch_end: int | None) -> None:
     seen = replace(SEEN, committed=100, leader_epoch=5, epoch_end=epoch_end, same_record=False)
-    placed = place(STORED, seen)
+    placed = decide(STORED, seen)
     at = epoch_end or 0
     assert (placed.position.reads_from, placed.position.next_offset) == (at, at)
     assert placed.gone == [Gone("cut", at, None, judged_until=100)]
@@ -118,7 +118,7 @@ def test_a_cut_log_is_read_from_the_cut_on(epoch_end: int | None) -> None:
 
 
 def test_a_cut_of_what_had_not_been_read_is_named() -> None:
-    placed = place(STORED, replace(SEEN, leader_epoch=5, epoch_end=100, same_record=False))
+    placed = decide(STORED, replace(SEEN, leader_epoch=5, epoch_end=100, same_record=False))
     assert placed.gone == [Gone("cut", 100, None, before_at=5_000)]
     assert (placed.position.reads_from, placed.position.next_offset, placed.other_log) == (100, 100, True)
     assert placed.position.digest == STORED.digest
@@ -132,7 +132,7 @@ def test_a_cut_of_what_had_not_been_read_is_named() -> None:
     ],
 )
 def test_another_log_is_read_from_its_beginning(seen: Seen, cause: str) -> None:
-    placed = place(STORED, seen)
+    placed = decide(STORED, seen)
     assert (placed.position.reads_from, placed.position.next_offset) == (0, 0)
     assert [(g.cause, g.from_offset, g.until) for g in placed.gone] == [(cause, 100, None)]
     assert (placed.position.marks_until, placed.other_log) == (100, True)
@@ -140,10 +140,10 @@ def test_another_log_is_read_from_its_beginning(seen: Seen, cause: str) -> None:
 
 
 def test_a_log_that_is_another_twice_keeps_the_old_ground() -> None:
-    once = place(
+    once = decide(
         STORED, Seen(begin=0, committed=None, cluster_id="c", topic_id="two", leader_epoch=0)
     ).position
-    twice = place(once.after([record(0)]), Seen(0, None, "c", "three", 0)).position
+    twice = decide(once.after([record(0)]), Seen(0, None, "c", "three", 0)).position
     assert (twice.reads_from, twice.marks_until) == (0, 100)
 
 

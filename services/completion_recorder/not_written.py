@@ -1,4 +1,4 @@
-"""What becomes of events that are not written: refused, set aside, or nobody's any more."""
+"""The events of a load that do not become rows: refused, waiting, of people who were erased, or covered."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -15,8 +15,11 @@ class Waiting(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Of some events, those that are not written, in the order in which that was seen."""
+class NotWritten:
+    """Which of some events are not written, and why; the sum of two is of the events of both.
+
+    Refused and waiting ones are in the order in which that was found, not in that of the log.
+    """
 
     refused: Sequence[Refused] = ()
     waiting: Sequence[Waiting] = ()
@@ -25,8 +28,8 @@ class Outcome:
     #: How many completions do not count because a correction covers them.
     covered: int = 0
 
-    def __add__(self, other: "Outcome") -> "Outcome":
-        return Outcome(
+    def __add__(self, other: "NotWritten") -> "NotWritten":
+        return NotWritten(
             [*self.refused, *other.refused],
             [*self.waiting, *other.waiting],
             self.erased | other.erased,

@@ -1,4 +1,4 @@
-"""What a load adds to the counts: pure, from what was known before it and what became of it.
+"""Loads, and what one adds to the counts: pure, from what was known before it and what became of it.
 
 Only what is read for the first time is counted: a replay tells nothing of who sends what.
 """
@@ -8,31 +8,52 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from services.completion_recorder.guard import Chunk, Recent, what_is_wrong
-from services.completion_recorder.judge import Refused
+from services.completion_recorder.judge import Accepted, Refused
 from services.completion_recorder.tally import Counts, Names, Unwritten, count_by_source, kinds_of
-from services.runtime.kafka import Record
+from services.consumers.stored_positions import Advance
+from services.runtime.kafka import Offsets, Record
 
 
 class Before(NamedTuple):
-    """What was known of a partition before the batch; before `next_offset` all is replayed."""
+    """What was known of a partition before a load."""
 
-    next_offset: int
+    #: What is below this offset was read before: it is not where the service reads on, which may be lower.
+    replayed_before: int
+    #: Of the recent events, how many there were, and how many were refused.
     recent: Chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Records that are written together, and what this process knew before them."""
+class Load(NamedTuple):
+    """Records that are written in one transaction: readable events, other records, and how far they go.
 
-    records: Sequence[Record]
+    Without `advance` they are written as they are, wherever the position is; it moves only forward.
+    """
+
+    topic: str
+    offsets: Offsets
+    accepted: Sequence[Accepted]
+    unreadable: Sequence[Refused] = ()
+    advance: Advance | None = None
+
+    @property
+    def records(self) -> list[Record]:
+        """All of them; not in the order of the log."""
+        return [one.record for part in (self.accepted, self.unreadable) for one in part]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What this process knew before a load."""
+
     recent: Recent = field(default_factory=Recent)
-    #: Partitions that this process has recorded of: of others the database knows how bad recent events were.
-    seen: Set[int] = frozenset()
+    #: Partitions of which this process has recorded. How many recent events of the others were refused a
+    #: predecessor may have seen: that is in the database.
+    recorded_partitions: Set[int] = frozenset()
     #: Sources that are told apart.
     names: Set[str] = frozenset()
     #: How many the topic has; 0 where that is not known.
     partitions: int = 0
-    #: Counts that are to be written with this load; None where that is not due.
+    #: Counts of loads before, to be written with those of this one; None where that is not due yet.
     taken: Unwritten | None = None
     #: Whether this process has recorded of the topic, which may not be written yet.
     has_recorded: bool = False
@@ -54,12 +75,12 @@ class LoadCounts:
     of_erased: Collection[tuple[int, int]]
     to_write: Unwritten
     #: What to say where this is the wrong database; empty where it does not look like it.
-    if_wrong: str
+    wrong_database_message: str
 
 
 def count_load(
     load: Load,
-    topic: str,
+    context: LoadContext,
     before: Mapping[int, Before],
     refused: Sequence[Refused],
     of_erased: Collection[tuple[int, int]],
@@ -67,34 +88,35 @@ def count_load(
     """Counts what is read for the first time.
 
     Args:
-        load: its records, and what was known.
-        topic: what they were read from.
+        load: its records.
+        context: what this process knew before.
         before: what the database knew of their partitions.
         refused: those of the records that are no event that counts.
         of_erased: partition and offset of those of people who were erased.
     """
-    new = [r for r in load.records if r.offset >= before[r.partition].next_offset]
-    new_refused = [r for r in refused if r.record.offset >= before[r.record.partition].next_offset]
-    names = Names(load.names)
-    counts = count_by_source(new, new_refused, of_erased, names, load.partitions)
+    records = load.records
+    new = [r for r in records if r.offset >= before[r.partition].replayed_before]
+    new_refused = [r for r in refused if r.record.offset >= before[r.record.partition].replayed_before]
+    names = Names(context.names)
+    counts = count_by_source(new, new_refused, of_erased, names, context.partitions)
     recent = Recent()
-    if load.is_guarded:
-        recent = _resumed(load, before).after(len(new), len(new_refused))
+    if context.is_guarded:
+        recent = _resumed(context, before).after(len(new), len(new_refused))
     is_suspect = recent.is_suspect and bool(new_refused)
     return LoadCounts(
         recent,
         counts,
         names.new,
-        len(load.records) - len(new),
+        len(records) - len(new),
         of_erased,
-        _to_write(load.taken, counts, new_refused, names),
-        what_is_wrong(recent.total, topic, new_refused, names) if is_suspect else "",
+        _to_write(context.taken, counts, new_refused, names),
+        what_is_wrong(recent.total, load.topic, new_refused, names) if is_suspect else "",
     )
 
 
-def _resumed(load: Load, before: Mapping[int, Before]) -> Recent:
-    recent = load.recent
-    for partition in before.keys() - load.seen:
+def _resumed(context: LoadContext, before: Mapping[int, Before]) -> Recent:
+    recent = context.recent
+    for partition in before.keys() - context.recorded_partitions:
         recent = recent.resumed(before[partition].recent)
     return recent
 
@@ -107,6 +129,6 @@ def _to_write(
     if taken is None:
         return Unwritten(refused=kinds)
     due = Unwritten(refused=[*taken.refused, *kinds])
-    due.add(Unwritten(taken.counts, taken.places))
+    due.add(Unwritten(taken.counts, taken.source_servers))
     due.add(Unwritten(dict(counts)))
     return due
