@@ -103,7 +103,12 @@ class NameOfNobody(Names):
 
 
 def _words(*names: str) -> str:
-    return rf"(?<![\w-])(?:{'|'.join(re.escape(name) for name in names if name)})(?![\w-])"
+    return rf"(?<![\w-])(?:{'|'.join(_word(name) for name in names if name)})(?![\w-])"
+
+
+def _word(name: str) -> str:
+    """A name; another's e-mail address may end with this one, or begin with it."""
+    return rf"(?<![.+]){re.escape(name)}(?!\.[\w-])" if "@" in name else re.escape(name)
 
 
 @dataclass(frozen=True, slots=True)

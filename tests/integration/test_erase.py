@@ -504,6 +504,23 @@ async def test_a_slip_takes_nothing_of_sources_whose_names_hold_it(world: World)
     assert tuple(refused) == ("no such step in com", '{"com": 1}')
 
 
+async def test_an_address_is_not_found_in_those_of_others_that_hold_it(world: World) -> None:
+    await world.offer()
+    await world.people(["mcpu_1"])
+    await world.db.execute("update mcp_server_user set email = 'ann@example.org'")
+    others = ["mailto:ann@example.org.uk", "mailto:mary.ann@example.org", "it+ann@example.org"]
+    await world.db.execute(
+        "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
+        " first_at, last_at)"
+        " select 't', name, 1, 0, 1, 0, 0, true, now(), now() from unnest($1::text[]) as name",
+        [*others, "mailto:ann@example.org", "<ann@example.org>."],
+    )
+    done = await world.invoke("erase", "mcpu_1", "--execute")
+    assert done.returncode == 0, done.stderr
+    left = {r["source"] for r in await world.db.fetch("select source from event_sources")}
+    assert left == {*others, "(no source)"}
+
+
 @pytest.mark.parametrize("name", ["x" * 65, "a\tb"])
 async def test_what_no_event_can_name_is_said_in_words(world: World, name: str) -> None:
     refused = await world.invoke("erase", name, "--execute", "--even-if-unknown")
