@@ -392,10 +392,12 @@ class McpEndpoint:
             return
         session = request.headers.get("mcp-session-id")
         if session is not None:
-            # Anybody can make up a session id: it stands for a person only where there is the session.
-            is_open = session.encode("latin-1") in self._sessions
+            # Those that ended count for themselves too: after a restart all of an address come with theirs.
+            # Who makes ids up gets 404, as often as an address may call; what can be none of ours counts
+            # together.
+            is_session = session.encode("latin-1") in self._sessions or session_named_in(scope) is not None
             await self._rates.check_person(
-                server.slug, session if is_open else f"at {client_of_scope(scope)}"
+                server.slug, session if is_session else f"at {client_of_scope(scope)}"
             )
         # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
         scope[_CALLER] = Caller(server)

@@ -634,6 +634,28 @@ async def test_a_greedy_stranger_or_visitor_keeps_nobody_else_of_its_address_out
         assert (await cat.start())["outcome"] == "started"
 
 
+async def test_a_hundred_older_clients_of_one_address_get_on_after_a_restart_and_a_greedy_one_does_not(
+    world: World,
+) -> None:
+    """Each comes with the session that it had, hears that it is gone, and opens another."""
+    await world.offer(steps="ab")
+    listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+
+    async def ask(url: str, session: str) -> int:
+        return (await post(url, listing, **{"mcp-session-id": session})).status_code
+
+    url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1"
+    openings = await asyncio.gather(*(post(url, HELLO) for _ in range(100)))
+    sessions = [opened.headers["mcp-session-id"] for opened in openings]
+    assert Counter(await asyncio.gather(*(ask(url, s) for s in sessions))) == {200: 100}
+    url = f"http://127.0.0.1:{(await world.start_mcp(mcp_person_rate='3/minute')).port}/mcp/srv_1"
+    codes = Counter(await asyncio.gather(*(ask(url, s) for s in sessions for _ in range(3))))
+    assert codes == {404: 300}
+    assert [await ask(url, sessions[0]) for _ in range(2)] == [429, 429]
+    anew = (await post(url, HELLO)).headers["mcp-session-id"]
+    assert [await ask(url, anew) for _ in range(4)] == [200, 200, 200, 429]
+
+
 async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
     refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
     assert refused.returncode == 2

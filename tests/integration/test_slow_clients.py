@@ -168,7 +168,7 @@ async def test_who_asks_for_servers_that_there_are_none_of_is_not_looked_up(worl
     assert (await post(f"{url}/srv_1/ann", HELLO)).status_code == 200, "one that there is stays open"
 
 
-async def test_session_ids_that_are_made_up_are_counted_at_their_address(world: World) -> None:
+async def test_session_ids_that_can_be_none_of_ours_are_counted_at_their_address(world: World) -> None:
     await world.offer()
     service = await world.start_mcp(mcp_person_rate="3/minute")
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
