@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import limits
@@ -37,6 +38,7 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
+from services.walkthrough_mcp.stateless import Stateless, session_named_in
 from services.walkthrough_mcp.tokens import (
     IssuerAwayError,
     Issuers,
@@ -199,9 +201,10 @@ def caller_of(ctx: Context) -> Caller:
     caller: Caller = request.scope[_CALLER]
     if ctx.protocol_version not in HANDSHAKE_PROTOCOL_VERSIONS:
         return caller
+    if not caller.is_anonymous:
+        return replace(caller, transport_session=session_named_in(request.scope))
     # The SDK has matched the header with a session that it made for this principal.
-    session = request.headers.get("mcp-session-id")
-    return Caller(caller.server, caller.identity, caller.tracking_id, session)
+    return replace(caller, transport_session=request.headers.get("mcp-session-id"))
 
 
 class McpEndpoint:
@@ -219,20 +222,28 @@ class McpEndpoint:
         places = self._places = Places(settings, store.WAIT_SECONDS)
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
-        self._manager = StreamableHTTPSessionManager(
-            build_mcp_server(
-                pool, caller_of, self._count_visitor, places, together_ms=settings.mcp_together_ms
-            ),
-            json_response=True,
-            security_settings=security,
-            max_request_body_size=settings.mcp_max_request_bytes,
-            # `Sessions` makes room before that; those that are being opened come on top.
-            max_sessions=settings.mcp_sessions + settings.http_connections,
+        server = build_mcp_server(
+            pool, caller_of, self._count_visitor, places, together_ms=settings.mcp_together_ms
         )
+        self._manager, self._manager_of_known = (
+            StreamableHTTPSessionManager(
+                server,
+                json_response=True,
+                stateless=stateless,
+                security_settings=security,
+                max_request_body_size=settings.mcp_max_request_bytes,
+                # `Sessions` makes room before that; those that are being opened come on top.
+                max_sessions=settings.mcp_sessions + settings.http_connections,
+            )
+            for stateless in (False, True)
+        )
+        #: For whom nothing but the session, or a `visitor` id, says who it is.
         self._sessions = Sessions(
             Light(self._manager.asgi_app),
             Bounds(settings.mcp_sessions, settings.mcp_server_sessions, settings.mcp_address_sessions),
         )
+        #: For whom a token or a tracking id does.
+        self._stateless = Light(Stateless(self._manager_of_known.asgi_app))
         #: Servers that were found a moment ago, by slug.
         self._known: TTLCache[str, Asker] = TTLCache(_MOST_TOLD, _KNOWN_SECONDS)
 
@@ -244,7 +255,7 @@ class McpEndpoint:
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Serves sessions while the block lasts."""
-        async with self._manager.run():
+        async with self._manager.run(), self._manager_of_known.run():
             yield
 
     def routes(self) -> list[BaseRoute]:
@@ -387,7 +398,7 @@ class McpEndpoint:
         await self._rates.check_person(server.slug, who.issuer, who.subject)
         scope[_CALLER] = Caller(server, identity=who)
         scope["user"] = AuthenticatedUser(verified)
-        await self._sessions(scope, receive, send)
+        await self._stateless(scope, receive, send)
 
     def _challenge(self, server: Server, refused: TokenRefusedError | None) -> Response:
         """Where and how to sign in (RFC 6750, section 3; RFC 9728, section 5.1), and why a token is refused.
@@ -414,19 +425,24 @@ class McpEndpoint:
         request = Request(scope)
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
-        session = request.headers.get("mcp-session-id")
         if tracking_id is not None:
             await self._rates.check_person(server.slug, tracking_id)
-        elif session is not None:
-            # Anybody can make up a session id: it stands for a person only where there is the session.
-            is_open = session.encode("latin-1") in self._sessions
+            scope[_CALLER] = Caller(server, tracking_id=tracking_id)
+            await self._stateless(scope, receive, send)
+            return
+        session = request.headers.get("mcp-session-id")
+        if session is not None:
+            # Those that ended count for themselves too: after a restart all of an address come with theirs.
+            # Who makes ids up gets 404, as often as an address may call; what can be none of ours counts
+            # together.
+            is_session = session.encode("latin-1") in self._sessions or session_named_in(scope) is not None
             await self._rates.check_person(
-                server.slug, session if is_open else f"at {client_of_scope(scope)}"
+                server.slug, session if is_session else f"at {client_of_scope(scope)}"
             )
         # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
-        scope[_CALLER] = Caller(server, tracking_id=tracking_id)
-        # The SDK lets only the principal that opened a session use it: here server and tracking id.
-        token = AccessToken(token="", client_id=server.slug, scopes=[], subject=tracking_id)
+        scope[_CALLER] = Caller(server)
+        # The SDK lets only the principal that opened a session use it: here all of a server.
+        token = AccessToken(token="", client_id=server.slug, scopes=[])
         scope["user"] = AuthenticatedUser(token)
         await self._sessions(scope, receive, send)
 

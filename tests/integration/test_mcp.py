@@ -21,6 +21,7 @@ from services.walkthrough_mcp.guide import advance, start
 from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
+from tests.support.proxy import round_robin
 from tests.support.world import MCP, RELAY, World, completed, eventually, metric
 
 pytestmark = pytest.mark.integration
@@ -347,6 +348,43 @@ async def test_sessions_of_the_transport_are_kept_under_their_id(world: World) -
     assert {r["mcp_server_slug"] for r in rows} == {"srv_1"}
 
 
+async def test_a_known_person_s_session_is_in_no_process(world: World) -> None:
+    """Any process takes it, also one that was started later; it stays one session in the records."""
+    await world.offer(steps="abcdef")
+    ports = [(await world.start_mcp()).port for _ in range(2)]
+    async with round_robin(*ports) as (proxy, url), agent(f"{url}/mcp/srv_1/ann", "legacy") as ann:
+        step = (await ann.start())["step"]["id"]
+        for number in range(6):
+            if number == 3:
+                proxy.aim((await world.start_mcp()).port)
+                proxy.turns = None
+            proxy.cut()
+            assert (await ann.client.list_tools()).tools
+            answer = await ann.next(current_step_id=step)
+            step = answer["step"]["id"] if answer["step"] else ""
+        assert answer["outcome"] == "finished"
+    sessions = {e.mcp_server_session_id for e in await outbox(world)}
+    assert len(sessions) == 1
+    row = await world.db.fetchrow("select * from mcp_server_session")
+    assert {row["mcp_server_session_id"]} == sessions
+
+
+async def test_a_known_person_who_names_the_session_of_another_has_one_of_their_own(world: World) -> None:
+    await world.offer(steps="abc")
+    url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1"
+    async with agent(f"{url}/ann", "legacy") as ann:
+        await ann.start()
+    (session,) = {e.mcp_server_session_id for e in await outbox(world)}
+    version = {"mcp-protocol-version": "2025-11-25"}
+    call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "start_walkthrough"}}
+    for name, named in (("bob", session), ("cat", "no-id-of-ours" * 20), ("dan", "A" * 32)):
+        answer = await post(f"{url}/{name}", call, **version, **{"mcp-session-id": named})
+        assert answer.json()["result"]["structuredContent"]["outcome"] == "started"
+    sessions = await world.db.fetch("select * from mcp_server_session")
+    assert len({row["mcp_server_user_id"] for row in sessions}) == 4
+    assert [e.mcp_server_session_id for e in await outbox(world)].count(session) == 1
+
+
 async def test_without_a_transport_session_one_lasts_until_half_an_hour_of_silence(world: World) -> None:
     await world.offer(steps="abcdef")
     await world.offer("wt_b", "xyz", "srv_2")
@@ -597,6 +635,28 @@ async def test_a_greedy_stranger_or_visitor_keeps_nobody_else_of_its_address_out
         assert (await cat.start())["outcome"] == "started"
 
 
+async def test_a_hundred_older_clients_of_one_address_get_on_after_a_restart_and_a_greedy_one_does_not(
+    world: World,
+) -> None:
+    """Each comes with the session that it had, hears that it is gone, and opens another."""
+    await world.offer(steps="ab")
+    listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+
+    async def ask(url: str, session: str) -> int:
+        return (await post(url, listing, **{"mcp-session-id": session})).status_code
+
+    url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1"
+    openings = await asyncio.gather(*(post(url, HELLO) for _ in range(100)))
+    sessions = [opened.headers["mcp-session-id"] for opened in openings]
+    assert Counter(await asyncio.gather(*(ask(url, s) for s in sessions))) == {200: 100}
+    url = f"http://127.0.0.1:{(await world.start_mcp(mcp_person_rate='3/minute')).port}/mcp/srv_1"
+    codes = Counter(await asyncio.gather(*(ask(url, s) for s in sessions for _ in range(3))))
+    assert codes == {404: 300}
+    assert [await ask(url, sessions[0]) for _ in range(2)] == [429, 429]
+    anew = (await post(url, HELLO)).headers["mcp-session-id"]
+    assert [await ask(url, anew) for _ in range(4)] == [200, 200, 200, 429]
+
+
 async def test_a_rate_that_cannot_be_read_is_named(world: World) -> None:
     refused = world.command("run", "walkthrough-mcp", "--port", "0", mcp_person_rate="often")
     assert refused.returncode == 2
@@ -674,7 +734,7 @@ async def test_what_a_session_would_keep_is_refused_where_it_is_much(world: Worl
 
 
 async def test_nobody_gets_into_another_person_s_session(world: World) -> None:
-    """A session belongs to the server and the tracking id that it was opened with."""
+    """An anonymous session belongs to its server; whoever is known by a tracking id is that person in any."""
     await world.offer()
     await world.offer("wt_a", server="srv_2")
     service = await world.start_mcp(process=True)
@@ -687,11 +747,12 @@ async def test_nobody_gets_into_another_person_s_session(world: World) -> None:
     assert (
         await post(f"{base}/srv_1/ann-secret", ask, **version, **{"mcp-session-id": session})
     ).status_code == 200
-    for place in ("srv_1/bob", "srv_1", "srv_2/ann", "srv_2"):
-        refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": session})
-        assert refused.status_code == 404, place
-    for place in ("srv_1/ann-secret", "srv_2"):
-        refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": anonymous})
+    begin = {**ask, "method": "tools/call", "params": {"name": "start_walkthrough"}}
+    for place in ("srv_1/ann-secret", "srv_1/bob"):
+        begun = await post(f"{base}/{place}", begin, **version, **{"mcp-session-id": session})
+        assert begun.json()["result"]["structuredContent"]["outcome"] == "started", place
+    for place, named in (("srv_1", session), ("srv_2", session), ("srv_2", anonymous)):
+        refused = await post(f"{base}/{place}", ask, **version, **{"mcp-session-id": named})
         assert refused.status_code == 404, place
     log = service.log.read_text()
     assert not any(secret in log for secret in (session, anonymous, "ann-secret"))

@@ -28,7 +28,7 @@ async def served(world: World, processes: int) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{(await world.start_mcp(mcp_person_rate='')).port}"
         return
     services = [await world.start_mcp(process=True, mcp_person_rate="") for _ in range(processes)]
-    async with round_robin(*(service.port for service in services)) as url:
+    async with round_robin(*(service.port for service in services)) as (_, url):
         yield url
 
 
@@ -48,6 +48,7 @@ async def done_by(calls: int, who: Agent, **names: str) -> int:
         pytest.param(1, "2026-07-28", "", id="one-process-visitor"),
         pytest.param(1, "legacy", "", id="one-process-session"),
         pytest.param(2, "2026-07-28", "", id="two-processes-visitor"),
+        pytest.param(2, "legacy", "/ann", id="two-processes-session"),
     ],
 )
 async def test_calls_at_once_do_one_step_and_no_other(

@@ -531,17 +531,26 @@ async def test_a_tracking_id_opens_no_server_where_people_sign_in(world: World, 
     assert (await post(f"{base}/secure/ann", HELLO, authorization=f"Bearer {token}")).status_code == 404
 
 
-async def test_a_session_opened_by_one_person_is_closed_to_another(world: World, issuer: Issuer) -> None:
+async def test_in_a_session_opened_by_one_person_another_is_who_their_token_says(
+    world: World, issuer: Issuer
+) -> None:
     _, base = await prepare(world, issuer)
     ann, bob = (f"Bearer {issuer.token(f'{base}/secure', who)}" for who in ("ann", "bob"))
     session = (await post(f"{base}/secure", HELLO, authorization=ann)).headers["mcp-session-id"]
-    ask = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+    begin = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "start_walkthrough"}}
     headers = {"mcp-session-id": session, "mcp-protocol-version": "2025-11-25"}
-    assert (await post(f"{base}/secure", ask, authorization=ann, **headers)).status_code == 200
-    assert (await post(f"{base}/secure", ask, authorization=bob, **headers)).status_code == 404
-    assert (await post(f"{base}/secure", ask, **headers)).status_code == 401
     elsewhere = f"Bearer {issuer.token(f'{base}/other', 'ann')}"
-    assert (await post(f"{base}/other", ask, authorization=elsewhere, **headers)).status_code == 404
+    for server, token, outcome in (
+        ("secure", ann, "started"),
+        ("secure", bob, "started"),
+        ("other", elsewhere, "resumed"),
+    ):
+        answer = await post(f"{base}/{server}", begin, authorization=token, **headers)
+        assert answer.json()["result"]["structuredContent"]["outcome"] == outcome
+    assert (await post(f"{base}/secure", begin, **headers)).status_code == 401
+    kept = await world.db.fetch("select * from mcp_server_session")
+    assert len({(row["mcp_server_user_id"], row["mcp_server_slug"]) for row in kept}) == 3
+    assert [row["mcp_server_slug"] for row in kept if row["mcp_server_session_id"] == session] == ["secure"]
 
 
 async def test_a_new_key_of_the_issuer_is_found(world: World, issuer: Issuer) -> None:

@@ -140,19 +140,19 @@ async def test_a_flood_of_sessions_ends_its_own_and_leaves_others_alone(world: W
     await world.offer()
     service = await world.start_mcp(process=True, mcp_sessions=60, mcp_address_sessions=40)
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
-    async with older_agent(f"{url}/ann", "127.0.0.2") as ann:
+    async with older_agent(url, "127.0.0.2") as ann:
         step = (await ann.start())["step"]["id"]
-        opened = [(await post(f"{url}/flood-{n}", HELLO)).headers["mcp-session-id"] for n in range(100)]
+        opened = [(await post(url, HELLO)).headers["mcp-session-id"] for _ in range(100)]
         assert await metric(service, "stepstream_mcp_sessions") <= 41
-        async with older_agent(f"{url}/bob", "127.0.0.3") as bob:
+        async with older_agent(url, "127.0.0.3") as bob:
             assert (await bob.start())["outcome"] == "started"
         for _ in range(5):
             answer = await ann.next(current_step_id=step)
             step = answer["step"]["id"] if answer["step"] else ""
         assert answer["outcome"] == "finished"
     listing = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
-    oldest = await post(f"{url}/flood-0", listing, **{"mcp-session-id": opened[0]})
-    newest = await post(f"{url}/flood-99", listing, **{"mcp-session-id": opened[-1]})
+    oldest = await post(url, listing, **{"mcp-session-id": opened[0]})
+    newest = await post(url, listing, **{"mcp-session-id": opened[-1]})
     assert (oldest.status_code, newest.status_code) == (404, 200)
     assert await metric(service, "stepstream_mcp_sessions_ended_total") == 60
     assert "sessions were ended to make room: 127.0.0.1 at srv_1 (address): 1" in service.log.read_text()
@@ -168,7 +168,7 @@ async def test_who_asks_for_servers_that_there_are_none_of_is_not_looked_up(worl
     assert (await post(f"{url}/srv_1/ann", HELLO)).status_code == 200, "one that there is stays open"
 
 
-async def test_session_ids_that_are_made_up_are_counted_at_their_address(world: World) -> None:
+async def test_session_ids_that_can_be_none_of_ours_are_counted_at_their_address(world: World) -> None:
     await world.offer()
     service = await world.start_mcp(mcp_person_rate="3/minute")
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"

@@ -123,13 +123,13 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def round_robin(*ports: int) -> AsyncIterator[str]:
-    """One URL in front of several processes, which have a new connection each in turn."""
+async def round_robin(*ports: int) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy in front of several processes, which have a new connection each in turn, and its URL."""
     proxy = Proxy("127.0.0.1", ports[0])
     proxy.turns = itertools.cycle(ports)
     await proxy.listen()
     try:
-        yield f"http://127.0.0.1:{proxy.port}"
+        yield proxy, f"http://127.0.0.1:{proxy.port}"
     finally:
         await proxy.close()
 
