@@ -49,6 +49,9 @@ _MOST_TOLD: Final = 10_000
 _MOST_COUNTED: Final = 100_000
 #: For how long a server is known to exist.
 _KNOWN_SECONDS: Final = 60
+_NO_ISSUER: Final = (
+    "People sign in at this server, and no issuer is set for it: its operator has to name one."
+)
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
 
 
@@ -271,6 +274,9 @@ class McpEndpoint:
             server = await self._find_server(request.path_params["slug"], address)
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
+            if not self._written_issuer(server):
+                self._tell_not_set_up(server, "has no issuer")
+                raise Refusal(404, "no_issuer", _NO_ISSUER)
             issuer = self._issuer(server)
         except Refusal as refusal:
             MCP_REFUSED.labels(refusal.reason).inc()
@@ -317,10 +323,19 @@ class McpEndpoint:
             return self._places.place_of_stranger(slug, address)
         return self._places.place(asker)
 
+    def _written_issuer(self, server: Server) -> str:
+        """The issuer as somebody wrote it, or nothing."""
+        return server.oauth_issuer_url or self._settings.oauth_issuer
+
     def _issuer(self, server: Server) -> str:
-        issuer = server.oauth_issuer_url or self._settings.oauth_issuer
+        issuer = self._written_issuer(server)
         if issuer and (problem := problem_of_issuer(issuer)) is None:
             return issuer
+        self._tell_not_set_up(server, f"its issuer is not good ({problem})" if issuer else "has no issuer")
+        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
+
+    def _tell_not_set_up(self, server: Server, problem: str) -> None:
+        """Writes to the log, once in a while, that nobody can sign in at a server."""
         if server.slug not in self._told:
             self._told[server.slug] = True
             log.error(
@@ -328,9 +343,8 @@ class McpEndpoint:
                 "for all",
                 server.slug,
                 server.auth_type,
-                f"its issuer is not good ({problem})" if issuer else "has no issuer",
+                problem,
             )
-        raise Refusal(503, "temporarily_unavailable", "Sign-in is not set up for this server.")
 
     def verifier(self, server: Server) -> Verifier:
         """What verifies the tokens of a server."""

@@ -153,7 +153,7 @@ async def prepare(world: World, issuer: Issuer, **more: Any) -> tuple[Service, s
         issuer.url,
     )
     await world.db.execute("update mcp_servers set auth_type = 'platform_oauth' where slug = 'other'")
-    service = await world.start_mcp(oauth_issuer=issuer.url, **more)
+    service = await world.start_mcp(**{"oauth_issuer": issuer.url} | more)
     return service, f"http://127.0.0.1:{service.port}/mcp"
 
 
@@ -296,6 +296,26 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
     assert line.startswith("server secure needs sign-in (custom_oauth) and its issuer is not good (")
     assert problem in line
     assert "sekret" not in caplog.text
+
+
+async def test_a_server_without_issuer_has_no_description_of_its_sign_in(
+    world: World, issuer: Issuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where clients look for the issuer, there is none: that is no fault of a moment."""
+    service, base = await prepare(world, issuer, oauth_issuer="")
+    metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
+    async with httpx2.AsyncClient(timeout=30) as http:
+        answer = await http.get(f"{metadata}/other")
+        assert (await http.get(f"{metadata}/secure")).status_code == 200
+    assert answer.status_code == 404
+    assert answer.json()["error"] == {
+        "code": -32600,
+        "message": "People sign in at this server, and no issuer is set for it: its operator has to name one.",
+        "data": {"reason": "no_issuer"},
+    }
+    assert (await post(f"{base}/other", HELLO)).status_code == 503
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert line.startswith("server other needs sign-in (platform_oauth) and has no issuer: ")
 
 
 SLASHES = pytest.mark.parametrize(("written", "named"), [("", "/"), ("/a/", "/a")])
