@@ -15,16 +15,41 @@ PREFIX = "STEPSTREAM_"
 #: Parameters of a database's URL that name files for TLS, and those of others' certificates.
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _CERTIFICATES = ("sslrootcert", "sslcrl")
+#: A scope of OAuth; a comma, which may be in one, separates parts of settings.
+_SCOPE = re.compile(r"[!#-+\--\[\]-~]+")
+
+
+def parts_at_commas(text: str) -> list[str]:
+    """The parts of a text, which commas separate."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def split_at_commas(value: object) -> object:
     """The parts of a text, which commas separate; anything else as it is."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    return parts_at_commas(value) if isinstance(value, str) else value
 
 
 def in_capitals(value: object) -> object:
     """A text in capitals; anything else as it is."""
     return value.upper() if isinstance(value, str) else value
+
+
+def scopes(text: str) -> str:
+    """Scopes of OAuth (RFC 6749, section 3.3), separated by spaces, or empty."""
+    for scope in text.split():
+        if not _SCOPE.fullmatch(scope):
+            raise ValueError(f"`{scope}` is no scope: printable ASCII without quotes, commas and backslashes")
+    return text
+
+
+def scopes_by_server(text: str) -> str:
+    """Slugs of servers, each with scopes behind a `=`, separated by commas, or empty."""
+    for part in parts_at_commas(text):
+        slug, equals, named = part.partition("=")
+        if not slug.strip() or not equals:
+            raise ValueError(f"`{part}` is not slug=scopes; several are separated by commas")
+        scopes(named)
+    return text
 
 
 def host_and_port(addresses: list[str]) -> list[str]:

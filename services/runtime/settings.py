@@ -22,9 +22,12 @@ from services.runtime.setting_values import (
     http_url,
     in_capitals,
     optional_postgres_url,
+    parts_at_commas,
     postgres_url,
     read_secret,
     readable_file,
+    scopes,
+    scopes_by_server,
     secret_file,
     split_at_commas,
 )
@@ -166,6 +169,14 @@ class Settings(BaseSettings):
     oauth_issuer: str = Field(
         default="",
         description="Who issues tokens for servers that need sign-in and name no issuer themselves.",
+    )
+    oauth_scopes: Annotated[str, AfterValidator(scopes)] = Field(
+        default="",
+        description="Scopes that clients are told to ask the issuer for, separated by spaces.",
+    )
+    oauth_server_scopes: Annotated[str, AfterValidator(scopes_by_server)] = Field(
+        default="",
+        description="Those of single servers instead, as in slug=read write, comma-separated.",
     )
     mcp_allowed_hosts: str = Field(
         default="", description="More Host headers to take, comma-separated host:port; `:*` is any port."
@@ -378,7 +389,15 @@ class Settings(BaseSettings):
     @staticmethod
     def names(text: str) -> list[str]:
         """The parts of a comma-separated setting."""
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return parts_at_commas(text)
+
+    def scopes_at(self, slug: str) -> list[str]:
+        """The scopes that clients ask for at an MCP server where people sign in."""
+        of_servers = {
+            name.strip(): text
+            for name, _, text in (part.partition("=") for part in self.names(self.oauth_server_scopes))
+        }
+        return of_servers.get(slug, self.oauth_scopes).split()
 
     def group(self, service: str) -> str:
         """The consumer group of a service."""

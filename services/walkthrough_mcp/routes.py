@@ -37,7 +37,13 @@ from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
 from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
-from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers, TokenRefusedError, Verifier, problem_of_issuer
+from services.walkthrough_mcp.tokens import (
+    IssuerAwayError,
+    Issuers,
+    TokenRefusedError,
+    Verifier,
+    problem_of_issuer,
+)
 from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places
 
 log = logging.getLogger("stepstream.mcp")
@@ -284,6 +290,7 @@ class McpEndpoint:
         metadata = SignIn(
             resource=self.resource(server),
             authorization_servers=[issuer],
+            scopes_supported=self._settings.scopes_at(server.slug) or None,
             resource_name=server.name,
         )
         return await ProtectedResourceMetadataHandler(metadata).handle(request)
@@ -389,6 +396,7 @@ class McpEndpoint:
         told = {
             "error": "invalid_token" if refused else None,
             "error_description": why if refused else None,
+            "scope": " ".join(self._settings.scopes_at(server.slug)),
             "resource_metadata": build_resource_metadata_url(AnyHttpUrl(self.resource(server))),
         }
         parameters = ", ".join(f'{name}="{value}"' for name, value in told.items() if value)

@@ -257,14 +257,13 @@ def _name_of_issuer(issuer: str) -> str:
 
 
 def _problem_of_subject(subject: str) -> str | None:
-    """Why a text can be nobody's subject: a person would be who signs in without one, or no row could be it."""
+    """Why a text can be nobody's subject."""
     if not subject.strip():
         return "Its sub is empty."
     if any(unicodedata.category(character) in _NO_CHARACTERS for character in subject):
         return "Its sub holds control characters."
-    if len(subject.encode()) > _MAX_SUBJECT_BYTES:
-        return f"Its sub is longer than {_MAX_SUBJECT_BYTES} bytes."
-    return None
+    is_long = len(subject.encode()) > _MAX_SUBJECT_BYTES
+    return f"Its sub is longer than {_MAX_SUBJECT_BYTES} bytes." if is_long else None
 
 
 def _why_refused(error: Exception) -> str:

@@ -357,6 +357,36 @@ async def test_people_of_an_issuer_with_a_slash_stay_who_they_are(world: World, 
     assert await world.db.fetchval("select issuer from mcp_user_identities") == issuer.origin
 
 
+async def test_clients_learn_which_scopes_to_ask_for(world: World, issuer: Issuer) -> None:
+    """Of all servers, and of one alone; where none are set, none are named."""
+    service, base = await prepare(
+        world, issuer, oauth_scopes="openid steps:read", oauth_server_scopes="secure=steps, nobody="
+    )
+    for slug, scopes in (("other", ["openid", "steps:read"]), ("secure", ["steps"])):
+        async with httpx2.AsyncClient(timeout=30) as http:
+            told = await http.get(
+                f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/{slug}"
+            )
+        assert told.json()["scopes_supported"] == scopes
+        for headers in ({}, {"authorization": "Bearer none"}):
+            challenge = (await post(f"{base}/{slug}", HELLO, **headers)).headers["www-authenticate"]
+            assert f'scope="{" ".join(scopes)}"' in challenge
+            assert ('error="invalid_token"' in challenge) == bool(headers), "RFC 6750, section 3.1"
+    # They are what clients ask for; the server asks tokens for none.
+    token = issuer.token(f"{base}/secure")
+    assert (await post(f"{base}/secure", HELLO, authorization=f"Bearer {token}")).status_code == 200
+
+
+async def test_a_server_may_have_no_scopes_though_others_have(world: World, issuer: Issuer) -> None:
+    service, base = await prepare(world, issuer, oauth_scopes="steps", oauth_server_scopes="secure=")
+    async with httpx2.AsyncClient(timeout=30) as http:
+        told = await http.get(
+            f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
+        )
+    assert "scopes_supported" not in told.json()
+    assert "scope=" not in (await post(f"{base}/secure", HELLO)).headers["www-authenticate"]
+
+
 async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, mcp_address_rate="3/minute")
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"

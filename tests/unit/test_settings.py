@@ -251,6 +251,34 @@ def test_no_time_is_longer_than_the_clocks_that_it_is_for(
             environment.delenv(variable)
 
 
+def test_scopes_are_those_of_the_server_or_of_all(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("STEPSTREAM_OAUTH_SCOPES", "openid  https://a.example/read?x=y")
+    environment.setenv("STEPSTREAM_OAUTH_SERVER_SCOPES", "one = a=b c, two=")
+    settings = load_settings()
+    wanted = {"one": ["a=b", "c"], "two": [], "three": ["openid", "https://a.example/read?x=y"]}
+    assert {slug: settings.scopes_at(slug) for slug in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("SCOPES", 'a "b"', '`"b"` is no scope'),
+        ("SCOPES", "a, b", "`a,` is no scope"),
+        ("SCOPES", "ä", "`ä` is no scope"),
+        ("SERVER_SCOPES", "a b", "`a b` is not slug=scopes"),
+        ("SERVER_SCOPES", "=a", "`=a` is not slug=scopes"),
+        ("SERVER_SCOPES", "a=b\\", "is no scope"),
+    ],
+)
+def test_what_is_no_scope_is_named(
+    environment: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    environment.setenv(f"STEPSTREAM_OAUTH_{name}", value)
+    with pytest.raises(ConfigurationError, match=f"^STEPSTREAM_OAUTH_{name}: ") as caught:
+        load_settings()
+    assert problem in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["http://a b", "http://x:99999", "https://[::1"])
 def test_an_address_that_is_no_url_is_refused_with_words(environment: pytest.MonkeyPatch, url: str) -> None:
     for name in ("STEPSTREAM_PUBLIC_URL", "STEPSTREAM_API_PUBLIC_URL", "STEPSTREAM_OTLP_ENDPOINT"):
