@@ -14,6 +14,7 @@ ROUNDS ?= 10
 SEED ?=
 FAULTS ?=
 DASHBOARD := services/analytics_api/dashboard
+AGENT := tests/clients/agents/python
 # Node.js comes with .venv, so that the dashboard is checked and built where there is none.
 NPM = PATH="$(CURDIR)/$(BIN):$$PATH" npm --loglevel error --prefix $(DASHBOARD)
 
@@ -54,7 +55,7 @@ test-dashboard: setup $(DASHBOARD)/node_modules/.installed  ## the dashboard: un
 
 # Not in `make test`: it needs a JDK, Go and Node.js, whose clients are skipped where they are not, and minutes.
 test-clients: export PYTHONDONTWRITEBYTECODE =
-test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C: minutes, so not in test; STEPSTREAM_CLIENTS=all skips none
+test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C, and agents' that sign in: minutes, so not in test; STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
@@ -101,6 +102,7 @@ nemesis: setup  ## faults drawn from a seed (SEED=1 ROUNDS=10 FAULTS=name,name+n
 lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.txt
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 $(AGENT)/requirements.in -o $(AGENT)/requirements.txt
 
 sbom: setup  ## what requirements.txt locks, as CycloneDX in dist/sbom.json; the same lock gives the same bytes
 	@mkdir -p dist

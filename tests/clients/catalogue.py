@@ -3,19 +3,12 @@
 import functools
 import os
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-from filelock import FileLock
 
 from services.devstack.kafka import classpath
-
-HERE = Path(__file__).parent
-Command = Sequence[str | Path]
+from tests.clients.building import HERE, Command, built, go_binary, packages, run
 
 
 @dataclass(frozen=True)
@@ -49,48 +42,20 @@ class Client:
         return f"no {' and no '.join(lacking)} here: install {self.install}" if lacking else ""
 
 
-@functools.cache
-def _built() -> Path:
-    """Where senders are built; it ends with this process."""
-    folder = tempfile.TemporaryDirectory(prefix="clients-")
-    _folders.append(folder)
-    return Path(folder.name)
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
-
-
-def _run(*command: str | Path, folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
-
-
 def _java() -> Command:
-    classes, jars = _built() / "java", classpath()
-    _run("javac", "--release", "17", "-cp", jars, "-d", classes, "Sender.java", folder=HERE / "java")
+    classes, jars = built() / "java", classpath()
+    run("javac", "--release", "17", "-cp", jars, "-d", classes, "Sender.java", folder=HERE / "java")
     quick = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
     return ["java", *quick, "-cp", f"{classes}{os.pathsep}{jars}", "Sender"]
 
 
-@functools.cache
-def _packages() -> None:
-    """Installs what the lock file says, once for all workers."""
-    folder = HERE / "node"
-    lock, installed = folder / "package-lock.json", folder / "node_modules" / ".package-lock.json"
-    with FileLock(folder / ".installing"):
-        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-            _run("npm", "ci", "--no-progress", folder=folder)
-
-
 def _node(sender: str) -> Command:
-    _packages()
+    packages(HERE / "node")
     return ["node", HERE / "node" / sender]
 
 
 def _go(sender: str) -> Command:
-    binary = _built() / sender
-    _run("go", "build", "-o", binary, f"./{sender}", folder=HERE / "go")
-    return [binary]
+    return [go_binary(HERE / "go", sender)]
 
 
 def _python(sender: str) -> Command:

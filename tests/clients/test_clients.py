@@ -23,7 +23,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from schemas.generate import FOLDER
 from services.devstack.kafka import VERSION as KAFKA_VERSION
 from tests.clients import expected
-from tests.clients.catalogue import CLIENTS, HERE, Client, Command
+from tests.clients.building import HERE, Command
+from tests.clients.catalogue import CLIENTS, Client
 from tests.clients.expected import VECTORS, Event, people, traffic
 from tests.integration.test_codecs import CODECS, stored
 from tests.support.world import Message, World

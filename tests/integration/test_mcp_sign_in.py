@@ -14,13 +14,12 @@ import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider
-from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
+from mcp.shared.auth import OAuthClientInformationFull
 from mcp.shared.exceptions import MCPError
-from pydantic import AnyUrl
 
 from services.walkthrough_mcp import tokens
 from tests.support.agents import GENERATIONS, HELLO, agent, post
+from tests.support.sign_in import CALLBACK, Memory, signing_in
 from tests.support.world import MCP, Service, World, metric
 
 pytestmark = pytest.mark.integration
@@ -488,46 +487,6 @@ async def test_a_token_for_the_resource_that_was_sent_is_good(world: World, issu
     token = issuer.token(told["resource"])
     answer = await post(f"{here}/mcp/secure", HELLO, authorization=f"Bearer {token}")
     assert answer.status_code == 200
-
-
-class Memory:
-    """What a client of the SDK keeps: its registration and its tokens."""
-
-    def __init__(self, client: OAuthClientInformationFull | None = None) -> None:
-        self.client = client
-        self.tokens: OAuthToken | None = None
-
-    async def get_tokens(self) -> OAuthToken | None:
-        return self.tokens
-
-    async def set_tokens(self, tokens: OAuthToken) -> None:
-        self.tokens = tokens
-
-    async def get_client_info(self) -> OAuthClientInformationFull | None:
-        return self.client
-
-    async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        self.client = client_info
-
-
-CALLBACK = "http://127.0.0.1:1/callback"
-
-
-def signing_in(url: str, memory: Memory) -> OAuthClientProvider:
-    """The SDK's own sign-in; its browser goes where it is sent, and back."""
-    returned: list[dict[str, str]] = []
-
-    async def browse(address: str) -> None:
-        async with httpx2.AsyncClient(follow_redirects=False, timeout=30) as browser:
-            location = (await browser.get(address)).headers["location"]
-        assert location.startswith(f"{CALLBACK}?")
-        returned.append(dict(parse_qsl(location.partition("?")[2])))
-
-    async def come_back() -> AuthorizationCodeResult:
-        return AuthorizationCodeResult(**returned.pop())
-
-    metadata = OAuthClientMetadata(client_name="agent", redirect_uris=[AnyUrl(CALLBACK)])
-    return OAuthClientProvider(url, metadata, memory, browse, come_back)
 
 
 @pytest.mark.parametrize(
