@@ -55,7 +55,7 @@ test-dashboard: setup $(DASHBOARD)/node_modules/.installed  ## the dashboard: un
 
 # Not in `make test`: it needs a JDK, Go and Node.js, whose clients are skipped where they are not, and minutes.
 test-clients: export PYTHONDONTWRITEBYTECODE =
-test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C, and agents' that sign in: minutes, so not in test; STEPSTREAM_CLIENTS=all skips none
+test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C; agents that sign in; MCP conformance. STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences

