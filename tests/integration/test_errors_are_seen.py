@@ -462,8 +462,8 @@ async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: Wor
     async with httpx2.AsyncClient(timeout=30) as http:
         for _ in range(3):
             answer = await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1")
-            assert answer.status_code == 503
-    assert "Sign-in is not set up" in answer.json()["error"]["message"]
+            assert answer.status_code == 404
+    assert "no issuer is set for it" in answer.json()["error"]["message"]
     assert service.log.read_text().count("has no issuer") == 1
     assert await metric(service, "stepstream_mcp_refused_total") == 3
     assert await metric(service, "stepstream_http_errors_total") == 0
