@@ -28,7 +28,7 @@ from services.runtime.errors import RefusedError, StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, check_codecs
 from services.runtime.producer import producer
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 from services.sankey_aggregator.handlers import Aggregator
 
 
@@ -240,7 +240,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
-    connections = recorder_connections if recording else aggregator_store
+    connections = recorder_connections if recording else counting
     server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
     dead_letters = settings.dead_letter_topic
     async with (
