@@ -80,7 +80,7 @@ class Recorder:
         judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             crash_point("recorder.validated")
-            advance = batches.over(load)
+            advance = batches.advance_over(load)
             ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)

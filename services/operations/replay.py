@@ -262,7 +262,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
 class _Feeding:
     """All that is fed was read before: positions and offsets stay."""
 
-    def over(self, records: Sequence[Record]) -> Advance | None:
+    def advance_over(self, records: Sequence[Record]) -> Advance | None:
         return None
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
@@ -271,7 +271,7 @@ class _Feeding:
     async def recheck(self, records: Sequence[Record]) -> None:
         pass
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         return False
 
 

@@ -77,7 +77,7 @@ class Aggregator:
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
             if passed:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
-                advance = batches.over(passed)
+                advance = batches.advance_over(passed)
                 await self._recount(passed, advance)
                 crash_point("aggregator.database-committed")
                 await batches.commit(passed, advance)

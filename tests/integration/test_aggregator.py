@@ -326,7 +326,7 @@ class _Holding:
     def __init__(self) -> None:
         self.left: list[int] = []
 
-    def over(self, records: Sequence[Record]) -> None:
+    def advance_over(self, records: Sequence[Record]) -> None:
         return None
 
     async def recheck(self, records: Sequence[Record]) -> None:
@@ -335,7 +335,7 @@ class _Holding:
     async def commit(self, records: Sequence[Record], advance: Any) -> None:
         pass
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         self.left.append(partition)
         return True
 
