@@ -17,11 +17,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api import problems
+from services.analytics_api.admission import Admission
 from services.analytics_api.answers import Answers
-from services.analytics_api.door import Door
 from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
-from services.analytics_api.guard import Guard
+from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
@@ -63,7 +63,7 @@ class AnalyticsProcess(Process[Shared]):
 
     def __init__(self, service: str, settings: Settings) -> None:
         super().__init__(service, settings)
-        self.guard = Guard(settings, lambda: self.handler.answers.store)
+        self.keys = KeysAndRates(settings, lambda: self.handler.answers.store)
         self.streams = Streams(settings)
 
     @contextlib.asynccontextmanager
@@ -79,7 +79,7 @@ class AnalyticsProcess(Process[Shared]):
             answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
             changes = Changes(answers)
             async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
-                yield Shared(answers, self.guard, changes, self.streams, self.stopping)
+                yield Shared(answers, self.keys, changes, self.streams, self.stopping)
 
     def application(self) -> ASGIApp:
         """The API, its MCP tools, and the dashboard."""
@@ -110,7 +110,7 @@ class AnalyticsProcess(Process[Shared]):
         def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
             return shared_with(_answer_failure(scope["path"])(scope, failure))
 
-        measured = Measured(shared_with(Door(app, self.guard, lanes, self.streams)))
+        measured = Measured(shared_with(Admission(app, self.keys, lanes, self.streams)))
         return Answered(
             http_layers.Shared(measured, SERVICE, settings.http_address_connections), SERVICE, answer_failure
         )

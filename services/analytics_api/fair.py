@@ -90,17 +90,17 @@ class Lanes:
         return self._strangers.total >= self._most_unknown
 
     @contextlib.asynccontextmanager
-    async def turn(self, asker: Asker, *, is_of_a_key: bool = False) -> AsyncIterator["Turn"]:
+    async def turn(self, asker: Asker, *, has_known_id: bool = False) -> AsyncIterator["Turn"]:
         """A question, from its beginning to its answer.
 
-        A stranger's `is_of_a_key` where the id in it is that of some key: such have places of their own.
+        With `has_known_id`, a stranger whose key has the id of some key: such have places of their own.
 
         Raises:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
                 stranger, all strangers together.
         """
         asked = self._asked if asker.key else self._strangers
-        if asked.total >= (self._most if asker.key or is_of_a_key else self._most_unknown):
+        if asked.total >= (self._most if asker.key or has_known_id else self._most_unknown):
             API_CROWDED.labels("questions").inc()
             raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
         with asked.held(asker):

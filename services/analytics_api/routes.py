@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
+from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
-from services.analytics_api.door import turn_of
 from services.analytics_api.fair import Turn
-from services.analytics_api.guard import Guard
+from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
 from services.analytics_api.models import (
     Cohort,
@@ -43,7 +43,7 @@ class Shared:
     """What all routes use; the lifespan makes it."""
 
     answers: Answers
-    guard: Guard
+    keys: KeysAndRates
     changes: Changes
     streams: Streams
     stopping: asyncio.Event
@@ -108,7 +108,7 @@ async def admit(uses: Shared, request: Request) -> Turn:
         ProblemError: none that is good.
     """
     turn = turn_of(request.scope)
-    await turn.find(partial(uses.guard.admit, request.headers["authorization"], turn.asker))
+    await turn.find(partial(uses.keys.admit, request.headers["authorization"], turn.asker))
     return turn
 
 
@@ -287,7 +287,7 @@ async def live(
     async def is_admitted() -> bool:
         text = request.headers["authorization"].split()[-1]
         async with turn.lanes.keys.place(asker):
-            now = await uses.guard.find(text)
+            now = await uses.keys.find(text)
         return now is not None and now.organization == asker.organization
 
     stream = Stream(uses.changes, context.id, asker.organization)

@@ -15,8 +15,9 @@ from cachetools import LRUCache
 from services.analytics_api.fair import SharedCache, Turn
 from services.analytics_api.freshness import Backlog, Held, Marks, Newest
 from services.analytics_api.models import Cohort, Server, Step, Walkthrough
+from services.analytics_api.outcomes import outcome_of
 from services.consumers.stored_positions import TABLES, read_positions
-from services.journeys.flow import Ending, Flows, Link, Outcome, Variant, flows
+from services.journeys.flow import Ending, Flows, Link, Variant, flows
 from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
 from services.runtime.sources import NO_SOURCE, OTHERS
 
@@ -396,13 +397,6 @@ def _size(variants: list[Variant]) -> int:
 def version_of(row: asyncpg.Record) -> str:
     """What changes with the counts of a walkthrough and with its steps."""
     return f"{row['changes']}-{row['fingerprint'][:8]}"
-
-
-def outcome_of(steps_done: int, is_recent: bool, steps: int) -> Outcome:
-    """How a journey stands, by how many steps there are."""
-    if steps_done == steps and steps_done > 0:
-        return Outcome.FINISHED
-    return Outcome.IN_PROGRESS if is_recent else Outcome.DROPPED
 
 
 def _flows_of(rows: Sequence[asyncpg.Record], steps: int) -> Flows:

@@ -25,8 +25,8 @@ from pydantic import BaseModel, ValidationError, create_model
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
-from services.analytics_api.door import turn_of
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
 from services.analytics_api.problems import ProblemError, in_short, invalid, of_database, respond

@@ -1,4 +1,4 @@
-"""Whether this is the database, and the topic, that belong together: the rule, without I/O.
+"""Whether this is the database, and the topic, that belong together: the rule, and what it looks up.
 
 Where nearly nothing that is read can be recorded, from whichever source, and this database holds nothing of
 the topic either, the recorder stops. One producer that sends nonsense looks otherwise, however much it sends:
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from services.completion_recorder.judge import Refused
-from services.completion_recorder.tally import Names
+from services.completion_recorder.source_tally import UNREAD, RefusedKind, SourceNames
+from services.runtime.database import Connection, load_queries
 from services.runtime.errors import StepstreamError
+
+SQL = load_queries(__file__)
 
 #: How many events are recent.
 WINDOW: Final = 2_000
@@ -76,7 +79,24 @@ def _window(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
     return tuple(reversed(kept))
 
 
-def what_is_wrong(total: Chunk, topic: str, refused: Sequence[Refused], names: Names) -> str:
+async def belongs_to_topic(
+    connection: Connection, topic: str, refused: Sequence[RefusedKind], *, has_recorded: bool
+) -> bool:
+    """Whether this database holds what was recorded of the topic, or what unreadable events name.
+
+    Args:
+        connection: in the transaction of the load.
+        topic: what was read.
+        refused: what of it is no event that counts.
+        has_recorded: whether this process has recorded of the topic, which may not be written yet.
+    """
+    unread = [kind for kind in refused if kind.rejection in UNREAD]
+    servers, walkthroughs = [kind.server_id for kind in unread], [kind.walkthrough_id for kind in unread]
+    arguments = (topic, servers, walkthroughs, has_recorded)
+    return bool(await connection.fetchval(SQL["belongs_to_topic"], *arguments))
+
+
+def what_is_wrong(total: Chunk, topic: str, refused: Sequence[Refused], names: SourceNames) -> str:
     """What was wrong and where, without content, and what an operator can do.
 
     Args:

@@ -10,9 +10,9 @@ from schemas import UserErased
 from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.completion_recorder.load_counts import Load, LoadContext, LoadCounts
-from services.completion_recorder.notes import find_sources, note_sources
 from services.completion_recorder.sending import DeadLetterSender
-from services.completion_recorder.tally import Tally, Unwritten
+from services.completion_recorder.source_stats import find_sources, note_sources
+from services.completion_recorder.source_tally import SourceTally, Unwritten
 from services.completion_recorder.transaction import Recorded, record
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER
@@ -51,7 +51,7 @@ class Recorder:
         self._pause = pause
         self._partitions = partitions
         self.letters = DeadLetterSender(settings, producer, pause)
-        self._tally = Tally()
+        self._tally = SourceTally()
         self._tallied_at = -math.inf
         self._labels: set[str] = {OTHERS}
         self._trusted = settings.trusted()
@@ -80,7 +80,7 @@ class Recorder:
         judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             crash_point("recorder.validated")
-            advance = batches.over(load)
+            advance = batches.advance_over(load)
             ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)
@@ -119,7 +119,7 @@ class Recorder:
         Raises:
             asyncpg.PostgresError, OSError: the database is away.
         """
-        self._tally.know(await find_sources(self._pool, self._settings.topic))
+        self._tally.remember_names(await find_sources(self._pool, self._settings.topic))
 
     async def _read(self, records: Sequence[Record]) -> tuple[list[Accepted], list[Refused]]:
         """Judges in slices, so that answers of PostgreSQL are not kept waiting."""
@@ -187,13 +187,13 @@ class Recorder:
     ) -> None:
         """Keeps what is known now, and what of it is not written yet."""
         self._recent = counted.recent
-        self._tally.know(counted.new_names)
+        self._tally.remember_names(counted.new_names)
         if context.taken is None:
             self._tally.give_back(Unwritten(dict(counted.counts)))
         if not is_noted:
             self._tally.give_back(counted.to_write)
-        self._tally.note_recorded(counted.counts)
-        self._tally.note_places(a for a in accepted if _record_id(a) not in counted.of_erased)
+        self._tally.remember_recorded(counted.counts)
+        self._tally.remember_source_servers(a for a in accepted if _record_id(a) not in counted.of_erased)
         for source, counts in counted.counts.items():
             if counts.refused:
                 SOURCE_DEAD_LETTERS.labels(self._label(source)).inc(counts.refused)

@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 from services.completion_recorder.guard import Chunk, Recent, what_is_wrong
 from services.completion_recorder.judge import Accepted, Refused
-from services.completion_recorder.tally import Counts, Names, Unwritten, count_by_source, kinds_of
+from services.completion_recorder.source_tally import (
+    Counts,
+    SourceNames,
+    Unwritten,
+    count_by_source,
+    kinds_of,
+)
 from services.consumers.stored_positions import Advance
 from services.runtime.kafka import Offsets, Record
 
@@ -97,7 +103,7 @@ def count_load(
     records = load.records
     new = [r for r in records if r.offset >= before[r.partition].replayed_before]
     new_refused = [r for r in refused if r.record.offset >= before[r.record.partition].replayed_before]
-    names = Names(context.names)
+    names = SourceNames(context.names)
     counts = count_by_source(new, new_refused, of_erased, names, context.partitions)
     recent = Recent()
     if context.is_guarded:
@@ -122,7 +128,7 @@ def _resumed(context: LoadContext, before: Mapping[int, Before]) -> Recent:
 
 
 def _to_write(
-    taken: Unwritten | None, counts: Mapping[str, Counts], refused: Sequence[Refused], names: Names
+    taken: Unwritten | None, counts: Mapping[str, Counts], refused: Sequence[Refused], names: SourceNames
 ) -> Unwritten:
     """What was refused, always; the rest where it is due."""
     kinds = kinds_of(refused, names)

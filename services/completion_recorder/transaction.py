@@ -4,10 +4,10 @@ from collections.abc import Collection, Sequence, Set
 from typing import NamedTuple
 
 from services.completion_recorder.advance import advance_offsets, advance_positions
-from services.completion_recorder.guard import WrongDatabaseError
+from services.completion_recorder.guard import WrongDatabaseError, belongs_to_topic
 from services.completion_recorder.judge import Refused, people_of, user_of
 from services.completion_recorder.load_counts import Load, LoadContext, LoadCounts, count_load
-from services.completion_recorder.notes import is_ours, note
+from services.completion_recorder.source_stats import note
 from services.completion_recorder.waiting import set_aside
 from services.completion_recorder.write import IN_THE_WAY, write_at_once, write_by_parts
 from services.runtime.crashpoints import crash_point
@@ -76,7 +76,7 @@ async def _record(pool: Pool, load: Load, context: LoadContext | None, *, by_par
         of_erased = _of_erased(load, not_written.erased)
         if context is not None:
             counted = count_load(load, context, before, not_written.refused, of_erased)
-            if counted.wrong_database_message and not await is_ours(
+            if counted.wrong_database_message and not await belongs_to_topic(
                 connection, load.topic, counted.to_write.refused, has_recorded=context.has_recorded
             ):
                 raise WrongDatabaseError(counted.wrong_database_message)

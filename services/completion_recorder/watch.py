@@ -6,7 +6,7 @@ import logging
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from services.completion_recorder.notes import forget_sources
+from services.completion_recorder.source_stats import forget_sources
 from services.consumers.agreement import agreement
 from services.consumers.lag import read_groups_with
 from services.consumers.reader import reader

@@ -38,7 +38,7 @@ class Ours:
         """What goes with each committed offset."""
         return "" if self.identity is None else str(self.identity)
 
-    def words_of(self, position: Position) -> str:
+    def commit_metadata(self, position: Position) -> str:
         """The same with the last record before the offset: a database that comes from a backup forgot it."""
         last = "" if position.last is None else "last={}/{}/{}".format(*position.last)
         return f"{self.words} {last}".strip()

@@ -34,7 +34,7 @@ class BatchHandler(Protocol):
 class Batches(Protocol):
     """What a handler needs of the shell, or of whoever else feeds it."""
 
-    def over(self, records: Sequence[Record]) -> Advance | None:
+    def advance_over(self, records: Sequence[Record]) -> Advance | None:
         """How these records move positions on, to be written in the transaction of what they change.
 
         None where positions stay: all of it was read before.
@@ -50,7 +50,7 @@ class Batches(Protocol):
             MovedError: the database or the log went elsewhere meanwhile; they are to be fetched again.
         """
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         """Leaves the records of a partition that are not committed, until they may go on.
 
         They come again then. Returns False where they cannot be left: then the handler goes on waiting.

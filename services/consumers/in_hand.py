@@ -87,7 +87,7 @@ class InHand:
             owned = self._owned()
             mine = [r for r in records if TopicPartition(r.topic, r.partition) in owned]
             batch.left = len(mine)
-            mine = await shell.placing.following_on(owned, mine) if mine else []
+            mine = await shell.placing.records_that_follow(owned, mine) if mine else []
             if mine:
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {shell.settings.topic}"
@@ -119,19 +119,19 @@ class InHand:
 
     async def _handle_what_goes_on(self, records: list[Record], batch: "_Batch") -> None:
         """Handles a batch, but for the partitions whose positions somebody has locked."""
-        standing, keeper = self._shell.standing, self._shell.keeper
+        paused_partitions, keeper = self._shell.paused_partitions, self._shell.keeper
         while records:
             batch.left = len(records)
             try:
                 await self._shell.handler.handle(records, batch)
                 break
             except PositionLockedError as locked:
-                standing.hold_locked(locked)
+                paused_partitions.hold_locked(locked)
             at = {p: position.reads_from for p, position in keeper.positions.items()}
             records = [
                 r
                 for r in records
-                if r.partition not in standing.held and r.offset >= at.get(r.partition, math.inf)
+                if r.partition not in paused_partitions.held and r.offset >= at.get(r.partition, math.inf)
             ]
 
     # --- waiting --------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class InHand:
         shell = self._shell
         self.is_waiting = False
         with contextlib.suppress(Interrupted):
-            shell.consumer.resume(*(shell.consumer.paused() - shell.standing.partitions))
+            shell.consumer.resume(*(shell.consumer.paused() - shell.paused_partitions.partitions))
         PAUSED.labels(shell.service).set(0)
 
     async def recheck(self, records: Sequence[Record]) -> None:
@@ -170,7 +170,7 @@ class InHand:
         partitions = sorted({r.partition for r in records})
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                moved = await shell.keeper.moved(shell.consumer, shell.pool, partitions)
+                moved = await shell.keeper.no_longer_as_placed(shell.consumer, shell.pool, partitions)
         except (KafkaError, OSError, TimeoutError, *DATABASE_ERRORS) as error:
             if not (may_pass(error) or kafka_may_return(error)):
                 raise
@@ -187,7 +187,7 @@ class InHand:
         change nothing.
         """
         shell = self._shell
-        shell.keeper.done(advance)
+        shell.keeper.committed(advance)
         with PHASE_SECONDS.labels(shell.service, "commit").time():
             async for attempt in retrying(shell.service, self.pause, kafka_may_return):
                 with attempt:
@@ -195,7 +195,7 @@ class InHand:
                         shell.consumer,
                         advance.offsets,
                         shell.settings.commit_timeout_seconds,
-                        shell.keeper.words_of(advance),
+                        shell.keeper.commit_metadata(advance),
                     )
         self.progress = time.monotonic()
 
@@ -207,8 +207,8 @@ class _Batch:
         self._shell = shell
         self.left = 0
 
-    def over(self, records: Sequence[Record]) -> Advance:
-        return self._shell.keeper.over(records)
+    def advance_over(self, records: Sequence[Record]) -> Advance:
+        return self._shell.keeper.advance_over(records)
 
     async def recheck(self, records: Sequence[Record]) -> None:
         await self._shell.in_hand.recheck(records)
@@ -220,6 +220,6 @@ class _Batch:
         if self.left and self._shell.interrupt.is_set():
             raise Interrupted
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
-        self._shell.standing.hold(partition, why, until)
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
+        self._shell.paused_partitions.hold(partition, why, may_go_on)
         return True

@@ -50,7 +50,7 @@ class _Stored:
     sent: Mapping[int, Fingerprint]
 
 
-class Keeper:
+class PositionKeeper:
     """Where the partitions of this instance are; all that is stored is of one service and topic.
 
     Args:
@@ -93,21 +93,22 @@ class Keeper:
         """This record was in the log: if it is not there after an election, the log was cut."""
         self._last_records.fetched(last)
 
-    def over(self, records: Sequence[Record]) -> Advance:
+    def advance_over(self, records: Sequence[Record]) -> Advance:
         """How these records, which follow on what was handled, move positions on."""
         return Advance.over(self._service, self._topic, self.positions, records)
 
-    def words_of(self, advance: Advance) -> dict[TopicPartition, str]:
+    def commit_metadata(self, advance: Advance) -> dict[TopicPartition, str]:
         """What goes with its offsets when they are committed."""
         return {
-            TopicPartition(self._topic, p): self.ours.words_of(new) for p, (_, new) in advance.moves.items()
+            TopicPartition(self._topic, p): self.ours.commit_metadata(new)
+            for p, (_, new) in advance.moves.items()
         }
 
-    def done(self, advance: Advance) -> None:
+    def committed(self, advance: Advance) -> None:
         """It is committed to the database."""
         self.positions.update({partition: new for partition, (_, new) in advance.moves.items()})
 
-    async def join(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
+    async def wait_for_own_group(self, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
         """Waits until the group is this database's or nobody's, and for a cluster that has just started.
 
         Raises:
@@ -129,7 +130,7 @@ class Keeper:
         where they are right, it need not go anywhere.
 
         Returns:
-            Whether it went somewhere: what was fetched before does not follow on.
+            Whether it sought: what was fetched before does not follow on.
 
         Raises:
             RefusedError: what is stored is of another cluster.
@@ -149,7 +150,7 @@ class Keeper:
         locked = await self._store(pool, stored.mine, placements)
         placements = {p: new for p, new in placements.items() if p not in locked}
         await self._place_absent(pool, stored.every, topic_log)
-        went = self._go(consumer, placements, None if not at_committed else committed)
+        has_sought = self._seek(consumer, placements, None if not at_committed else committed)
         log_placements(self._service, placements, stored.mine)
         self.ours = stored.ours
         # Before anything is handled: should this process end between its commit to the database and the one
@@ -161,7 +162,7 @@ class Keeper:
         self._last_records.placed(placements)
         if locked:
             raise PositionLockedError(locked)
-        return went
+        return has_sought
 
     async def _read_stored(self, pool: Pool, partitions: Sequence[int]) -> _Stored:
         async with pool.acquire() as connection:
@@ -228,7 +229,7 @@ class Keeper:
         locked = await self._store(pool, absent, placements)
         log_placements(self._service, {p: new for p, new in placements.items() if p not in locked}, absent)
 
-    def _go(
+    def _seek(
         self,
         consumer: AIOKafkaConsumer,
         placements: Mapping[int, Placement],
@@ -256,7 +257,7 @@ class Keeper:
         committed: Mapping[TopicPartition, CommittedOffset],
     ) -> None:
         wanted = {
-            TopicPartition(self._topic, p): CommittedOffset(at.reads_from, self.ours.words_of(at))
+            TopicPartition(self._topic, p): CommittedOffset(at.reads_from, self.ours.commit_metadata(at))
             for p, at in positions.items()
         }
         await self._commit(consumer, {tp: to for tp, to in wanted.items() if committed.get(tp) != to})
@@ -312,7 +313,9 @@ class Keeper:
             there = {p: at for p, at in still.items() if TopicPartition(topic, p) in committed}
             await self._commit_where_it_differs(consumer, there, committed)
 
-    async def moved(self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]) -> list[int]:
+    async def no_longer_as_placed(
+        self, consumer: AIOKafkaConsumer, pool: Pool, partitions: Sequence[int]
+    ) -> list[int]:
         """Those of these partitions that are not any more what they were when they were placed.
 
         Raises:

@@ -1,10 +1,11 @@
 """Partitions come and go: what a consumer does when its group hands them over."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 
+from services.consumers.fetches import note_fetches
 from services.consumers.handling import BatchHandler
 from services.consumers.subscription import bound_the_end
 from services.runtime.telemetry import REBALANCES
@@ -35,8 +36,8 @@ class Membership(ConsumerRebalanceListener):
         """New partitions: handlers may wait again."""
         shell = self._shell
         bound_the_end(shell.consumer)
-        self._note_fetches(shell.consumer)
-        shell.standing.assigned(shell.consumer, assigned)
+        note_fetches(shell)
+        shell.paused_partitions.assigned(shell.consumer, assigned)
         shell.keeper.forget()
         shell.placing.assigned()
         shell.reached.assigned(assigned)
@@ -46,22 +47,3 @@ class Membership(ConsumerRebalanceListener):
             if assigned:
                 shell.place_soon()
         log.info("%s has partitions %s", shell.service, sorted(p.partition for p in assigned))
-
-    def _note_fetches(self, consumer: AIOKafkaConsumer) -> None:
-        """Remembers of each batch when it was fetched: after how many placings."""
-        getmany: Any = consumer.getmany
-        if getattr(getmany, "__func__", None) is not AIOKafkaConsumer.getmany:
-            return
-        shell = self._shell
-
-        async def noting(*args: Any, **options: Any) -> Any:
-            shell.in_hand.is_on_its_way = False
-            fetched = await getmany(*args, **options)
-            shell.standing.show_unreadable()
-            shell.placing.fetched()
-            shell.in_hand.is_on_its_way = bool(fetched)
-            for records in fetched.values():
-                shell.keeper.fetched(records[-1])
-            return fetched
-
-        consumer.getmany = noting  # type: ignore[method-assign]

@@ -54,7 +54,9 @@ class Placing:
         """Something was fetched just now."""
         self._fetched_after = self._placed_times
 
-    async def following_on(self, owned: Collection[TopicPartition], records: list[Record]) -> list[Record]:
+    async def records_that_follow(
+        self, owned: Collection[TopicPartition], records: list[Record]
+    ) -> list[Record]:
         """Those records of a batch that may be handled: all but the partitions that stand still, or none.
 
         None where the batch does not begin where the database is: then the consumer has gone there, and it
@@ -66,26 +68,28 @@ class Placing:
             async for attempt in self._retrying():
                 with attempt:
                     await self.check_and_place(owned, CHECK_SECONDS)
-            records = [r for r in records if r.partition not in shell.standing.held]
+            records = [r for r in records if r.partition not in shell.paused_partitions.held]
             firsts: dict[int, int] = {}
             for record in records:
                 firsts.setdefault(record.partition, record.offset)
             at = {p: keeper.positions[p].reads_from for p in firsts}
             if self._fetched_after == self._placed_times:
-                odd = [p for p, first in firsts.items() if first != at[p]]
-                if not odd or not await self._are_unknown(firsts, at, odd):
+                not_following = [p for p, first in firsts.items() if first != at[p]]
+                if not not_following or not await self._need_placing(firsts, at, not_following):
                     return records
-                keeper.forget(odd)
+                keeper.forget(not_following)
                 async for attempt in self._retrying():
                     with attempt:
                         await self._place(owned)
-            with moving():
+            with interrupted_by_rebalance():
                 for tp in shell.partitions(firsts.keys() & keeper.positions.keys()):
                     shell.consumer.seek(tp, keeper.positions[tp.partition].reads_from)
             self._placed_times += 1
             return []
 
-    async def _are_unknown(self, firsts: Mapping[int, int], at: Mapping[int, int], odd: list[int]) -> bool:
+    async def _need_placing(
+        self, firsts: Mapping[int, int], at: Mapping[int, int], not_following: list[int]
+    ) -> bool:
         """Whether partitions that begin elsewhere than where the database is have to be placed anew.
 
         They have where a batch begins before the position, or Kafka has removed events behind it. A batch
@@ -95,7 +99,9 @@ class Placing:
         async for attempt in self._retrying():
             with attempt:
                 async with asyncio.timeout(CHECK_SECONDS):
-                    begins = await self._shell.consumer.beginning_offsets(self._shell.partitions(odd))
+                    begins = await self._shell.consumer.beginning_offsets(
+                        self._shell.partitions(not_following)
+                    )
         return any(
             firsts[tp.partition] < at[tp.partition] or begin > at[tp.partition]
             for tp, begin in begins.items()
@@ -110,7 +116,7 @@ class Placing:
     async def check_and_place(self, owned: Collection[TopicPartition], patience: float) -> None:
         """Places what has to be placed; looks before whether something has moved, if that is long ago."""
         if time.monotonic() - self._rechecked_at >= patience:
-            with moving():
+            with interrupted_by_rebalance():
                 async with asyncio.timeout(CHECK_SECONDS):
                     await self._shell.keeper.recheck(
                         self._shell.consumer, self._shell.pool, [p.partition for p in owned]
@@ -124,29 +130,29 @@ class Placing:
         What only waits for the recorder is let go, and placed too. A position that somebody has locked makes
         its partition stand still; one that somebody else moves meanwhile is tried again, as a lock is.
         """
-        standing, keeper = self._shell.standing, self._shell.keeper
+        paused_partitions, keeper = self._shell.paused_partitions, self._shell.keeper
         unplaced = keeper.unplaced(owned)
-        for partition in standing.held.keys() & set(unplaced):
-            if not standing.held[partition].is_locked:
+        for partition in paused_partitions.held.keys() & set(unplaced):
+            if not paused_partitions.held[partition].is_locked:
                 # Its database or log went elsewhere: what it waits for, too.
-                standing.go_on(partition)
-        unplaced = [p for p in unplaced if p not in standing.held]
+                paused_partitions.go_on(partition)
+        unplaced = [p for p in unplaced if p not in paused_partitions.held]
         if not unplaced:
             return
-        with moving():
+        with interrupted_by_rebalance():
             at_committed, self._at_committed = self._at_committed, False
             try:
-                went = await keeper.place(
+                has_sought = await keeper.place(
                     self._shell.consumer, self._shell.pool, unplaced, at_committed=at_committed
                 )
             except MovedError as moved:
                 raise asyncpg.LockNotAvailableError(str(moved)) from moved
             except PositionLockedError as locked:
-                standing.hold_locked(locked)
-                went = True
-        self._placed_times += went
+                paused_partitions.hold_locked(locked)
+                has_sought = True
+        self._placed_times += has_sought
 
-    async def pass_what_nobody_reads(self, owned: Collection[TopicPartition]) -> None:
+    async def pass_control_records(self, owned: Collection[TopicPartition]) -> None:
         """Moves positions past markers of transactions and events of aborted ones that nothing follows."""
         shell, keeper = self._shell, self._shell.keeper
         reached = {tp.partition: await shell.consumer.position(tp) for tp in owned}
@@ -164,20 +170,20 @@ class Placing:
             async with shell.pool.acquire() as connection, connection.transaction():
                 await advance.write(connection)
         except PositionLockedError as locked:
-            shell.standing.hold_locked(locked)
+            shell.paused_partitions.hold_locked(locked)
             return
-        keeper.done(advance)
-        with moving():
+        keeper.committed(advance)
+        with interrupted_by_rebalance():
             await commit_offsets(
                 shell.consumer,
                 advance.offsets,
                 shell.settings.commit_timeout_seconds,
-                keeper.words_of(advance),
+                keeper.commit_metadata(advance),
             )
 
 
 @contextlib.contextmanager
-def moving() -> Iterator[None]:
+def interrupted_by_rebalance() -> Iterator[None]:
     """Raises `Interrupted` where Kafka's client says that a rebalance has begun, or partitions are gone."""
     try:
         yield

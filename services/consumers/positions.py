@@ -172,7 +172,7 @@ def decide(stored: Position | None, seen: Seen) -> Placement:
         return _anew(stored, seen)
     position, gone, why = stored, [], []
     if seen.is_later_epoch(stored):
-        position, gone, why = _after_an_election(stored, seen)
+        position, gone, why = _check_truncation(stored, seen)
     other_log = bool(gone)
     if seen.committed is not None and seen.committed < position.reads_from:
         why.append(f"the group's committed offset is {seen.committed}: from there it is read again")
@@ -225,7 +225,7 @@ def _anew(stored: Position, seen: Seen) -> Placement:
     return Placement(_of_log(fresh, seen), gone, seen.begin, other_log=True, why=why)
 
 
-def _after_an_election(stored: Position, seen: Seen) -> tuple[Position, list[Gone], list[str]]:
+def _check_truncation(stored: Position, seen: Seen) -> tuple[Position, list[Gone], list[str]]:
     """Was the log cut behind our back? Kafka's answer is where the epoch that we know ends (KIP-320)."""
     end = seen.epoch_end
     if seen.same_record is not False:

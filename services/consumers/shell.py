@@ -19,13 +19,13 @@ from starlette.routing import Router
 
 from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.in_hand import InHand
-from services.consumers.keeper import Keeper
+from services.consumers.keeper import PositionKeeper
 from services.consumers.membership import Membership
+from services.consumers.paused_partitions import PausedPartitions
 from services.consumers.placing import CHECK_SECONDS, Placing
 from services.consumers.positions import Cause, Placement
 from services.consumers.prerequisites import check_prerequisites
 from services.consumers.progress import Progress
-from services.consumers.standing import Standing
 from services.consumers.stored_positions import MovedError
 from services.consumers.subscription import dead_task, decode_batch, make_broker, parse_batch
 from services.runtime.database import Connection, Pool
@@ -60,10 +60,10 @@ class ConsumerShell(Process[H_co]):
         self.interrupt = asyncio.Event()
         self._mending = False
         self._polling: asyncio.Task[None] | None = None
-        self.keeper = Keeper(service, settings, self._around_discontinuity, names)
+        self.keeper = PositionKeeper(service, settings, self._around_discontinuity, names)
         self.reached = Progress(service)
         self.in_hand = InHand(self)
-        self.standing = Standing(self)
+        self.paused_partitions = PausedPartitions(self)
         self.placing = Placing(self)
         for metric in (REBALANCES, REWINDS, CANCELLED, EXPIRED, PAUSED):
             metric.labels(service)  # there from the start, so that the first increase is seen as one
@@ -167,8 +167,8 @@ class ConsumerShell(Process[H_co]):
                 async with self.placing.lock:
                     if not self.in_hand:
                         await self.placing.check_and_place(owned, 0)
-                        await self.placing.pass_what_nobody_reads(owned)
-                        await self.standing.retry_unreadable()
+                        await self.placing.pass_control_records(owned)
+                        await self.paused_partitions.retry_unreadable()
             async with asyncio.timeout(CHECK_SECONDS):
                 await self.reached.measure(consumer, owned, self.keeper.positions, idle=not self.in_hand)
         except (Interrupted, IllegalStateError, MovedError):
@@ -190,7 +190,7 @@ class ConsumerShell(Process[H_co]):
         """Looks for what every consumer needs, and waits until the group is free for this database."""
         await check_prerequisites(self.settings, pool)
         with contextlib.suppress(Stopped):
-            await self.keeper.join(pool, self.sleep)
+            await self.keeper.wait_for_own_group(pool, self.sleep)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
@@ -219,7 +219,7 @@ class ConsumerShell(Process[H_co]):
             return None
         if self.in_hand and time.monotonic() - self.in_hand.progress > bound:
             return f"a batch is stuck: no answer for more than {bound:g} s"
-        stale = None if self.in_hand else self.reached.stale(bound, self.standing.partitions)
+        stale = None if self.in_hand else self.reached.stale(bound, self.paused_partitions.partitions)
         return stale and f"partition {stale} has lag, and nothing of it was read for more than {bound:g} s"
 
     async def problem_of_readiness(self) -> str | None:
@@ -233,4 +233,4 @@ class ConsumerShell(Process[H_co]):
 
     def remark(self) -> str | None:
         """What a service that is ready leaves undone."""
-        return "; ".join(self.standing.reasons) or None
+        return "; ".join(self.paused_partitions.reasons) or None

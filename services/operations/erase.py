@@ -40,7 +40,7 @@ from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
 from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store
+from services.sankey_aggregator import counting
 
 SQL = load_queries(__file__)
 
@@ -206,7 +206,7 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             "gone "
             "already refused for good, add --even-if-unknown"
         )
-    async with connected(settings, store.prepare, store.SERVER_SETTINGS | _LOCK) as db:
+    async with connected(settings, counting.prepare, counting.SERVER_SETTINGS | _LOCK) as db:
         receipt, names = await _forget(db, found.user)
         crash_point("operator.erase-committed")
         try:
@@ -272,7 +272,7 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         await db.execute(SQL["erase_user"], user)
         await erasures.forget_waiting(db, user)
         await outbox.remove_events(db, user, names.id_pattern)
-        await store.follow_within(db, journeys)
+        await counting.recount_within(db, journeys)
         await db.execute(SQL["erase_marks"], user)
         if is_first:
             await outbox.announce(db, user, value, operator_headers(event, erased_at))

@@ -17,7 +17,7 @@ from services.operations.offsets import bounded_move, refuse_members
 from services.runtime.database import Connection, connected
 from services.runtime.kafka import unreachable
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +85,12 @@ async def move(settings: Settings, plan: ClusterMove) -> None:
     """
     refuse_members(plan.members, "of either service", "completion-recorder and sankey-aggregator")
     async with (
-        connected(
-            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
-        ) as db,
+        connected(settings, counting.prepare, counting.SERVER_SETTINGS | bounded_move()) as db,
         db.transaction(),
     ):
         for service, placements in plan.placements.items():
             await _store(db, plan.topic, service, placements)
-        await aggregator_store.mark_all(db)
+        await counting.mark_all(db)
         # The new cluster's dead letters may be of the same places, and nobody has handled those.
         await forget_handled(db, plan.topic)
 

@@ -28,7 +28,7 @@ from services.runtime.errors import RefusedError, StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, check_codecs
 from services.runtime.producer import producer
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 from services.sankey_aggregator.handlers import Aggregator
 
 
@@ -240,7 +240,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
     """Reads the ranges and hands them to the service's own handler; the group's offsets stay."""
     ranges = {TopicPartition(plan.topic, m.partition): m for m in plan.moves if m.events}
     recording = plan.service == RECORDER
-    connections = recorder_connections if recording else aggregator_store
+    connections = recorder_connections if recording else counting
     server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
     dead_letters = settings.dead_letter_topic
     async with (
@@ -262,7 +262,7 @@ async def _feed(settings: Settings, plan: ReplayPlan, progress: Callable[[int, i
 class _Feeding:
     """All that is fed was read before: positions and offsets stay."""
 
-    def over(self, records: Sequence[Record]) -> Advance | None:
+    def advance_over(self, records: Sequence[Record]) -> Advance | None:
         return None
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
@@ -271,7 +271,7 @@ class _Feeding:
     async def recheck(self, records: Sequence[Record]) -> None:
         pass
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         return False
 
 

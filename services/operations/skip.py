@@ -13,7 +13,7 @@ from services.operations.offsets import bounded_move, commit_for, reads_on_at, r
 from services.runtime.database import connected
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ async def skip(settings: Settings, plan: EventSkip) -> None:
     """
     refuse_members(plan.members, settings.group(plan.service), plan.service)
     async with (
-        connected(
-            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
-        ) as db,
+        connected(settings, counting.prepare, counting.SERVER_SETTINGS | bounded_move()) as db,
         db.transaction(),
     ):
         await lock_positions(db, plan.service, plan.topic, [plan.partition])
@@ -87,7 +85,7 @@ async def skip(settings: Settings, plan: EventSkip) -> None:
             gone = [Gone("skipped", plan.present, plan.to, last, judged_until=known)]
             await name_gone(db, plan.topic, {plan.partition: gone})
         else:  # what the recorder has of these events, no event will tell it
-            await aggregator_store.mark_all(db)
+            await counting.mark_all(db)
         words = (await read_identity(db)).words
         # Where the broker refuses it nothing has changed; forward in Kafka alone, nobody believes it.
         tp = TopicPartition(plan.topic, plan.partition)

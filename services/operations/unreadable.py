@@ -21,7 +21,7 @@ from services.runtime.errors import RefusedError, UsageError
 from services.runtime.kafka import DEAD_LETTER_HEADERS, DEAD_LETTER_MAX_BYTES, unreachable
 from services.runtime.producer import NULL, producer, send_all
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 
 #: What headers and the record around it may take of a dead letter.
 _OVERHEAD = 4_096
@@ -156,9 +156,7 @@ async def _move(settings: Settings, plan: BatchSkip) -> str:
     """Moves the positions in the database; returns what goes with offsets of this database."""
     partition, until = plan.partition, plan.batch.until
     async with (
-        connected(
-            settings, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS | bounded_move()
-        ) as db,
+        connected(settings, counting.prepare, counting.SERVER_SETTINGS | bounded_move()) as db,
         db.transaction(),
     ):
         recorded: Position | None = None
@@ -183,7 +181,7 @@ async def _move(settings: Settings, plan: BatchSkip) -> str:
         await name_gone(db, plan.topic, {partition: [gone]})
         if AGGREGATOR in plan.services and had > plan.offset:
             # What the recorder has of these events, no event will tell it.
-            await aggregator_store.mark_all(db)
+            await counting.mark_all(db)
         return (await read_identity(db)).words
 
 

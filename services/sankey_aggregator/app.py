@@ -13,7 +13,7 @@ from services.runtime.database import Connection, bounded_beyond_stuck, opened_p
 from services.runtime.migrate import check_migrated
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
-from services.sankey_aggregator import store
+from services.sankey_aggregator import counting
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
 
 log = logging.getLogger("stepstream.aggregator")
@@ -26,8 +26,8 @@ class AggregatorShell(ConsumerShell[Aggregator]):
     async def opened(self) -> AsyncIterator[Aggregator]:
         """The pool, and what looks for marks beside the handler."""
         settings = self.settings
-        server_settings = store.SERVER_SETTINGS | bounded_beyond_stuck(settings)
-        async with opened_pool(settings, store.prepare, server_settings, refusals=self.refusals) as pool:
+        server_settings = counting.SERVER_SETTINGS | bounded_beyond_stuck(settings)
+        async with opened_pool(settings, counting.prepare, server_settings, refusals=self.refusals) as pool:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
             aggregator = Aggregator(settings, pool, self.pause)
             async with (
@@ -38,7 +38,7 @@ class AggregatorShell(ConsumerShell[Aggregator]):
 
     async def on_discontinuity(self, connection: Connection, placements: Mapping[int, Placement]) -> None:
         """Events that are gone name no journeys any more: all are looked at."""
-        marks = await store.mark_all(connection)
+        marks = await counting.mark_all(connection)
         log.warning("marked all journeys, %d of them, to be counted again", marks)
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a batch: wait until the recorder has judged it, then follow its journeys; and the marks."""
+"""What becomes of a batch: wait until the recorder has judged it, recount its journeys; and the marks."""
 
 import functools
 import logging
@@ -24,8 +24,8 @@ from services.runtime.telemetry import (
     PHASE_SECONDS,
     WAITING,
 )
-from services.sankey_aggregator import store
-from services.sankey_aggregator.store import Followed, JourneyKey
+from services.sankey_aggregator import counting
+from services.sankey_aggregator.counting import JourneyKey, Recounted
 
 log = logging.getLogger("stepstream.aggregator")
 SERVICE = "sankey-aggregator"
@@ -77,8 +77,8 @@ class Aggregator:
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
             if passed:
                 rest = [r for r in rest if r.offset >= horizon.get(r.partition, 0)]
-                advance = batches.over(passed)
-                await self._follow(passed, advance)
+                advance = batches.advance_over(passed)
+                await self._recount(passed, advance)
                 crash_point("aggregator.database-committed")
                 await batches.commit(passed, advance)
                 crash_point("aggregator.offsets-committed")
@@ -116,7 +116,7 @@ class Aggregator:
         return True
 
     async def _is_judged(self, partition: int, offset: int) -> bool:
-        horizon = await store.recorded(self.pool, self._settings.topic)
+        horizon = await counting.recorded(self.pool, self._settings.topic)
         if is_judged := horizon.get(partition, 0) > offset:
             self._left.discard(partition)
             self._show_waiting()
@@ -126,31 +126,33 @@ class Aggregator:
         WAITING.set(bool(self._left))
 
     async def drain_marks(self) -> int:
-        """Follows the journeys of one load of marks; returns the number of marks."""
+        """Recounts the journeys of one load of marks; returns the number of marks."""
         limit, locked = self._settings.batch_max_records, self._known_locked()
         async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                drained = await store.drain_marks(self.pool, limit, locked=locked)
+                drained = await counting.recount_from_marks(self.pool, limit, locked=locked)
         MARKS.inc(drained.marks)
-        self._note(drained.followed, locked or {})
+        self._note(drained.recounted, locked or {})
         return drained.marks
 
     # --- journeys that wait for a lock ------------------------------------------------------------------
 
     async def resume(self) -> None:
-        """Counts what waited for locks that have gone, where it is time to look for that."""
+        """Recounts what waited for locks that have gone, where it is time to look for that."""
         began = time.monotonic()
         if began < self._check_at:
             return
         done = 0
         async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                async for resumed in store.resuming(self.pool, self._settings.batch_max_records):
+                async for resumed in counting.recount_from_waiting(
+                    self.pool, self._settings.batch_max_records
+                ):
                     done += resumed.done
-                    JOURNEYS.labels("yes").inc(resumed.followed.changed)
+                    JOURNEYS.labels("yes").inc(resumed.recounted.changed)
                     for lock in resumed.free:
                         self._locked.pop(lock.split(" ", 1)[1], None)
-                self._waiting, oldest = await store.count_waiting(self.pool)
+                self._waiting, oldest = await counting.count_waiting(self.pool)
         if done:
             MARKS.inc(done)
             log.info("%d journeys that waited for a lock are counted", done)
@@ -167,43 +169,45 @@ class Aggregator:
         now = time.monotonic()
         return {w: lock for w, (lock, at) in self._locked.items() if now - at < _CHECK_SECONDS}
 
-    def _note(self, followed: Followed, known: Mapping[str, str]) -> None:
+    def _note(self, recounted: Recounted, known: Mapping[str, str]) -> None:
         """Counts journeys by what became of them, and remembers what is locked, and was not `known` to be."""
-        JOURNEYS.labels("yes").inc(followed.changed)
-        if not followed.waiting:
+        JOURNEYS.labels("yes").inc(recounted.changed)
+        if not recounted.waiting:
             return
         now = time.monotonic()
-        anew = {w: (lock, now) for w, lock in followed.locked_walkthroughs.items() if w not in known}
+        anew = {w: (lock, now) for w, lock in recounted.locked_walkthroughs.items() if w not in known}
         self._locked |= anew
         if not self._waiting:
             log.warning(
                 "%d journeys wait for what somebody else has locked (%s, ...), and others go on: `stepstream "
                 "status` says who",
-                len(followed.waiting),
-                next(iter(followed.waiting.values())),
+                len(recounted.waiting),
+                next(iter(recounted.waiting.values())),
             )
-        self._waiting += len(followed.waiting)
+        self._waiting += len(recounted.waiting)
 
     # --- a part of a batch ------------------------------------------------------------------------------
 
-    async def _follow(self, records: Sequence[Record], advance: Advance | None) -> None:
+    async def _recount(self, records: Sequence[Record], advance: Advance | None) -> None:
         with PHASE_SECONDS.labels(SERVICE, "read").time():
             journeys, newest = self._journeys(records)
         locked = self._known_locked()
         with PHASE_SECONDS.labels(SERVICE, "transaction").time():
             async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
                 with attempt:
-                    followed = await store.follow(self.pool, journeys, advance, locked=locked)
+                    recounted = await counting.recount_from_events(
+                        self.pool, journeys, advance, locked=locked
+                    )
         self._newest = max(self._newest, newest)
         if self._newest:
             NEWEST.labels(SERVICE).set(self._newest / 1000)
-        self._note(followed, locked or {})
-        JOURNEYS.labels("no").inc(len(journeys) - followed.changed - len(followed.waiting))
+        self._note(recounted, locked or {})
+        JOURNEYS.labels("no").inc(len(journeys) - recounted.changed - len(recounted.waiting))
 
     async def _recorded(self) -> dict[int, int]:
         async for attempt in retrying(SERVICE, self._pause, pool=self.pool):
             with attempt:
-                horizon = await store.recorded(self.pool, self._settings.topic)
+                horizon = await counting.recorded(self.pool, self._settings.topic)
         return dict(horizon)
 
     def _journeys(self, records: Sequence[Record]) -> tuple[set[JourneyKey], int]:

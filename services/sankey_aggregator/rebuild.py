@@ -21,7 +21,7 @@ from services.runtime.database import Connection, connected, load_queries, no_lo
 from services.runtime.errors import MismatchError
 from services.runtime.settings import Settings
 from services.runtime.text import plural
-from services.sankey_aggregator import store
+from services.sankey_aggregator import counting
 from services.sankey_aggregator.survey import (
     NO_LIMIT,
     Progress,
@@ -86,7 +86,7 @@ async def rebuild(
         RefusedError: somebody else rebuilds this database; nothing was changed.
         MismatchError: somebody else changes the counts all the time.
     """
-    async with connected(settings, store.prepare, store.SERVER_SETTINGS, NO_LIMIT) as db:
+    async with connected(settings, counting.prepare, counting.SERVER_SETTINGS, NO_LIMIT) as db:
         if execute:
             await be_alone(db, Act.REBUILD)
         found = await _survey(db, settings, progress)
@@ -162,7 +162,7 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
             *_columns([(*key, *flow) for key, flow in delta.transitions.items()], 9),
         )
         await db.execute(SQL["swap_endings"], *_columns([(*key, n) for key, n in delta.endings.items()], 7))
-        await store.add_filled_deltas(db)
+        await counting.add_filled_deltas(db)
         await db.execute(SQL["swap_mark"])
         await db.execute(SQL["swap_freshness"])
     found.swap_seconds += time.monotonic() - began

@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 
-from services.consumers.keeper import Keeper
+from services.consumers.keeper import PositionKeeper
 from services.consumers.lag import lags
 from services.consumers.positions import Cause, Placement
 from services.consumers.reader import reader
@@ -641,7 +641,7 @@ async def test_a_tail_that_was_read_since_the_last_look_is_named(
     async def on_discontinuity(_: Any, placements: Mapping[int, Placement]) -> None:
         other_ground.update(placements)
 
-    keeper = Keeper(RECORDER, world.settings, on_discontinuity, get_args(Cause))
+    keeper = PositionKeeper(RECORDER, world.settings, on_discontinuity, get_args(Cause))
     pool = await world.recorder_pool()
     consumer = AIOKafkaConsumer(
         **connection(world.settings), group_id=world.settings.group(RECORDER), enable_auto_commit=False
@@ -653,10 +653,10 @@ async def test_a_tail_that_was_read_since_the_last_look_is_named(
         while any(keeper.positions[tp.partition].reads_from < end for tp, end in ends.items()):
             for records in (await consumer.getmany(timeout_ms=100, max_records=10)).values():
                 keeper.fetched(records[-1])
-                advance = keeper.over(records)
+                advance = keeper.advance_over(records)
                 async with pool.acquire() as db, db.transaction():
                     await advance.write(db)
-                keeper.done(advance)
+                keeper.committed(advance)
 
     await consumer.start()
     try:

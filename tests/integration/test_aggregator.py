@@ -11,7 +11,7 @@ from aiokafka import ConsumerRecord
 
 from services.runtime.database import Pool, connected
 from services.runtime.kafka import Record
-from services.sankey_aggregator import handlers, store
+from services.sankey_aggregator import counting, handlers
 from services.sankey_aggregator.handlers import Aggregator
 from tests.support.world import World, completed
 
@@ -21,7 +21,7 @@ DAY = 86_400_000
 
 
 async def drain(pool: Pool) -> None:
-    while (await store.drain_marks(pool, 1000))[0]:
+    while (await counting.recount_from_marks(pool, 1000))[0]:
         pass
 
 
@@ -35,7 +35,7 @@ async def test_a_journey_is_counted_under_the_server_and_day_where_it_began(worl
         completed("ann", "c", 3 * DAY),
     )
     pool = await world.aggregator_pool()
-    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 1
+    assert (await counting.recount_from_events(pool, [("ann", "wt_a")])).changed == 1
     rows = await world.db.fetch("select * from sankey_transitions order by position")
     assert [
         (
@@ -61,13 +61,13 @@ async def test_a_second_look_changes_and_writes_nothing(world: World) -> None:
     await world.people(["ann"])
     await world.insert(completed("ann", "a", 1), completed("ann", "b", 2))
     pool = await world.aggregator_pool()
-    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 1
+    assert (await counting.recount_from_events(pool, [("ann", "wt_a")])).changed == 1
     everything = (
         "select (select array_agg(t.*::text || t.xmin) from sankey_transitions t),"
         " (select array_agg(e.*::text || e.xmin) from sankey_endings e)"
     )
     before = await world.db.fetchrow(everything)
-    assert (await store.follow(pool, [("ann", "wt_a")])).changed == 0
+    assert (await counting.recount_from_events(pool, [("ann", "wt_a")])).changed == 0
     assert await world.db.fetchrow(everything) == before
 
 
@@ -83,7 +83,7 @@ async def test_a_plan_that_was_made_for_small_tables_is_not_kept_when_they_grow(
 
         async def follow(some: list[str]) -> None:
             async with connection.transaction():
-                await store.follow_within(connection, [(person, "wt_a") for person in some])
+                await counting.recount_within(connection, [(person, "wt_a") for person in some])
 
         async def read_whole() -> int:
             await connection.execute("select pg_stat_force_next_flush()")
@@ -101,7 +101,7 @@ async def test_a_plan_that_was_made_for_small_tables_is_not_kept_when_they_grow(
 
 async def test_a_journey_without_completions_leaves_no_row(world: World) -> None:
     pool = await world.aggregator_pool()
-    assert (await store.follow(pool, [("nobody", "nothing"), ("who", "wt_a")])).changed == 0
+    assert (await counting.recount_from_events(pool, [("nobody", "nothing"), ("who", "wt_a")])).changed == 0
     assert await world.db.fetchval("select count(*) from sankey_journeys") == 0
 
 
@@ -142,19 +142,19 @@ async def test_round_trips_do_not_grow_with_the_batch(world: World, changed: boo
     pool = await world.aggregator_pool()
     journeys = [(p, "wt_a") for p in people]
     if not changed:
-        await store.follow(pool, journeys)
+        await counting.recount_from_events(pool, journeys)
     counts = []
     for size in (2, 20, 800):
         batch, journeys = journeys[:size], journeys[size:]
         if not changed:
             journeys += batch
         async with pool.acquire() as connection:
-            counting = Counting()
-            connection.add_query_logger(counting)
+            logger = Counting()
+            connection.add_query_logger(logger)
             async with connection.transaction():
-                await store.follow_within(connection, batch)
-            connection.remove_query_logger(counting)
-        counts.append(counting.statements)
+                await counting.recount_within(connection, batch)
+            connection.remove_query_logger(logger)
+        counts.append(logger.statements)
     assert max(counts) <= (13 if changed else 4)
     assert counts[1] == counts[2]
 
@@ -195,8 +195,8 @@ async def test_many_instances_on_the_same_journeys_neither_deadlock_nor_count_tw
     async def instance(pool: Pool) -> None:
         while not stop.is_set():
             batch = chance.sample(people, 40)
-            await store.follow(pool, [(p, "wt_a") for p in batch])
-            await store.drain_marks(pool, 25)
+            await counting.recount_from_events(pool, [(p, "wt_a") for p in batch])
+            await counting.recount_from_marks(pool, 25)
 
     async with asyncio.timeout(60):
         await asyncio.gather(change(), *(instance(pool) for pool in pools))
@@ -218,11 +218,11 @@ async def test_the_wait_for_a_lock_sees_what_its_holder_committed(world: World) 
     async with pool.acquire() as first, pool.acquire() as second:
         transaction = first.transaction()
         await transaction.start()
-        assert await store.follow_within(first, [("ann", "wt_a")]) == 1
+        assert await counting.recount_within(first, [("ann", "wt_a")]) == 1
 
         async def other() -> int:
             async with second.transaction():
-                return await store.follow_within(second, [("ann", "wt_a")])
+                return await counting.recount_within(second, [("ann", "wt_a")])
 
         waiting = asyncio.create_task(other())
         await asyncio.sleep(0.2)
@@ -305,7 +305,7 @@ async def test_marks_whose_transaction_fails_stay(counted: tuple[World, Pool]) -
     assert marks
     await world.db.execute("alter table sankey_endings rename to elsewhere")
     with pytest.raises(asyncpg.UndefinedTableError):
-        await store.drain_marks(pool, 100)
+        await counting.recount_from_marks(pool, 100)
     assert await world.db.fetchval("select count(*) from sankey_dirty") == marks
     await world.db.execute("alter table elsewhere rename to sankey_endings")
     await drain(pool)
@@ -314,7 +314,7 @@ async def test_marks_whose_transaction_fails_stay(counted: tuple[World, Pool]) -
 
 async def test_how_rows_become_a_journey_costs_no_call_of_a_function(world: World) -> None:
     """PostgreSQL inlines it: a call for each journey would hide the rows from the planner."""
-    lines = await world.db.fetch("explain " + store.SQL["read_changed"], ["p1"], ["wt_a"])
+    lines = await world.db.fetch("explain " + counting.SQL["read_changed"], ["p1"], ["wt_a"])
     plan = "\n".join(line[0] for line in lines)
     assert "walkthrough_step_completions" in plan
     assert "sankey_journey_of_rows" not in plan
@@ -326,7 +326,7 @@ class _Holding:
     def __init__(self) -> None:
         self.left: list[int] = []
 
-    def over(self, records: Sequence[Record]) -> None:
+    def advance_over(self, records: Sequence[Record]) -> None:
         return None
 
     async def recheck(self, records: Sequence[Record]) -> None:
@@ -335,7 +335,7 @@ class _Holding:
     async def commit(self, records: Sequence[Record], advance: Any) -> None:
         pass
 
-    def leave(self, partition: int, why: str, until: Callable[[], Awaitable[bool]]) -> bool:
+    def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         self.left.append(partition)
         return True
 

@@ -367,13 +367,13 @@ async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_b
     """A stopped process, say: PostgreSQL ends its connection, and nothing is changed."""
     await world.offer()
     await world.people(["ann"])
-    follow_within = erasing.store.follow_within
+    recount_within = erasing.counting.recount_within
 
-    async def follow_and_freeze(db: Any, journeys: Any) -> None:
-        await follow_within(db, journeys)
+    async def recount_and_freeze(db: Any, journeys: Any) -> None:
+        await recount_within(db, journeys)
         await world.ended(db)
 
-    monkeypatch.setattr(erasing.store, "follow_within", follow_and_freeze)
+    monkeypatch.setattr(erasing.counting, "recount_within", recount_and_freeze)
     monkeypatch.setattr(erasing, "_TRANSACTION_SECONDS", 1)
     with pytest.raises(StepstreamError):
         await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)

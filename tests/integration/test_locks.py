@@ -29,7 +29,7 @@ from services.runtime.database import Pool, connected
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, next_offsets
 from services.runtime.producer import Producer, producer
-from services.sankey_aggregator import store as store_of_aggregator
+from services.sankey_aggregator import counting
 from services.walkthrough_mcp import store as store_of_mcp
 from tests.integration.test_erase import erased
 from tests.support.agents import agent
@@ -346,7 +346,7 @@ async def test_a_consumer_that_hangs_in_its_transaction_lets_its_locks_go(
                 for partition in range(3):
                     await hand(world, pool, [completed("bob", "b", 1)], partition=partition)
             else:
-                follow = store_of_aggregator.follow(await world.aggregator_pool(), {("ann", "wt_a")})
+                follow = counting.recount_from_events(await world.aggregator_pool(), {("ann", "wt_a")})
                 await asyncio.wait_for(follow, 30)
             return True
         return False
@@ -590,13 +590,13 @@ LOCKED_COUNTS = {
 }
 
 
-async def counting(world: World) -> Pool:
+async def prepare_counted(world: World) -> Pool:
     """A step of Ann, Bob, Cat and Dan is counted, and the one before is recorded."""
     pool = await prepare(world)
     aggregator = await world.aggregator_pool()
     everybody = {(p, "wt_a" if p in {"ann", "bob"} else "wt_b") for p in PEOPLE}
     await hand(world, pool, [event_of(p, "a", 1) for p in PEOPLE])
-    await store_of_aggregator.follow(aggregator, everybody)
+    await counting.recount_from_events(aggregator, everybody)
     await hand(world, pool, [event_of(p, "b", 0) for p in PEOPLE], first=4)
     return aggregator
 
@@ -604,12 +604,12 @@ async def counting(world: World) -> Pool:
 async def count_all(aggregator: Pool, locked: dict[str, str] | None = None) -> set[str]:
     """Counts the journeys of everybody; whose wait."""
     journeys = {(p, "wt_a" if p in {"ann", "bob"} else "wt_b") for p in PEOPLE}
-    followed = await store_of_aggregator.follow(aggregator, journeys, locked=locked)
-    return {user for user, _ in followed.waiting}
+    recounted = await counting.recount_from_events(aggregator, journeys, locked=locked)
+    return {user for user, _ in recounted.waiting}
 
 
 async def count_what_waited(aggregator: Pool) -> int:
-    return sum([resumed.done async for resumed in store_of_aggregator.resuming(aggregator, 100)])
+    return sum([resumed.done async for resumed in counting.recount_from_waiting(aggregator, 100)])
 
 
 async def marks(world: World) -> list[str]:
@@ -619,7 +619,7 @@ async def marks(world: World) -> list[str]:
 
 @pytest.mark.parametrize("what", LOCKED_COUNTS)
 async def test_locked_counts_wait_alone_and_are_exact_when_the_lock_goes(world: World, what: str) -> None:
-    aggregator = await counting(world)
+    aggregator = await prepare_counted(world)
     statement, held_up = LOCKED_COUNTS[what]
     async with locked(world, statement):
         assert await count_all(aggregator) == held_up
@@ -642,7 +642,7 @@ async def test_locked_counts_wait_alone_and_are_exact_when_the_lock_goes(world: 
 
 async def test_a_table_that_is_locked_whole_is_waited_for(world: World) -> None:
     """As in the swap of a rebuild: nothing is set aside."""
-    aggregator = await counting(world)
+    aggregator = await prepare_counted(world)
     async with locked(world, "lock table sankey_journeys in exclusive mode"):
         counting_all = asyncio.create_task(count_all(aggregator, {}))
 

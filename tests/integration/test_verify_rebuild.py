@@ -18,8 +18,8 @@ import asyncpg
 import pytest
 
 from services.runtime.errors import MismatchError, StepstreamError
+from services.sankey_aggregator import counting, survey
 from services.sankey_aggregator import rebuild as rebuilding
-from services.sankey_aggregator import store, survey
 from services.sankey_aggregator.rebuild import Rebuilt, rebuild
 from services.sankey_aggregator.verify import verify
 from tests.support.truth import differences
@@ -125,11 +125,11 @@ async def test_corrupted_in_every_way_and_rebuilt_under_traffic(world: World) ->
     world.start_both(poll_max_records=100)
     await world.drained()
 
-    async def counting() -> bool:
+    async def are_counted() -> bool:
         return bool(await world.db.fetchval("select count(*) > 9 from sankey_transitions where position = 2"))
 
     async with traffic(world, people, 1):
-        await eventually(counting, "journeys of three steps are counted")
+        await eventually(are_counted, "journeys of three steps are counted")
         clean = await world.invoke("verify", "--wait", "60s")
         assert clean.returncode == 0, clean.stdout + clean.stderr
         for name, statement in CORRUPTIONS.items():
@@ -275,12 +275,12 @@ async def test_what_is_counted_between_survey_and_swap_stays(counted: World) -> 
 
     async def count() -> None:
         await counted.insert(completed("ann", "e", 9), completed("bob", "d", 3 * DAY))
-        while (await store.drain_marks(pool, 1))[0]:
+        while (await counting.recount_from_marks(pool, 1))[0]:
             pass
 
     found = await between(counted, count)
     assert found.counted_meanwhile == 2
-    while (await store.drain_marks(pool, 1000))[0]:
+    while (await counting.recount_from_marks(pool, 1000))[0]:
         pass
     await counted.assert_exact()
 
@@ -390,7 +390,7 @@ async def test_who_freezes_in_the_swap_holds_the_aggregator_up_for_a_bounded_tim
         await eventually(gone, "its connection is ended")
         await db.execute("select 1")
 
-    monkeypatch.setattr(rebuilding.store, "add_filled_deltas", freeze)
+    monkeypatch.setattr(rebuilding.counting, "add_filled_deltas", freeze)
     monkeypatch.setattr(rebuilding, "_SILENCE_SECONDS", 1)
     with pytest.raises(StepstreamError):
         await rebuilding.rebuild(counted.settings_of(OPERATOR), execute=True)

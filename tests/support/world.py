@@ -46,7 +46,7 @@ from services.runtime.migrate import migrate
 from services.runtime.process import server_config
 from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
-from services.sankey_aggregator import store as aggregator_store
+from services.sankey_aggregator import counting
 from services.walkthrough_mcp.app import McpProcess
 from tests.support.truth import differences
 from tests.support.zygote import Forked, zygote
@@ -383,7 +383,7 @@ class World:
     async def drain_marks(self) -> None:
         """Does what the aggregator does with marks."""
         pool = await self.aggregator_pool()
-        while (await aggregator_store.drain_marks(pool, 20_000))[0]:
+        while (await counting.recount_from_marks(pool, 20_000))[0]:
             pass
 
     @contextlib.asynccontextmanager
@@ -474,7 +474,7 @@ class World:
         return await self._pool(RECORDER, recorder_connections.prepare, recorder_connections.SERVER_SETTINGS)
 
     async def aggregator_pool(self) -> Pool:
-        return await self._pool(AGGREGATOR, aggregator_store.prepare, aggregator_store.SERVER_SETTINGS)
+        return await self._pool(AGGREGATOR, counting.prepare, counting.SERVER_SETTINGS)
 
     async def _pool(self, service: str, prepare: Any, server_settings: Any) -> Pool:
         pool = await open_pool(self.settings_of(service), prepare, server_settings)

@@ -10,7 +10,14 @@ from schemas import Rejection
 from schemas.documents import partition_vectors
 from services.completion_recorder.guard import WINDOW, Chunk, Recent
 from services.completion_recorder.judge import Refused
-from services.completion_recorder.tally import MOST_SOURCES, Counts, Names, count_by_source, kinds_of, masked
+from services.completion_recorder.source_tally import (
+    MOST_SOURCES,
+    Counts,
+    SourceNames,
+    count_by_source,
+    kinds_of,
+    masked,
+)
 from services.runtime.kafka import Record
 from services.runtime.sources import NO_SOURCE, OTHERS, habits
 
@@ -80,14 +87,16 @@ def test_habits_are_counted_by_source() -> None:
         record(("ce_source", b"odd"), key=None),
         record(),
     ]
-    counts = count_by_source(records, [Refused(records[1], Rejection.NOT_JSON, "")], (), Names(set()), 6)
+    counts = count_by_source(
+        records, [Refused(records[1], Rejection.NOT_JSON, "")], (), SourceNames(set()), 6
+    )
     assert counts["good"] == Counts(1, 0, 1, 0, 0)
     assert counts["odd"] == Counts(2, 1, 2, 1, 1)
     assert counts[NO_SOURCE].events == 1
 
 
 def test_names_that_somebody_makes_up_are_bounded() -> None:
-    names = Names({"known"})
+    names = SourceNames({"known"})
     made_up: Sequence[Record] = [record(("ce_source", str(n).encode())) for n in range(MOST_SOURCES + 50)]
     counts = count_by_source(made_up, [], (), names, 0)
     assert len(counts) <= MOST_SOURCES
@@ -98,7 +107,7 @@ def test_kinds_of_refusals_say_whose_they_are_and_show_no_content() -> None:
     value = (
         b'{"type":"step-completed","mcp_server_id":"srv_1","walkthrough_id":"wt","note":"secret","n":[1,2]}'
     )
-    names = Names(set())
+    names = SourceNames(set())
     (kind,) = kinds_of([Refused(record(value=value), Rejection.INVALID, "x")] * 3, names)
     assert (kind.source, kind.server_id, kind.walkthrough_id, kind.events) == (NO_SOURCE, "srv_1", "wt", 3)
     assert masked(value) == {

@@ -6,7 +6,7 @@ from schemas import Rejection
 from services.completion_recorder.guard import Chunk, Recent
 from services.completion_recorder.judge import Refused
 from services.completion_recorder.load_counts import Before, Load, LoadContext, count_load
-from services.completion_recorder.tally import Counts, Unwritten
+from services.completion_recorder.source_tally import Counts, Unwritten
 from services.runtime.kafka import Record
 from services.runtime.sources import NO_SOURCE
 

@@ -205,9 +205,9 @@ def test_whose_offset_it_is(words: str, relation: str) -> None:
 
 def test_with_an_offset_goes_the_last_record_before_it() -> None:
     ours, last = Ours(DatabaseIdentity(1, 5, 2)), Fingerprint(8, 1_700, 77)
-    words = ours.words_of(Position(9, 9, last=last))
+    words = ours.commit_metadata(Position(9, 9, last=last))
     assert ours.relation_to(words) == "same"
     assert (identity_in(words), last_in(words)) == (ours.words, last)
-    assert last_in(Ours(None).words_of(Position(9, 9, last=last))) == last
-    assert ours.words_of(Position()) == ours.words
+    assert last_in(Ours(None).commit_metadata(Position(9, 9, last=last))) == last
+    assert ours.commit_metadata(Position()) == ours.words
     assert last_in(ours.words) is None

@@ -11,8 +11,9 @@ import asyncpg
 
 from services.analytics_api.figures.steps import next_step
 from services.analytics_api.models import Event, Journey, JourneysQuestion
+from services.analytics_api.outcomes import outcome_of
 from services.analytics_api.problems import unanswerable
-from services.analytics_api.store import Context, day_ms, outcome_of
+from services.analytics_api.store import Context, day_ms
 from services.journeys import utc_day
 from services.journeys.flow import Outcome, View
 from services.runtime.database import can_be_stored

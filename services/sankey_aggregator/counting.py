@@ -27,13 +27,13 @@ SERVER_SETTINGS = {
 }
 
 #: How many tries may fail while walkthroughs are halved to find those that wait. After so many a part that
-#: fails is set aside whole: it is tried again within seconds.
+#: fails is set aside locked_walkthroughs: it is tried again within seconds.
 _HALVES = 150
 #: How long each try after the first failed one waits for a lock.
 _IMPATIENCE = "2ms"
 #: The table in what PostgreSQL says about where it waited, in any language.
 _TABLE = re.compile(r'"(sankey_\w+)"')
-#: It reads both tables whole.
+#: It reads both tables locked_walkthroughs.
 _MARK_ALL_SECONDS = 3600.0
 
 #: A user and a walkthrough.
@@ -80,8 +80,8 @@ async def recorded(pool: Pool, topic: str) -> Mapping[int, int]:
     return {row["partition"]: row["next_offset"] for row in rows}
 
 
-class Followed(NamedTuple):
-    """What became of journeys."""
+class Recounted(NamedTuple):
+    """What became of journeys that were to be recounted."""
 
     #: How many had changed, and are counted.
     changed: int = 0
@@ -94,13 +94,13 @@ class Followed(NamedTuple):
         return {w: lock for (_, w), lock in self.waiting.items() if not lock.startswith("sankey_journeys ")}
 
 
-async def follow(
+async def recount_from_events(
     pool: Pool,
     journeys: Collection[JourneyKey],
     advance: Advance | None = None,
     *,
     locked: Mapping[str, str] | None = None,
-) -> Followed:
+) -> Recounted:
     """Brings the counts of these journeys up to their rows, but for those that wait for a lock.
 
     Args:
@@ -115,54 +115,54 @@ async def follow(
         PositionLockedError: somebody else has locked it.
     """
     if not journeys and advance is None:
-        return Followed()
+        return Recounted()
     if locked is None:
         try:
-            return await _follow(pool, journeys, advance, None)
+            return await _recount_from_events(pool, journeys, advance, None)
         except asyncpg.LockNotAvailableError:
             locked = {}
-    return await _follow(pool, journeys, advance, locked)
+    return await _recount_from_events(pool, journeys, advance, locked)
 
 
-async def _follow(
+async def _recount_from_events(
     pool: Pool, journeys: Collection[JourneyKey], advance: Advance | None, locked: Mapping[str, str] | None
-) -> Followed:
-    """One try of `follow`: position, counts and marks of what waits, in one transaction."""
+) -> Recounted:
+    """One try of `recount_from_events`: position, counts and marks of what waits, in one transaction."""
     async with pool.acquire() as connection, connection.transaction():
         if advance is not None:
             await advance.write(connection)
-        followed = await _count(connection, journeys, locked, marked=False)
-        await _set_aside(connection, followed.waiting)
+        recounted = await _recount(connection, journeys, locked, marked=False)
+        await _set_aside(connection, recounted.waiting)
         crash_point("aggregator.in-transaction")
-        return followed
+        return recounted
 
 
 class Drained(NamedTuple):
     """How many marks are gone, and what became of their journeys."""
 
     marks: int
-    followed: Followed
+    recounted: Recounted
 
 
-async def drain_marks(pool: Pool, limit: int, *, locked: Mapping[str, str] | None = None) -> Drained:
-    """Follows the journeys of the oldest marks that wait for no lock; `locked` as in `follow`."""
+async def recount_from_marks(pool: Pool, limit: int, *, locked: Mapping[str, str] | None = None) -> Drained:
+    """As `recount_from_events`, the journeys of the oldest `limit` marks that wait for no lock."""
     if locked is None:
         try:
-            return await _drain_marks(pool, limit, None)
+            return await _recount_from_marks(pool, limit, None)
         except asyncpg.LockNotAvailableError:
             locked = {}
-    return await _drain_marks(pool, limit, locked)
+    return await _recount_from_marks(pool, limit, locked)
 
 
-async def _drain_marks(pool: Pool, limit: int, locked: Mapping[str, str] | None) -> Drained:
+async def _recount_from_marks(pool: Pool, limit: int, locked: Mapping[str, str] | None) -> Drained:
     async with pool.acquire() as connection, connection.transaction():
         marks = await connection.fetch(SQL["take_marks"], limit)
         journeys = {(m["mcp_server_user_id"], m["walkthrough_id"]) for m in marks}
-        followed = await _count(connection, journeys, locked, marked=True)
-        await _set_aside(connection, followed.waiting)
+        recounted = await _recount(connection, journeys, locked, marked=True)
+        await _set_aside(connection, recounted.waiting)
         if marks:
             crash_point("aggregator.marks-in-transaction")
-        return Drained(len(marks), followed)
+        return Drained(len(marks), recounted)
 
 
 # --- journeys that wait for a lock -----------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Resumed(NamedTuple):
     """What became of some marks that waited."""
 
     done: int
-    followed: Followed
+    recounted: Recounted
     #: The locks that these marks waited for, and wait for no more.
     free: set[str]
     #: The last of them in order, and the number of the last mark.
@@ -180,36 +180,38 @@ class Resumed(NamedTuple):
     last: int
 
 
-async def resuming(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
-    """Counts what waited for locks that have gone; looks at each lock once.
+async def recount_from_waiting(pool: Pool, limit: int) -> AsyncIterator[Resumed]:
+    """As `recount_from_events`, journeys that waited for locks that have gone; looks at each lock once.
 
     The first mark of each lock tells whether it has gone; the others follow where it has. `limit` is how many
     marks to look at in a transaction, at most.
     """
     lock = ""
-    while (resumed := await _resume(pool, "take_first_waiting", lock, limit)) is not None:
+    while (resumed := await _recount_some_waiting(pool, "take_first_waiting", lock, limit)) is not None:
         yield resumed
         lock, free, number = resumed.last_lock, resumed.free, 0
-        while free and (resumed := await _resume(pool, "take_waiting", list(free), number, limit)):
+        while free and (
+            resumed := await _recount_some_waiting(pool, "take_waiting", list(free), number, limit)
+        ):
             yield resumed
             free, number = free & resumed.free, resumed.last
 
 
-async def _resume(pool: Pool, query: str, *which: object) -> Resumed | None:
+async def _recount_some_waiting(pool: Pool, query: str, *which: object) -> Resumed | None:
     async with pool.acquire() as connection, connection.transaction():
         taken = await connection.fetch(SQL[query], *which)
         if not taken:
             return None
         keys = {mark["id"]: (mark["mcp_server_user_id"], mark["walkthrough_id"]) for mark in taken}
-        followed = await _count(connection, set(keys.values()), {}, marked=True)
-        waiting = {n: followed.waiting[key] for n, key in keys.items() if key in followed.waiting}
+        recounted = await _recount(connection, set(keys.values()), {}, marked=True)
+        waiting = {n: recounted.waiting[key] for n, key in keys.items() if key in recounted.waiting}
         await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))
         done = [number for number in keys if number not in waiting]
         await connection.execute(SQL["forget_marks"], done)
         if done:
             crash_point("waiting.counts-in-transaction")
     free = {mark["waits_for"] for mark in taken if waiting.get(mark["id"]) != mark["waits_for"]}
-    return Resumed(len(done), followed, free, taken[-1]["waits_for"], taken[-1]["id"])
+    return Resumed(len(done), recounted, free, taken[-1]["waits_for"], taken[-1]["id"])
 
 
 async def count_waiting(pool: Pool) -> tuple[int, float]:
@@ -225,28 +227,28 @@ async def _set_aside(connection: Connection, waiting: Mapping[JourneyKey, str]) 
         await connection.execute(SQL["set_aside"], users, walkthroughs, list(waiting.values()))
 
 
-async def _count(
+async def _recount(
     connection: Connection,
     journeys: Collection[JourneyKey],
     locked: Mapping[str, str] | None,
     *,
     marked: bool,
-) -> Followed:
+) -> Recounted:
     """Brings these journeys' counts up to their rows, in the caller's transaction.
 
     Without `locked`, all at once: a lock that somebody holds is an error. With it part by part: those
     walkthroughs wait untried, as does what else is found locked, and the rest is counted.
     """
     if not journeys:
-        return Followed()
+        return Recounted()
     if locked is None:
-        return Followed(await follow_within(connection, journeys, marked=marked))
+        return Recounted(await recount_within(connection, journeys, marked=marked))
     await connection.execute(SQL["lock_tables"])
     walkthroughs = list({walkthrough for _, walkthrough in journeys} - locked.keys())
-    whole = dict(locked)
+    locked_walkthroughs = dict(locked)
     for row in await connection.fetch(SQL["locked_freshness"], walkthroughs):
-        whole[row["walkthrough_id"]] = f"sankey_freshness {row['walkthrough_id']}"
-    waiting = {key: whole[key[1]] for key in journeys if key[1] in whole}
+        locked_walkthroughs[row["walkthrough_id"]] = f"sankey_freshness {row['walkthrough_id']}"
+    waiting = {key: locked_walkthroughs[key[1]] for key in journeys if key[1] in locked_walkthroughs}
     left = [key for key in journeys if key not in waiting]
     users, theirs = [user for user, _ in left], [walkthrough for _, walkthrough in left]
     for user, walkthrough in await connection.fetch(SQL["locked_journeys"], users, theirs):
@@ -257,11 +259,11 @@ async def _count(
             parts.setdefault(key[1], []).append(key)
     # In another order each time: who is beside many that wait is not beside them the next time.
     shuffled = random.sample(list(parts.values()), len(parts))
-    changed = await _count_by_halves(connection, shuffled, waiting, [_HALVES], marked=marked)
-    return Followed(changed, waiting)
+    changed = await _recount_by_halves(connection, shuffled, waiting, [_HALVES], marked=marked)
+    return Recounted(changed, waiting)
 
 
-async def _count_by_halves(
+async def _recount_by_halves(
     connection: Connection,
     parts: Sequence[Sequence[JourneyKey]],
     waiting: dict[JourneyKey, str],
@@ -279,7 +281,7 @@ async def _count_by_halves(
         async with connection.transaction():
             await connection.execute(SQL["clear_temporary_tables"])
             journeys = [key for part in parts for key in part]
-            return await follow_within(connection, journeys, marked=marked)
+            return await recount_within(connection, journeys, marked=marked)
     except asyncpg.LockNotAvailableError as error:
         if probes[0] == _HALVES:
             await connection.execute(f"set local lock_timeout = '{_IMPATIENCE}'")
@@ -290,9 +292,9 @@ async def _count_by_halves(
             waiting |= {key: f"{table} {key[1]}" for part in parts for key in part}
             return 0
     half = len(parts) // 2
-    return await _count_by_halves(
+    return await _recount_by_halves(
         connection, parts[:half], waiting, probes, marked=marked
-    ) + await _count_by_halves(connection, parts[half:], waiting, probes, marked=marked)
+    ) + await _recount_by_halves(connection, parts[half:], waiting, probes, marked=marked)
 
 
 # --- all of it -------------------------------------------------------------------------------------------
@@ -304,7 +306,7 @@ async def mark_all(connection: Connection) -> int:
     return int(await connection.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
 
 
-async def follow_within(
+async def recount_within(
     connection: Connection, journeys: Collection[JourneyKey], *, marked: bool = False
 ) -> int:
     """Brings journeys' counts up to their rows, in the caller's transaction.
@@ -323,27 +325,27 @@ async def follow_within(
     """
     users = [user for user, _ in journeys]
     walkthroughs = [walkthrough for _, walkthrough in journeys]
-    unseen = {
+    inserted = {
         (row["mcp_server_user_id"], row["walkthrough_id"])
         for row in await connection.fetch(SQL["lock_journeys"], users, walkthroughs)
     }
     changed = await connection.fetch(SQL["read_changed"], users, walkthroughs)
-    delta, counted, gone = _compare(changed)
-    gone |= unseen - {(row["mcp_server_user_id"], row["walkthrough_id"]) for row in changed}
-    await _write_journeys(connection, counted, gone)
+    delta, new_journeys, empty = _compare(changed)
+    empty |= inserted - {(row["mcp_server_user_id"], row["walkthrough_id"]) for row in changed}
+    await _write_journeys(connection, new_journeys, empty)
     await _add(connection, delta)
     await _note_changes(connection, changed, walkthroughs if marked else ())
     return len(changed)
 
 
 async def _note_changes(
-    connection: Connection, changed: Collection[asyncpg.Record], others: Collection[str]
+    connection: Connection, changed: Collection[asyncpg.Record], marked: Collection[str]
 ) -> None:
-    """Gives the walkthroughs of changed journeys, and the others, a new version for readers.
+    """Gives the walkthroughs of changed journeys, and those of marks, a new version for readers.
 
     With it is kept when the newest thing that was counted happened, in milliseconds.
     """
-    newest: dict[str, int] = dict.fromkeys(others, 0)
+    newest: dict[str, int] = dict.fromkeys(marked, 0)
     for row in changed:
         times, walkthrough = row["new_completed_at"], row["walkthrough_id"]
         at = times[-1] if times else row["new_started_at"] or 0
@@ -355,28 +357,28 @@ async def _note_changes(
 def _compare(
     changed: Collection[asyncpg.Record],
 ) -> tuple[Delta, list[tuple[object, ...]], set[JourneyKey]]:
-    """The delta of all changes, the journeys to write, and those that are no more."""
+    """The delta of all changes, the journeys to write, and those without any rows, which are deleted."""
     delta = Delta()
-    counted: list[tuple[object, ...]] = []
-    gone: set[JourneyKey] = set()
+    new_journeys: list[tuple[object, ...]] = []
+    empty: set[JourneyKey] = set()
     for user, walkthrough, *values in changed:
         old, new = Journey(walkthrough, *values[:4]), Journey(walkthrough, *values[4:])
         accumulate(delta, old, new)
         if new.began_at is not None:
-            counted.append((user, walkthrough, *values[4:]))
+            new_journeys.append((user, walkthrough, *values[4:]))
         else:
-            gone.add((user, walkthrough))
-    return delta, counted, gone
+            empty.add((user, walkthrough))
+    return delta, new_journeys, empty
 
 
 async def _write_journeys(
-    connection: Connection, counted: Collection[tuple[object, ...]], gone: Collection[JourneyKey]
+    connection: Connection, new_journeys: Collection[tuple[object, ...]], empty: Collection[JourneyKey]
 ) -> None:
-    if counted:
-        await connection.copy_records_to_table("counted", records=counted, columns=_JOURNEY_COLUMNS)
+    if new_journeys:
+        await connection.copy_records_to_table("new_journeys", records=new_journeys, columns=_JOURNEY_COLUMNS)
         await connection.execute(SQL["write_journeys"])
-    if gone:
-        await connection.execute(SQL["delete_journeys"], [u for u, _ in gone], [w for _, w in gone])
+    if empty:
+        await connection.execute(SQL["delete_journeys"], [u for u, _ in empty], [w for _, w in empty])
 
 
 async def _add(connection: Connection, delta: Delta) -> None:

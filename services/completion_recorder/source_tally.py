@@ -25,7 +25,8 @@ _MOST_BYTES: Final = 64 * 1024
 _MOST_KINDS: Final = 10_000
 _MOST_FIELDS: Final = 30
 _MOST_NAME: Final = 40
-#: A source is known once so many of its events, and one in so many, were recorded; as `note_sources` has it.
+#: A source is known once so many of its events, and one in so many, were recorded; `source_stats.sql` has the
+#: same numbers.
 _RECORDED: Final = 20
 _ONE_IN: Final = 20
 #: Classes of what could not be read, so that nothing that it names was looked up.
@@ -112,8 +113,8 @@ class Unwritten:
         return renamed
 
 
-class Names:
-    """Names sources: at most `MOST_SOURCES` are told apart, and those beyond are `OTHERS`."""
+class SourceNames:
+    """SourceNames sources: at most `MOST_SOURCES` are told apart, and those beyond are `OTHERS`."""
 
     def __init__(self, known: Set[str]) -> None:
         self._known = known
@@ -134,7 +135,7 @@ def count_by_source(
     records: Sequence[Record],
     refused: Collection[Refused],
     of_erased: Container[tuple[int, int]],
-    names: Names,
+    names: SourceNames,
     partitions: int,
 ) -> dict[str, Counts]:
     """Of records by their source; a sample of them is held against their keys.
@@ -164,7 +165,7 @@ def count_by_source(
     return counts
 
 
-def kinds_of(refused: Iterable[Refused], names: Names) -> list[RefusedKind]:
+def kinds_of(refused: Iterable[Refused], names: SourceNames) -> list[RefusedKind]:
     """Refused records by source, class, and whose they say that they are."""
     found: dict[tuple[str, str, str, str], tuple[int, Refused]] = {}
     for one in refused:
@@ -174,7 +175,7 @@ def kinds_of(refused: Iterable[Refused], names: Names) -> list[RefusedKind]:
     return [RefusedKind(*kind, events, one) for kind, (events, one) in found.items()]
 
 
-class Tally:
+class SourceTally:
     """What this process knows of sources: which are told apart, and counts that are not written yet.
 
     Counts are kept for some seconds, so that many loads cost one write; refusals go with their own load.
@@ -193,23 +194,23 @@ class Tally:
         """The sources that are told apart."""
         return self._names
 
-    def know(self, sources: Iterable[str]) -> None:
+    def remember_names(self, sources: Iterable[str]) -> None:
         """Sources that are told apart from now on."""
         self._names.update(sources)
 
-    def note_places(self, accepted: Iterable[Accepted]) -> None:
-        """Notes of which servers these events, which are recorded, are."""
-        names = Names(self._names)
+    def remember_source_servers(self, accepted: Iterable[Accepted]) -> None:
+        """Remembers of which servers these events, which are recorded, are."""
+        names = SourceNames(self._names)
         for event, record in accepted:
             if not isinstance(event, UserErased):
                 one = (names.of(record), event.mcp_server_id)
                 if one not in self._known_source_servers and len(self._known_source_servers) < MOST_SOURCES:
                     self._known_source_servers.add(one)
                     self._unwritten.source_servers.add(one)
-        self.know(names.new)
+        self.remember_names(names.new)
 
-    def note_recorded(self, counts: Mapping[str, Counts]) -> None:
-        """Notes a load that is committed."""
+    def remember_recorded(self, counts: Mapping[str, Counts]) -> None:
+        """Remembers what was recorded of each source, of a load that is committed."""
         if self.has_recorded:
             return
         for source, of in counts.items():

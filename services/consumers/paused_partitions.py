@@ -1,4 +1,8 @@
-"""Partitions that stand still while others go on: what holds them, and whether they may go on."""
+"""Partitions that stand still while others go on, and whether they may go on.
+
+A partition is paused for one of three reasons: its position is locked, it waits for the recorder, or a batch
+in it is unreadable.
+"""
 
 import asyncio
 import contextlib
@@ -26,16 +30,16 @@ _HELD_SECONDS = 0.5
 
 
 class Hold(NamedTuple):
-    """Why a partition stands still, for people, and what says that it may go on."""
+    """Why a partition stands still, for people, and what says whether it may go on."""
 
     why: str
-    until: Callable[[], Awaitable[bool]]
+    may_go_on: Callable[[], Awaitable[bool]]
     #: Whether its position cannot be moved, either.
     is_locked: bool
 
 
-class Standing:
-    """The partitions of a shell that stand still: held, locked, or with what nobody can read."""
+class PausedPartitions:
+    """The partitions of a shell that stand still: locked, waiting, or unreadable."""
 
     def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
         self._shell = shell
@@ -61,7 +65,7 @@ class Standing:
     def assigned(self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> None:
         """New partitions: none stands still yet."""
         if self._reading is None:
-            self._reading = Reading(consumer, self._report)
+            self._reading = Reading(consumer, self._log_unreadable)
         self._reading.assigned(partitions)
         for partition in list(self.held):
             self.forget(partition)
@@ -79,7 +83,7 @@ class Standing:
             return not await lock_free_positions(connection, shell.service, shell.settings.topic, [partition])
 
     def hold(
-        self, partition: int, why: str, until: Callable[[], Awaitable[bool]], *, is_locked: bool = False
+        self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]], *, is_locked: bool = False
     ) -> None:
         """Handles nothing of this partition until it may go on: then what is not committed comes again.
 
@@ -90,26 +94,26 @@ class Standing:
             others = "and goes on with the others"
             log.warning("%s stands still in partition %d, %s: %s", shell.service, partition, others, why)
             HELD.labels(shell.service, str(partition)).set(1)
-        self.held[partition] = Hold(why, until, is_locked)
+        self.held[partition] = Hold(why, may_go_on, is_locked)
         (tp,) = shell.partitions([partition])
         with contextlib.suppress(IllegalStateError):  # it has just moved to somebody else
             shell.consumer.pause(tp)
             if partition in shell.keeper.positions:
                 shell.consumer.seek(tp, shell.keeper.positions[partition].reads_from)
         if self._polling is None or self._polling.done():
-            self._polling = asyncio.create_task(self._poll())
+            self._polling = asyncio.create_task(self._release_held())
 
-    async def _poll(self) -> None:
+    async def _release_held(self) -> None:
         while self.held and not self._shell.stopping.is_set():
             await asyncio.sleep(_HELD_SECONDS)
             for partition, hold in list(self.held.items()):
                 try:
-                    may_go_on = await hold.until()
+                    is_free = await hold.may_go_on()
                 except Exception as error:  # noqa: BLE001 - whatever it is, the partition would stand still for ever
                     if not may_pass(error) and not isinstance(error, Interrupted):
                         self._shell.fail(error)
-                    may_go_on = False
-                if may_go_on and self.held.get(partition) is hold:
+                    is_free = False
+                if is_free and self.held.get(partition) is hold:
                     self.go_on(partition)
 
     def go_on(self, partition: int) -> None:
@@ -130,7 +134,7 @@ class Standing:
 
     # --- what cannot be read --------------------------------------------------------------------------
 
-    def _report(self, found: Unreadable) -> None:
+    def _log_unreadable(self, found: Unreadable) -> None:
         log.error(
             "%s stands still there, and goes on with the others: %s. `stepstream skip --partition %d` shows "
             "what it would leave behind",

@@ -10,7 +10,7 @@ from services.completion_recorder.erasure import find_erased
 from services.completion_recorder.judge import Refused, key_of
 from services.completion_recorder.load_counts import Before, LoadCounts
 from services.completion_recorder.locks import PATIENCE, wait_at_most
-from services.completion_recorder.tally import UNREAD, RefusedKind, Unwritten, masked
+from services.completion_recorder.source_tally import RefusedKind, Unwritten, masked
 from services.runtime.database import Connection, Pool, can_be_stored, load_queries
 from services.runtime.sources import NO_SOURCE
 
@@ -20,22 +20,6 @@ SQL = load_queries(__file__)
 _WORDS = re.compile(r"[\w-]+")
 #: Of the message of a refused event, in characters.
 _LONGEST_MESSAGE = 500
-
-
-async def is_ours(
-    connection: Connection, topic: str, refused: Sequence[RefusedKind], *, has_recorded: bool
-) -> bool:
-    """Whether this database holds what was recorded of the topic, or what unreadable events name.
-
-    Args:
-        connection: in the transaction of the load.
-        topic: what was read.
-        refused: what of it is no event that counts.
-        has_recorded: whether this process has recorded of the topic, which may not be written yet.
-    """
-    unread = [kind for kind in refused if kind.rejection in UNREAD]
-    servers, walkthroughs = [kind.server_id for kind in unread], [kind.walkthrough_id for kind in unread]
-    return bool(await connection.fetchval(SQL["is_ours"], topic, servers, walkthroughs, has_recorded))
 
 
 async def note(connection: Connection, topic: str, before: Mapping[int, Before], counted: LoadCounts) -> bool:

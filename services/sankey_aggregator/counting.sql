@@ -1,6 +1,6 @@
 -- name: create_temporary_tables
 -- Where a batch's results land before they are written; one set per connection, empty between transactions.
-create temporary table if not exists counted (
+create temporary table if not exists new_journeys (
   mcp_server_user_id text not null,
   walkthrough_id text not null,
   mcp_server_id text,
@@ -143,7 +143,7 @@ set local lock_timeout = '50ms';
 
 -- name: clear_temporary_tables
 -- What a part of this transaction has left.
-delete from counted;
+delete from new_journeys;
 delete from transition_deltas;
 delete from ending_deltas;
 
@@ -219,35 +219,35 @@ returning mcp_server_user_id, walkthrough_id;
 -- Of the locked journeys, those whose rows differ from what was counted. A statement of its own: its snapshot is taken
 -- after the locks, so it sees what the previous holder of a lock has committed.
 select
-  counted.mcp_server_user_id,
-  counted.walkthrough_id,
-  counted.mcp_server_id as old_server_id,
-  counted.step_ids as old_step_ids,
-  counted.completed_at as old_completed_at,
-  counted.started_at as old_started_at,
-  now_.mcp_server_id as new_server_id,
-  now_.step_ids as new_step_ids,
-  now_.completed_at as new_completed_at,
-  now_.started_at as new_started_at
+  old.mcp_server_user_id,
+  old.walkthrough_id,
+  old.mcp_server_id as old_server_id,
+  old.step_ids as old_step_ids,
+  old.completed_at as old_completed_at,
+  old.started_at as old_started_at,
+  new.mcp_server_id as new_server_id,
+  new.step_ids as new_step_ids,
+  new.completed_at as new_completed_at,
+  new.started_at as new_started_at
 from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
-inner join sankey_journeys as counted on given.mcp_server_user_id = counted.mcp_server_user_id
-  and given.walkthrough_id = counted.walkthrough_id
-cross join lateral sankey_journey_of_rows(given.mcp_server_user_id, given.walkthrough_id) as now_
+inner join sankey_journeys as old on given.mcp_server_user_id = old.mcp_server_user_id
+  and given.walkthrough_id = old.walkthrough_id
+cross join lateral sankey_journey_of_rows(given.mcp_server_user_id, given.walkthrough_id) as new
 where
-  counted.step_ids is distinct from now_.step_ids
-  or counted.completed_at is distinct from now_.completed_at
-  or counted.started_at is distinct from now_.started_at
-  or counted.mcp_server_id is distinct from now_.mcp_server_id;
+  old.step_ids is distinct from new.step_ids
+  or old.completed_at is distinct from new.completed_at
+  or old.started_at is distinct from new.started_at
+  or old.mcp_server_id is distinct from new.mcp_server_id;
 
 -- name: write_journeys
 update sankey_journeys as kept
 set
-  mcp_server_id = counted.mcp_server_id,
-  step_ids = counted.step_ids,
-  completed_at = counted.completed_at,
-  started_at = counted.started_at
-from counted
-where kept.mcp_server_user_id = counted.mcp_server_user_id and kept.walkthrough_id = counted.walkthrough_id;
+  mcp_server_id = new_journeys.mcp_server_id,
+  step_ids = new_journeys.step_ids,
+  completed_at = new_journeys.completed_at,
+  started_at = new_journeys.started_at
+from new_journeys
+where kept.mcp_server_user_id = new_journeys.mcp_server_user_id and kept.walkthrough_id = new_journeys.walkthrough_id;
 
 -- name: delete_journeys
 -- Journeys without completions and without a start.

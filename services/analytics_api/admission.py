@@ -1,4 +1,4 @@
-"""The door of the API: what is over its share is refused here, before it costs more than its headers.
+"""Who comes into the API: what is over its share is refused here, before it costs more than its headers.
 
 What passes has a turn (`fair.Turn`) until its answer begins: so routing, checking the key, computing and
 compressing are done for a few requests at once, in the order of `fair.Lane`, however many come. What needs no
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api.fair import Lanes, Turn
-from services.analytics_api.guard import Guard
+from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond, unanswerable
 from services.runtime.bounds import client_of_scope
@@ -28,17 +28,17 @@ _OF_HEALTH: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
 def turn_of(scope: Scope) -> Turn:
-    """The turn of a request that passed the door."""
+    """The turn of a request that was let in."""
     turn: Turn = scope[_TURN]
     return turn
 
 
-class Door:
+class Admission:
     """Lets requests in; those of health and metrics go past it."""
 
-    def __init__(self, app: ASGIApp, guard: Guard, lanes: Lanes, streams: Streams) -> None:
+    def __init__(self, app: ASGIApp, keys: KeysAndRates, lanes: Lanes, streams: Streams) -> None:
         self._app = app
-        self._guard = guard
+        self._keys = keys
         self._lanes = lanes
         self._streams = streams
 
@@ -60,7 +60,7 @@ class Door:
                 await self._app(scope, receive, send_and_end)
                 return
             try:
-                scope[_TURN] = await self._let_in(stack, Request(scope))
+                scope[_TURN] = await self._admit(stack, Request(scope))
             except ProblemError as problem:
                 await self._take_turn(stack, scope)
                 await respond(problem)(scope, receive, send_and_end)
@@ -77,7 +77,7 @@ class Door:
         await stack.enter_async_context(self._lanes.public.place(Asker.stranger(client_of_scope(scope))))
         await asyncio.sleep(0)  # lets the tasks that wait see that the place is taken
 
-    async def _let_in(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
+    async def _admit(self, stack: contextlib.AsyncExitStack, request: Request) -> Turn:
         """The turn of a request with a key; it ends with `stack`.
 
         By its headers alone: rates, number of parameters, streams and questions of its asker. A request
@@ -86,13 +86,13 @@ class Door:
         Raises:
             ProblemError: there is no key, or one of these is too much.
         """
-        asker = await self._guard.arrive(request)
+        asker = await self._keys.arrive(request)
         if request.scope.get("query_string", b"").count(b"&") >= _MOST_PARAMETERS:
             raise unanswerable(f"there are more than {_MOST_PARAMETERS:,} parameters", "query")
         if request.url.path.endswith("/live"):
             self._streams.check(asker)
-        is_of_a_key = not asker.key and self._lanes.is_crowded and await self._guard.knows_id(request)
-        turn = await stack.enter_async_context(self._lanes.turn(asker, is_of_a_key=is_of_a_key))
+        has_known_id = not asker.key and self._lanes.is_crowded and await self._keys.knows_id(request)
+        turn = await stack.enter_async_context(self._lanes.turn(asker, has_known_id=has_known_id))
         if request.method in ("GET", "HEAD"):  # nobody keeps a place while a body comes
             await turn.begin()
         return turn

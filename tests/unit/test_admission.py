@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from starlette.types import Message, Receive, Scope, Send
 
-from services.analytics_api.door import Door
+from services.analytics_api.admission import Admission
 from services.analytics_api.fair import Lanes
-from services.analytics_api.guard import Guard, denied
+from services.analytics_api.keys_and_rates import KeysAndRates, denied
 from services.analytics_api.problems import invalid
 from services.runtime.fair import Asker
 from services.runtime.settings import Settings
@@ -23,7 +23,9 @@ class Site:
         self.begun: list[str] = []
         self.may_answer = asyncio.Event()
         self.refused = 0
-        self.door = Door(self._answer, cast("Guard", self), Lanes(SETTINGS), cast("Any", None))
+        self.admission = Admission(
+            self._answer, cast("KeysAndRates", self), Lanes(SETTINGS), cast("Any", None)
+        )
 
     async def arrive(self, _: Any) -> Asker:
         """Lets nobody in who has to have a key."""
@@ -40,7 +42,7 @@ class Site:
             self.refused += message.get("status") == 401
 
         scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": (address, 1)}
-        return asyncio.create_task(self.door(scope, cast("Any", None), send))
+        return asyncio.create_task(self.admission(scope, cast("Any", None), send))
 
 
 async def test_who_floods_the_files_keeps_neither_others_nor_health_waiting() -> None:
@@ -90,14 +92,14 @@ async def test_where_strangers_have_all_places_a_key_that_exists_still_gets_in()
 
     site, statuses = Strange(), list[int]()
     settings = SETTINGS.model_copy(update={"api_organization_questions": 1})
-    site.door = Door(site._answer, cast("Guard", site), Lanes(settings), cast("Any", None))
+    site.admission = Admission(site._answer, cast("KeysAndRates", site), Lanes(settings), cast("Any", None))
 
     async def send(message: Message) -> None:
         statuses.append(message.get("status", 0))
 
     def ask(address: str) -> "asyncio.Task[None]":
         scope = {"type": "http", "method": "GET", "path": "/v1/x", "headers": [], "client": (address, 1)}
-        return asyncio.create_task(site.door(scope, cast("Any", None), send))
+        return asyncio.create_task(site.admission(scope, cast("Any", None), send))
 
     asked = [ask(f"10.0.0.{n}") for n in range(30)]
 
@@ -137,7 +139,7 @@ async def test_a_question_with_more_parameters_than_any_has_is_refused_unread() 
         "client": ("10.0.0.1", 1),
         "query_string": b"&".join(b"%x=" % n for n in range(10_000)),
     }
-    await site.door(scope, cast("Any", None), send)
+    await site.admission(scope, cast("Any", None), send)
     assert (statuses[0], site.begun) == (422, [])
 
 

@@ -47,7 +47,7 @@ def denied(detail: str) -> ProblemError:
     return ProblemError(401, "No key", detail, _CHALLENGE)
 
 
-class Guard:
+class KeysAndRates:
     """Checks keys and rates; rates are counted in this process.
 
     A key that was good lately is looked up each time, so that it is refused as soon as it is revoked, but

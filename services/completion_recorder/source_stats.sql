@@ -6,20 +6,6 @@ set
   recent_broken = $3
 where topic = $1 and partition = any($4::integer[]);
 
--- name: is_ours
--- Whether this database holds what was recorded of the topic, and some of it is still there; or a server or
--- walkthrough that events name which cannot be read.
-select
-  (
-    ($4::boolean or exists (select from event_sources where topic = $1 and known))
-    and (
-      exists (select from walkthrough_step_completions)
-      or exists (select from walkthrough_starts)
-    )
-  )
-  or exists (select from mcp_servers where id = any($2::text[]))
-  or exists (select from walkthroughs where id = any($3::text[]));
-
 -- name: note_refused
 -- Refused events by source, class and the organization that they name; in an order that all recorders share.
 with given as (
