@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import httpx2
 import pytest
 from mcp.shared.exceptions import MCPError
 
@@ -382,6 +383,9 @@ async def test_a_known_person_who_names_the_session_of_another_has_one_of_their_
     sessions = await world.db.fetch("select * from mcp_server_session")
     assert len({row["mcp_server_user_id"] for row in sessions}) == 4
     assert [e.mcp_server_session_id for e in await outbox(world)].count(session) == 1
+    async with httpx2.AsyncClient() as http:
+        stream = await http.get(f"{url}/ann", headers={"accept": "text/event-stream"})
+    assert (stream.status_code, stream.headers["allow"]) == (405, "POST")
 
 
 async def test_without_a_transport_session_one_lasts_until_half_an_hour_of_silence(world: World) -> None:
