@@ -841,7 +841,7 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
             connection.add_query_logger(counting)
             async with connection.transaction():
                 done = await store._call(
-                    connection, store.Call(caller, lambda offers, _: advance(offers, None), time.monotonic())
+                    connection, store.Call(caller, lambda offers, _: advance(offers, None), began), began
                 )
             connection.remove_query_logger(counting)
         assert done.move.outcome == "advanced"
