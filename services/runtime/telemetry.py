@@ -131,7 +131,7 @@ MCP_CALLS = Counter(
 MCP_UNDER_WAY = Gauge("stepstream_mcp_calls_under_way", "Tool calls that are not answered yet.")
 MCP_SECONDS = Histogram(
     "stepstream_mcp_seconds",
-    "Seconds that a tool call took.",
+    "Seconds that a tool call took, with its wait for others of the same moment.",
     ["tool"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )

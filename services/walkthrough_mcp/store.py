@@ -111,6 +111,25 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class _Times:
+    """When a call arrived and its transaction was begun, on the monotonic clock of this process."""
+
+    arrived: float
+    begun: float
+
+    def arrived_at(self, begun_at: int, asked: float, asked_at: int) -> int:
+        """When the call arrived, or a little later, in milliseconds of the database.
+
+        That is the time at which the database got a statement, less how long before it was sent the call
+        came. Of two the earlier is right: a new connection prepares the query before it runs it, and a pooler
+        keeps the transaction waiting.
+        """
+        return min(
+            at - int((sent - self.arrived) * 1000) for at, sent in ((begun_at, self.begun), (asked_at, asked))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Person:
     """A person; `arrived_at` is when the call arrived, or a little later, in milliseconds of the database."""
 
@@ -211,20 +230,22 @@ async def _until_there(pool: Pool, given: Call, places: Places | None) -> Done:
             async with (
                 places.place(given.caller.server.asker) if places else contextlib.nullcontext(),
                 pool.acquire(timeout=WAIT_SECONDS) as connection,
-                connection.transaction(),
             ):
-                done = await _call(connection, given)
+                begun = time.monotonic()
+                async with connection.transaction():
+                    done = await _call(connection, given, begun)
     return done
 
 
-async def _call(connection: Connection, given: Call) -> Done:
+async def _call(connection: Connection, given: Call, begun: float) -> Done:
     caller, decide = given.caller, given.decide
-    person = await _lock(connection, caller, given.arrived)
+    times = _Times(given.arrived, begun)
+    person = await _lock(connection, caller, times)
     seen = await _look(connection, caller, person)
     move = decide(seen.offers, person is None or can_have_seen(person.arrived_at, seen.shown_at))
     is_new = person is None
     if person is None and move.writes:
-        person = await _somebody_new(connection, caller, given.arrived)
+        person = await _somebody_new(connection, caller, times)
         seen = await _look(connection, caller, person)
         move = decide(seen.offers, True)
     content, shown_at = None, seen.shown_at
@@ -237,7 +258,7 @@ async def _call(connection: Connection, given: Call) -> Done:
     return Done(move, seen.offers, content, visitor, is_new, shown_from)
 
 
-async def _lock(connection: Connection, caller: Caller, arrived: float) -> _Person | None:
+async def _lock(connection: Connection, caller: Caller, times: _Times) -> _Person | None:
     arguments: list[str | None]
     if caller.identity is not None:
         query, arguments = "lock_by_identity", [caller.identity.issuer, caller.identity.subject]
@@ -248,17 +269,18 @@ async def _lock(connection: Connection, caller: Caller, arrived: float) -> _Pers
         query, arguments = "lock_by_session", [caller.transport_session, caller.server.slug]
     else:
         return None
-    row = await connection.fetchrow(SQL[query], *arguments, int((time.monotonic() - arrived) * 1000))
+    asked = time.monotonic()
+    row = await connection.fetchrow(SQL[query], *arguments)
     if row is None:
         if caller.must_exist:
             raise UnknownVisitorError
         return None
     if row["signs_in"]:
         raise SignsInElsewhereError
-    return _Person(row["id"], row["tracking_id"], row["arrived_at"])
+    return _Person(row["id"], row["tracking_id"], times.arrived_at(row["begun_at"], asked, row["asked_at"]))
 
 
-async def _somebody_new(connection: Connection, caller: Caller, arrived: float) -> _Person:
+async def _somebody_new(connection: Connection, caller: Caller, times: _Times) -> _Person:
     """Makes the person of a first call, or finds who another first call at the same moment has made."""
     user = new_id("mcpu_", 12)
     if caller.identity is not None:
@@ -272,7 +294,7 @@ async def _somebody_new(connection: Connection, caller: Caller, arrived: float) 
     else:
         caller = Caller(caller.server, tracking_id=new_tracking_id())
         await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
-    person = await _lock(connection, caller, arrived)
+    person = await _lock(connection, caller, times)
     if person is None:
         raise RuntimeError("a person who was just made cannot be found")
     return person

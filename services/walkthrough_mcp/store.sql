@@ -12,14 +12,15 @@ where slug = $1;
 
 -- name: lock_by_tracking_id
 -- The person, locked until the transaction ends, so that the calls of one person take turns. Who cannot have the
--- lock tries again later, and holds no connection meanwhile; `arrived_at` is when it came, so many milliseconds
--- ago. The lock lets foreign keys refer to the row. With a server the person is somebody who was there: of others
+-- lock tries again later, and holds no connection meanwhile; `begun_at` and `asked_at` are when the transaction, and
+-- this, came. The lock lets foreign keys refer to the row. With a server the person is somebody who was there: of others
 -- nothing is found, nor whether they are locked.
 select
   id,
   distinct_id as tracking_id,
   upstream_sub is not null as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
+  (extract(epoch from transaction_timestamp()) * 1000)::bigint as begun_at,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as asked_at
 from mcp_server_user
 where distinct_id = $1
   and (
@@ -36,7 +37,8 @@ select
   person.id,
   null as tracking_id,
   false as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
+  (extract(epoch from transaction_timestamp()) * 1000)::bigint as begun_at,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as asked_at
 from mcp_user_identities as identity
 inner join mcp_server_user as person on identity.mcp_server_user_id = person.id
 where identity.issuer = $1 and identity.subject = $2
@@ -47,7 +49,8 @@ select
   person.id,
   person.distinct_id as tracking_id,
   false as signs_in,
-  (extract(epoch from statement_timestamp()) * 1000)::bigint - $3::bigint as arrived_at
+  (extract(epoch from transaction_timestamp()) * 1000)::bigint as begun_at,
+  (extract(epoch from statement_timestamp()) * 1000)::bigint as asked_at
 from mcp_server_session as session
 inner join mcp_server_user as person on session.mcp_server_user_id = person.id
 where session.mcp_server_session_id = $1 and session.mcp_server_slug = $2

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import httpx2
 import pytest
 from mcp.shared.exceptions import MCPError
 
@@ -383,6 +384,9 @@ async def test_a_known_person_who_names_the_session_of_another_has_one_of_their_
     sessions = await world.db.fetch("select * from mcp_server_session")
     assert len({row["mcp_server_user_id"] for row in sessions}) == 4
     assert [e.mcp_server_session_id for e in await outbox(world)].count(session) == 1
+    async with httpx2.AsyncClient() as http:
+        stream = await http.get(f"{url}/ann", headers={"accept": "text/event-stream"})
+    assert (stream.status_code, stream.headers["allow"]) == (405, "POST")
 
 
 async def test_without_a_transport_session_one_lasts_until_half_an_hour_of_silence(world: World) -> None:
@@ -873,7 +877,7 @@ async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: Wo
             connection.add_query_logger(counting)
             async with connection.transaction():
                 done = await store._call(
-                    connection, store.Call(caller, lambda offers, _: advance(offers, None), time.monotonic())
+                    connection, store.Call(caller, lambda offers, _: advance(offers, None), began), began
                 )
             connection.remove_query_logger(counting)
         assert done.move.outcome == "advanced"
