@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         default=2_000,
         ge=1,
         description="The most calls of agents at one organization's servers that are at the database or wait "
-        "for it, in a process; half of them for one server.",
+        "for it, in a process; half of them for one server, of which one address has a quarter.",
     )
     mcp_sessions: int = Field(
         default=4_000,

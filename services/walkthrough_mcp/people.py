@@ -55,6 +55,8 @@ class Caller:
     transport_session: str | None = None
     #: A `visitor` has been at this server; a tracking id in the path may be new, or of all servers.
     must_exist: bool = False
+    #: Where the call comes from; empty over stdio.
+    address: str = ""
 
     @property
     def is_anonymous(self) -> bool:

@@ -341,7 +341,7 @@ class McpEndpoint:
         asker = self._known.get(slug)
         if asker is None:
             return self._places.place_of_stranger(slug, address)
-        return self._places.place(asker)
+        return self._places.place(asker, address)
 
     def _written_issuer(self, server: Server) -> str:
         """The issuer as somebody wrote it, or nothing."""
@@ -396,7 +396,7 @@ class McpEndpoint:
             ) from None
         who = identity_of(verified)
         await self._rates.check_person(server.slug, who.issuer, who.subject)
-        scope[_CALLER] = Caller(server, identity=who)
+        scope[_CALLER] = Caller(server, identity=who, address=client_of_scope(scope))
         scope["user"] = AuthenticatedUser(verified)
         await self._stateless(scope, receive, send)
 
@@ -427,7 +427,7 @@ class McpEndpoint:
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
         if tracking_id is not None:
             await self._rates.check_person(server.slug, tracking_id)
-            scope[_CALLER] = Caller(server, tracking_id=tracking_id)
+            scope[_CALLER] = Caller(server, tracking_id=tracking_id, address=client_of_scope(scope))
             await self._stateless(scope, receive, send)
             return
         session = request.headers.get("mcp-session-id")
@@ -440,7 +440,7 @@ class McpEndpoint:
                 server.slug, session if is_session else f"at {client_of_scope(scope)}"
             )
         # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
-        scope[_CALLER] = Caller(server)
+        scope[_CALLER] = Caller(server, address=client_of_scope(scope))
         # The SDK lets only the principal that opened a session use it: here all of a server.
         token = AccessToken(token="", client_id=server.slug, scopes=[])
         scope["user"] = AuthenticatedUser(token)

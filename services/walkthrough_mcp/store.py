@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -219,6 +219,7 @@ async def _until_free(pool: Pool, given: Call, came: float, places: Places | Non
 
 
 async def _until_there(pool: Pool, given: Call, places: Places | None) -> Done:
+    caller = given.caller
     tries = AsyncRetrying(
         retry=retry_if_exception_type(_AGAIN),
         stop=stop_after_attempt(5),
@@ -228,7 +229,7 @@ async def _until_there(pool: Pool, given: Call, places: Places | None) -> Done:
     async for attempt in tries:
         with attempt:
             async with (
-                places.place(given.caller.server.asker) if places else contextlib.nullcontext(),
+                places.place(caller.server.asker, caller.address) if places else contextlib.nullcontext(),
                 pool.acquire(timeout=WAIT_SECONDS) as connection,
             ):
                 begun = time.monotonic()
@@ -292,7 +293,7 @@ async def _somebody_new(connection: Connection, caller: Caller, times: _Times) -
         session, slug = caller.transport_session, caller.server.slug
         await connection.execute(SQL["create_by_session"], user, session, slug, new_tracking_id())
     else:
-        caller = Caller(caller.server, tracking_id=new_tracking_id())
+        caller = replace(caller, tracking_id=new_tracking_id())
         await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
     person = await _lock(connection, caller, times)
     if person is None:

@@ -5,6 +5,7 @@ Few calls of a person wait, and so many of a server and of an organization. Who 
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Hashable
 from dataclasses import dataclass, field
 
@@ -18,10 +19,9 @@ class BusyError(Exception):
 
 
 class CrowdedError(BusyError):
-    """A server, or its organization, has as many calls here as it may."""
+    """A server, its organization, or an address at a server has as many calls here as it may."""
 
-    def __init__(self, is_of_server: bool, most: int) -> None:
-        whose = "this server" if is_of_server else "this server's organization"
+    def __init__(self, whose: str, most: int) -> None:
         super().__init__(
             f"As many calls of {whose} run or wait as may at once ({most}). Wait a moment, then try the same "
             "call again."
@@ -31,8 +31,9 @@ class CrowdedError(BusyError):
 class Places:
     """Who has one of the connections of this process next: organizations take turns, then servers of one.
 
-    So a call waits for about one call of each other server, however many of one wait. Who asks for a server
-    that nobody has found lately has one place together with all others who do: addresses take turns.
+    So a call waits for about one call of each other server, however many of one wait. One address has at most
+    a quarter of what a server may have, so that it shuts nobody else out there. Who asks for a server that
+    nobody has found lately has one place together with all others who do: addresses take turns.
 
     Args:
         settings: how many connections there are, and how many calls of an organization.
@@ -46,20 +47,34 @@ class Places:
             None,
             MCP_WAITING.labels("calls"),
             MCP_WAITING_SECONDS.labels("calls"),
-            Share(settings.mcp_organization_calls, CrowdedError),
+            Share(settings.mcp_organization_calls, _crowded),
         )
+        self._most_of_address = max(2, settings.mcp_organization_calls // 8)
+        self._of_address: Counter[tuple[Asker, str]] = Counter()
         self._strangers = Lane(
             1, None, MCP_WAITING.labels("strangers"), MCP_WAITING_SECONDS.labels("strangers")
         )
 
-    def place(self, asker: Asker) -> contextlib.AbstractAsyncContextManager[None]:
-        """A call at a server that is known has a place while the block lasts.
+    @contextlib.asynccontextmanager
+    async def place(self, asker: Asker, address: str) -> AsyncIterator[None]:
+        """A call at a server that is known has a place while the block lasts. Over stdio there is no address.
 
         Raises:
-            CrowdedError: too many calls of the server, or of its organization, have one or wait.
+            CrowdedError: too many calls of the server, of its organization, or from the address at the
+                server have one or wait.
             BusyError: no place was free in time.
         """
-        return self._one_of(self._calls, asker)
+        of = asker, address
+        if address and self._of_address[of] >= self._most_of_address:
+            raise CrowdedError("this address at this server", self._most_of_address)
+        self._of_address[of] += 1
+        try:
+            async with self._one_of(self._calls, asker):
+                yield
+        finally:
+            self._of_address[of] -= 1
+            if not self._of_address[of]:
+                del self._of_address[of]
 
     def place_of_stranger(self, slug: str, address: str) -> contextlib.AbstractAsyncContextManager[None]:
         """A look for a server that may not exist has a place while the block lasts.
@@ -79,6 +94,10 @@ class Places:
             yield
         finally:
             lane.leave(asker)
+
+
+def _crowded(is_of_server: bool, most: int) -> CrowdedError:
+    return CrowdedError("this server" if is_of_server else "this server's organization", most)
 
 
 @dataclass(slots=True)

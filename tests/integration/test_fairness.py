@@ -5,8 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import pytest
-from mcp import MCPError
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
 from prometheus_client import REGISTRY
 
 from services.analytics_api import store
@@ -14,7 +16,7 @@ from services.runtime.api_keys import new_key, text_of
 from services.walkthrough_mcp import store as store_of_mcp
 from services.walkthrough_mcp.people import Server
 from services.walkthrough_mcp.routes import McpEndpoint
-from tests.support.agents import Agent, agent, post
+from tests.support.agents import GENERATIONS, Agent, agent, post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.world import Api, World, completed, eventually
 
@@ -285,6 +287,35 @@ async def test_a_call_waits_for_one_call_of_another_organization_and_not_for_its
         await asked
         held.let_go(12)
         assert [(await call)["outcome"] for call in busy] == ["started"] * 12
+
+
+async def test_calls_of_one_address_leave_room_for_others_at_the_same_server(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address may have more connections than a server may have calls."""
+    settings = {"mcp_database_pool_size": 4, "mcp_organization_calls": 16}
+    async with agents_of_two(world, **settings) as (ours, _, base):
+        held = HeldCalls(monkeypatch)
+        calls = [asyncio.create_task(ours.start()) for _ in range(8)]
+        done: set[asyncio.Task[Any]] = set()
+
+        async def six_are_refused() -> bool:
+            done.update(call for call in calls if call.done())
+            return len(done) == 6
+
+        await eventually(six_are_refused, "all but two are refused")
+        for call in done:
+            assert "calls of this address at this server run or wait as may at once (2)" in str(
+                call.exception()
+            )
+        transport = httpx2.AsyncHTTPTransport(local_address="127.0.0.5")
+        async with httpx2.AsyncClient(transport=transport, timeout=30) as http:
+            other = streamable_http_client(f"{base}/srv_1", http_client=http)
+            async with Client(other, mode=GENERATIONS[0], cache=None) as client:
+                held.let_go(9)
+                result = await client.call_tool("start_walkthrough", {})
+                assert result.structured_content["outcome"] == "started"
+        assert sorted([(await call)["outcome"] for call in set(calls) - done]) == ["started"] * 2
 
 
 async def test_calls_over_the_share_of_a_server_are_refused_and_another_organization_goes_on(
