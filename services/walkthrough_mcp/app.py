@@ -29,7 +29,8 @@ from services.runtime.settings import Settings
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
 from services.walkthrough_mcp.people import Caller, Server, new_id, problem_of_tracking_id
-from services.walkthrough_mcp.routes import McpEndpoint, Refusal, check_rates, identity_of
+from services.walkthrough_mcp.rates import Refusal, check_rates
+from services.walkthrough_mcp.routes import McpEndpoint, identity_of
 from services.walkthrough_mcp.tokens import IssuerAwayError, TokenRefusedError
 
 

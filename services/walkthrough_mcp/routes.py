@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Final
 
-import limits
 from cachetools import TTLCache
-from limits.aio.strategies import FixedWindowRateLimiter
 from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
@@ -17,7 +15,7 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
 from mcp.shared.auth import ProtectedResourceMetadata
 from mcp.shared.exceptions import MCPError
-from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
+from mcp_types import INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic import AnyHttpUrl
 from starlette.requests import Request
@@ -26,10 +24,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom, client_of_scope
-from services.runtime.counters import BoundedStorage
 from services.runtime.database import Pool, can_be_stored
 from services.runtime.database_errors import is_away
-from services.runtime.errors import ConfigurationError
 from services.runtime.fair import Asker
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
@@ -37,6 +33,7 @@ from services.runtime.telemetry import MCP_REFUSED
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.handlers import build_mcp_server
 from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
+from services.walkthrough_mcp.rates import Rates, Refusal
 from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
 from services.walkthrough_mcp.stateless import Stateless, session_named_in
 from services.walkthrough_mcp.tokens import (
@@ -53,35 +50,12 @@ _CALLER = "stepstream.caller"
 #: Between two lines about the same server, and about how many servers that is known.
 _TOLD_SECONDS: Final = 60
 _MOST_TOLD: Final = 10_000
-#: The most addresses, and people, whose requests are counted.
-_MOST_COUNTED: Final = 100_000
 #: For how long a server is known to exist.
 _KNOWN_SECONDS: Final = 60
 _NO_ISSUER: Final = (
     "People sign in at this server, and no issuer is set for it: its operator has to name one."
 )
 _TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
-
-
-class Refusal(Exception):  # noqa: N818 - an answer, and no fault of ours
-    """A request that is answered before a tool runs: an HTTP status, a reason, and what to do."""
-
-    def __init__(self, status: int, reason: str, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.retry_after = retry_after
-
-    def response(self) -> Response:
-        """The answer: its body is a JSON-RPC error, so that clients hand the message on."""
-        error = {
-            "code": INTERNAL_ERROR if self.status >= 500 else INVALID_REQUEST,
-            "message": str(self),
-            "data": {"reason": self.reason},
-        }
-        headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
-        body = {"jsonrpc": "2.0", "id": None, "error": error}
-        return JSONResponse(body, status_code=self.status, headers=headers)
 
 
 class SignIn(ProtectedResourceMetadata):
@@ -93,87 +67,6 @@ class SignIn(ProtectedResourceMetadata):
 
     resource: str  # type: ignore[assignment]
     authorization_servers: list[str]  # type: ignore[assignment]
-
-
-class Rates:
-    """How often an address, and a person, may call: counted in this process.
-
-    Each kind has counters of its own: many people are no way to have an address forgotten.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._address = _Rate("address", settings.mcp_address_rate)
-        self._person = _Rate("person", settings.mcp_person_rate)
-        self._failure = _Rate("failure", settings.mcp_failure_rate)
-
-    async def check_address(self, address: str) -> None:
-        """Counts a request of an address.
-
-        Raises:
-            Refusal: there were too many.
-        """
-        await self._address.hit(address)
-
-    async def check_person(self, *who: str) -> None:
-        """Counts a request of a person.
-
-        Raises:
-            Refusal: there were too many.
-        """
-        await self._person.hit(*who)
-
-    async def fail(self, address: str) -> None:
-        """Counts a request of an address for something that there is not."""
-        await self._failure.count(address)
-
-    async def check_failures(self, address: str) -> None:
-        """Looks whether an address asked too often for what there is not.
-
-        Raises:
-            Refusal: it did.
-        """
-        await self._failure.check(address)
-
-
-class _Rate:
-    """One rate, with its counters; empty is no limit."""
-
-    def __init__(self, name: str, rate: str) -> None:
-        self._name = name
-        self._limit = limits.parse(rate) if rate else None
-        self._limiter = FixedWindowRateLimiter(BoundedStorage(_MOST_COUNTED))
-
-    async def hit(self, *key: str) -> None:
-        """Counts one.
-
-        Raises:
-            Refusal: there were too many.
-        """
-        if self._limit is not None and not await self._limiter.hit(self._limit, self._name, *key):
-            raise _too_many(self._limit)
-
-    async def count(self, *key: str) -> None:
-        """Counts one, and refuses nobody."""
-        if self._limit is not None:
-            await self._limiter.hit(self._limit, self._name, *key)
-
-    async def check(self, *key: str) -> None:
-        """Looks, and counts nothing.
-
-        Raises:
-            Refusal: there were too many.
-        """
-        if self._limit is not None and not await self._limiter.test(self._limit, self._name, *key):
-            raise _too_many(self._limit)
-
-
-def _too_many(limit: limits.RateLimitItem) -> Refusal:
-    return Refusal(
-        429,
-        "too_many_requests",
-        f"More than {limit.amount} requests in {limit.get_expiry()} seconds. Wait, then go on.",
-        retry_after=limit.get_expiry(),
-    )
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:
@@ -473,19 +366,3 @@ def identity_of(token: AccessToken) -> Identity:
     has_email = isinstance(email, str) and can_be_stored(email)
     assert token.subject is not None  # noqa: S101 - the verifier requires it
     return Identity(str(claims["iss"]), token.subject, email if has_email else None)
-
-
-def check_rates(settings: Settings) -> None:
-    """Looks whether the rates can be read.
-
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    for name in ("mcp_address_rate", "mcp_person_rate", "mcp_failure_rate"):
-        value = getattr(settings, name)
-        try:
-            _ = limits.parse(value) if value else None
-        except ValueError:
-            raise ConfigurationError(
-                f"STEPSTREAM_{name.upper()}: `{value}` is no rate; one looks like 120/minute"
-            ) from None
