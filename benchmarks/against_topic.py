@@ -19,7 +19,7 @@ from benchmarks.drain import RECORDED, STEPS, drain, fresh, make_events, produce
 from services.completion_recorder.against_topic import verify_against_topic
 from services.completion_recorder.topic_parts import TopicStart
 from services.devstack import down, up
-from services.runtime.settings import load_settings
+from services.runtime.environment import load_settings
 
 
 async def measure(count: int, rounds: int, base_url: str) -> None:

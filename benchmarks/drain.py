@@ -36,8 +36,8 @@ import asyncpg
 
 from schemas import encode
 from services.devstack import down, up
+from services.runtime.environment import load_settings
 from services.runtime.producer import producer
-from services.runtime.settings import load_settings
 
 STEPS = 8
 START = 1_750_000_000_000

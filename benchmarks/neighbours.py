@@ -32,8 +32,8 @@ from benchmarks.drain import STEPS, fresh, start, wait_ready
 from services.consumers.lag import lags
 from services.devstack import down, up
 from services.devstack.kafka import classpath
+from services.runtime.environment import load_settings
 from services.runtime.producer import producer
-from services.runtime.settings import load_settings
 
 GOOD_PER_SECOND = 200
 CLIENT = "neighbour"

@@ -28,7 +28,7 @@ from benchmarks.history import make
 from services.analytics_api.keys import create
 from services.devstack import down, up
 from services.devstack.processes import free_port
-from services.runtime.settings import load_settings
+from services.runtime.environment import load_settings
 
 WINDOW = """
 select position, from_step_id, step_id, count(*), sum(ms)

@@ -38,7 +38,7 @@ from benchmarks.history import make
 from services.analytics_api.keys import create
 from services.devstack import down, up
 from services.devstack.processes import free_port
-from services.runtime.settings import load_settings
+from services.runtime.environment import load_settings
 
 SMALL_ORGANIZATION = """
 set session_replication_role = replica;

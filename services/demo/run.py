@@ -28,10 +28,11 @@ from services.demo.picture import SQL, draw
 from services.operations.produce import ProduceResult, bulk_producer, send_values
 from services.operations.status import status
 from services.runtime.database import Connection, connected
+from services.runtime.environment import load_settings
 from services.runtime.errors import MismatchError, StepstreamError
 from services.runtime.kafka import ensure_topics
 from services.runtime.migrate import migrate
-from services.runtime.settings import Settings, load_settings
+from services.runtime.settings import Settings
 from services.sankey_aggregator.verify import verify
 from services.walkthrough_mcp.exchange import import_walkthrough, read_export
 

@@ -61,7 +61,7 @@ GroupOption = Annotated[GroupName, typer.Option("--group", help="The service who
 
 def current_settings(*, needs_kafka: bool = True) -> "Settings":
     """The settings of the environment."""
-    from services.runtime.settings import load_settings
+    from services.runtime.environment import load_settings
 
     return load_settings(needs_kafka=needs_kafka)
 

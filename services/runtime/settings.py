@@ -1,21 +1,17 @@
 """Settings, all from the environment: `STEPSTREAM_` and the field's name in capitals."""
 
-import os
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from schemas import DEAD_LETTER_SUFFIX, OPERATOR_SOURCES, TOPIC
-from services.runtime.errors import ConfigurationError
 from services.runtime.setting_values import (
     PREFIX,
     host_and_port,
@@ -32,15 +28,12 @@ from services.runtime.setting_values import (
     split_at_commas,
 )
 
+#: Passwords that may change while a service runs, where a file has them.
+ROTATING = ("database_password", "kafka_password")
 #: The folder of secrets: itself no setting, since it says where settings are.
 SECRETS_DIR = PREFIX + "SECRETS_DIR"
 #: PostgreSQL and the system's timers take no more than some weeks.
 _MOST_SECONDS = 604_800
-BROKERS = f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"
-#: Stands for the brokers where nobody asks Kafka anything; no such name can be (RFC 2606).
-_NO_BROKERS = "kafka.invalid:9092"
-#: Passwords that may change while a service runs, where a file has them.
-_ROTATING = ("database_password", "kafka_password")
 
 
 class Settings(BaseSettings):
@@ -349,7 +342,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
-        for name in _ROTATING:
+        for name in ROTATING:
             if getattr(self, name).get_secret_value() and getattr(self, f"{name}_file"):
                 variable = PREFIX + name.upper()
                 raise ValueError(f"{variable} and {variable}_FILE: only one of them")
@@ -414,51 +407,5 @@ class Settings(BaseSettings):
         return self.group_prefix + service
 
 
-def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
-    """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
-
-    A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
-    environment goes before. The files of passwords are read anew for new connections, all others once.
-
-    Args:
-        needs_kafka: whether the brokers have to be set.
-        overrides: values that go before the environment.
-
-    Raises:
-        ConfigurationError: names each variable that is missing or wrong, and how it should look.
-    """
-    folder = os.environ.get(SECRETS_DIR)
-    if folder and not Path(folder).is_dir():
-        raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
-    if not needs_kafka and not {BROKERS, BROKERS.lower()} & os.environ.keys():
-        overrides = {"kafka_bootstrap_servers": _NO_BROKERS} | overrides
-    try:
-        return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
-    except ValidationError as error:
-        raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
-
-
-def _rotating(folder: str | None) -> dict[str, Any]:
-    """The passwords that are files of a folder, by their files: so they are read anew."""
-    found: dict[str, Any] = {}
-    for file in Path(folder).iterdir() if folder else ():
-        name = file.name.lower().removeprefix(PREFIX.lower())
-        variable = PREFIX + name.upper()
-        is_set = variable in os.environ or f"{variable}_FILE" in os.environ
-        if name in _ROTATING and file.name.lower() != name and not is_set:
-            found |= {name: "", f"{name}_file": str(file)}
-    return found
-
-
 def _read(password: SecretStr, file: str) -> str | None:
     return (read_secret(file) if file else password.get_secret_value()) or None
-
-
-def _explain(problem: Any) -> str:
-    text = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return str(text)  # of several variables, which it names
-    field = str(problem["loc"][0])
-    if problem["type"] == "missing":
-        text = f"is not set. {Settings.model_fields[field].description}"
-    return f"{PREFIX}{field.upper()}: {text}"

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from services.completion_recorder.app import RecorderShell, build
-from services.runtime.settings import load_settings
+from services.runtime.environment import load_settings
 from services.runtime.telemetry import configure_logging
 
 

@@ -7,8 +7,9 @@ import pytest
 from pydantic import SecretStr
 
 from services.runtime.database import open_pool
+from services.runtime.environment import load_settings
 from services.runtime.errors import ConfigurationError, StepstreamError
-from services.runtime.settings import Settings, load_settings
+from services.runtime.settings import Settings
 
 GOOD = {
     "STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS": "a:9092, b:9093",

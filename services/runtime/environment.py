@@ -1,0 +1,61 @@
+"""Settings from the environment, and from files of secrets."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.runtime.errors import ConfigurationError
+from services.runtime.setting_values import PREFIX
+from services.runtime.settings import ROTATING, SECRETS_DIR, Settings
+
+_BROKERS = f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"
+#: Stands for the brokers where nobody asks Kafka anything; no such name can be (RFC 2606).
+_NO_BROKERS = "kafka.invalid:9092"
+
+
+def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
+    """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
+
+    A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
+    environment goes before. The files of passwords are read anew for new connections, all others once.
+
+    Args:
+        needs_kafka: whether the brokers have to be set.
+        overrides: values that go before the environment.
+
+    Raises:
+        ConfigurationError: names each variable that is missing or wrong, and how it should look.
+    """
+    folder = os.environ.get(SECRETS_DIR)
+    if folder and not Path(folder).is_dir():
+        raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
+    if not needs_kafka and not {_BROKERS, _BROKERS.lower()} & os.environ.keys():
+        overrides = {"kafka_bootstrap_servers": _NO_BROKERS} | overrides
+    try:
+        return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
+
+
+def _rotating(folder: str | None) -> dict[str, Any]:
+    """The passwords that are files of a folder, by their files: so they are read anew."""
+    found: dict[str, Any] = {}
+    for file in Path(folder).iterdir() if folder else ():
+        name = file.name.lower().removeprefix(PREFIX.lower())
+        variable = PREFIX + name.upper()
+        is_set = variable in os.environ or f"{variable}_FILE" in os.environ
+        if name in ROTATING and file.name.lower() != name and not is_set:
+            found |= {name: "", f"{name}_file": str(file)}
+    return found
+
+
+def _explain(problem: Any) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(text)  # of several variables, which it names
+    field = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        text = f"is not set. {Settings.model_fields[field].description}"
+    return f"{PREFIX}{field.upper()}: {text}"
