@@ -230,11 +230,11 @@ class HeldCalls:
 
         monkeypatch.setattr(McpEndpoint, "_find_server", noted)
 
-    async def _held(self, connection: Any, caller: Any, *rest: Any) -> Any:
-        self.served.append(caller.server.slug)
-        if caller.server.slug == "srv_1":
+    async def _held(self, connection: Any, given: store_of_mcp.Call, begun: float) -> Any:
+        self.served.append(given.caller.server.slug)
+        if given.caller.server.slug == "srv_1":
             await self._free.acquire()
-        return await self._call(connection, caller, *rest)
+        return await self._call(connection, given, begun)
 
     def let_go(self, calls: int = 1) -> None:
         for _ in range(calls):
@@ -299,7 +299,7 @@ async def test_calls_over_the_share_of_a_server_are_refused_and_another_organiza
         both_there, call = asyncio.Barrier(2), store_of_mcp.call
 
         async def together(*arguments: Any) -> store_of_mcp.Done:
-            if arguments[1].server.slug == "srv_1":
+            if arguments[1].caller.server.slug == "srv_1":
                 await both_there.wait()
             return await call(*arguments)
 
