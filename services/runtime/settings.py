@@ -215,7 +215,7 @@ class Settings(BaseSettings):
         default=10, ge=1, le=100, description="The most database connections that walkthrough-mcp opens."
     )
     mcp_together_ms: int = Field(
-        default=250,
+        default=400,
         ge=0,
         le=1_000,
         description="How long the answer to a call that names no step waits for others of the same person "

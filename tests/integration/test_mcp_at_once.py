@@ -16,7 +16,7 @@ from tests.support.world import World
 pytestmark = pytest.mark.integration
 
 #: How many pairs there are; and a fifth as many bursts of five.
-PAIRS = int(os.environ.get("STEPSTREAM_TEST_PAIRS", "10"))
+PAIRS = int(os.environ.get("STEPSTREAM_TEST_PAIRS", "5"))
 #: Begun anew every third time: five calls at once do at most five steps.
 STEPS = 16
 
