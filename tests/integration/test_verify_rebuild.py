@@ -183,7 +183,7 @@ async def test_a_swap_that_is_frozen_between_two_messages_of_the_protocol_lets_t
         await db.prepare("select")
         await world.ended(db)
 
-    monkeypatch.setattr(rebuilding.store, "add_filled_deltas", freeze)
+    monkeypatch.setattr(rebuilding.counting, "add_filled_deltas", freeze)
     with pytest.raises(StepstreamError):
         await rebuild(world.settings_of(OPERATOR), execute=True)
     assert await world.db.fetchval("select count(*) from sankey_journeys") == 0
