@@ -53,9 +53,9 @@ test-dashboard: setup $(DASHBOARD)/node_modules/.installed  ## the dashboard: un
 	$(NPM) test
 	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
-# Not in `make test`: it needs a JDK, Go and Node.js, whose clients are skipped where they are not, and minutes.
+# Not in `make test`: it needs a JDK, Go, Rust and Node.js, whose clients are skipped where they are not, and minutes.
 test-clients: export PYTHONDONTWRITEBYTECODE =
-test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C; agents that sign in; MCP conformance. STEPSTREAM_CLIENTS=all skips none
+test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C; MCP clients, and its conformance. STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
@@ -84,9 +84,9 @@ dashboard: generate $(DASHBOARD)/node_modules/.installed  ## build the dashboard
 	$(NPM) run build
 	$(BIN)/python -m services.analytics_api.generate --built
 
-docs: setup  ## write what the commands print into docs/operating.md, and the roles' rights into docs/security.md
+docs: setup  ## write what commands print (docs/operating.md), roles' rights (security.md), clients (agents.md)
 	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/integration/test_operating_page.py -k page_shows
-	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/unit/test_security_page.py
+	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/unit/test_security_page.py tests/unit/test_agents_page.py
 
 bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is read
 	$(BIN)/python -m benchmarks.drain
@@ -103,10 +103,12 @@ lock: $(UV)  ## pin the dependencies anew
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.txt
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.txt
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 $(AGENT)/requirements.in -o $(AGENT)/requirements.txt
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 $(AGENT)/requirements-1.in -o $(AGENT)/requirements-1.txt
 
-sbom: setup  ## what requirements.txt locks, as CycloneDX in dist/sbom.json; the same lock gives the same bytes
+sbom: setup  ## what requirements.txt locks, with licences, as CycloneDX in dist/sbom.json; the same lock gives the same bytes
 	@mkdir -p dist
 	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.json
+	@$(BIN)/python .ci/sbom.py dist/sbom.json
 	@echo dist/sbom.json
 
 clean:  ## remove what setup, tests and demo left here

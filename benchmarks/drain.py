@@ -1,6 +1,6 @@
 """How fast the consumers drain a backlog, beside the floor of the same run.
 
-    python -m benchmarks.drain [--events 200000] [--rounds 2]
+    python -m benchmarks.drain [--events 200000] [--rounds 2] [--shown]
 
 For time-ordered and for fully shuffled traffic, on an embedded stack of its own, with the real services
 as processes:
@@ -12,6 +12,8 @@ as processes:
   (SIGSTOP), then the aggregator follows alone. So each sees the tables as they are at that moment, and
   neither takes the other's processor;
 - aggregator, replay: the whole topic at once over completions that are all there, into empty counts.
+
+With `--shown`, the recorder alone, of completions and then of the same with a showing before each.
 
 Rates only mean something beside each other: the machine decides the absolute figures.
 """
@@ -221,6 +223,34 @@ async def fresh(base_url: str, people: int) -> AsyncIterator[tuple[str, asyncpg.
     await admin.close()
 
 
+def with_showings(events: list[dict]) -> list[dict]:
+    """The same, and before each completion the step is shown."""
+    found = []
+    for number, event in enumerate(events):
+        shown = {name: value for name, value in event.items() if name not in {"completed_at", "metadata"}}
+        shown |= {
+            "type": "step-shown",
+            "event_id": str(uuid.UUID(int=number << 64, version=4)),
+            "version": "v1",
+        }
+        found += [shown | {"shown_at": event["completed_at"] - 1}, event]
+    return found
+
+
+async def measure_showings(events: list[dict], base_url: str) -> None:
+    rates = []
+    for sent in (events, with_showings(events)):
+        async with fresh(base_url, len(events) // STEPS) as (topic, db):
+            await produce(sent, topic)
+            seconds = await drain("completion-recorder", dict(os.environ), db, len(sent), RECORDED)
+            rates.append(len(sent) / seconds)
+    alone, shown = rates
+    print(
+        f"recorder: completions alone {alone:>7,.0f} events/s, with a showing of each {shown:>7,.0f}/s",
+        flush=True,
+    )
+
+
 async def measure(name: str, events: list[dict], base_url: str) -> None:
     async with fresh(base_url, len(events) // STEPS) as (topic, db):
         await produce(events, topic)
@@ -250,6 +280,7 @@ async def main() -> None:
     )
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--shown", action="store_true")
     parser.add_argument("--dir", type=Path, default=Path(".stepstream-bench"))
     args = parser.parse_args()
     addresses = await asyncio.to_thread(up, args.dir)
@@ -257,6 +288,9 @@ async def main() -> None:
     try:
         for number in range(args.rounds):
             ordered = make_events(args.events, number)
+            if args.shown:
+                await measure_showings(ordered, addresses.database_url)
+                continue
             shuffled = random.Random(number).sample(ordered, len(ordered))
             await measure("time-ordered", ordered, addresses.database_url)
             await measure("shuffled", shuffled, addresses.database_url)

@@ -5,7 +5,8 @@
 One walkthrough of 12 steps over two servers and 90 days, ten steps a person. Of each size: the Sankey by
 HTTP from the service as a process, of all and of one server and a week; the window-function query over the
 completions that says the same; and what reads the journeys, the first time and from what is kept then: a view
-that changes paths, steps with medians, a summary, trends; and a page of people. The median of several, in ms.
+that changes paths, steps with medians, a summary, trends; a page of people; and what a finish rule with a
+goal makes of it. The median of several, in ms.
 """
 
 import argparse
@@ -49,11 +50,25 @@ QUESTIONS: list[tuple[str, str, int]] = [
     ("Sankey from a step on, first time", "sankey?start_at=wts_0_2", 1),
     ("Sankey from a step on, another view", "sankey?start_at=wts_0_2&exclude=wts_0_5", 5),
     ("steps, with medians, first time", "steps", 1),
+    ("Sankey with medians, first time", "sankey?times=true", 1),
+    ("Sankey with medians, again", "sankey?times=true&min_share=0.01", 5),
+    ("paths", "paths", 3),
     ("summary, first time", "", 1),
     ("trends, first time", "trends", 1),
     ("summary, again", "", 5),
+    ("compare two servers, first time", "compare?server_a=srv_0&server_b=srv_1", 1),
+    ("time to finish, first time", "time-to-finish", 1),
     ("a page of the people of a link", "journeys?position=3&step=wts_0_3&from_step=wts_0_2", 3),
 ]
+
+#: With a goal, whether a journey is finished is read from the journeys.
+OF_A_GOAL: list[tuple[str, str, int]] = [
+    ("Sankey with a goal, first time", "walkthroughs/wt_0/sankey", 1),
+    ("Sankey with a goal, again", "walkthroughs/wt_0/sankey", 10),
+    ("trends with a goal, first time", "walkthroughs/wt_0/trends", 1),
+    ("overview with a goal", "organization", 3),
+]
+GOAL = "insert into walkthrough_finish_rules (walkthrough_id, goal_step_ids) values ('wt_0', '{wts_0_8}')"
 
 
 async def median_ms(times: int, ask: Callable[[], Awaitable[Any]]) -> float:
@@ -82,11 +97,15 @@ async def measure(url: str, port: int) -> list[tuple[str, float]]:
             await asyncio.sleep(0.1)
 
         async def ask(path: str) -> None:
-            response = await http.get(f"/v1/walkthroughs/wt_0{'/' if path else ''}{path}")
+            response = await http.get(f"/v1/{path}")
             assert response.status_code == 200, response.text
 
-        await ask("sankey")
+        await ask("walkthroughs/wt_0/sankey")
         for name, path, times in QUESTIONS:
+            whole = f"walkthroughs/wt_0{'/' if path else ''}{path}"
+            results.append((name, await median_ms(times, lambda path=whole: ask(path))))
+        await db.execute(GOAL)
+        for name, path, times in OF_A_GOAL:
             results.append((name, await median_ms(times, lambda path=path: ask(path))))
     await db.close()
     return results

@@ -118,6 +118,7 @@ class Soak:
         if name == MCP:
             port = self.mcp_port
             more |= {"public_url": f"http://127.0.0.1:{port}", "mcp_address_rate": "", "mcp_person_rate": ""}
+            more |= {f"mcp_new_people_{of}rate": "" for of in ("", "address_", "server_")}
         elif name in {RECORDER, AGGREGATOR}:
             more["poll_max_records"] = self.chance.choice([50, 500, 5_000])
         self.fleet[name, number] = self.world.start(name, port, **more)

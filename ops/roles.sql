@@ -103,10 +103,10 @@ $$;
 grant select on stepstream_migrations to
   stepstream_recorder, stepstream_aggregator, stepstream_relay, stepstream_mcp, stepstream_api, stepstream_operator;
 
--- The recorder: completions, starts, how far it is; and forgetting who was erased. What an event refers to stays
+-- The recorder: completions, starts, skips, showings, how far it is; and forgetting who was erased. What an event refers to stays
 -- locked until the commit, for which PostgreSQL wants the right to update some column: one that decides nothing.
 grant select, insert, update on
-  walkthrough_step_completions, walkthrough_starts, recorded_offsets
+  walkthrough_step_completions, walkthrough_starts, walkthrough_step_skips, walkthrough_step_showings, recorded_offsets
 to stepstream_recorder;
 grant select, insert, update, delete on event_sources, refused_events to stepstream_recorder;
 grant select, insert, update (last_at) on source_organizations to stepstream_recorder;
@@ -132,7 +132,10 @@ grant select, insert, update, delete on
   sankey_journeys, sankey_transitions, sankey_endings, sankey_dirty
 to stepstream_aggregator;
 grant select, insert, update on sankey_freshness to stepstream_aggregator;
-grant select on recorded_offsets, walkthrough_step_completions, walkthrough_starts to stepstream_aggregator;
+grant select on
+  recorded_offsets, walkthrough_step_completions, walkthrough_starts, walkthrough_step_skips,
+  walkthrough_step_showings
+to stepstream_aggregator;
 grant select, insert, update on counted_offsets to stepstream_aggregator;
 grant select, insert on gone_events to stepstream_aggregator;
 grant select on sent_events to stepstream_aggregator;
@@ -140,6 +143,7 @@ grant select on sent_events to stepstream_aggregator;
 -- The relay: the outbox.
 grant select, update (created_at), delete on outbox to stepstream_relay; -- to lock a row, as above
 grant select, update on outbox_shards to stepstream_relay;
+grant select on outbox_shards to stepstream_operator;
 grant select, insert on outbox_set_aside to stepstream_relay;
 grant select, insert, update on sent_events to stepstream_relay;
 grant insert on witnessed_events to stepstream_relay;
@@ -155,17 +159,24 @@ grant select, insert, update on mcp_live_sessions, walkthrough_progress to steps
 grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_steps to stepstream_mcp;
 grant select on mcp_server_walkthroughs to stepstream_mcp;
 grant select (id, mcp_server_user_id, walkthrough_id, step_id, completed_at) on walkthrough_step_completions to stepstream_mcp;
+grant select (mcp_server_user_id, walkthrough_id, step_id, skipped_at) on walkthrough_step_skips to stepstream_mcp;
 grant insert on outbox to stepstream_mcp;
+grant select, insert on mcp_session_clients to stepstream_mcp;
 
 -- The API and the dashboard read.
 grant select on
   organization, mcp_servers, mcp_server_session, mcp_server_walkthroughs, walkthroughs, walkthrough_steps,
-  walkthrough_step_completions, walkthrough_starts, sankey_journeys, sankey_transitions, sankey_endings,
-  sankey_freshness, sankey_dirty, api_keys
+  walkthrough_step_completions, walkthrough_starts, walkthrough_step_skips, walkthrough_step_showings, sankey_journeys,
+  sankey_transitions, sankey_endings, sankey_freshness, sankey_dirty, api_keys, walkthrough_finish_rules,
+  mcp_session_clients
 to stepstream_api;
+grant insert, update, delete on walkthrough_finish_rules to stepstream_api;
 grant select (id, mcp_server_user_id, walkthrough_id) on waiting_events to stepstream_api;
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
+
+-- Versions of walkthroughs are read. Triggers write them, whoever edits the steps.
+grant select on walkthrough_versions to stepstream_api, stepstream_operator;
 
 -- Who operates it, beside what the consumers may: verify, rebuild, replay, dlq, erase, import, export, keys, backfill,
 -- status, and what organizations, servers and walkthroughs there are.
@@ -178,9 +189,11 @@ grant insert on outbox, mcp_server_session to stepstream_operator;
 -- `erase` of a person who is a source.
 grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
+grant select, insert, update, delete on walkthrough_finish_rules to stepstream_operator;
 grant insert on organization, mcp_servers to stepstream_operator;
 
 -- A copy of the database that was made without privileges has them as they are by default.
 revoke execute on function
-  sankey_mark_deleted(), sankey_mark_inserted(), sankey_mark_updated(), sankey_mark_truncated()
+  sankey_mark_deleted(), sankey_mark_inserted(), sankey_mark_updated(), sankey_mark_truncated(),
+  walkthrough_version_begin(), walkthrough_version_finish(), walkthrough_versions_remove()
 from public;

@@ -63,9 +63,9 @@ def asyncapi() -> dict[str, Any]:
         "info": {
             "title": "Stepstream",
             "version": "1.0.0",
-            "description": "What people do in walkthroughs: starts and step completions. A record is "
-            "partitioned by murmur2 of its key, as Kafka's Java client does by default; librdkafka needs "
-            "`partitioner=murmur2_random`.",
+            "description": "What people do in walkthroughs: starts, and steps that are shown, skipped and "
+            "completed. A record is partitioned by murmur2 of its key, as Kafka's Java client does by "
+            "default; librdkafka needs `partitioner=murmur2_random`.",
         },
         "defaultContentType": "application/json",
         "channels": {
@@ -89,7 +89,7 @@ def asyncapi() -> dict[str, Any]:
             "recordCompletions": {
                 "action": "receive",
                 "channel": {"$ref": "#/channels/progress"},
-                "summary": "Group completion-recorder: judges every event and upserts completions.",
+                "summary": "Group completion-recorder: judges every event and upserts its row.",
             },
             "aggregateSankey": {
                 "action": "receive",

@@ -114,6 +114,13 @@ Identifier = Annotated[
     # In Python and Java, `$` also matches before a newline at the end: their validators would let that pass.
     Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}),
 ]
+#: Text for people: more than one line is allowed, other control characters are not.
+Reason = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"),
+    # As above: in Java, `$` also matches before a carriage return at the end.
+    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f]"}}),
+]
 EventId = Annotated[
     str,
     StringConstraints(
@@ -194,6 +201,58 @@ class WalkthroughStarted(BaseModel):
         return self.started_at
 
 
+class StepSkipped(BaseModel):
+    """Somebody went on without doing a step. It is no completion.
+
+    The event with the smallest `(skipped_at, event_id)` is the one that counts for a user and step. Where the
+    step was completed as well, before or after, the completion counts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["step-skipped"]
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
+    walkthrough_id: Identifier
+    step_id: Identifier = Field(description="The skipped step; it belongs to the walkthrough.")
+    mcp_server_id: Identifier = Field(description=_SERVER)
+    mcp_server_session_id: Identifier
+    skipped_at: Milliseconds
+    reason: Reason | None = Field(default=None, description="Why, in the words of who skipped it.")
+    metadata: MetadataText | None = Field(default=None, description=_METADATA)
+
+    @property
+    def happened_at(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.skipped_at
+
+
+class StepShown(BaseModel):
+    """A step was put before somebody.
+
+    Of a user and step the first and the last time count: the events with the smallest and with the largest
+    `(shown_at, event_id)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["step-shown"]
+    event_id: EventId = Field(description=_EVENT_ID)
+    mcp_server_user_id: Identifier = Field(description=_USER)
+    walkthrough_id: Identifier
+    step_id: Identifier = Field(description="The step that was shown; it belongs to the walkthrough.")
+    mcp_server_id: Identifier = Field(description=_SERVER)
+    mcp_server_session_id: Identifier
+    shown_at: Milliseconds
+    version: Identifier | None = Field(default=None, description="Which version of the step's content.")
+    metadata: MetadataText | None = Field(default=None, description=_METADATA + " It is not kept.")
+
+    @property
+    def happened_at(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.shown_at
+
+
 class UserErased(BaseModel):
     """Somebody asked to be forgotten: no event of theirs counts, whether it came before or comes after.
 
@@ -241,14 +300,18 @@ class StepCorrected(BaseModel):
         return self.corrected_at
 
 
-AnyEvent: TypeAlias = StepCompleted | WalkthroughStarted | UserErased | StepCorrected
+AnyEvent: TypeAlias = (
+    StepCompleted | WalkthroughStarted | StepSkipped | StepShown | UserErased | StepCorrected
+)
 #: What is about one step of a walkthrough.
-OfStep: TypeAlias = StepCompleted | StepCorrected
+OfStep: TypeAlias = StepCompleted | StepSkipped | StepShown | StepCorrected
 Event: TypeAlias = Annotated[AnyEvent, Field(discriminator="type")]
 EVENT: Final[TypeAdapter[AnyEvent]] = TypeAdapter(Event)
 _TIMES_OF_TYPE: Final = {
     "step-completed": ("completed_at",),
     "walkthrough-started": ("started_at",),
+    "step-skipped": ("skipped_at",),
+    "step-shown": ("shown_at",),
     "user-erased": ("erased_at",),
     "step-corrected": ("corrected_at", "covers_until", "completed_at"),
 }

@@ -22,9 +22,11 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.keys_and_rates import KeysAndRates
+from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
+from services.analytics_api.sign_in import METADATA_PATH, PATH
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
 from services.runtime import http_layers
@@ -52,6 +54,8 @@ _DESCRIPTION = (
 )
 
 
+#: Of what is sent under /v1: a finish rule of three thousand steps.
+_MOST_BODY: Final = 1_000_000
 #: Compressing keeps everybody waiting: the fastest level takes a third of the time of the best one.
 _COMPRESSION: Final = 1
 #: How long a thread that computes keeps the event loop from going on, each time that it wants to.
@@ -86,7 +90,9 @@ class AnalyticsProcess(Process[Shared]):
         settings = self.settings
         app = describe()
         lanes = Lanes(settings)
-        entrance = AnalyticsMcpEndpoint(lambda: self.handler, settings.mcp_max_request_bytes)
+        entrance = AnalyticsMcpEndpoint(
+            lambda: self.handler, settings.mcp_max_request_bytes, settings.api_answer_bytes
+        )
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -99,7 +105,8 @@ class AnalyticsProcess(Process[Shared]):
         app.router.lifespan_context = lifespan
         app.router.routes += [
             Route("/v1/openapi.json", openapi),
-            Route("/mcp/analytics", endpoint=entrance),
+            Route(PATH, endpoint=entrance),
+            Route(METADATA_PATH, self.keys.sign_in.describe),
             *for_this_machine(self.health_routes()),
             *dashboard_routes(),
         ]
@@ -131,6 +138,7 @@ def describe() -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        max_body_size=_MOST_BODY,
         redirect_slashes=False,  # to where the Host header says, and a key would go along
     )
     app.include_router(router)
@@ -147,9 +155,9 @@ def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
         return CORSMiddleware(
             app,
             allow_origins=origins,
-            allow_methods=["GET"],
-            allow_headers=["Authorization", "Accept", "If-None-Match", "Last-Event-ID"],
-            expose_headers=["ETag", "Link", "Retry-After", REQUEST_ID],
+            allow_methods=["GET", "PUT"],
+            allow_headers=["Authorization", "Accept", "Content-Type", "If-None-Match", "Last-Event-ID"],
+            expose_headers=["ETag", "Link", "Retry-After", LEFT_OUT, REQUEST_ID],
         )
 
     return shared_with
@@ -174,7 +182,7 @@ def _opened_pool(
             }
         ),
         meet,
-        server_settings=server_settings(settings.api_statement_seconds),
+        server_settings=server_settings(settings.api_statement_seconds, settings.api_lock_seconds),
         reset=keep_as_it_is,
         command_timeout=settings.api_statement_seconds + 5,
         refusals=refusals,

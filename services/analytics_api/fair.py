@@ -22,6 +22,8 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 _SHARES: Final = 10
 #: Of as many of strangers, those that are kept for ids of keys that exist.
 _RESERVED_SHARES: Final = 2
+#: So many an organization has in hand also where all others have all places: it is in turn before them.
+_ALWAYS: Final = 4
 #: Connections that no question takes: for the keys of strangers and of live streams, for their figures,
 #: freshness and health.
 _OTHER_CONNECTIONS: Final = 5
@@ -36,6 +38,7 @@ _OF: Final = {
     "questions": "questions",
     "large": "questions that read many journeys",
     "streams": "live streams",
+    "exports": "exports",
 }
 
 
@@ -78,6 +81,8 @@ class Lanes:
         self.strangers = Lane("strangers", 1)
         #: Streams that look whether their keys are still good: many may at the same moment.
         self.keys = Lane("keys", 1)
+        #: Exports, each from its first page to its last.
+        self.exports = Shares("exports", settings.api_organization_exports)
         self._asked = Shares("questions", settings.api_organization_questions)
         #: Those of strangers are counted apart: whoever has many addresses shuts out nobody with a good key.
         self._strangers = Shares("questions", settings.api_organization_questions)
@@ -97,10 +102,11 @@ class Lanes:
 
         Raises:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
-                stranger, all strangers together.
+                stranger, all strangers together. An organization that asks little is let in all the same.
         """
         asked = self._asked if asker.key else self._strangers
-        if asked.total >= (self._most if asker.key or has_known_id else self._most_unknown):
+        most = self._most if asker.key or has_known_id else self._most_unknown
+        if asked.total >= most and not (asker.key and asked.of(asker.organization) < _ALWAYS):
             API_CROWDED.labels("questions").inc()
             raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
         with asked.held(asker):
@@ -120,6 +126,8 @@ class Turn:
     def __init__(self, lanes: Lanes, asker: Asker) -> None:
         self.lanes = lanes
         self.asker = asker
+        #: Whether its answer has begun: then it waits where another would be refused.
+        self.goes_on = False
         self._place: tuple[Lane, Asker] | None = None
 
     async def begin(self) -> None:
@@ -149,6 +157,16 @@ class Turn:
                 await self.begin()
 
     @contextlib.asynccontextmanager
+    async def again(self) -> AsyncIterator[None]:
+        """Has a place for another part of an answer that has begun, while the block lasts."""
+        self.goes_on = True
+        await self.begin()
+        try:
+            yield
+        finally:
+            self.end()
+
+    @contextlib.asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
         """Has no place while the block lasts."""
         self.end()
@@ -168,6 +186,19 @@ class Shares:
     def total(self) -> int:
         return self._of.total()
 
+    def of(self, organization: str) -> int:
+        """How many an organization holds."""
+        return self._of[organization]
+
+    def check(self, asker: Asker) -> None:
+        """Looks whether one more may be held.
+
+        Raises:
+            ProblemError: the organization, or its key, holds its share already.
+        """
+        if asker.key:
+            self._share.check(self._of[asker.organization], self._held[asker])
+
     @contextlib.contextmanager
     def held(self, asker: Asker) -> Iterator[None]:
         """Holds one while the block lasts.
@@ -175,8 +206,7 @@ class Shares:
         Raises:
             ProblemError: the organization, or its key, holds its share already.
         """
-        if asker.key:
-            self._share.check(self._of[asker.organization], self._held[asker])
+        self.check(asker)
         self._held[asker] += 1
         self._of[asker.organization] += 1
         try:

@@ -21,8 +21,12 @@ class Key:
     expires_at: datetime | None
 
 
-async def create(db: Connection, organization: str, name: str, seconds: float | None) -> Key:
+async def create(
+    db: Connection, organization: str, name: str, seconds: float | None, *, may_edit: bool = False
+) -> Key:
     """Makes a key of an organization, valid for so many seconds, or until it is revoked.
+
+    With `may_edit` it sets finish rules, beside reading.
 
     Raises:
         UsageError: there is no such organization, or the time is not ahead.
@@ -33,7 +37,7 @@ async def create(db: Connection, organization: str, name: str, seconds: float | 
         raise UsageError("--expires-in: a key has to be valid for some time")
     identifier, secret = new_key()
     expires_at = None if seconds is None else datetime.fromtimestamp(time.time() + seconds, UTC)
-    await db.execute(SQL["create_key"], identifier, organization, name, hash_of(secret), expires_at)
+    await db.execute(SQL["create_key"], identifier, organization, name, hash_of(secret), expires_at, may_edit)
     return Key(identifier, text_of(identifier, secret), expires_at)
 
 

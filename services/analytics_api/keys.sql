@@ -2,7 +2,7 @@
 select name from organization where id = $1;
 
 -- name: create_key
-insert into api_keys (id, organization_id, name, hash, expires_at) values ($1, $2, $3, $4, $5);
+insert into api_keys (id, organization_id, name, hash, expires_at, may_edit) values ($1, $2, $3, $4, $5, $6);
 
 -- name: list_keys
 select
@@ -12,6 +12,7 @@ select
   created_at,
   expires_at,
   revoked_at,
+  may_edit,
   case
     when revoked_at is not null then 'revoked'
     when expires_at <= clock_timestamp() then 'expired'

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from services.analytics_api.fair import Rates
 from services.analytics_api.problems import ProblemError
+from services.analytics_api.sign_in import SignIn
 from services.analytics_api.store import Store
 from services.runtime.api_keys import hash_of, parts_of
 from services.runtime.bounds import client_of_scope
@@ -58,6 +59,7 @@ class KeysAndRates:
 
     def __init__(self, settings: Settings, store: Callable[[], Store]) -> None:
         self._store = store
+        self.sign_in = SignIn(settings, lambda organization: store().has_organization(organization))
         self._rates = Rates()
         self._key_rate = _rate("api_key_rate", settings.api_key_rate)
         self._organization_rate = _rate("api_organization_rate", settings.api_organization_rate)
@@ -75,6 +77,8 @@ class KeysAndRates:
         address = client_of_scope(request.scope)
         authorization = request.headers.get("authorization")
         if not authorization:
+            if self.sign_in.is_at(request):
+                raise self.sign_in.challenge(None)
             raise denied("send an API key: `Authorization: Bearer KEY`. `stepstream keys create` makes one")
         text = _text(authorization)
         known = self._good.get(_digest(text))
@@ -89,17 +93,30 @@ class KeysAndRates:
         parts = _parts(_text(request.headers["authorization"]))
         return parts is not None and parts[0] in await self._known_ids()
 
-    async def admit(self, authorization: str, who: Asker) -> Asker:
-        """Whose key it is; `who` is what `arrive` said.
+    async def admit(self, request: Request, who: Asker) -> Asker:
+        """Whose key, or token, a request has; `who` is what `arrive` said.
 
         Raises:
             ProblemError: the key is not good, or it was used too often.
         """
-        asker = await self.find(_text(authorization))
+        text = _text(request.headers["authorization"])
+        asker = await (self._of_token(text) if self.sign_in.takes(request, text) else self.find(text))
+        if asker is None and self.sign_in.is_at(request):
+            raise self.sign_in.challenge("This is no token, and no API key that is good.")
         if asker is None:
             raise denied("this API key is not good: it is mistyped, expired or revoked")
         if asker != who:
             self._check_asker(asker)
+        return asker
+
+    async def _of_token(self, text: str) -> Asker:
+        try:
+            asker = await self.sign_in.asker(text)
+        except ProblemError as problem:
+            if problem.status != 503:  # it may be good: only nobody can tell right now
+                self._good.pop(_digest(text), None)
+            raise
+        self._good[_digest(text)] = asker
         return asker
 
     async def find(self, text: str) -> Asker | None:
@@ -113,7 +130,7 @@ class KeysAndRates:
         if stored is None or not is_right or not stored.is_valid:
             self._good.pop(_digest(text), None)
             return None
-        asker = Asker(identifier, stored.organization_id)
+        asker = Asker(identifier, stored.organization_id, stored.may_edit)
         self._good[_digest(text)] = asker
         return asker
 

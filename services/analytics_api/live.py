@@ -116,38 +116,95 @@ class Changes:
         return change.organization, fresh
 
 
+class Place:
+    """A place for a stream, had while the block lasts; one that is lost is another organization's."""
+
+    def __init__(self, streams: "Streams", asker: Asker) -> None:
+        self.asker = asker
+        self.is_lost = False
+        self.share = contextlib.ExitStack()
+        self._streams = streams
+
+    def __enter__(self) -> "Place":
+        """Takes it.
+
+        Raises:
+            ProblemError: as `Streams.take`.
+        """
+        self._streams.take(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._streams.give_back(self)
+
+
 class Streams:
-    """The places for streams: so many in all, and a share for each organization and each key."""
+    """The places for streams: so many in all, and a share for each organization and each key.
+
+    Where all are taken, an organization that has two fewer than another, or more, gets one of that: its
+    oldest, of the key that has most. So a new one gets a stream however many the others have, and those who
+    have as many as each other take none away.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._most = settings.api_streams
         self._shares = Shares("streams", settings.api_organization_streams)
+        self._places: dict[str, list[Place]] = {}
+
+    def place(self, asker: Asker) -> Place:
+        """A place, to be taken when the stream begins."""
+        return Place(self, asker)
 
     def check(self, asker: Asker) -> None:
-        """Refuses a stream for which there is no place, before anything is read for it."""
-        with self.held(asker):
-            pass
-
-    @contextlib.contextmanager
-    def held(self, asker: Asker) -> Iterator[None]:
-        """Has a place while the block lasts.
+        """Refuses a stream for which there is no place, before anything is read for it.
 
         Raises:
             ProblemError: all are taken, or those of the organization or the key.
         """
-        if self._shares.total >= self._most:
+        self._shares.check(asker)
+        self._room_for(asker)
+
+    def take(self, place: Place) -> None:
+        """Has a place, if need be another's.
+
+        Raises:
+            ProblemError: all are taken, or those of the organization or the key.
+        """
+        self._shares.check(place.asker)
+        if (lost := self._room_for(place.asker)) is not None:
+            API_CROWDED.labels("streams").inc()
+            lost.is_lost = True
+            self.give_back(lost)
+        place.share.enter_context(self._shares.held(place.asker))
+        self._places.setdefault(place.asker.organization, []).append(place)
+
+    def give_back(self, place: Place) -> None:
+        """Has it no longer; that of one that was lost is another's already."""
+        places = self._places.get(place.asker.organization, [])
+        if place in places:
+            places.remove(place)
+            place.share.close()
+            if not places:
+                del self._places[place.asker.organization]
+
+    def _room_for(self, asker: Asker) -> Place | None:
+        """The place that somebody has to lose, if any."""
+        if self._shares.total < self._most:
+            return None
+        richest = max(self._places.values(), key=len)
+        if len(richest) < len(self._places.get(asker.organization, ())) + 2:
             API_CROWDED.labels("streams").inc()
             raise ProblemError(
                 503, "Too many live streams", "ask again later, or ask without one", {"Retry-After": "30"}
             )
-        with self._shares.held(asker):
-            yield
+        keys = Counter(place.asker for place in richest)
+        return next(place for place in richest if keys[place.asker] == max(keys.values()))
 
 
 class LiveResponse(EventSourceResponse):
     """A stream, which has a place from before its first byte to its end."""
 
-    def __init__(self, place: contextlib.AbstractContextManager[None], *args: Any, **more: Any) -> None:
+    def __init__(self, place: Place, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._place = place
 
@@ -165,14 +222,14 @@ class Stream:
         self._organization = organization
 
     async def events(
-        self, last_id: str | None, is_admitted: Callable[[], Awaitable[bool]], stopping: asyncio.Event
+        self, last_id: str | None, is_admitted: Callable[[], Awaitable[bool]], is_over: Callable[[], bool]
     ) -> AsyncIterator[ServerSentEvent]:
-        """Until the key is no longer good, the organization has no such walkthrough, or the service stops."""
+        """Until the key is no longer good, the organization has no such walkthrough, or `is_over`."""
         seen, sent = last_id, None
         clock = asyncio.get_running_loop().time
         freshness_at, key_at = clock(), clock() + _KEY_SECONDS
         with self._changes.watching(self._walkthrough):
-            while not stopping.is_set():
+            while not is_over():
                 fresh = await self._changes.next(self._walkthrough, self._organization)
                 is_good: bool | None = True
                 if fresh is not None and clock() >= key_at:

@@ -3,14 +3,13 @@
 from services.journeys.flow import Outcome
 
 
-def outcome_of(steps_done: int, is_recent: bool, steps: int) -> Outcome:
+def outcome_of(is_finished: bool, is_recent: bool) -> Outcome:
     """The outcome of a journey.
 
     Args:
-        steps_done: how many of the walkthrough's current steps it has done.
+        is_finished: whether it is, by the rule of its walkthrough.
         is_recent: whether its last activity is within the days that are asked for.
-        steps: how many steps the walkthrough has.
     """
-    if steps_done == steps and steps_done > 0:
+    if is_finished:
         return Outcome.FINISHED
     return Outcome.IN_PROGRESS if is_recent else Outcome.DROPPED

@@ -15,21 +15,29 @@ from services.analytics_api.models import (
     Cohort,
     CompareQuestion,
     Comparison,
+    DiagnoseQuestion,
+    Diagnosis,
     Endings,
     FlowQuestion,
+    FrequentPaths,
     Funnel,
     Identifier,
     JourneyDetail,
     Journeys,
     JourneysQuestion,
     Overview,
+    PathsQuestion,
     Sankey,
     SankeyQuestion,
     Session,
     Steps,
     Summary,
+    SummaryQuestion,
+    TimeToFinish,
     Trends,
     TrendsQuestion,
+    VersionedCohort,
+    WalkthroughVersions,
 )
 from services.analytics_api.store import Context
 
@@ -42,7 +50,8 @@ class Question:
     """A question, by the name of its tool.
 
     `path` is what follows the walkthrough in its address; None where the address is not of this form. `call`
-    is None where it is not about a walkthrough.
+    is None where it is not about a walkthrough. Where it is no tool (`is_tool`), agents get its main figures
+    with another one: they read the list of tools before they ask anything, so that has to be short.
     """
 
     title: str
@@ -51,12 +60,13 @@ class Question:
     answer: type[BaseModel]
     call: Answer | None = None
     path: str | None = None
+    is_tool: bool = True
 
 
 class OfWalkthrough(BaseModel):
     """Which walkthrough a tool is asked about."""
 
-    walkthrough_id: Identifier = Field(description="Id of the walkthrough, from get_overview.")
+    walkthrough_id: Identifier = Field(description="Id or title of the walkthrough.")
 
 
 class OfPerson(BaseModel):
@@ -79,24 +89,32 @@ QUESTIONS: Final[dict[str, Question]] = {
     "get_overview": Question(
         "Overview of all walkthroughs",
         "Every walkthrough of the organization, over all servers and by server: started, finished, "
-        "completion rate, average progress, last activity. Gives the ids for the other tools.",
+        "completion rate, average progress, last activity.",
         Cohort,
         Overview,
     ),
+    "diagnose": Question(
+        "What to look at",
+        "Where people stop, what is slowest, what changed, and what to look at, with numbers. Concludes only "
+        "what enough people show who had the time to go on.",
+        DiagnoseQuestion,
+        Diagnosis,
+        Answers.diagnose,
+        "/diagnose",
+    ),
     "get_summary": Question(
         "A walkthrough in a few figures",
-        "Completion rate, time to completion (median, 90th percentile), steps per session, how many resume "
-        "or come back.",
-        Cohort,
+        "Completion rate, now and of those who had the time; time to finish (median, 90th percentile), steps "
+        "per session, how many resume or come back; its versions.",
+        SummaryQuestion,
         Summary,
         Answers.summary,
         "",
     ),
     "get_sankey": Question(
         "Where people go and where they stop",
-        "The flow graph: nodes (position, step), links between them and endings by outcome. Can start or end "
-        "at a step, leave steps out, and fold small ones. Without that it is read from the counts, in a time "
-        "that does not grow with the number of completions.",
+        "The flow graph: links between steps by position, with mean times, and endings by outcome. Can start "
+        "or end at a step, leave steps out, and fold small ones.",
         SankeyQuestion,
         Sankey,
         Answers.sankey,
@@ -104,8 +122,8 @@ QUESTIONS: Final[dict[str, Question]] = {
     ),
     "get_funnel": Question(
         "How many get how far",
-        "The steps in display order, with how many people did each and all before it.",
-        Cohort,
+        "The steps in display order, today's or a version's, with how many did each and all before it.",
+        VersionedCohort,
         Funnel,
         Answers.funnel,
         "/funnel",
@@ -113,8 +131,8 @@ QUESTIONS: Final[dict[str, Question]] = {
     "get_steps": Question(
         "What became of each step",
         "By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before "
-        "it. The step with the most dropped_here is where most people stop.",
-        Cohort,
+        "it; the median since it was shown. The step with the most dropped_here is where most people stop.",
+        VersionedCohort,
         Steps,
         Answers.steps,
         "/steps",
@@ -127,6 +145,15 @@ QUESTIONS: Final[dict[str, Question]] = {
         Answers.endings,
         "/endings",
     ),
+    "get_paths": Question(
+        "The most frequent whole paths",
+        "Whole paths by how many took them: steps in order, outcome, share, median and 90th percentile of "
+        "the time; and how many other paths there are.",
+        PathsQuestion,
+        FrequentPaths,
+        Answers.paths,
+        "/paths",
+    ),
     "get_trends": Question(
         "Figures over time",
         "By day or week: started, finished, completion rate, people active.",
@@ -135,10 +162,29 @@ QUESTIONS: Final[dict[str, Question]] = {
         Answers.trends,
         "/trends",
     ),
+    "get_versions": Question(
+        "What edits changed",
+        "Each edit of the steps made a version: when, what it changed, and how many journeys began with it.",
+        Cohort,
+        WalkthroughVersions,
+        Answers.versions,
+        "/versions",
+        is_tool=False,  # get_summary tells the newest
+    ),
+    "get_time_to_finish": Question(
+        "How long journeys take to finish",
+        "The share of journeys that have finished, by the time since their beginning (Kaplan-Meier): those "
+        "that are not finished count for as long as they have been on their way.",
+        VersionedCohort,
+        TimeToFinish,
+        Answers.time_to_finish,
+        "/time-to-finish",
+        is_tool=False,
+    ),
     "compare": Question(
-        "Compare two servers or periods",
-        "The same walkthrough over cohorts A and B: completion, every link and drop-off side by side, with "
-        "the difference and whether it is more than chance.",
+        "Compare two servers, periods or versions",
+        "The same walkthrough over cohorts A and B, each journey after the same time: completion, steps, "
+        "links and drop-offs, with the difference and whether it is more than chance.",
         CompareQuestion,
         Comparison,
         Answers.compare,

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
@@ -16,11 +16,16 @@ from starlette.responses import Response
 
 from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
+from services.analytics_api.exports import Export, ExportResponse
 from services.analytics_api.fair import Turn
 from services.analytics_api.keys_and_rates import KeysAndRates
+from services.analytics_api.left_out import HEADER as LEFT_OUT
+from services.analytics_api.left_out import left_out
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
 from services.analytics_api.models import (
     Cohort,
+    FinishRule,
+    FinishRuleQuestion,
     JourneyDetail,
     Journeys,
     JourneysQuestion,
@@ -33,9 +38,11 @@ from services.analytics_api.models import (
 from services.analytics_api.problems import MEDIA_TYPE as PROBLEM
 from services.analytics_api.problems import not_found
 from services.analytics_api.questions import QUESTIONS, Answer, Question
+from services.analytics_api.store import Context
+from services.analytics_api.tables import JSON_LINES, csv_of, json_lines
 from services.analytics_api.tables import MEDIA_TYPE as CSV
-from services.analytics_api.tables import csv_of
 from services.runtime.database import Pool, can_be_stored
+from services.runtime.fair import Asker
 
 
 @dataclass(slots=True)
@@ -73,6 +80,14 @@ _TABLE: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {CSV: {"schema": {"type": "string"}}}, "description": "As JSON, or as CSV."},
     304: {"description": "Nothing has changed since the given ETag."},
 }
+_LIST: Final[dict[int | str, dict[str, Any]]] = {
+    **_TABLE,
+    200: {
+        "content": {CSV: {"schema": {"type": "string"}}, JSON_LINES: {"schema": {"type": "string"}}},
+        "description": "As JSON a page. As CSV, or as a line of JSON for each, all of them, or the page that "
+        "`limit` or `after` asks for.",
+    },
+}
 
 router = APIRouter(prefix="/v1", responses=_COMMON)
 _bearer = HTTPBearer(auto_error=False, description="A key of `stepstream keys create`.")
@@ -108,7 +123,7 @@ async def admit(uses: Shared, request: Request) -> Turn:
         ProblemError: none that is good.
     """
     turn = turn_of(request.scope)
-    await turn.find(partial(uses.keys.admit, request.headers["authorization"], turn.asker))
+    await turn.find(partial(uses.keys.admit, request, turn.asker))
     return turn
 
 
@@ -117,12 +132,22 @@ Turned = Annotated[Turn, Depends(admitted)]
 Id = Annotated[str, Path(min_length=1, max_length=64)]
 
 
-class Reply:
-    """How an answer is written: JSON or CSV, with its ETag."""
+#: What files of each media type are called behind the dot.
+_SUFFIXES: Final = {CSV: "csv", JSON_LINES: "ndjson"}
 
-    def __init__(self, request: Request) -> None:
+
+class Reply:
+    """How an answer is written: JSON, or a table, with its ETag.
+
+    Args:
+        request: what is asked.
+        tables: the media types of tables that there are of the answer.
+    """
+
+    def __init__(self, request: Request, tables: Collection[str] = (CSV,)) -> None:
         self._request = request
-        self._is_csv = _wants_csv(request.headers.get("accept", ""))
+        #: The media type of the table that is wanted; empty for JSON.
+        self.table = _wanted(request.headers.get("accept", ""), tables)
 
     def unchanged(self, *version: str) -> Response | None:
         """304, where the client has what these stand for."""
@@ -139,15 +164,28 @@ class Reply:
             query = [(k, v) for k, v in self._request.query_params.multi_items() if k != "after"]
             target = f"{self._request.url.path}?{urlencode([*query, ('after', following)])}"
             headers["Link"] = f'<{target}>; rel="next"'
-        if self._is_csv:
-            name = quote(self._request.url.path.removeprefix("/v1/").replace("/", "-"), safe="")
-            headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
-            return Response(csv_of(answer), media_type=CSV, headers=headers)
-        return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+        if not self.table:
+            return Response(answer.model_dump_json(), media_type="application/json", headers=headers)
+        if (beside := left_out(answer)) is not None:
+            headers[LEFT_OUT] = beside
+        if self.table == JSON_LINES and isinstance(answer, Journeys):
+            text = json_lines(answer.journeys)
+        else:
+            text = csv_of(answer)
+        return Response(text, media_type=self.table, headers=headers | self._disposition)
+
+    def headers(self, *version: str) -> dict[str, str]:
+        """Those of a table that stands for a version."""
+        return self._headers(self._tag(*version)) | self._disposition
+
+    @property
+    def _disposition(self) -> dict[str, str]:
+        name = quote(self._request.url.path.removeprefix("/v1/").replace("/", "-"), safe="")
+        return {"Content-Disposition": f'attachment; filename="{name}.{_SUFFIXES[self.table]}"'}
 
     def _tag(self, *version: str) -> str:
         url = self._request.url
-        parts = "\0".join((*version, url.path, url.query, str(self._is_csv)))
+        parts = "\0".join((*version, url.path, url.query, self.table))
         return f'W/"{hashlib.blake2b(parts.encode(), digest_size=12).hexdigest()}"'
 
     def _has(self, tag: str) -> bool:
@@ -159,14 +197,15 @@ class Reply:
         return {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Authorization, Accept"}
 
 
-def _wants_csv(accept: str) -> bool:
+def _wanted(accept: str, tables: Collection[str]) -> str:
+    """The first media type of a table that is accepted before JSON; empty for JSON."""
     for part in accept.split(","):
         kind = part.split(";")[0].strip().lower()
-        if kind == CSV:
-            return True
+        if kind in tables:
+            return kind
         if kind in {"application/json", "*/*"}:
-            return False
-    return False
+            return ""
+    return ""
 
 
 async def _about(
@@ -174,9 +213,22 @@ async def _about(
 ) -> Response:
     """An answer whose figures change with the walkthrough's version, and at midnight."""
     context = await uses.answers.context(turn, walkthrough, getattr(question, "servers", ()))
+    context = uses.answers.asked(context, question)
     reply = Reply(request)
-    version = (context.version, str(uses.answers.today), context.walkthrough.model_dump_json())
+    version = _version(uses, context)
     return reply.unchanged(*version) or reply.of(await answer(uses.answers, context, question), *version)
+
+
+def _version(uses: Shared, context: Context) -> tuple[str, ...]:
+    return context.version, str(uses.answers.today), context.walkthrough.model_dump_json()
+
+
+async def _is_admitted(request: Request, uses: Shared, asker: Asker) -> bool:
+    """Whether whoever was let in would be now; in the midst of an answer."""
+    text = request.headers["authorization"].split()[-1]
+    async with turn_of(request.scope).lanes.keys.place(asker):
+        now = await uses.keys.find(text)
+    return now is not None and now.organization == asker.organization
 
 
 @router.get("/organization", response_model=Overview, responses=_TABLE)
@@ -232,7 +284,28 @@ for _name, _asked in QUESTIONS.items():
     _route(_name, _asked)
 
 
-@router.get("/walkthroughs/{walkthrough_id}/journeys", response_model=Journeys, responses=_TABLE)
+@router.get("/walkthroughs/{walkthrough_id}/finish-rule", response_model=FinishRule)
+async def finish_rule(uses: Uses, turn: Turned, walkthrough_id: Id) -> FinishRule:
+    """When journeys of a walkthrough count as finished."""
+    return await uses.answers.finish_rule(turn, walkthrough_id)
+
+
+@router.put(
+    "/walkthroughs/{walkthrough_id}/finish-rule",
+    response_model=FinishRule,
+    responses=_problems((403, "The key may read alone")),
+)
+async def set_finish_rule(
+    uses: Uses, turn: Turned, walkthrough_id: Id, given: FinishRuleQuestion
+) -> FinishRule:
+    """Sets when journeys of a walkthrough count as finished: figures follow at once, of all journeys.
+
+    The key has to be one of `stepstream keys create --may-edit`.
+    """
+    return await uses.answers.set_finish_rule(turn, walkthrough_id, given)
+
+
+@router.get("/walkthroughs/{walkthrough_id}/journeys", response_model=Journeys, responses=_LIST)
 async def journeys(
     request: Request,
     uses: Uses,
@@ -240,10 +313,37 @@ async def journeys(
     walkthrough_id: Id,
     question: Annotated[JourneysQuestion, Query()],
 ) -> Response:
-    """The people behind a figure, the last active first; `Link` and `next` lead to the next page."""
+    """The people behind a figure, the last active first; `Link` and `next` lead to the next page.
+
+    As CSV or JSON lines all of them are answered, by their ids, unless `limit` or `after` asks for a page.
+    """
     context = await uses.answers.context(turn, walkthrough_id, question.server)
+    context = uses.answers.asked(context, question)
+    reply = Reply(request, (CSV, JSON_LINES))
+    if reply.table and not _OF_A_PAGE & request.query_params.keys():
+        return await _export(request, uses, context, question, reply)
     page = await uses.answers.journeys(context, question)
-    return Reply(request).of(page, following=page.next)
+    return reply.of(page, following=page.next)
+
+
+#: What asks for a page, where a table would else have all.
+_OF_A_PAGE: Final = frozenset({"limit", "after"})
+
+
+async def _export(
+    request: Request, uses: Shared, context: Context, question: JourneysQuestion, reply: Reply
+) -> Response:
+    """The whole list, which is read while it is sent."""
+    version = _version(uses, context)
+    if (unchanged := reply.unchanged(*version)) is not None:
+        return unchanged
+    turn = context.turn
+    turn.lanes.exports.check(turn.asker)
+    is_admitted = partial(_is_admitted, request, uses, turn.asker)
+    export = Export(uses.answers, context, question, reply.table, is_admitted, uses.stopping)
+    parts = export.parts(*await export.first())
+    share = turn.lanes.exports.held(turn.asker)
+    return ExportResponse(share, parts, media_type=reply.table, headers=reply.headers(*version))
 
 
 @router.get(
@@ -283,17 +383,12 @@ async def live(
     """
     context = await uses.answers.context(turn, walkthrough_id)
     asker = turn.asker
-
-    async def is_admitted() -> bool:
-        text = request.headers["authorization"].split()[-1]
-        async with turn.lanes.keys.place(asker):
-            now = await uses.keys.find(text)
-        return now is not None and now.organization == asker.organization
-
+    is_admitted = partial(_is_admitted, request, uses, asker)
     stream = Stream(uses.changes, context.id, asker.organization)
+    place = uses.streams.place(asker)
     return LiveResponse(
-        uses.streams.held(asker),
-        stream.events(last_event_id, is_admitted, uses.stopping),
+        place,
+        stream.events(last_event_id, is_admitted, lambda: place.is_lost or uses.stopping.is_set()),
         ping=15,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

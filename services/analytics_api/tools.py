@@ -1,11 +1,11 @@
 """The same questions as MCP tools, at /mcp/analytics, for agents of the product team: the same keys, the same
-answers."""
+figures, as short tables."""
 
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mcp.server import Server as McpServer
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -21,31 +21,52 @@ from mcp_types import (
     Tool,
     ToolAnnotations,
 )
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
+from services.analytics_api.briefs import Cut, brief_of, cut
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
+from services.analytics_api.models import Cohort, JourneysQuestion, Sankey, SankeyQuestion
+from services.analytics_api.names import with_steps, with_walkthrough_and_servers
 from services.analytics_api.problems import ProblemError, in_short, invalid, of_database, respond
 from services.analytics_api.questions import QUESTIONS, OfSession, OfWalkthrough, Question
 from services.analytics_api.routes import Shared, admit
+from services.analytics_api.schemas import slim_schema
+from services.analytics_api.store import Context as WalkthroughContext
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
+from services.runtime.database import can_be_stored
 from services.runtime.database_errors import is_away
 from services.runtime.mcp import VERSION, Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
 
 log = logging.getLogger("stepstream.analytics")
+_M = TypeVar("_M", bound=BaseModel)
 
 INSTRUCTIONS: Final = (
     "Figures of walkthroughs: where people go, where they stop, how long steps take, and the people behind "
-    "each figure. Begin with get_overview, which gives the ids. get_sankey and get_steps say where people "
-    "stop; find_journeys and get_journey who they were and what they did. Every answer says how fresh it is: "
-    "figures are exact where freshness.current is true. Shares are between 0 and 1, durations in "
-    "milliseconds, days are UTC days."
+    "each figure. Begin with get_overview, which gives the ids; then diagnose says what to look at. "
+    "get_sankey and get_steps say where people stop; find_journeys and get_journey who they were and what "
+    "they did. Walkthroughs, servers and steps "
+    "are named by id, or by title. Every answer says how fresh it is, and what it leaves out to stay small: "
+    "ask for more with offset, rows to pass over, or max_bytes. Without servers and days it is of all. "
+    "Shares are between 0 and 1; days and times are UTC."
 )
+#: How much of small steps is folded, and then how many positions are drawn, until a Sankey fits.
+_SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+_POSITIONS: Final = (50, 40, 30, 25, 20, 16, 13, 10, 8, 7, 6, 5, 4, 3, 2, 1)
+#: No row takes fewer bytes, as text and values.
+_LEAST_ROW: Final = 40
+
+
+class AnswerSize(BaseModel):
+    """How much a tool answers."""
+
+    max_bytes: int | None = Field(default=None, ge=1_000, le=100_000, description="1000 to 100000.")
+    offset: int = Field(default=0, ge=0, le=1_000_000, description="Rows to pass over.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +79,116 @@ class _Tool:
 
     @classmethod
     def of(cls, name: str, question: Question) -> "_Tool":
-        if question.call is None:
-            return cls(name, question, question.question)
-        arguments = create_model(f"{name}_arguments", __base__=(question.question, OfWalkthrough))
+        about = () if question.call is None else (OfWalkthrough,)
+        arguments = create_model(f"{name}_arguments", __base__=(question.question, *about, AnswerSize))
         return cls(name, question, arguments)
 
     def described(self) -> Tool:
         """As the protocol has it."""
-        schema = self.arguments.model_json_schema()
-        for unwanted in ("title", "description"):
-            schema.pop(unwanted, None)
         return Tool(
             name=self.name,
             title=self.question.title,
             description=self.question.description,
-            input_schema=schema,
-            output_schema=self.question.answer.model_json_schema(mode="serialization"),
-            annotations=ToolAnnotations(
-                title=self.question.title,
-                read_only_hint=True,
-                destructive_hint=False,
-                idempotent_hint=True,
-                open_world_hint=False,
-            ),
+            input_schema=slim_schema(self.arguments),
+            annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False),
         )
 
-    async def call(self, answers: Answers, turn: Turn, arguments: Any) -> BaseModel:
-        """The answer; `arguments` are of the model that it takes."""
-        if self.question.call is not None:
-            context = await answers.context(turn, arguments.walkthrough_id, getattr(arguments, "servers", ()))
-            return await self.question.call(answers, context, arguments)
-        if isinstance(arguments, OfSession):
-            return await answers.session(turn, arguments.mcp_server_session_id)
-        return await answers.overview(turn, arguments)
+    async def call(self, answers: Answers, turn: Turn, given: dict[str, Any], most_bytes: int) -> Cut:
+        """The answer to arguments as they came, no larger than they say, or than `most_bytes`.
+
+        Raises:
+            ProblemError: they are wrong, or name what there is not.
+        """
+        given = await with_walkthrough_and_servers(answers.store, turn.asker.organization, given)
+        if self.question.call is None:
+            arguments = _validated(self.arguments, given)
+            if isinstance(arguments, OfSession):
+                answer: BaseModel = await answers.session(turn, arguments.mcp_server_session_id)
+            else:
+                assert isinstance(arguments, Cohort)  # noqa: S101 - there are two
+                answer = await answers.overview(turn, arguments)
+            return _cut(answer, arguments, most_bytes)
+        of = _validated(OfWalkthrough, {"walkthrough_id": given.get("walkthrough_id")})
+        servers = [s for name in ("server", "server_a", "server_b") for s in _texts(given.get(name))]
+        context = await answers.context(turn, of.walkthrough_id, servers)
+        arguments = _validated(self.arguments, with_steps(context, given))
+        context = answers.asked(context, arguments)
+        if isinstance(arguments, SankeyQuestion):
+            return await _sankey(answers, context, arguments, most_bytes)
+        if isinstance(arguments, JourneysQuestion):
+            return await _journeys(answers, context, arguments, most_bytes)
+        return _cut(await self.question.call(answers, context, arguments), arguments, most_bytes)
 
 
-TOOLS: Final = {name: _Tool.of(name, question) for name, question in QUESTIONS.items()}
+def _validated(model: type[_M], given: dict[str, Any]) -> _M:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise invalid(list(error.errors(include_url=False))) from None
+
+
+def _texts(given: Any) -> list[str]:
+    """Those that the database can be asked for; validation judges the others."""
+    if not isinstance(given, list):
+        return []
+    return [text for text in given if isinstance(text, str) and can_be_stored(text)]
+
+
+def _most(arguments: Any, most_bytes: int) -> int:
+    return int(getattr(arguments, "max_bytes", None) or most_bytes)
+
+
+def _cut(answer: BaseModel, arguments: Any, most_bytes: int) -> Cut:
+    return cut(brief_of(answer), _most(arguments, most_bytes), getattr(arguments, "offset", 0))
+
+
+async def _sankey(
+    answers: Answers, context: WalkthroughContext, asked: SankeyQuestion, most_bytes: int
+) -> Cut:
+    """The Sankey: as it is asked for, else with small steps folded, and then positions cut, until it fits."""
+    most, offset = _most(asked, most_bytes), getattr(asked, "offset", 0)
+    if offset or asked.nodes is not None or asked.min_share is not None:
+        return _cut(await answers.sankey(context, asked), asked, most_bytes)
+
+    def fits(answer: Sankey) -> bool:
+        rows = len(answer.links) + len({(end.node, end.outcome) for end in answer.endings})
+        return rows * _LEAST_ROW <= most and cut(brief_of(answer), most).rows == rows
+
+    folded = [asked.model_copy(update={"min_share": share}) for share in _SHARES]
+    shorter = [n for n in _POSITIONS if asked.positions is None or n < asked.positions]
+    fewer = [folded[-1].model_copy(update={"positions": n}) for n in shorter]
+    used, answer = await answers.sankey_that_fits(context, [asked, *folded, *fewer], fits)
+    brief = brief_of(answer)
+    if used.min_share is not None:
+        brief.facts["folded_below_share"] = used.min_share
+        brief.facts["for_all"] = "call again with min_share 0"
+    if used.positions != asked.positions:
+        brief.facts["positions_shown"] = f"the first {used.positions}; what goes on ends as went_on"
+    return cut(brief, most)
+
+
+async def _journeys(
+    answers: Answers, context: WalkthroughContext, asked: JourneysQuestion, most_bytes: int
+) -> Cut:
+    """A page of people that is no longer than what fits, so that the next page begins behind it."""
+    answer = await answers.journeys(context, asked)
+    found = _cut(answer, asked, most_bytes)
+    shown = found.rows + getattr(asked, "offset", 0)
+    if 0 < shown < len(answer.journeys):
+        answer = await answers.journeys(context, asked.model_copy(update={"limit": shown}))
+        found = _cut(answer, asked, most_bytes + 400)  # the cursor takes some
+    return found
+
+
+TOOLS: Final = {name: _Tool.of(name, question) for name, question in QUESTIONS.items() if question.is_tool}
 
 
 class AnalyticsTools:
     """Answers the protocol's two requests about tools."""
 
-    def __init__(self, uses: Callable[[], Shared]) -> None:
+    def __init__(self, uses: Callable[[], Shared], answer_bytes: int) -> None:
         self._uses = uses
+        self._answer_bytes = answer_bytes
         self._described = [tool.described() for tool in TOOLS.values()]
         self._schemas = {tool.name: tool.input_schema for tool in self._described}
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
@@ -133,13 +221,12 @@ class AnalyticsTools:
         outcome = "error"
         with MCP_SECONDS.labels(params.name).time():
             try:
-                arguments = _arguments(tool, params)
                 turn = _turn_of(ctx)
                 await turn.begin()
-                answer = await tool.call(self._uses().answers, turn, arguments)
+                given = dict(params.arguments or {})
+                answer = await tool.call(self._uses().answers, turn, given, self._answer_bytes)
                 result = CallToolResult(
-                    content=[TextContent(type="text", text=answer.model_dump_json())],
-                    structured_content=answer.model_dump(mode="json"),
+                    content=[TextContent(type="text", text=answer.text)], structured_content=answer.values
                 )
                 outcome = "answered"
             except ProblemError as problem:
@@ -153,13 +240,6 @@ class AnalyticsTools:
             finally:
                 MCP_CALLS.labels(params.name, outcome).inc()
         return result
-
-
-def _arguments(tool: _Tool, params: CallToolRequestParams) -> BaseModel:
-    try:
-        return tool.arguments.model_validate(params.arguments or {})
-    except ValidationError as error:
-        raise invalid(list(error.errors(include_url=False))) from None
 
 
 def _turn_of(ctx: Context) -> Turn:
@@ -182,10 +262,10 @@ class AnalyticsMcpEndpoint:
     the tools, takes tens of milliseconds of the event loop.
     """
 
-    def __init__(self, uses: Callable[[], Shared], most_bytes: int) -> None:
+    def __init__(self, uses: Callable[[], Shared], most_bytes: int, answer_bytes: int) -> None:
         self._uses = uses
         self._manager = StreamableHTTPSessionManager(
-            AnalyticsTools(uses).server(),
+            AnalyticsTools(uses, answer_bytes).server(),
             json_response=True,
             stateless=True,
             max_request_body_size=most_bytes,

@@ -26,7 +26,7 @@ from recorded_offsets
 where topic = $1 and partition = any($2::integer[]);
 
 -- name: mark_all
--- Every journey that there is: of completions, and of starts.
+-- Every journey that there is: of completions, starts, skips and showings.
 insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
 select
   mcp_server_user_id,
@@ -36,4 +36,14 @@ union
 select
   mcp_server_user_id,
   walkthrough_id
-from walkthrough_starts;
+from walkthrough_starts
+union
+select
+  mcp_server_user_id,
+  walkthrough_id
+from walkthrough_step_skips
+union
+select
+  mcp_server_user_id,
+  walkthrough_id
+from walkthrough_step_showings;

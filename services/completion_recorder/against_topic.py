@@ -1,10 +1,10 @@
-"""Completions, starts and erasures against the events that Kafka still holds; and what was read against that.
+"""The recorder's rows and erasures against the events that Kafka still holds; and what was read against that.
 
 The topic is read from its beginning, or from a time or an offset on, up to where the recorder was when this
 began. The recorder writes its position with the rows, so every event before that has left a trace: a row of
-its own, or of an earlier event; a dead letter; a wait for a lock; a correction that covers it; or it is of
-somebody who was erased. This holds at every later moment, too, so no snapshot has to last.
-What shows no trace is looked at again before it is called a difference.
+its own, of an earlier event, or of showings around it; a dead letter; a wait for a lock; a correction that
+covers it; or it is of somebody who was erased. This holds at every later moment, too, so no snapshot has to
+last. What shows no trace is looked at again before it is called a difference.
 """
 
 import asyncio
@@ -20,15 +20,9 @@ from aiokafka.errors import KafkaError
 
 from schemas import UserErased
 from services.completion_recorder.dead_letters import parse, read_partitions
-from services.completion_recorder.judge import Accepted, check_references
-from services.completion_recorder.portions import (
-    COMPLETIONS,
-    CORRECTIONS,
-    STARTS,
-    Doubt,
-    Portion,
-    sift,
-)
+from services.completion_recorder.event_rows import SHAPES
+from services.completion_recorder.judge import Accepted, Table, check_references
+from services.completion_recorder.portions import CORRECTIONS, Doubt, Portion, sift
 from services.completion_recorder.references import find_known
 from services.completion_recorder.topic_parts import (
     Agreement,
@@ -69,6 +63,8 @@ class Counts:
     events: int = 0
     completions: int = 0
     starts: int = 0
+    skips: int = 0
+    showings: int = 0
     erasures: int = 0
     corrections: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
@@ -86,8 +82,10 @@ class Counts:
     def add(self, portion: Portion) -> None:
         """With this portion."""
         self.events += len(portion.records)
-        self.completions += len(portion.completions)
-        self.starts += len(portion.starts)
+        self.completions += len(portion.rows[Table.COMPLETIONS])
+        self.starts += len(portion.rows[Table.STARTS])
+        self.skips += len(portion.rows[Table.SKIPS])
+        self.showings += len(portion.rows[Table.SHOWINGS])
         self.corrections += len(portion.corrections)
         self.erasures += sum(isinstance(e, UserErased) for e in portion.events.values())
         self.unreadable += portion.unreadable
@@ -238,15 +236,13 @@ class _Comparison:
         self._counts.add(portion)
         doubts: list[Doubt] = []
         async with self._db.transaction():
-            for table, columns, rows in (
-                ("completions", COMPLETIONS, portion.completions),
-                ("starts", STARTS, portion.starts),
+            for name, columns, rows in (
+                *((SHAPES[t].name, ("number", *SHAPES[t].columns), rows) for t, rows in portion.rows.items()),
                 ("corrections", CORRECTIONS, portion.corrections),
             ):
                 if rows:
-                    heard = f"heard_{table}"
-                    await self._db.copy_records_to_table(heard, records=rows, columns=columns)
-                    found = await self._db.fetch(SQL[f"against_{table}"])
+                    await self._db.copy_records_to_table(f"heard_{name}", records=rows, columns=columns)
+                    found = await self._db.fetch(SQL[f"against_{name}"])
                     self._counts.covered += sum(row["cause"] == "covered" for row in found)
                     doubts += [
                         Doubt.of(portion.records[n], portion.events[n], cause, row_id, row_at)

@@ -22,6 +22,29 @@ create temporary table heard_starts (
   started_at bigint not null,
   metadata jsonb
 ) on commit delete rows;
+create temporary table heard_skips (
+  number integer not null,
+  id text not null,
+  mcp_server_user_id text not null,
+  walkthrough_id text not null,
+  step_id text not null,
+  mcp_server_id text not null,
+  mcp_server_session_id text not null,
+  skipped_at bigint not null,
+  reason text,
+  metadata jsonb
+) on commit delete rows;
+create temporary table heard_showings (
+  number integer not null,
+  id text not null,
+  mcp_server_user_id text not null,
+  walkthrough_id text not null,
+  step_id text not null,
+  mcp_server_id text not null,
+  mcp_server_session_id text not null,
+  shown_at bigint not null,
+  version text
+) on commit delete rows;
 create temporary table heard_corrections (
   number integer not null,
   event_id text not null,
@@ -34,6 +57,13 @@ create temporary table heard_corrections (
 -- Rows whose own event was read.
 create temporary table seen_completions (id text not null);
 create temporary table seen_starts (id text not null);
+-- Ids of skips and showings are not unique. Of a showing the first and the last event are seen each for itself.
+create temporary table seen_skips (mcp_server_user_id text not null, step_id text not null);
+create temporary table seen_showings (
+  mcp_server_user_id text not null,
+  step_id text not null,
+  is_first boolean not null
+);
 -- Events that the tables do not show.
 create temporary table doubted (
   kind text not null,
@@ -48,6 +78,8 @@ create temporary table doubted (
   mcp_server_session_id text,
   happened_at bigint not null,
   metadata jsonb,
+  reason text,
+  version text,
   cause text not null,
   row_id text,
   row_at bigint
@@ -69,6 +101,8 @@ reset enable_hashjoin;
 reset enable_mergejoin;
 create index if not exists seen_completions_idx on seen_completions (id);
 create index if not exists seen_starts_idx on seen_starts (id);
+create index if not exists seen_skips_idx on seen_skips (mcp_server_user_id, step_id);
+create index if not exists seen_showings_idx on seen_showings (mcp_server_user_id, step_id);
 
 -- name: against_completions
 -- The completions of a portion that the table does not show: there is no row of user and step (no-row), it is of
@@ -179,6 +213,122 @@ select
 from compared
 where cause in ('no-row', 'later-row', 'other-content');
 
+-- name: against_skips
+-- As `against_completions`, for skips.
+with
+compared as (
+  select
+    given.*,
+    case
+      when kept.id is null then 'no-row'
+      when
+        kept.id = given.id and kept.skipped_at = given.skipped_at and kept.walkthrough_id = given.walkthrough_id
+        and kept.mcp_server_id = given.mcp_server_id and kept.mcp_server_session_id = given.mcp_server_session_id
+        and kept.reason is not distinct from given.reason and kept.metadata is not distinct from given.metadata
+        then 'same'
+      when kept.id = given.id and kept.skipped_at = given.skipped_at then 'other-content'
+      when
+        (
+          kept.skipped_at,
+          kept.id collate "C",
+          kept.mcp_server_id collate "C",
+          kept.mcp_server_session_id collate "C",
+          coalesce(kept.reason, '') collate "C",
+          coalesce(kept.metadata::text, '') collate "C"
+        ) > (
+          given.skipped_at,
+          given.id collate "C",
+          given.mcp_server_id collate "C",
+          given.mcp_server_session_id collate "C",
+          coalesce(given.reason, '') collate "C",
+          coalesce(given.metadata::text, '') collate "C"
+        )
+        then 'later-row'
+      when kept.id = given.id then 'other-content'
+      else 'earlier'
+    end as cause,
+    kept.id as row_id,
+    kept.skipped_at as row_at
+  from heard_skips as given
+  left join walkthrough_step_skips as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+    and given.step_id = kept.step_id
+),
+seen as (
+  insert into seen_skips (mcp_server_user_id, step_id)
+  select mcp_server_user_id, step_id from compared
+  where cause = 'same'
+)
+select
+  number,
+  cause,
+  row_id,
+  row_at
+from compared
+where cause in ('no-row', 'later-row', 'other-content');
+
+-- name: against_showings
+-- As `against_completions`, for showings: an event between the first and the last of its row leaves no trace, and the
+-- row is right. It begins with a later event (later-row), or ends with an earlier one (earlier-row). The walkthrough is
+-- that of no certain event.
+with
+placed as (
+  select
+    given.*,
+    kept.first_id,
+    kept.first_shown_at,
+    kept.last_id,
+    kept.last_shown_at,
+    (
+      given.shown_at,
+      given.id collate "C",
+      given.mcp_server_id collate "C",
+      given.mcp_server_session_id collate "C"
+    ) < (
+      kept.first_shown_at,
+      kept.first_id collate "C",
+      kept.mcp_server_id collate "C",
+      kept.mcp_server_session_id collate "C"
+    ) as is_before,
+    given.id = kept.first_id and given.shown_at = kept.first_shown_at and given.mcp_server_id = kept.mcp_server_id
+    and given.mcp_server_session_id = kept.mcp_server_session_id as is_first,
+    (given.shown_at, given.id collate "C", coalesce(given.version, '') collate "C")
+    > (kept.last_shown_at, kept.last_id collate "C", coalesce(kept.last_version, '') collate "C") as is_after,
+    given.id = kept.last_id and given.shown_at = kept.last_shown_at
+    and given.version is not distinct from kept.last_version as is_last
+  from heard_showings as given
+  left join walkthrough_step_showings as kept on given.mcp_server_user_id = kept.mcp_server_user_id
+    and given.step_id = kept.step_id
+),
+seen as (
+  insert into seen_showings (mcp_server_user_id, step_id, is_first)
+  select mcp_server_user_id, step_id, true from placed
+  where is_first
+  union all
+  select mcp_server_user_id, step_id, false from placed
+  where is_last
+),
+compared as (
+  select
+    *,
+    case
+      when first_id is null then 'no-row'
+      when is_before and (first_id, first_shown_at) = (id, shown_at) then 'other-content'
+      when is_before then 'later-row'
+      when is_after and (last_id, last_shown_at) = (id, shown_at) then 'other-content'
+      when is_after then 'earlier-row'
+      when first_id = id and not is_first or last_id = id and not is_last then 'other-content'
+    end as cause,
+    is_before or first_id = id and not is_first and not is_after as is_of_first
+  from placed
+)
+select
+  number,
+  cause,
+  case when is_of_first then first_id else last_id end as row_id,
+  case when is_of_first then first_shown_at else last_shown_at end as row_at
+from compared
+where cause is not null;
+
 -- name: against_corrections
 -- The corrections of a portion that the tables do not show: neither it nor a newer one decides (not-corrected); it
 -- decides, and there is no row (no-row), or one that it covers (covered-row). Rows that are of a correction are seen.
@@ -232,7 +382,9 @@ left join erased_users as erased on given.mcp_server_user_id = erased.mcp_server
 where
   erased.mcp_server_user_id is null
   or exists (select from walkthrough_step_completions where mcp_server_user_id = given.mcp_server_user_id)
-  or exists (select from walkthrough_starts where mcp_server_user_id = given.mcp_server_user_id);
+  or exists (select from walkthrough_starts where mcp_server_user_id = given.mcp_server_user_id)
+  or exists (select from walkthrough_step_skips where mcp_server_user_id = given.mcp_server_user_id)
+  or exists (select from walkthrough_step_showings where mcp_server_user_id = given.mcp_server_user_id);
 
 -- name: against_look_again
 -- What is right now, in one snapshot: removes from what is doubted and says how many for which reason. What is
@@ -326,6 +478,84 @@ now_right as (
             and kept.metadata is not distinct from doubted.metadata
           )
       ) then 'changed'
+      when doubted.kind = 'skip' and exists (
+        select from walkthrough_step_skips as kept
+        where
+          kept.mcp_server_user_id = doubted.mcp_server_user_id and kept.step_id = doubted.step_id
+          and (
+            (
+              kept.skipped_at,
+              kept.id collate "C",
+              kept.mcp_server_id collate "C",
+              kept.mcp_server_session_id collate "C",
+              coalesce(kept.reason, '') collate "C",
+              coalesce(kept.metadata::text, '') collate "C"
+            ) < (
+              doubted.happened_at,
+              doubted.id collate "C",
+              doubted.mcp_server_id collate "C",
+              doubted.mcp_server_session_id collate "C",
+              coalesce(doubted.reason, '') collate "C",
+              coalesce(doubted.metadata::text, '') collate "C"
+            )
+            and (
+              kept.id <> doubted.id
+              or exists (
+                select from seen_skips as seen
+                where seen.mcp_server_user_id = kept.mcp_server_user_id and seen.step_id = kept.step_id
+              )
+            )
+            or kept.id = doubted.id and kept.skipped_at = doubted.happened_at
+            and kept.walkthrough_id = doubted.walkthrough_id and kept.mcp_server_id = doubted.mcp_server_id
+            and kept.mcp_server_session_id = doubted.mcp_server_session_id
+            and kept.reason is not distinct from doubted.reason
+            and kept.metadata is not distinct from doubted.metadata
+          )
+      ) then 'changed'
+      when doubted.kind = 'showing' and exists (
+        select from walkthrough_step_showings as kept
+        where
+          kept.mcp_server_user_id = doubted.mcp_server_user_id and kept.step_id = doubted.step_id
+          and (
+            (
+              kept.first_shown_at,
+              kept.first_id collate "C",
+              kept.mcp_server_id collate "C",
+              kept.mcp_server_session_id collate "C"
+            ) < (
+              doubted.happened_at,
+              doubted.id collate "C",
+              doubted.mcp_server_id collate "C",
+              doubted.mcp_server_session_id collate "C"
+            )
+            and (
+              kept.first_id <> doubted.id
+              or exists (
+                select from seen_showings as seen
+                where
+                  seen.mcp_server_user_id = kept.mcp_server_user_id and seen.step_id = kept.step_id and seen.is_first
+              )
+            )
+            or kept.first_id = doubted.id and kept.first_shown_at = doubted.happened_at
+            and kept.mcp_server_id = doubted.mcp_server_id
+            and kept.mcp_server_session_id = doubted.mcp_server_session_id
+          )
+          and (
+            (kept.last_shown_at, kept.last_id collate "C", coalesce(kept.last_version, '') collate "C")
+            > (doubted.happened_at, doubted.id collate "C", coalesce(doubted.version, '') collate "C")
+            and (
+              kept.last_id <> doubted.id
+              or exists (
+                select from seen_showings as seen
+                where
+                  seen.mcp_server_user_id = kept.mcp_server_user_id and seen.step_id = kept.step_id
+                  and not seen.is_first
+              )
+            )
+            or kept.last_id = doubted.id and kept.last_shown_at = doubted.happened_at
+            and kept.last_version is not distinct from doubted.version
+          )
+      ) then 'changed'
       when
         doubted.kind = 'erasure'
         and exists (select from erased_users where mcp_server_user_id = doubted.mcp_server_user_id)
@@ -333,6 +563,8 @@ now_right as (
           select from walkthrough_step_completions where mcp_server_user_id = doubted.mcp_server_user_id
         )
         and not exists (select from walkthrough_starts where mcp_server_user_id = doubted.mcp_server_user_id)
+        and not exists (select from walkthrough_step_skips where mcp_server_user_id = doubted.mcp_server_user_id)
+        and not exists (select from walkthrough_step_showings where mcp_server_user_id = doubted.mcp_server_user_id)
         then 'changed'
       when exists (
         select from gone_events as gone

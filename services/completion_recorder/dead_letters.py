@@ -11,7 +11,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
@@ -237,11 +236,8 @@ async def read_partitions(
     settings: Settings,
     topic: str,
     begin: dict[int, int] | None = None,
-    ends: dict[TopicPartition, int] | None = None,
 ) -> AsyncGenerator[Record]:
     """A topic's records as far as it goes now; with `begin`, of those partitions from these offsets.
-
-    `ends` is filled with how far the partitions go.
 
     Raises:
         ConfigurationError: a codec cannot be read.
@@ -256,8 +252,6 @@ async def read_partitions(
             every = await partitions_of(admin, topic)
             partitions = [p for p in every if begin is None or p.partition in begin]
             last = await consumer.end_offsets(partitions) if partitions else {}
-            if ends is not None:
-                ends.update(last)
             begins = await consumer.beginning_offsets(list(last)) if last else {}
             first = {p: max(begins[p], (begin or {}).get(p.partition, 0)) for p in last}
             async for piece in read_range(consumer, {p: (first[p], last[p]) for p in last}):

@@ -7,6 +7,8 @@ select
     and (
       exists (select from walkthrough_step_completions)
       or exists (select from walkthrough_starts)
+      or exists (select from walkthrough_step_skips)
+      or exists (select from walkthrough_step_showings)
     )
   )
   or exists (select from mcp_servers where id = any($2::text[]))

@@ -5,7 +5,8 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from enum import StrEnum
+from typing import Final, NamedTuple, TypeAlias
 
 from pydantic_core import from_json
 
@@ -17,6 +18,8 @@ from schemas import (
     Rejection,
     StepCompleted,
     StepCorrected,
+    StepShown,
+    StepSkipped,
     UserErased,
     WalkthroughStarted,
     decode,
@@ -46,25 +49,37 @@ class Refused:
     message: str
 
 
-class RowKey(NamedTuple):
-    """The row that an event is about: of completions or of starts, whose it is, and of what."""
+class Table(StrEnum):
+    """Where events become rows."""
 
-    is_completion: bool
+    COMPLETIONS = "walkthrough_step_completions"
+    STARTS = "walkthrough_starts"
+    SKIPS = "walkthrough_step_skips"
+    SHOWINGS = "walkthrough_step_showings"
+
+
+class RowKey(NamedTuple):
+    """The row that an event is about: of which table, whose it is, and of which step or walkthrough."""
+
+    table: Table
     user: str
     of_what: str
 
     def __str__(self) -> str:
-        table = "walkthrough_step_completions" if self.is_completion else "walkthrough_starts"
-        return f"{table} {self.user} {self.of_what}"
+        return f"{self.table} {self.user} {self.of_what}"
 
 
 def row_of(event: AnyEvent) -> RowKey:
-    """The row of a completion, of what corrects one, or of a start; an erasure has none."""
-    if isinstance(event, OfStep):
-        return RowKey(True, event.mcp_server_user_id, event.step_id)
+    """The row of an event, of a correction that of the completion; an erasure has none: its key is empty."""
+    if isinstance(event, StepCompleted | StepCorrected):
+        return RowKey(Table.COMPLETIONS, event.mcp_server_user_id, event.step_id)
     if isinstance(event, WalkthroughStarted):
-        return RowKey(False, event.mcp_server_user_id, event.walkthrough_id)
-    return RowKey(False, "", "")
+        return RowKey(Table.STARTS, event.mcp_server_user_id, event.walkthrough_id)
+    if isinstance(event, StepSkipped):
+        return RowKey(Table.SKIPS, event.mcp_server_user_id, event.step_id)
+    if isinstance(event, StepShown):
+        return RowKey(Table.SHOWINGS, event.mcp_server_user_id, event.step_id)
+    return RowKey(Table.COMPLETIONS, "", "")
 
 
 @dataclass(slots=True)
@@ -273,35 +288,52 @@ _MESSAGES = {
 
 
 def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
-    """Copies of one event become one; of starts only the first of each user and walkthrough is kept.
+    """Copies of one event become one; of what else is of one row, only what can count is kept.
 
-    First is the smallest `(time, event_id)`. Different contents under one event id stay side by side: the
-    upsert decides between them in an order that SQL alone defines. All completions of a user and step are
-    kept: which of them counts depends on corrections.
+    Of starts and skips that is the first, of showings the first and the last. First is the smallest
+    `(time, event_id)`. Different contents under one event id stay side by side: the upsert decides between
+    them in an order that SQL alone defines. All completions of a user and step are kept: which of them counts
+    depends on corrections.
     """
-    firsts: dict[tuple[str, str], tuple[int, str]] = {}
-    kept: dict[tuple[str, str, str, int, str], Accepted] = {}
-    #: What is not the same as the one that is kept under its key.
-    others: dict[tuple[str, str, str, int, str], list[Accepted]] = {}
+    distinct = _Distinct()
+    others: list[tuple[RowKey, _Rank, Accepted]] = []
     for item in accepted:
         event = item.event
         if isinstance(event, StepCompleted):
-            key = ("step", event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
-        elif isinstance(event, WalkthroughStarted):
-            start, rank = (event.mcp_server_user_id, event.walkthrough_id), (event.started_at, event.event_id)
-            first = firsts.get(start)
-            if first is not None and first < rank:
-                continue
-            if first is not None and rank < first:
-                del kept["start", *start, *first]
-                others.pop(("start", *start, *first), None)
-            firsts[start] = rank
-            key = ("start", *start, *rank)
-        else:
-            continue
-        first_here = kept.setdefault(key, item)
-        if first_here is not item and first_here.event != event:
-            same = others.setdefault(key, [])
-            if all(event != other.event for other in same):
+            key = (event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
+            distinct.add(key, item)
+        elif not isinstance(event, UserErased | StepCorrected):
+            others.append((row_of(event), (event.happened_at, event.event_id), item))
+    firsts: dict[RowKey, _Rank] = {}
+    lasts: dict[RowKey, _Rank] = {}
+    for row, rank, _ in others:
+        firsts[row] = min(rank, firsts.get(row, rank))
+        lasts[row] = max(rank, lasts.get(row, rank))
+    for row, rank, item in others:
+        if rank == firsts[row] or (row.table is Table.SHOWINGS and rank == lasts[row]):
+            distinct.add((row, rank), item)
+    return distinct.items()
+
+
+_Rank: TypeAlias = tuple[int, str]
+
+
+class _Distinct:
+    """Events without their copies; a copy has the same key and the same content."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Accepted] = {}
+        #: What is not the same as the one that is kept under its key.
+        self._others: dict[tuple[object, ...], list[Accepted]] = {}
+
+    def add(self, key: tuple[object, ...], item: Accepted) -> None:
+        """Keeps an event, unless it is a copy."""
+        first = self._kept.setdefault(key, item)
+        if first is not item and first.event != item.event:
+            same = self._others.setdefault(key, [])
+            if all(item.event != other.event for other in same):
                 same.append(item)
-    return [*kept.values(), *(item for items in others.values() for item in items)]
+
+    def items(self) -> list[Accepted]:
+        """All that is kept."""
+        return [*self._kept.values(), *(item for items in self._others.values() for item in items)]

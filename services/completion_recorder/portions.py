@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from schemas import (
     OPERATOR_SOURCES,
@@ -10,27 +10,17 @@ from schemas import (
     EventError,
     StepCompleted,
     StepCorrected,
+    StepShown,
+    StepSkipped,
     UserErased,
     WalkthroughStarted,
 )
-from services.completion_recorder.judge import read_one
+from services.completion_recorder.event_rows import SHAPES, TABLE_OF, Row
+from services.completion_recorder.judge import Table, read_one
 from services.consumers.positions import checksum
 from services.runtime.kafka import Record
 
-Row: TypeAlias = tuple[object, ...]
-
-#: The columns of `heard_completions`, `heard_starts` and `heard_corrections`.
-COMPLETIONS: Final = (
-    "number",
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "step_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "completed_at",
-    "metadata",
-)
+#: The columns of `heard_corrections`; those of the other tables are `number` and what `event_rows` has.
 CORRECTIONS: Final = (
     "number",
     "event_id",
@@ -40,16 +30,6 @@ CORRECTIONS: Final = (
     "covers_until",
     "completed_at",
 )
-STARTS: Final = (
-    "number",
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "started_at",
-    "metadata",
-)
 
 
 class Portion(NamedTuple):
@@ -57,8 +37,8 @@ class Portion(NamedTuple):
 
     records: Sequence[Record]
     events: Mapping[int, AnyEvent]
-    completions: list[Row]
-    starts: list[Row]
+    #: Of each table, with the number of the event in front.
+    rows: Mapping[Table, list[Row]]
     corrections: list[Row]
     erasures: dict[str, int]
     unreadable: Counter[str]
@@ -67,8 +47,7 @@ class Portion(NamedTuple):
 def sift(records: Sequence[Record], now_ms: int, trusted: Container[str] = OPERATOR_SOURCES) -> Portion:
     """Reads each record once, as the recorder does, and makes rows of the events."""
     events: dict[int, AnyEvent] = {}
-    completions: list[Row] = []
-    starts: list[Row] = []
+    rows: dict[Table, list[Row]] = {table: [] for table in Table}
     corrections: list[Row] = []
     erasures: dict[str, int] = {}
     unreadable: Counter[str] = Counter()
@@ -79,42 +58,14 @@ def sift(records: Sequence[Record], now_ms: int, trusted: Container[str] = OPERA
             unreadable[error.rejection.value] += 1
             continue
         events[number] = event
-        if isinstance(event, StepCompleted):
-            completions.append(_completion(number, event))
-        elif isinstance(event, WalkthroughStarted):
-            starts.append(_start(number, event))
-        elif isinstance(event, StepCorrected):
+        if isinstance(event, StepCorrected):
             corrections.append((number, *(getattr(event, name) for name in CORRECTIONS[1:])))
-        else:
+        elif isinstance(event, UserErased):
             erasures[event.mcp_server_user_id] = number
-    return Portion(records, events, completions, starts, corrections, erasures, unreadable)
-
-
-def _completion(number: int, event: StepCompleted) -> Row:
-    return (
-        number,
-        "wtsc_" + event.event_id,
-        event.mcp_server_user_id,
-        event.walkthrough_id,
-        event.step_id,
-        event.mcp_server_id,
-        event.mcp_server_session_id,
-        event.completed_at,
-        event.metadata,
-    )
-
-
-def _start(number: int, event: WalkthroughStarted) -> Row:
-    return (
-        number,
-        "wtst_" + event.event_id,
-        event.mcp_server_user_id,
-        event.walkthrough_id,
-        event.mcp_server_id,
-        event.mcp_server_session_id,
-        event.started_at,
-        event.metadata,
-    )
+        else:
+            table = TABLE_OF[type(event)]
+            rows[table].append((number, *SHAPES[table].row(event)))
+    return Portion(records, events, rows, corrections, erasures, unreadable)
 
 
 class Doubt(NamedTuple):
@@ -132,6 +83,8 @@ class Doubt(NamedTuple):
     mcp_server_session_id: str | None
     happened_at: int
     metadata: str | None
+    reason: str | None
+    version: str | None
     cause: str
     row_id: str | None
     row_at: int | None
@@ -161,7 +114,12 @@ class Doubt(NamedTuple):
 _KINDS: Mapping[type[AnyEvent], tuple[str, str]] = {
     StepCompleted: ("completion", "wtsc_"),
     WalkthroughStarted: ("start", "wtst_"),
+    StepSkipped: ("skip", "wtss_"),
+    StepShown: ("showing", "wtsh_"),
     UserErased: ("erasure", ""),
     StepCorrected: ("correction", "wtsc_"),
 }
-_OF_EVENT = ("walkthrough_id", "step_id", "mcp_server_id", "mcp_server_session_id", "metadata")
+_OF_EVENT = (
+    *("walkthrough_id", "step_id", "mcp_server_id", "mcp_server_session_id"),
+    *("metadata", "reason", "version"),
+)

@@ -1,18 +1,21 @@
-"""Events whose id another has: the one that is recorded keeps it, else the first of them in the log."""
+"""Events whose id another has: the one that is recorded keeps it, else the first of them in the log.
+
+Of completions and starts: in the tables of skips and showings no id has to be unique.
+"""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from schemas import Rejection, StepCompleted, WalkthroughStarted
-from services.completion_recorder.judge import Accepted, Refused, RowKey, row_of
+from services.completion_recorder.judge import Accepted, Refused, RowKey, Table, row_of
 from services.runtime.database import Connection, load_queries
 
 SQL = load_queries(__file__)
 
 
 async def without_reused_ids(
-    connection: Connection, merged: Sequence[Accepted], doubled: Collection[tuple[bool, str]]
+    connection: Connection, merged: Sequence[Accepted], doubled: Collection[tuple[Table, str]]
 ) -> tuple[list[Accepted], list[Refused]]:
     """Refuses events whose id is another event's: one of the table, or with `doubled` one beside them."""
     looked_up: dict[int, SeenId] = {}
@@ -27,7 +30,7 @@ async def without_reused_ids(
                 *row_of(event)[1:],
                 event.mcp_server_id,
                 event.happened_at,
-                (row_of(event).is_completion, event.event_id) in doubled,
+                (row_of(event).table, event.event_id) in doubled,
             )
             for i, (event, _) in enumerate(merged)
             if isinstance(event, of_type)
@@ -53,15 +56,15 @@ class SeenId(NamedTuple):
     holder_organization: str | None
 
 
-def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[bool, str]]:
-    """The ids that events of different rows carry, each with whether it is of completions."""
-    seen: dict[tuple[bool, str], RowKey] = {}
+def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[Table, str]]:
+    """The ids that events of different rows carry, each with the table that it is of."""
+    seen: dict[tuple[Table, str], RowKey] = {}
     doubled = set()
     for event, _ in merged:
         if isinstance(event, StepCompleted | WalkthroughStarted):
             row = row_of(event)
-            if seen.setdefault((row[0], event.event_id), row) != row:
-                doubled.add((row[0], event.event_id))
+            if seen.setdefault((row.table, event.event_id), row) != row:
+                doubled.add((row.table, event.event_id))
     return doubled
 
 
@@ -74,13 +77,13 @@ def check_ids(
         merged: what is to be written.
         looked_up: by their index in it, the events of which another has the id.
     """
-    firsts: dict[tuple[bool, str], tuple[Accepted, SeenId]] = {}
+    firsts: dict[tuple[Table, str], tuple[Accepted, SeenId]] = {}
     refused: dict[int, Refused] = {}
     for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
         (event, record), seen = merged[i], looked_up[i]
         if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
             continue
-        first, seen_first = firsts.setdefault((row_of(event)[0], event.event_id), (merged[i], seen))
+        first, seen_first = firsts.setdefault((row_of(event).table, event.event_id), (merged[i], seen))
         if seen.holder_user is not None:
             holder = _describe_holder(event, seen)
         elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(

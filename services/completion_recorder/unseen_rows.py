@@ -1,10 +1,12 @@
 """Rows whose event is not in the topic, where all of it was read."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from services.completion_recorder.portions import sift
+from services.completion_recorder.event_rows import SHAPES
+from services.completion_recorder.judge import Table
+from services.completion_recorder.portions import CORRECTIONS, Portion, sift
 from services.completion_recorder.topic_parts import Part
 from services.completion_recorder.topic_reader import TopicReader
 from services.consumers.lag import RECORDER
@@ -13,6 +15,25 @@ from services.runtime.database import Connection, load_queries
 from services.runtime.settings import Settings
 
 SQL = load_queries(__file__)
+
+
+def _events_in(portion: Portion) -> Iterator[tuple[object, object, object]]:
+    """Row id, person and step: an event id alone need not be of one row."""
+    yield "", "", None
+    for table, rows in portion.rows.items():
+        user, step = (_place(table, name) for name in ("mcp_server_user_id", "step_id"))
+        assert user is not None  # noqa: S101 - all tables have it
+        for row in rows:
+            yield row[1], row[user], None if step is None else row[step]
+    for row in portion.corrections:
+        of = dict(zip(CORRECTIONS, row, strict=True))
+        yield f"wtsc_{of['event_id']}", of["mcp_server_user_id"], of["step_id"]
+
+
+def _place(table: Table, column: str) -> int | None:
+    """Where a column is in a row, behind the number of the event."""
+    columns = SHAPES[table].columns
+    return columns.index(column) + 1 if column in columns else None
 
 
 async def find_unseen(
@@ -45,8 +66,6 @@ async def find_unseen(
     }
     async for records in reader.portions(since):
         portion = sift(records, int(time.time() * 1000), settings.trusted())
-        ids = [row[1] for row in (*portion.completions, *portion.starts)]
-        ids += [f"wtsc_{row[1]}" for row in portion.corrections]
-        await db.execute(SQL["unseen_forget"], ids)
+        await db.execute(SQL["unseen_forget"], *zip(*_events_in(portion), strict=True))
     rows = [dict(row) for row in await db.fetch(SQL["unseen_list"], most)]
     return await db.fetchval(SQL["unseen_count"]), rows

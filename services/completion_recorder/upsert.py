@@ -1,12 +1,13 @@
-"""Completions and starts as rows: of each user and step, or walkthrough, the first event counts."""
+"""Events as rows: of a user and step, or walkthrough, the first counts, of showings the last as well."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import asyncpg
 
-from schemas import Rejection, StepCompleted, StepCorrected, UserErased
-from services.completion_recorder.judge import Accepted, Refused, RowKey, row_of
+from schemas import AnyEvent, Rejection
+from services.completion_recorder.event_rows import SHAPES, TABLE_OF, Row
+from services.completion_recorder.judge import Accepted, Refused, RowKey, Table, row_of
 from services.completion_recorder.locks import IMPATIENCE, wait_at_most
 from services.completion_recorder.not_written import NotWritten, Waiting
 from services.runtime.database import Connection, load_queries
@@ -27,29 +28,7 @@ REFUSED_BY_DATABASE = (
 #: waits, too.
 _HALVES = 150
 
-Rows: TypeAlias = list[tuple[object, ...]]
-
-_INCOMING: Sequence[str] = (
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "step_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "completed_at",
-    "metadata",
-    "is_replayed",
-)
-_INCOMING_STARTS: Sequence[str] = (
-    "id",
-    "mcp_server_user_id",
-    "walkthrough_id",
-    "mcp_server_id",
-    "mcp_server_session_id",
-    "started_at",
-    "metadata",
-    "is_replayed",
-)
+Rows: TypeAlias = list[Row]
 
 
 async def copy_and_upsert(
@@ -62,18 +41,26 @@ async def copy_and_upsert(
         merged: no two of them are the same event.
         replayed_before: the offset of each partition before which all is replayed.
     """
-    completions, starts = rows(merged, replayed_before)
+    landing = rows(merged, replayed_before)
     covered = 0
-    if completions:
-        is_replay = any(row[-1] for row in completions)
-        await connection.copy_records_to_table("incoming", records=completions, columns=_INCOMING)
-        covered = await _delete(connection, "drop_covered")
-        await _upsert_completions(connection, len(completions) - covered, is_replay=is_replay)
-    if starts:
-        is_replay = any(row[-1] for row in starts)
-        await connection.copy_records_to_table("incoming_starts", records=starts, columns=_INCOMING_STARTS)
-        await _upsert_starts(connection, len(starts), is_replay=is_replay)
+    for table in Table:  # in this order always, so that two recorders cannot deadlock
+        if table not in landing:
+            continue
+        shape, given = SHAPES[table], landing[table]
+        is_replay = any(row[-1] for row in given)
+        await connection.copy_records_to_table(
+            _incoming(table), records=given, columns=(*shape.columns, "is_replayed")
+        )
+        if table is Table.COMPLETIONS:
+            covered = await _delete(connection, "drop_covered")
+            await _upsert_completions(connection, len(given) - covered, is_replay=is_replay)
+        else:
+            await _upsert_others(connection, shape.name, len(given), is_replay=is_replay)
     return covered
+
+
+def _incoming(table: Table) -> str:
+    return "incoming" if table is Table.COMPLETIONS else f"incoming_{SHAPES[table].name}"
 
 
 async def upsert_candidates(connection: Connection, candidates: int) -> None:
@@ -95,14 +82,15 @@ async def _upsert_completions(connection: Connection, left: int, *, is_replay: b
         await connection.execute(SQL["mark_changed"])
 
 
-async def _upsert_starts(connection: Connection, left: int, *, is_replay: bool) -> None:
+async def _upsert_others(connection: Connection, name: str, left: int, *, is_replay: bool) -> None:
+    """Upserts so many starts, skips or showings: no correction is about them."""
     if is_replay:
-        left -= await _delete(connection, "drop_recorded_starts")
+        left -= await _delete(connection, f"drop_recorded_{name}")
     if not left:
         return
-    await connection.execute(SQL["upsert_starts"])
+    await connection.execute(SQL[f"upsert_{name}"])
     if is_replay:
-        await connection.execute(SQL["mark_changed_starts"])
+        await connection.execute(SQL[f"mark_changed_{name}"])
 
 
 async def _delete(connection: Connection, statement: str) -> int:
@@ -110,45 +98,22 @@ async def _delete(connection: Connection, statement: str) -> int:
     return int((await connection.execute(SQL[statement])).split()[-1])
 
 
-def rows(merged: Iterable[Accepted], replayed_before: Mapping[int, int]) -> tuple[Rows, Rows]:
-    """The events as rows of `incoming` and of `incoming_starts`.
+def rows(merged: Iterable[Accepted], replayed_before: Mapping[int, int]) -> dict[Table, Rows]:
+    """The events as rows of the tables where a load lands, for each table of which there are any.
 
     The last column says whether it is replayed: an offset that the recorder had passed before.
     """
-    completions: Rows = []
-    starts: Rows = []
-    for event, record in merged:
-        if isinstance(event, UserErased | StepCorrected):
-            continue
-        is_replayed = record.offset < replayed_before[record.partition]
-        if isinstance(event, StepCompleted):
-            completions.append(
-                (
-                    "wtsc_" + event.event_id,
-                    event.mcp_server_user_id,
-                    event.walkthrough_id,
-                    event.step_id,
-                    event.mcp_server_id,
-                    event.mcp_server_session_id,
-                    event.completed_at,
-                    event.metadata,
-                    is_replayed,
-                )
-            )
-        else:
-            starts.append(
-                (
-                    "wtst_" + event.event_id,
-                    event.mcp_server_user_id,
-                    event.walkthrough_id,
-                    event.mcp_server_id,
-                    event.mcp_server_session_id,
-                    event.started_at,
-                    event.metadata,
-                    is_replayed,
-                )
-            )
-    return completions, starts
+    of_type: dict[type[AnyEvent], list[Accepted]] = {}
+    for item in merged:
+        of_type.setdefault(type(item.event), []).append(item)
+    return {
+        TABLE_OF[kind]: [
+            (*SHAPES[TABLE_OF[kind]].row(event), record.offset < replayed_before[record.partition])
+            for event, record in items
+        ]
+        for kind, items in of_type.items()
+        if kind in TABLE_OF
+    }
 
 
 async def apart_from_locked(
@@ -157,16 +122,14 @@ async def apart_from_locked(
     """Locks the rows that the upsert may change; events whose row somebody else has locked wait."""
     keys = [row_of(item.event) for item in merged]
     locked: set[RowKey] = set()
-    for is_completion, lock, find in (
-        (True, "lock_completions", "find_completions"),
-        (False, "lock_starts", "find_starts"),
-    ):
-        users = [key.user for key in keys if key.is_completion == is_completion]
-        of_what = [key.of_what for key in keys if key.is_completion == is_completion]
+    for table in Table:
+        users = [key.user for key in keys if key.table == table]
+        of_what = [key.of_what for key in keys if key.table == table]
         if users:
-            ours = {tuple(row) for row in await connection.fetch(SQL[lock], users, of_what)}
-            there = {tuple(row) for row in await connection.fetch(SQL[find], users, of_what)}
-            locked |= {RowKey(is_completion, *key) for key in there - ours}
+            name = SHAPES[table].name
+            ours = {tuple(row) for row in await connection.fetch(SQL[f"lock_{name}"], users, of_what)}
+            there = {tuple(row) for row in await connection.fetch(SQL[f"find_{name}"], users, of_what)}
+            locked |= {RowKey(table, *key) for key in there - ours}
     pairs = list(zip(merged, keys, strict=True))
     waiting = [Waiting(item, str(key)) for item, key in pairs if key in locked]
     return [item for item, key in pairs if key not in locked], waiting
@@ -210,7 +173,6 @@ async def _upsert_part(
     """As `copy_and_upsert`, and undone where it fails."""
     async with connection.transaction():
         await connection.execute(SQL["clear_incoming"])
-        await connection.execute(SQL["clear_incoming_starts"])
         return await copy_and_upsert(connection, part, replayed_before)
 
 

@@ -31,7 +31,7 @@ from services.consumers.subscription import dead_task, decode_batch, make_broker
 from services.runtime.database import Connection, Pool
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.http import Answered
-from services.runtime.kafka import kafka_may_return, renew_password, subscriber_options, unreachable
+from services.runtime.kafka import kafka_may_return, renew_secrets, subscriber_options, unreachable
 from services.runtime.process import Process, Stopped
 from services.runtime.settings import Settings
 from services.runtime.telemetry import CANCELLED, EXPIRED, PAUSED, REBALANCES, REWINDS
@@ -161,7 +161,7 @@ class ConsumerShell(Process[H_co]):
         """Looks where partitions and the database are: lag, what has moved, and whether there is progress."""
         try:
             consumer = self.consumer
-            renew_password(consumer, self.settings)
+            renew_secrets(consumer, self.settings)
             owned = consumer.assignment()
             if not self.in_hand and not self.interrupt.is_set():
                 async with self.placing.lock:

@@ -80,6 +80,8 @@ def _describe_holder(service: str, row: asyncpg.Record) -> str:
     who = "somebody"
     if row["pid"] is not None:
         who = f"process {row['pid']} ({row['role']}, {row['application'] or 'no name'})"
+    elif row["prepared"] is not None:
+        who = f"the prepared transaction '{row['prepared']}'"
     return f"the row of partition {row['partition']} in {TABLES[service]} is locked by {who}"
 
 

@@ -38,10 +38,12 @@ select
   kept.partition,
   holder.pid,
   coalesce(holder.usename, '') as role,
-  coalesce(holder.application_name, '') as application
+  coalesce(holder.application_name, '') as application,
+  prepared.gid as prepared
 from recorded_offsets as kept
 left join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
 left join pg_stat_activity as holder on held.pid = holder.pid
+left join pg_prepared_xacts as prepared on kept.xmax = prepared.transaction
 where
   kept.topic = $1 and kept.partition = any($2::integer[])
   and not exists (select from free where free.partition = kept.partition)

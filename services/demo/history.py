@@ -20,13 +20,14 @@ _STOP_ELSEWHERE: Final = 0.05
 
 @dataclass(slots=True)
 class Past:
-    """Somebody's journey: when it was opened, and which steps were done when, in which session."""
+    """Somebody's journey: when it was opened, and which steps were shown and done when, in which session."""
 
     user: str
     offer: Offer
     server: str
     started_at: int
     done: list[tuple[str, int, str]] = field(default_factory=list)
+    shown: list[tuple[str, int, str]] = field(default_factory=list)
 
     @property
     def steps(self) -> list[str]:
@@ -56,17 +57,21 @@ class Past:
                 "started_at": self.started_at,
             }
         )
-        for step, at, session in self.done:
-            yield encode(
-                {
-                    "type": "step-completed",
-                    "event_id": self._id(step),
-                    **common,
-                    "step_id": step,
-                    "mcp_server_session_id": session,
-                    "completed_at": at,
-                }
-            )
+        for kind, field_, steps in (
+            ("step-shown", "shown_at", self.shown),
+            ("step-completed", "completed_at", self.done),
+        ):
+            for step, at, session in steps:
+                yield encode(
+                    {
+                        "type": kind,
+                        "event_id": self._id(f"{kind} {step}"),
+                        **common,
+                        "step_id": step,
+                        "mcp_server_session_id": session,
+                        field_: at,
+                    }
+                )
 
     def _id(self, what: str) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.user} {what}"))
@@ -105,6 +110,7 @@ def _past(
     at = now_ms - int(_DAYS * _DAY_MS * (1 - chance.random() ** 0.7))
     past = Past(user, offer, server, at)
     if chance.random() < 0.06:
+        past.shown.append((steps[0], at, f"{user}.1"))
         return past  # looked, and left
     order = list(steps)
     if chance.random() < 0.18:
@@ -112,6 +118,7 @@ def _past(
         order[i], order[i + 1] = order[i + 1], order[i]
     hard, session = len(steps) // 2, 1
     for place, step in enumerate(order):
+        past.shown.append((step, at, f"{user}.{session}"))
         is_hard = step == steps[hard]
         if place and chance.random() < (_STOP_AT_HARD[offer.slug] if is_hard else _STOP_ELSEWHERE):
             break

@@ -22,11 +22,11 @@ having sum(journeys) > 0
 order by journeys desc, position, from_step_id, to_step_id;
 
 -- name: endings
--- Finished: every current step is done. In progress: active within 7 days. Else dropped.
+-- Finished: every current step is done or skipped. In progress: active within 7 days. Else dropped.
 select
   step_id,
   case
-    when steps_done > 0 and steps_done = $2::integer then 'finished'
+    when steps_done + steps_skipped > 0 and steps_done + steps_skipped = $2::integer then 'finished'
     when last_active_on > date '1970-01-01' + ($3::bigint / 86400000)::integer - 7 then 'in progress'
     else 'dropped'
   end as outcome,

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import jgo
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from filelock import FileLock
@@ -38,6 +37,7 @@ _PROPERTIES = {
     "offsets.topic.num.partitions": "5",
     "transaction.state.log.replication.factor": "1",
     "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "5",
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
@@ -62,6 +62,8 @@ _PROGRAMS: tuple[_Program, ...] = ("format", "broker")
 @functools.cache
 def classpath() -> str:
     """Resolves Kafka's artifacts; from the local cache once they are there."""
+    import jgo  # here, as it takes a tenth of a second, and most that import this start no broker
+
     # Two that make the folder of links anew at the same time trip over each other.
     with FileLock(Path(tempfile.gettempdir()) / f"stepstream-kafka-{os.getuid()}.lock"):
         broker = jgo.build(_BROKER).all_jars

@@ -1,9 +1,9 @@
 """Journeys, what they contribute to the Sankey, and the difference that a change makes.
 
-A journey is one user in one walkthrough: its completions in `(completed_at, id)` order, and the start
-before them where one is known. It contributes one transition per step and one ending, all filed under its
-cohort: its walkthrough, and the server and the UTC day where it began. Hence, at every node
-`(position, step)` of every cohort,
+A journey is one user in one walkthrough: the steps that were passed, that is, completed, or skipped and
+not completed, in `(time, id)` order; the start before them where one is known; and what was shown. It
+contributes one transition per step and one ending, all filed under its cohort: its walkthrough, and the
+server and the UTC day where it began. Hence, at every node `(position, step)` of every cohort,
 
     journeys in = journeys out + journeys ended there,
 
@@ -24,10 +24,14 @@ _DAY_MS: Final = 86_400_000
 class Journey:
     """What one user did in one walkthrough, in order.
 
-    `step_ids[i]` was completed at `completed_at[i]` (milliseconds since the epoch, never falling).
-    `started_at` is when it was opened, never after the first completion; None where that is not known.
-    `mcp_server_id` is the server of the start, else of the first completion. Without steps and without a
-    start there is no journey.
+    `step_ids[i]` was completed, or skipped where `skipped[i]`, at `completed_at[i]` (milliseconds since the
+    epoch, never falling), and shown before at `shown_at[i]`. Where no step was skipped, or none is known to
+    have been shown, there is None instead of the sequence.
+    `started_at` is when it was opened, never after the first step; None where that is not known.
+    `first_shown_at` is when something was shown, where there is neither a start nor a step.
+    `mcp_server_id` is the server of the start, else of the first step, else of the first showing. Without any
+    of them there is no journey.
+    `shown_step_id` is what was shown last of the steps that are not passed; None where that is not known.
     """
 
     walkthrough_id: str
@@ -35,17 +39,24 @@ class Journey:
     step_ids: Sequence[str]
     completed_at: Sequence[int]
     started_at: int | None = None
+    first_shown_at: int | None = None
+    skipped: Sequence[bool] | None = None
+    shown_at: Sequence[int | None] | None = None
+    shown_step_id: str | None = None
 
     @property
     def began_at(self) -> int | None:
         """Milliseconds since the epoch; None where there is no journey."""
         if self.started_at is not None:
             return self.started_at
-        return self.completed_at[0] if self.completed_at else None
+        return self.completed_at[0] if self.completed_at else self.first_shown_at
 
 
 class TransitionKey(NamedTuple):
-    """A link of the Sankey within a cohort; at position 0 it comes from the start, `from_step_id` None."""
+    """A link of the Sankey within a cohort; at position 0 it comes from the start, `from_step_id` None.
+
+    Where it is `skipped`, the step that it leads to was skipped.
+    """
 
     walkthrough_id: str
     mcp_server_id: str
@@ -53,10 +64,15 @@ class TransitionKey(NamedTuple):
     position: int
     from_step_id: str | None
     to_step_id: str
+    skipped: bool = False
 
 
 class EndingKey(NamedTuple):
-    """Where journeys of a cohort stand: steps done, the step they are at, the day they were last active."""
+    """Where journeys of a cohort stand.
+
+    How many steps they have completed and skipped, the last of these, the day they were last active, and what
+    was shown to them last and is not passed.
+    """
 
     walkthrough_id: str
     mcp_server_id: str
@@ -64,18 +80,23 @@ class EndingKey(NamedTuple):
     steps_done: int
     step_id: str | None
     last_active_on: date
+    steps_skipped: int = 0
+    shown_step_id: str | None = None
 
 
 class Flow(NamedTuple):
-    """How many journeys took a transition, and the sum of the milliseconds they took for it.
+    """How many journeys took a transition, and the sums of the milliseconds they took for it.
 
-    `timed_journeys` is how many of them that sum is over: the first step of a journey whose start is not
-    known took a time that nobody knows.
+    `elapsed_ms` is since the step before, or the start, over `timed_journeys`: the first step of a journey
+    whose start is not known took a time that nobody knows. `active_ms` is since the step was shown, over
+    `active_journeys`.
     """
 
     journeys: int
     elapsed_ms: int
     timed_journeys: int
+    active_ms: int = 0
+    active_journeys: int = 0
 
 
 @dataclass(slots=True)
@@ -128,7 +149,7 @@ def accumulate(total: Delta, old: Journey, new: Journey) -> None:
 def add(total: Delta, delta: Delta) -> None:
     """Adds `delta` to `total` in place."""
     for transition, flow in delta.transitions.items():
-        _add_flow(total.transitions, transition, *flow)
+        _add_flow(total.transitions, transition, flow)
     for ending, journeys in delta.endings.items():
         _add_ending(total.endings, ending, journeys)
 
@@ -145,7 +166,19 @@ def _shared_prefix(old: Journey, new: Journey) -> int:
         if a != b or at != bt:
             break
         shared += 1
+    if old.skipped is not None or new.skipped is not None:
+        shared = _alike(old.skipped, new.skipped, False, shared)
+    if old.shown_at is not None or new.shown_at is not None:
+        shared = _alike(old.shown_at, new.shown_at, None, shared)
     return shared
+
+
+def _alike(old: Sequence[object] | None, new: Sequence[object] | None, absent: object, most: int) -> int:
+    """How many of the first `most` are the same; all are `absent` where there is no sequence."""
+    for i in range(most):
+        if (absent if old is None else old[i]) != (absent if new is None else new[i]):
+            return i
+    return most
 
 
 def _contribute(total: Delta, journey: Journey, first: int, sign: int) -> None:
@@ -159,29 +192,47 @@ def _contribute(total: Delta, journey: Journey, first: int, sign: int) -> None:
         raise ValueError("a journey has the server where it began")
     walkthrough = journey.walkthrough_id
     began_on = utc_day(began_at)
+    skipped, shown_at = journey.skipped, journey.shown_at
     before_id = steps[first - 1] if first else None
     before_at = times[first - 1] if first else journey.started_at
     for position in range(first, len(steps)):
-        key = TransitionKey(walkthrough, server, began_on, position, before_id, steps[position])
-        elapsed = 0 if before_at is None else times[position] - before_at
-        _add_flow(total.transitions, key, sign, sign * elapsed, 0 if before_at is None else sign)
-        before_id, before_at = steps[position], times[position]
+        is_skip = skipped is not None and skipped[position]
+        key = TransitionKey(walkthrough, server, began_on, position, before_id, steps[position], is_skip)
+        at = times[position]
+        elapsed, timed = (0, 0) if before_at is None else (sign * (at - before_at), sign)
+        shown = None if shown_at is None else shown_at[position]
+        active, known = (0, 0) if shown is None else (sign * (at - shown), sign)
+        _add_flow(total.transitions, key, Flow(sign, elapsed, timed, active, known))
+        before_id, before_at = steps[position], at
     last_active_on = utc_day(times[-1]) if steps else began_on
-    ending = EndingKey(walkthrough, server, began_on, len(steps), before_id, last_active_on)
+    passed_over = sum(skipped) if skipped is not None else 0
+    ending = EndingKey(
+        walkthrough,
+        server,
+        began_on,
+        len(steps) - passed_over,
+        before_id,
+        last_active_on,
+        passed_over,
+        journey.shown_step_id,
+    )
     _add_ending(total.endings, ending, sign)
 
 
-def _add_flow(
-    flows: dict[TransitionKey, Flow], key: TransitionKey, journeys: int, elapsed_ms: int, timed: int
-) -> None:
+def _add_flow(flows: dict[TransitionKey, Flow], key: TransitionKey, flow: Flow) -> None:
     before = flows.get(key)
-    if before is not None:
-        journeys += before.journeys
-        elapsed_ms += before.elapsed_ms
-        timed += before.timed_journeys
-    if journeys or elapsed_ms or timed:
-        flows[key] = Flow(journeys, elapsed_ms, timed)
-    elif before is not None:
+    if before is None:
+        flows[key] = flow
+        return
+    journeys, elapsed, timed, active, known = before
+    journeys += flow.journeys
+    elapsed += flow.elapsed_ms
+    timed += flow.timed_journeys
+    active += flow.active_ms
+    known += flow.active_journeys
+    if journeys or elapsed or timed or active or known:
+        flows[key] = Flow(journeys, elapsed, timed, active, known)
+    else:
         del flows[key]
 
 

@@ -5,13 +5,18 @@ sample, and two shares are compared as a 2 x 2 table: by Fisher's exact test or,
 journeys, by Pearson's chi-squared test, which it then equals closely. With a walkthrough of a hundred links
 five would differ by chance alone, so the p-values are adjusted to bound the share of false discoveries
 (Benjamini and Hochberg, "Controlling the false discovery rate", 1995).
+
+Only what can differ is tested, and adjusted for: where everybody or nobody of both sides did something, no
+test can call that a difference, and it would only weaken the others.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from services.journeys.flow import START, Flows, Outcome
+from services.journeys.flow import START, Flows, LinkKey, Outcome
+from services.journeys.intervals import newcombe
 
 LEVEL: Final = 0.05
 _MANY: Final = 1_000
@@ -28,7 +33,10 @@ class Shares(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The shares, the p-value of their difference, and that adjusted for how many were compared."""
+    """The shares, the p-value of their difference, and that adjusted for how many were compared.
+
+    Both are None where the difference was not tested.
+    """
 
     shares: Shares
     p_value: float | None
@@ -40,17 +48,26 @@ class Compared(NamedTuple):
         share_a = s.in_a / s.of_a if s.of_a else None
         share_b = s.in_b / s.of_b if s.of_b else None
         both = share_a is not None and share_b is not None
+        between = None if self.p_value is None else newcombe(s.in_a, s.of_a, s.in_b, s.of_b)
         return {
             **s._asdict(),
             "share_a": share_a,
             "share_b": share_b,
             "difference": share_b - share_a if both else None,  # type: ignore[operator]
+            "difference_low": between and between.low,
+            "difference_high": between and between.high,
             "p_value": self.p_value,
             "p_adjusted": self.p_adjusted,
-            "significant": self.p_adjusted is not None and self.p_adjusted < LEVEL,
+            "significant": self.is_significant,
         }
 
+    @property
+    def is_significant(self) -> bool:
+        """Whether it is more than chance."""
+        return self.p_adjusted is not None and self.p_adjusted < LEVEL
 
+
+@lru_cache(maxsize=50_000)  # of many links, most are of few people: the same numbers again and again
 def p_value(shares: Shares) -> float | None:
     """How likely a difference at least as large is by chance; None where a side has no journeys."""
     of_a, in_a, of_b, in_b = shares
@@ -70,20 +87,32 @@ def p_value(shares: Shares) -> float | None:
     return float(fisher_exact(table).pvalue)
 
 
-def compare(all_shares: Sequence[Shares]) -> list[Compared]:
-    """Each difference, adjusted for all of them."""
+def compare(all_shares: Sequence[Shares], tested: Sequence[bool] | None = None) -> list[Compared]:
+    """Each difference, adjusted for all of them that can be more than chance.
+
+    Args:
+        all_shares: what is compared, one family.
+        tested: which of them can be; without it, all. Where a side has no journeys nothing is tested.
+    """
     from scipy.stats import false_discovery_control
 
-    raw = [p_value(shares) for shares in all_shares]
-    known = [p for p in raw if p is not None]
-    adjusted = iter(false_discovery_control(known).tolist() if known else [])
+    can = [True] * len(all_shares) if tested is None else tested
+    found = [
+        (shares, p_value(shares) if is_tested else None)
+        for shares, is_tested in zip(all_shares, can, strict=True)
+    ]
+    family = [p for shares, p in found if p is not None and _can_differ(shares)]
+    adjusted = iter(false_discovery_control(family).tolist() if family else [])
     return [
-        Compared(shares, p, None if p is None else next(adjusted))
-        for shares, p in zip(all_shares, raw, strict=True)
+        Compared(shares, p, next(adjusted) if p is not None and _can_differ(shares) else p)
+        for shares, p in found
     ]
 
 
-LinkKey = tuple[int, str | None, str]
+def _can_differ(shares: Shares) -> bool:
+    return 0 < shares.in_a + shares.in_b < shares.of_a + shares.of_b
+
+
 NodeKey = tuple[int, str | None]
 
 
@@ -101,17 +130,13 @@ def link_shares(a: Flows, b: Flows) -> dict[LinkKey, Shares]:
     found: defaultdict[LinkKey, list[int]] = defaultdict(lambda: [0, 0])
     for side, of in enumerate((a, b)):
         for link in of.links:
-            found[link.position, link.from_step_id, link.to_step_id][side] += link.journeys
+            found[link.key][side] += link.journeys
     shares = {}
-    for key in sorted(found, key=_order):
-        source = key[0] - 1, key[1]
+    for key in sorted(found, key=lambda key: key.order):
+        source = key.position - 1, key.from_step_id
         in_a, in_b = found[key]
         shares[key] = Shares(nodes_a.get(source, 0), in_a, nodes_b.get(source, 0), in_b)
     return shares
-
-
-def _order(key: LinkKey) -> tuple[int, str, str]:
-    return key[0], key[1] or "", key[2]
 
 
 def drop_shares(a: Flows, b: Flows) -> dict[NodeKey, Shares]:
@@ -121,7 +146,7 @@ def drop_shares(a: Flows, b: Flows) -> dict[NodeKey, Shares]:
     for side, of in enumerate((a, b)):
         for ending in of.endings:
             if ending.outcome is Outcome.DROPPED:
-                found[ending.steps_done - 1, ending.step_id][side] += ending.journeys
+                found[ending.steps_passed - 1, ending.step_id][side] += ending.journeys
     return {
         key: Shares(nodes_a.get(key, 0), in_a, nodes_b.get(key, 0), in_b)
         for key, (in_a, in_b) in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or ""))

@@ -32,7 +32,11 @@ class Outcome(StrEnum):
 
 
 class Link(NamedTuple):
-    """Journeys that came to a step at a position; `elapsed_ms` is the sum over `timed_journeys` of them."""
+    """Journeys that came to a step at a position, by completing or by skipping it.
+
+    `elapsed_ms` is the sum over `timed_journeys` of them, since the step before; `active_ms` that over
+    `active_journeys`, since the step was shown.
+    """
 
     position: int
     from_step_id: str | None
@@ -40,6 +44,14 @@ class Link(NamedTuple):
     journeys: int
     elapsed_ms: int
     timed_journeys: int
+    skipped: bool = False
+    active_ms: int = 0
+    active_journeys: int = 0
+
+    @property
+    def key(self) -> "LinkKey":
+        """Which link it is."""
+        return LinkKey(self.position, self.from_step_id, self.to_step_id, self.skipped)
 
     @property
     def mean_ms(self) -> float | None:
@@ -47,13 +59,31 @@ class Link(NamedTuple):
         return self.elapsed_ms / self.timed_journeys if self.timed_journeys else None
 
 
-class Ending(NamedTuple):
-    """Journeys that stand at a step, `steps_done` of the view's steps done; None where none is."""
+class LinkKey(NamedTuple):
+    """A link: to which step at which position it leads, from where, and whether that step was skipped."""
 
-    steps_done: int
+    position: int
+    from_step_id: str | None
+    to_step_id: str
+    skipped: bool
+
+    @property
+    def order(self) -> tuple[int, str, str, bool]:
+        """By which links are sorted."""
+        return self.position, self.from_step_id or "", self.to_step_id, self.skipped
+
+
+class Ending(NamedTuple):
+    """Journeys that stand at a step after `steps_passed` of the view's steps; None where that is 0.
+
+    So many of these were skipped; that is not told of journeys that went on.
+    """
+
+    steps_passed: int
     step_id: str | None
     outcome: Outcome
     journeys: int
+    steps_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +108,11 @@ class Variant:
     """A path that journeys took, in order, and how they stand.
 
     `since_began_ms[i]` is the sum over the journeys of the milliseconds to step `i`, from their start where
-    they are `started` (that is, it is known), else from their first step.
+    they are `started` (that is, it is known), else from their first step. `skipped[i]` says whether step `i`
+    was skipped; where none was it may be empty. `shown_step_id` is what was shown last and is not passed;
+    None where that is not known. `version` is then the number of the version of their last activity.
+    `active_ms[i]` is the sum of the milliseconds since step `i` was shown, over `active_journeys[i]`; where
+    no showing is known they may be empty.
     """
 
     step_ids: tuple[str, ...]
@@ -86,6 +120,18 @@ class Variant:
     started: bool
     journeys: int
     since_began_ms: tuple[int, ...]
+    skipped: tuple[bool, ...] = ()
+    shown_step_id: str | None = None
+    active_ms: tuple[int, ...] = ()
+    active_journeys: tuple[int, ...] = ()
+    version: int | None = None
+
+    @property
+    def done(self) -> list[str]:
+        """The steps that were completed."""
+        if not self.skipped:
+            return list(self.step_ids)
+        return [step for step, is_skip in zip(self.step_ids, self.skipped, strict=True) if not is_skip]
 
 
 class Path(NamedTuple):
@@ -133,8 +179,8 @@ class View:
 
     def flows(self, variants: Iterable[Variant]) -> Flows:
         """The links and endings of all journeys in the view."""
-        links: defaultdict[tuple[int, str | None, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-        endings: Counter[tuple[int, str | None, Outcome]] = Counter()
+        links: defaultdict[LinkKey, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+        endings: Counter[tuple[int, str | None, Outcome, int]] = Counter()
         for variant in variants:
             path = self.path(variant.step_ids)
             if path is None:
@@ -143,17 +189,28 @@ class View:
             for position, index in enumerate(path.shown):
                 step = variant.step_ids[index]
                 from_step = None if before is None else variant.step_ids[before]
-                amounts = links[position, from_step, step]
+                is_skip = bool(variant.skipped) and variant.skipped[index]
+                amounts = links[LinkKey(position, from_step, step, is_skip)]
                 elapsed, timed = self._elapsed(variant, before, index)
                 amounts[0] += variant.journeys
                 amounts[1] += elapsed
                 amounts[2] += timed
+                if variant.active_ms:
+                    amounts[3] += variant.active_ms[index]
+                    amounts[4] += variant.active_journeys[index]
                 before = index
             stands = None if before is None else variant.step_ids[before]
-            endings[len(path.shown), stands, path.cut or variant.outcome] += variant.journeys
+            skipped = sum(variant.skipped[i] for i in path.shown) if variant.skipped else 0
+            endings[len(path.shown), stands, path.cut or variant.outcome, skipped] += variant.journeys
         return flows(
-            (Link(*key, *amounts) for key, amounts in links.items()),
-            (Ending(*key, n) for key, n in endings.items()),
+            (
+                Link(*key[:3], journeys, elapsed_ms, timed, key.skipped, *active)
+                for key, (journeys, elapsed_ms, timed, *active) in links.items()
+            ),
+            (
+                Ending(passed, stands, outcome, n, skipped)
+                for (passed, stands, outcome, skipped), n in endings.items()
+            ),
         )
 
     def _elapsed(self, variant: Variant, before: int | None, index: int) -> tuple[int, int]:
@@ -174,12 +231,12 @@ def flows(links: Iterable[Link], endings: Iterable[Ending]) -> Flows:
     )
 
 
-def _link_order(link: Link) -> tuple[int, str, str]:
-    return link.position, link.from_step_id or "", link.to_step_id
+def _link_order(link: Link) -> tuple[int, str, str, bool]:
+    return link.key.order
 
 
-def _ending_order(ending: Ending) -> tuple[int, str, str]:
-    return ending.steps_done, ending.step_id or "", ending.outcome
+def _ending_order(ending: Ending) -> tuple[int, str, str, int]:
+    return ending.steps_passed, ending.step_id or "", ending.outcome, ending.steps_skipped
 
 
 def first_positions(whole: Flows, positions: int) -> Flows:
@@ -191,7 +248,7 @@ def first_positions(whole: Flows, positions: int) -> Flows:
     return flows(
         (link for link in whole.links if link.position < positions),
         [
-            *(e for e in whole.endings if e.steps_done <= positions),
+            *(e for e in whole.endings if e.steps_passed <= positions),
             *(Ending(positions, step, Outcome.WENT_ON, n) for step, n in beyond.items()),
         ],
     )
@@ -223,15 +280,20 @@ class Edge:
     journeys: int
     elapsed_ms: int
     timed_journeys: int
+    #: Whether the step that it leads to was skipped.
+    skipped: bool = False
+    active_ms: int = 0
+    active_journeys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """An ending at a node."""
+    """An ending at a node, after `steps_skipped` steps were skipped."""
 
     node: NodeKey
     outcome: Outcome
     journeys: int
+    steps_skipped: int = 0
 
 
 @dataclass(slots=True)
@@ -242,8 +304,19 @@ class Graph:
     edges: list[Edge] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
 
+    def homes(self) -> dict[tuple[int, str | None], NodeKey]:
+        """For each step at a position the node that shows it, which may fold several; None is the start."""
+        homes: dict[tuple[int, str | None], NodeKey] = {}
+        for key, node in self.nodes.items():
+            homes.update({(key.position, step): key for step, _ in node.folded})
+            if not node.folded:
+                homes[key] = key
+        return homes
 
-def graph(of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = frozenset()) -> Graph:
+
+def graph(
+    of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = frozenset(), least: float = 0
+) -> Graph:
     """The nodes and edges of flows.
 
     Args:
@@ -251,6 +324,7 @@ def graph(of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = f
         most_nodes: how many steps a position shows; the rest, where that is more than one, is folded into
             one node. None folds nothing.
         unfolded: positions that show all.
+        least: steps with fewer journeys at a position are folded as well, where that is more than one.
     """
     sizes: defaultdict[int, Counter[str]] = defaultdict(Counter)
     for link in of.links:
@@ -261,8 +335,10 @@ def graph(of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = f
     for position in sorted(sizes):
         ranked = sorted(sizes[position].items(), key=lambda item: (-item[1], item[0]))
         shown = len(ranked)
-        if most_nodes is not None and position not in unfolded and len(ranked) > most_nodes + 1:
-            shown = most_nodes
+        if position not in unfolded:
+            large = sum(1 for _, journeys in ranked if journeys >= least)
+            most = large if most_nodes is None else min(large, most_nodes)
+            shown = most if len(ranked) > most + 1 else len(ranked)
         for step, journeys in ranked[:shown]:
             key = where[position, step] = NodeKey(position, step)
             result.nodes[key] = Node(key, journeys)
@@ -270,14 +346,20 @@ def graph(of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = f
             other = NodeKey(position, None)
             where.update({(position, step): other for step, _ in rest})
             result.nodes[other] = Node(other, sum(n for _, n in rest), tuple(rest))
-    edges: defaultdict[tuple[NodeKey, NodeKey], list[int]] = defaultdict(lambda: [0, 0, 0])
+    edges: defaultdict[tuple[NodeKey, NodeKey, bool], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for link in of.links:
-        amounts = edges[where[link.position - 1, link.from_step_id], where[link.position, link.to_step_id]]
-        for i, amount in enumerate((link.journeys, link.elapsed_ms, link.timed_journeys)):
+        source, target = where[link.position - 1, link.from_step_id], where[link.position, link.to_step_id]
+        amounts = edges[source, target, link.skipped]
+        sums = link.journeys, link.elapsed_ms, link.timed_journeys, link.active_ms, link.active_journeys
+        for i, amount in enumerate(sums):
             amounts[i] += amount
-    result.edges = [Edge(source, target, *amounts) for (source, target), amounts in edges.items()]
-    stops: Counter[tuple[NodeKey, Outcome]] = Counter()
+    result.edges = [
+        Edge(source, target, journeys, elapsed_ms, timed, skipped, *active)
+        for (source, target, skipped), (journeys, elapsed_ms, timed, *active) in edges.items()
+    ]
+    stops: Counter[tuple[NodeKey, Outcome, int]] = Counter()
     for ending in of.endings:
-        stops[where[ending.steps_done - 1, ending.step_id], ending.outcome] += ending.journeys
-    result.stops = [Stop(node, outcome, n) for (node, outcome), n in stops.items()]
+        node = where[ending.steps_passed - 1, ending.step_id]
+        stops[node, ending.outcome, ending.steps_skipped] += ending.journeys
+    result.stops = [Stop(node, outcome, n, skipped) for (node, outcome, skipped), n in stops.items()]
     return result

@@ -50,6 +50,15 @@ _LOCK = {"lock_timeout": "10s"}
 _TRANSACTION_SECONDS = 60
 #: How long to wait for another who handles the dead letters, in seconds.
 _LETTERS_SECONDS = 60.0
+#: Of somebody whose id no event can have: events of theirs never count, so there is nothing to keep away.
+_UNNAMEABLE = (
+    "no event can have this id, so none says that they are erased: events of theirs never count, and become "
+    "dead letters. Where some come later, run this again"
+)
+_SHARED_ADDRESS = (
+    "their address is that of others, too, in another case: what holds it is theirs where it is written "
+    "exactly as they have it"
+)
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+")
 #: What `json` raises for what is no JSON, and for what is nested too deeply.
 _UNREADABLE = (ValueError, RecursionError)
@@ -62,6 +71,8 @@ class Names:
     user: str
     tracking_id: str = ""
     email: str = ""
+    #: Others have the address in another case: what is in neither may be theirs.
+    is_email_exact: bool = False
 
     @property
     def id_pattern(self) -> str:
@@ -71,7 +82,7 @@ class Names:
     @property
     def pattern(self) -> str:
         """Finds them in a text, as whole words."""
-        return _words(self.user, self.tracking_id, self.email)
+        return _words(self.user, self.tracking_id, self.email, exact=self.is_email_exact)
 
     @property
     def source_pattern(self) -> str:
@@ -80,7 +91,8 @@ class Names:
         A tracking id, which people choose themselves, is all of it: as a word it may be another's name.
         """
         whole = f"|^{re.escape(self.tracking_id)}$" if self.tracking_id else ""
-        return _words(self.user, self.email if "@" in self.email else "") + whole
+        email = self.email if "@" in self.email else ""
+        return _words(self.user, email, exact=self.is_email_exact) + whole
 
     def are_in(self, text: str) -> bool:
         """Whether a text speaks of the person."""
@@ -102,20 +114,28 @@ class NameOfNobody(Names):
         return self.pattern
 
 
-def _words(*names: str) -> str:
-    return rf"(?<![\w-])(?:{'|'.join(_word(name) for name in names if name)})(?![\w-])"
+def _words(*names: str, exact: bool = False) -> str:
+    return rf"(?<![\w-])(?:{'|'.join(_word(name, exact) for name in names if name)})(?![\w-])"
 
 
-def _word(name: str) -> str:
-    """A name; another's e-mail address may end with this one, or begin with it."""
-    return rf"(?<![.+]){re.escape(name)}(?!\.[\w-])" if "@" in name else re.escape(name)
+def _word(name: str, exact: bool) -> str:
+    """A name; an address in any case unless `exact`, and another's may end with it, or begin with it."""
+    if "@" not in name:
+        return re.escape(name)
+    address = re.escape(name) if exact else "".join(map(_in_any_case, name))
+    return rf"(?<![.+]){address}(?!\.[\w-])"
+
+
+def _in_any_case(letter: str) -> str:
+    """Python and PostgreSQL share no other way to say that a part of a pattern has no case."""
+    lower, upper = letter.lower(), letter.upper()
+    return f"[{lower}{upper}]" if lower != upper and len(lower + upper) == 2 else re.escape(letter)
 
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """Dead letters: how far partitions go, the person's by partition, and those of others that name them."""
+    """Dead letters: the person's by partition, and those of others that name them."""
 
-    ends: dict[TopicPartition, int]
     theirs: dict[TopicPartition, list[Record]]
     naming: list[Letter]
 
@@ -165,7 +185,8 @@ async def plan(settings: Settings, who: str, *, unknown_too: bool = False) -> Re
     known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
     letters = await _letters_of(settings, names)
     counts["dead_letters"] = letters.count
-    found = Receipt(user, known, erased_at, counts, [str(letter.source) for letter in letters.naming])
+    named_in = [str(letter.source) for letter in letters.naming]
+    found = Receipt(user, known, erased_at, counts, named_in, notes=_found_by(who, names))
     if found.nothing_known and not unknown_too:
         async with connected(settings) as db:
             found.removed["sources"] = await _count_sources(db, NameOfNobody(user))
@@ -174,7 +195,18 @@ async def plan(settings: Settings, who: str, *, unknown_too: bool = False) -> Re
 
 async def _names_of(db: Connection, user: str) -> Names:
     row = await db.fetchrow(SQL["erase_names"], user)
-    return Names(user, row["distinct_id"] or "", row["email"] or "") if row else Names(user)
+    if row is None:
+        return Names(user)
+    return Names(user, row["distinct_id"] or "", row["email"] or "", row["is_email_exact"])
+
+
+def _found_by(who: str, names: Names) -> list[str]:
+    """Whom an operator has found who gave no id, and what of them is not looked for."""
+    notes = [_SHARED_ADDRESS] if names.is_email_exact else []
+    if who == names.user:
+        return notes
+    by = "tracking id" if who == names.tracking_id else f"e-mail address {names.email}"
+    return [f"`{who}` is {names.user}, by the {by}", *notes]
 
 
 async def _count(db: Connection, names: Names) -> dict[str, Any]:
@@ -207,10 +239,13 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             "already refused for good, add --even-if-unknown"
         )
     async with connected(settings, counting.prepare, counting.SERVER_SETTINGS | _LOCK) as db:
-        receipt, names = await _forget(db, found.user)
+        receipt, names = await _forget(db, found)
+        receipt.notes[:0] = found.notes
         crash_point("operator.erase-committed")
+        left = "The event waits in the outbox; run"
         try:
             announced_at = await _announce(settings, db, receipt)
+            left = "Run"
             await _wait_for_recorder(settings, announced_at, receipt)
             # What it had counted, and not written yet, it has written with the event.
             async with _transaction(db):
@@ -222,9 +257,8 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             receipt.named_in = [str(letter.source) for letter in letters.naming]
         except StepstreamError as error:
             raise StepstreamError(
-                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. The event "
-                "waits in "
-                "the outbox; run the same command again for the dead letters"
+                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. {left} the "
+                "same command again for the dead letters"
             ) from error
     receipt.executed = True
     return receipt
@@ -246,9 +280,9 @@ async def _transaction(db: Connection) -> AsyncIterator[None]:
         yield
 
 
-async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
+async def _forget(db: Connection, found: Receipt) -> tuple[Receipt, Names]:
     """All of the database's part, in one transaction, the counts too; and what the person was called."""
-    erased_at, event_id = int(time.time() * 1000), str(uuid_utils.uuid7())
+    user, erased_at, event_id = found.user, int(time.time() * 1000), str(uuid_utils.uuid7())
     event = {
         "type": "user-erased",
         "event_id": event_id,
@@ -256,16 +290,10 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         "erased_at": erased_at,
     }
     value = encode(event)
-    try:
-        erasure = decode(value, erased_at)
-    except EventError as error:
-        raise UsageError(
-            f"`{user}` is no id that an event can have, so none can say that they are erased: {error}"
-        ) from None
-    assert isinstance(erasure, UserErased)  # noqa: S101 - its type says so
+    erasure = _readable(value, erased_at, found)
     async with _transaction(db):
         known = await db.fetchval(SQL["erase_lock"], user) is not None
-        is_first = await erasures.note_erased(db, [erasure])
+        is_first = erasure is not None and await erasures.note_erased(db, [erasure])
         names = await _names_of(db, user)
         counts = {k: v for k, v in (await _count(db, names)).items() if k not in {"known", "erased_at"}}
         journeys = [(user, r["walkthrough_id"]) for r in await db.fetch(SQL["erase_journeys"], user)]
@@ -276,10 +304,30 @@ async def _forget(db: Connection, user: str) -> tuple[Receipt, Names]:
         await db.execute(SQL["erase_marks"], user)
         if is_first:
             await outbox.announce(db, user, value, operator_headers(event, erased_at))
-        else:
+        elif erasure is not None:
             erased_at, event_id = await erasures.find_note(db, user)
         await source_names.forget_names(db, names.source_pattern, names.pattern)
+    if erasure is None:
+        return Receipt(user, known, None, counts, notes=[_UNNAMEABLE]), names
     return Receipt(user, known, erased_at, counts, event_id=event_id), names
+
+
+def _readable(value: bytes, erased_at: int, found: Receipt) -> UserErased | None:
+    """The event that says so; None for somebody whose id no event can have, whom a platform may have.
+
+    Raises:
+        UsageError: no event can have the id, and nothing is known of such a person.
+    """
+    try:
+        erasure = decode(value, erased_at)
+    except EventError as error:
+        if not found.nothing_known:
+            return None
+        raise UsageError(
+            f"`{found.user}` is no id that an event can have, so none can say that they are erased: {error}"
+        ) from None
+    assert isinstance(erasure, UserErased)  # noqa: S101 - its type says so
+    return erasure
 
 
 async def _announce(settings: Settings, db: Connection, receipt: Receipt) -> tuple[int, int] | None:
@@ -341,8 +389,8 @@ def speaks_of(record: Record, names: Names) -> bool:
 
 
 async def _letters_of(settings: Settings, names: Names) -> Letters:
-    found = Letters({}, {}, [])
-    async for record in read_partitions(settings, settings.dead_letter_topic, ends=found.ends):
+    found = Letters({}, [])
+    async for record in read_partitions(settings, settings.dead_letter_topic):
         if is_of(record, names):
             found.theirs.setdefault(TopicPartition(record.topic, record.partition), []).append(record)
         elif speaks_of(record, names):
@@ -352,20 +400,31 @@ async def _letters_of(settings: Settings, names: Names) -> Letters:
 
 async def _remove_letters(settings: Settings, names: Names) -> Letters:
     found = await _letters_of(settings, names)
-    for partition in found.theirs:
-        await _copy_others(settings, partition, found.ends[partition], names)
+    for partition, theirs in found.theirs.items():
+        # What comes after the last of theirs stays where it is: there may be a flood of it.
+        end = theirs[-1].offset + 1
+        await _copy_others(settings, partition, end, names)
         crash_point("operator.letters-copied")
         async with admin_client(settings) as admin:
             try:
-                await admin.delete_records({partition: RecordsToDelete(found.ends[partition])})
+                await admin.delete_records({partition: RecordsToDelete(end)})
             except KafkaError as error:
                 raise unreachable(settings, error) from error
     return found
 
 
+async def _sources_behind(settings: Settings, partition: TopicPartition, end: int) -> set[Source]:
+    """The events of which there is a letter at `end` or later."""
+    behind = {partition.partition: end}
+    return {parse(r).source async for r in read_partitions(settings, partition.topic, behind)}
+
+
 async def _copy_others(settings: Settings, partition: TopicPartition, end: int, names: Names) -> None:
-    """Sends the letters of others before `end` again, each once, with the times that they had."""
-    copied: set[Source] = set()
+    """Sends the letters of others before `end` again, each once, with the times that they had.
+
+    Not those that are there again already: this may have ended half way before.
+    """
+    copied = await _sources_behind(settings, partition, end)
     sent = []
     async with producer(
         settings, partition.topic, max_request_size=DEAD_LETTER_MAX_BYTES, linger_ms=5
@@ -373,8 +432,10 @@ async def _copy_others(settings: Settings, partition: TopicPartition, end: int, 
         letters = await sender.start()
         begin = {partition.partition: 0}
         async for record in read_partitions(settings, partition.topic, begin):
+            if record.offset >= end:
+                break
             source = parse(record).source
-            if record.offset >= end or is_of(record, names) or source in copied:
+            if source in copied or is_of(record, names):
                 continue
             copied.add(source)
             sent.append(

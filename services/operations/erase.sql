@@ -5,10 +5,15 @@ for update;
 
 -- name: erase_names
 -- What a person is called: by these names others may speak of them.
+-- Where somebody else has their address in another case, it is theirs as they have it alone.
 select
   distinct_id,
-  email
-from mcp_server_user
+  email,
+  exists (
+    select from mcp_server_user as other
+    where lower(other.email) = lower(person.email) and other.email <> person.email
+  ) as is_email_exact
+from mcp_server_user as person
 where id = $1;
 
 -- name: erase_plan
@@ -19,6 +24,8 @@ select
   (select count(*) from later_completions where mcp_server_user_id = $1) as later_completions,
   (select count(*) from completion_corrections where mcp_server_user_id = $1) as corrections,
   (select count(*) from walkthrough_starts where mcp_server_user_id = $1) as starts,
+  (select count(*) from walkthrough_step_skips where mcp_server_user_id = $1) as skips,
+  (select count(*) from walkthrough_step_showings where mcp_server_user_id = $1) as showings,
   (select count(*) from sankey_journeys where mcp_server_user_id = $1) as journeys,
   (select count(*) from walkthrough_progress where mcp_server_user_id = $1) as progress,
   (select count(*) from mcp_server_session where mcp_server_user_id = $1) as sessions,
@@ -29,6 +36,10 @@ select
 select walkthrough_id from walkthrough_step_completions where mcp_server_user_id = $1
 union
 select walkthrough_id from walkthrough_starts where mcp_server_user_id = $1
+union
+select walkthrough_id from walkthrough_step_skips where mcp_server_user_id = $1
+union
+select walkthrough_id from walkthrough_step_showings where mcp_server_user_id = $1
 union
 select walkthrough_id from sankey_journeys where mcp_server_user_id = $1;
 

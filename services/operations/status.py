@@ -222,20 +222,27 @@ async def _read_migrations(db: Connection, seen: Status) -> None:
 
 async def _read_parts(db: Connection, settings: Settings, database: dict[str, Any], seen: Status) -> None:
     """Adds what can be read, part by part: it stays when the time is over."""
+    for query, what in (("status_tables", "locked tables"), ("status_prepared", "prepared transactions")):
+        database |= {
+            name: json.loads(rows) for name, rows in (await _read(db, seen, what, SQL[query])).items()
+        }
     for query, what in _PARTS.items():
         database |= await _read(db, seen, what, SQL[query])
     sources = await _read(
         db, seen, "events by source", SQL["status_sources"], settings.topic, LEAST_LOOKED_AT, LEAST_PERCENT
     )
     database |= {name: json.loads(rows) for name, rows in sources.items()}
-    if database.get("waits_for"):
-        ids = [part for row in database["waits_for"] for part in row.split()[1:]]
-        database["lockers"] = [dict(r) for r in await db.fetch(SQL["status_lockers"], ids)]
-    if database.get("journeys_wait_for"):
-        ids = [part for row in database["journeys_wait_for"] for part in row.split()[1:]]
-        database["count_lockers"] = [dict(r) for r in await db.fetch(SQL["status_count_lockers"], ids)]
+    for rows, lockers, query in (
+        ("waits_for", "lockers", "status_lockers"),
+        ("journeys_wait_for", "count_lockers", "status_count_lockers"),
+    ):
+        ids = [part for row in database.get(rows) or () for part in row.split()[1:]]
+        database[lockers] = []
+        with contextlib.suppress(*_UNREADABLE):  # a table that is locked whole is told of already
+            database[lockers] = [dict(r) for r in await db.fetch(SQL[query], ids)] if ids else []
     positions = await _read(db, seen, "locked positions", SQL["status_positions"], settings.topic)
-    database |= {name: json.loads(rows) for name, rows in positions.items()}
+    shards = await _read(db, seen, "locked shards of the outbox", SQL["status_shards"])
+    database |= {name: json.loads(rows) for name, rows in {**positions, **shards}.items()}
 
 
 async def _read_agreement(settings: Settings, seen: Status) -> None:
@@ -308,9 +315,25 @@ def _judge(seen: Status) -> None:
     if seen.database.get("journeys_waiting"):
         seen.problems.append(_describe_waiting_journeys(seen.database))
     seen.problems += [
+        f"the table {row['name']} is locked whole ({row['mode']}"
+        + (f", for {format_duration(row['seconds'])}" if row["seconds"] is not None else "")
+        + f") by {_describe_locker(row)}: who needs it waits"
+        for row in seen.database.get("tables_locked", ())
+    ]
+    seen.problems += [
+        f"{_describe_locker(row)} is open for {format_duration(row['seconds'])}: it keeps what it has "
+        "locked, and vacuum from old rows"
+        for row in seen.database.get("prepared_transactions", ())
+    ]
+    seen.problems += [
         f"the row of partition {row['partition']} in {TABLES[row['service']]} is locked by "
         f"{_describe_lockers([row])}: the {row['service']} stands still there, and goes on with the others"
         for row in seen.database.get("positions_locked", ())
+    ]
+    seen.problems += [
+        f"{plural(row['shards'], 'shard')} of the outbox are locked by {_describe_locker(row)}: no relay "
+        "sends what is in them, and events of the same people wait"
+        for row in seen.database.get("shards_locked", ())
     ]
     _judge_agreement(seen)
 
@@ -367,4 +390,12 @@ def _describe_locks(rows: Sequence[str], lockers: Sequence[Mapping[str, Any]]) -
 
 
 def _describe_lockers(lockers: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(f"process {r['pid']} ({r['role']}, {r['application'] or 'no name'})" for r in lockers)
+    return ", ".join(map(_describe_locker, lockers))
+
+
+def _describe_locker(row: Mapping[str, Any]) -> str:
+    """A process; or a prepared transaction, which has none, and is ended by its name."""
+    if row.get("prepared") is not None:
+        gid = row["prepared"].replace("'", "''")
+        return f"the prepared transaction '{gid}' ({row['role']}; `rollback prepared '{gid}'` ends it)"
+    return f"process {row['pid']} ({row['role']}, {row['application'] or 'no name'})"

@@ -30,9 +30,10 @@ from sankey_dirty;
 -- name: status_count_lockers
 -- Whose transaction has locked one of these rows of the counts; a service of ours last, which holds them for a moment.
 select
-  holder.pid,
-  coalesce(holder.usename, '') as role,
-  coalesce(holder.application_name, '') as application
+  held.pid,
+  coalesce(holder.usename, prepared.owner, '') as role,
+  coalesce(holder.application_name, '') as application,
+  prepared.gid as prepared
 from (
   select xmax from sankey_journeys where mcp_server_user_id = any($1::text[])
   union all
@@ -43,10 +44,56 @@ from (
   select xmax from sankey_freshness where walkthrough_id = any($1::text[])
 ) as locked
 inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
-inner join pg_stat_activity as holder on held.pid = holder.pid
-group by holder.pid, holder.usename, holder.application_name
-order by holder.application_name = 'stepstream sankey-aggregator', holder.pid
+left join pg_stat_activity as holder on held.pid = holder.pid
+left join pg_prepared_xacts as prepared on locked.xmax = prepared.transaction
+group by held.pid, holder.usename, holder.application_name, prepared.owner, prepared.gid
+order by coalesce(holder.application_name, '') = 'stepstream sankey-aggregator', held.pid nulls first, prepared.gid
 limit 3;
+
+-- name: status_tables
+-- Tables that somebody has locked whole for more than a moment; seen without reading them. Since when another role
+-- has them PostgreSQL may keep to itself: then those of services are left out, which have them for a moment.
+select coalesce(jsonb_agg(to_jsonb(locked) order by locked.name, locked.pid), '[]') as tables_locked
+from (
+  select
+    locked_table.relname as name,
+    held.mode,
+    held.pid,
+    coalesce(holder.usename, prepared.owner) as role,
+    holder.application_name as application,
+    prepared.gid as prepared,
+    extract(epoch from clock_timestamp() - coalesce(holder.xact_start, prepared.prepared))::double precision as seconds
+  from pg_locks as held
+  inner join pg_class as locked_table on held.relation = locked_table.oid
+  left join pg_stat_activity as holder on held.pid = holder.pid
+  -- The locks of a prepared transaction have no process; that on its own id says which it is.
+  left join pg_locks as own
+    on held.pid is null and own.pid is null and own.virtualtransaction = held.virtualtransaction
+    and own.locktype = 'transactionid'
+  left join pg_prepared_xacts as prepared on own.transactionid = prepared.transaction
+  where
+    held.granted
+    and held.mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    and held.database = (select oid from pg_database where datname = current_database())
+    and locked_table.relkind = 'r'
+    and locked_table.relnamespace = to_regnamespace(current_schema())
+    and coalesce(holder.xact_start, prepared.prepared, '-infinity') < clock_timestamp() - interval '1 second'
+    and (holder.xact_start is not null or holder.application_name is null or holder.application_name not like 'stepstream %')
+) as locked;
+
+-- name: status_prepared
+-- Transactions that were prepared, and that nobody has ended for a minute: they belong to no process.
+select coalesce(jsonb_agg(to_jsonb(forgotten) order by forgotten.seconds desc), '[]') as prepared_transactions
+from (
+  select
+    gid as prepared,
+    owner as role,
+    extract(epoch from clock_timestamp() - prepared)::double precision as seconds
+  from pg_prepared_xacts
+  where database = current_database() and prepared < clock_timestamp() - interval '1 minute'
+  order by prepared
+  limit 10
+) as forgotten;
 
 -- name: status_positions
 -- Positions that somebody but the services has locked: their partitions stand still.
@@ -55,19 +102,39 @@ from (
   select
     kept.service,
     kept.partition,
-    holder.pid,
-    holder.usename as role,
-    holder.application_name as application
+    held.pid,
+    coalesce(holder.usename, prepared.owner) as role,
+    holder.application_name as application,
+    prepared.gid as prepared
   from (
     select 'completion-recorder' as service, topic, partition, xmax from recorded_offsets
     union all
     select 'sankey-aggregator', topic, partition, xmax from counted_offsets
   ) as kept
   inner join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
-  inner join pg_stat_activity as holder on held.pid = holder.pid
+  left join pg_stat_activity as holder on held.pid = holder.pid
+  left join pg_prepared_xacts as prepared on kept.xmax = prepared.transaction
   where
     kept.topic = $1
     and holder.application_name is distinct from 'stepstream ' || kept.service
+) as locked;
+
+-- name: status_shards
+-- Shards of the outbox that somebody but a relay has locked: nobody sends the events in them.
+select coalesce(jsonb_agg(to_jsonb(locked) order by locked.pid), '[]') as shards_locked
+from (
+  select
+    count(*) as shards,
+    held.pid,
+    coalesce(holder.usename, prepared.owner) as role,
+    holder.application_name as application,
+    prepared.gid as prepared
+  from outbox_shards as kept
+  inner join pg_locks as held on kept.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
+  left join pg_stat_activity as holder on held.pid = holder.pid
+  left join pg_prepared_xacts as prepared on kept.xmax = prepared.transaction
+  where holder.application_name is distinct from 'stepstream outbox-relay'
+  group by held.pid, holder.usename, prepared.owner, holder.application_name, prepared.gid
 ) as locked;
 
 -- name: status_outbox
@@ -95,9 +162,10 @@ from waiting_events;
 -- name: status_lockers
 -- Whose transaction has locked one of these rows. A row that several have locked at once does not say.
 select distinct
-  holder.pid,
-  coalesce(holder.usename, '') as role,
-  coalesce(holder.application_name, '') as application
+  held.pid,
+  coalesce(holder.usename, prepared.owner, '') as role,
+  coalesce(holder.application_name, '') as application,
+  prepared.gid as prepared
 from (
   select xmax from mcp_server_user where id = any($1::text[])
   union all
@@ -112,10 +180,15 @@ from (
   select xmax from walkthrough_step_completions where mcp_server_user_id = any($1::text[])
   union all
   select xmax from walkthrough_starts where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from walkthrough_step_skips where mcp_server_user_id = any($1::text[])
+  union all
+  select xmax from walkthrough_step_showings where mcp_server_user_id = any($1::text[])
 ) as locked
 inner join pg_locks as held on locked.xmax = held.transactionid and held.granted and held.mode = 'ExclusiveLock'
-inner join pg_stat_activity as holder on held.pid = holder.pid
-order by holder.pid
+left join pg_stat_activity as holder on held.pid = holder.pid
+left join pg_prepared_xacts as prepared on locked.xmax = prepared.transaction
+order by held.pid nulls first, prepared.gid
 limit 3;
 
 -- name: status_handled

@@ -14,6 +14,7 @@ _SHOWN = 20
 _CAUSES: Mapping[str, str] = {
     "no-row": "there is no row: it was removed, or never written",
     "later-row": "the row is of a later event",
+    "earlier-row": "the last showing of the row is of an earlier event",
     "other-content": "the row has the event's id and other content",
     "not-noted": "the erasure is not in erased_users",
     "not-corrected": "the correction is not in completion_corrections",
@@ -116,7 +117,8 @@ def _show(outcome: TopicComparison) -> None:
     counts = outcome.counts
     say(
         f"{plural(counts.events, 'event')}: {plural(counts.completions, 'completion')}, "
-        f"{plural(counts.starts, 'start')}, "
+        f"{plural(counts.starts, 'start')}, {plural(counts.skips, 'skip')}, "
+        f"{plural(counts.showings, 'showing')}, "
         f"{plural(counts.erasures, 'erasure')}, {plural(counts.corrections, 'correction')}, "
         f"{sum(counts.unreadable.values()):,} unreadable"
     )
@@ -146,6 +148,9 @@ def _show(outcome: TopicComparison) -> None:
 _AGREEMENT = {"same": "this", "differs": "something else", "not comparable": "not known"}
 
 
+_DOES = {"completion": "completes", "skip": "skips", "showing": "is shown"}
+
+
 def _about(difference: Mapping[str, Any]) -> str:
     user, step = difference["mcp_server_user_id"], difference["step_id"]
     if difference["kind"] == "erasure":
@@ -154,11 +159,11 @@ def _about(difference: Mapping[str, Any]) -> str:
         return f"{user} starts {difference['walkthrough_id']}"
     if difference["kind"] == "correction":
         return f"correction of {step} of {user}"
-    return f"{user} completes {step}"
+    return f"{user} {_DOES[difference['kind']]} {step}"
 
 
 def _cause(difference: Mapping[str, Any]) -> str:
     cause = _CAUSES[difference["cause"]]
-    if difference["cause"] == "later-row":
+    if difference["cause"] in {"later-row", "earlier-row"}:
         return f"{cause}, {difference['row_id']} of {format_time(difference['row_at'])}"
     return cause

@@ -32,7 +32,7 @@ app = typer.Typer()
 
 @app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))
 def erase(
-    user: Annotated[str, typer.Argument(help="A person: id, tracking id or e-mail address.")],
+    user: Annotated[str, typer.Argument(help="A person: id, tracking id or e-mail address, in any case.")],
     execute: ExecuteOption = False,
     even_if_unknown: Annotated[
         bool, typer.Option("--even-if-unknown", help="Also where nothing is known of such an id (any more).")
@@ -83,6 +83,9 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
             only = "; only sources are called so" if receipt.is_source else ""
             say(f"[yellow]nothing is known of such a person[/]{only}: is the id right?")
         not_executed()
+        return
+    if receipt.event_id is None and not receipt.nothing_known:
+        say(f"[bold green]erased[/]: nothing of {receipt.user} is left")
         return
     if receipt.event_id is None:
         say(

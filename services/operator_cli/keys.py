@@ -35,6 +35,9 @@ def keys_create(
             metavar="DURATION", parser=parse_some_time, help="How long it is valid; else until revoked."
         ),
     ] = None,
+    may_edit: Annotated[
+        bool, typer.Option("--may-edit", help="Let it set when journeys are finished, beside reading.")
+    ] = False,
 ) -> None:
     """Make a key and print it: it is shown this once, and kept as a hash alone."""
     from services.analytics_api import keys as api_keys
@@ -44,7 +47,7 @@ def keys_create(
 
     async def work() -> api_keys.Key:
         async with connected(settings) as db:
-            return await api_keys.create(db, organization, name, expires_in)
+            return await api_keys.create(db, organization, name, expires_in, may_edit=may_edit)
 
     key = asyncio.run(work())
     typer.echo(key.text)
@@ -75,9 +78,9 @@ def keys_list(
     if output is Output.JSON:
         print_json(rows)
         return
-    names = ("id", "state", "organization_id", "name", "created_at", "expires_at")
-    heads = ("id", "state", "organization", "name", "created", "expires")
-    print_table("", heads, [[row[n] or "" for n in names] for row in rows])
+    names = ("id", "state", "organization_id", "name", "may_edit", "created_at", "expires_at")
+    heads = ("id", "state", "organization", "name", "may edit", "created", "expires")
+    print_table("", heads, [["yes" if row[n] is True else row[n] or "" for n in names] for row in rows])
 
 
 def _cell(value: object) -> object:

@@ -1,4 +1,4 @@
-"""`stepstream rebuild`: the Sankey tables made what completions and starts say."""
+"""`stepstream rebuild`: the Sankey tables made what the rows of events say."""
 
 import asyncio
 from dataclasses import asdict
@@ -28,7 +28,7 @@ app = typer.Typer()
 
 @app.command(epilog=examples("rebuild", "rebuild --execute"))
 def rebuild(execute: ExecuteOption = False, output: OutputOption = Output.TABLE) -> None:
-    """Make the Sankey tables what completions and starts say, beside running services.
+    """Make the Sankey tables what the rows of events say, beside running services.
 
     Shows what differs first. The aggregator waits for the last transaction alone; what changes meanwhile is
     kept; interrupted, it leaves nothing behind. Refused (exit 4) while somebody else rebuilds.
@@ -52,7 +52,7 @@ def _show_differing(found: "Rebuilt") -> None:
     show_journeys(found.differing_journeys)
     say(
         f"{plural(found.transition_cells, 'transition cell')}, {plural(found.ending_cells, 'ending cell')} "
-        f"and {plural(found.journeys, 'journey')} differ from completions and starts"
+        f"and {plural(found.journeys, 'journey')} differ from the rows of events"
     )
 
 
@@ -61,7 +61,7 @@ def _report(found: "Rebuilt", *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(found) | {"differing": found.differing})
     if not found.differing:
-        say("[bold green]nothing to do[/]: every cell equals what completions and starts say")
+        say("[bold green]nothing to do[/]: every cell equals what the rows of events say")
     elif not found.executed:
         not_executed()
     else:

@@ -90,6 +90,11 @@ def _as_json(seen: "Status") -> dict[str, Any]:
             "locked_by": seen.database.get("count_lockers", []),
         },
         "positions_locked": None if seen.database is None else seen.database.get("positions_locked"),
+        "shards_locked": None if seen.database is None else seen.database.get("shards_locked"),
+        "tables_locked": None if seen.database is None else seen.database.get("tables_locked"),
+        "prepared_transactions": None
+        if seen.database is None
+        else seen.database.get("prepared_transactions"),
         "newest": None
         if seen.database is None
         else {

@@ -60,7 +60,7 @@ def verify(
         bool,
         typer.Option(
             "--against-topic",
-            help="Hold completions, starts and erasures against the events that Kafka holds, instead.",
+            help="Hold what the recorder writes, and erasures, against the events that Kafka holds, instead.",
         ),
     ] = False,
     from_time: Annotated[
@@ -136,6 +136,7 @@ def _report(verdict: "Verification", *, as_json: bool) -> None:
         totals = verdict.totals
         say(
             f"{totals['completions']:,} completions, {totals['starts']:,} starts, "
+            f"{totals['skips']:,} skips, {totals['showings']:,} showings, "
             f"{totals['journeys']:,} journeys, "
             f"{totals['transition_cells']:,} transition cells, {totals['ending_cells']:,} ending cells"
         )
@@ -151,4 +152,4 @@ def _report(verdict: "Verification", *, as_json: bool) -> None:
         parts = [f"{plural(cells, 'cell')} and journeys differ"] if cells else []
         raise MismatchError("; ".join([*parts, *verdict.why]))
     if not as_json:
-        say("[bold green]exact[/]: every cell equals what completions and starts say")
+        say("[bold green]exact[/]: every cell equals what the rows of events say")

@@ -21,11 +21,13 @@ from services.operator_cli.options import (
 )
 from services.operator_cli.servers import OrganizationOption
 from services.runtime.errors import UsageError
-from services.runtime.text import plural
+from services.runtime.text import format_time, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from services.journeys.versions import Versions
+    from services.runtime.finish_rules import FinishRuleOf
     from services.walkthrough_mcp.catalog import Status, Step, StepMove, Walkthrough
 
 app = typer.Typer(help="Walkthroughs: make, publish and change them.", no_args_is_help=True)
@@ -125,6 +127,7 @@ def walkthroughs_add_step(
     introduction: Annotated[str | None, typer.Option(help="How the agent introduces it.")] = None,
     context: Annotated[str | None, typer.Option(help="What the agent should know.")] = None,
     operations: Annotated[str | None, typer.Option(help="What the agent does.")] = None,
+    optional: Annotated[bool, typer.Option("--optional", help="People may leave it out.")] = False,
 ) -> None:
     """Add a step behind the last one, and print its id."""
     from services.runtime.database import connected
@@ -143,7 +146,7 @@ def walkthroughs_add_step(
 
     async def work() -> "Step":
         async with connected(settings) as db:
-            return await catalog.add_step(db, walkthrough, title, content)
+            return await catalog.add_step(db, walkthrough, title, content, optional=optional)
 
     typer.echo(asyncio.run(work()).id)
 
@@ -182,6 +185,110 @@ def walkthroughs_move_step(
     else:
         _warn_of_people(found)
         not_executed()
+
+
+@app.command(
+    "finish-rule",
+    epilog=examples(
+        "walkthroughs finish-rule wt_quick",
+        "walkthroughs finish-rule wt_quick --goal deploy --execute",
+        "walkthroughs finish-rule wt_quick --end deploy --execute",
+        "walkthroughs finish-rule wt_quick --default --execute",
+    ),
+)
+def walkthroughs_finish_rule(
+    walkthrough: WalkthroughArgument,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option("--goal", metavar="STEP", help="Completing it finishes a journey; may be repeated."),
+    ] = None,
+    end: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--end", metavar="STEP", help="Who does nothing after it has finished; may be repeated."
+        ),
+    ] = None,
+    optional: Annotated[
+        list[str] | None,
+        typer.Option("--optional", metavar="STEP", help="It need not be passed; may be repeated."),
+    ] = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="Nothing set: every step that is not optional is passed.")
+    ] = False,
+    execute: ExecuteOption = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show, or set, when journeys count as finished. Figures follow at once, of all journeys.
+
+    What is given stands for all that was set before.
+    """
+    from services.runtime.database import connected
+    from services.runtime.finish_rules import GivenRule, plan_finish_rule, read_finish_rule, set_finish_rule
+    from services.walkthrough_mcp import catalog
+
+    given = GivenRule(tuple(goal or ()), tuple(optional or ()), tuple(end or ()))
+    if default and not given.is_empty:
+        raise UsageError("--default sets nothing: leave out --goal, --end and --optional")
+    sets = default or not given.is_empty
+    if execute and not sets:
+        raise UsageError("nothing to execute: give --goal, --end, --optional, or --default")
+    settings = current_settings(needs_kafka=False)
+
+    async def work() -> "tuple[FinishRuleOf, FinishRuleOf]":
+        async with connected(settings) as db:
+            found = await catalog.find_walkthrough(db, walkthrough)
+            before = await read_finish_rule(db, found.id)
+            if not sets:
+                return before, before
+            act = set_finish_rule if execute else plan_finish_rule
+            return before, await act(db, found.id, given)
+
+    before, after = asyncio.run(work())
+    if output is Output.JSON:
+        print_json(_rule_as_json(walkthrough, after) | {"executed": execute})
+    elif not sets:
+        say(f"a journey is finished when {after.says}", markup=False)
+    else:
+        say(f"before: a journey is finished when {before.says}", markup=False)
+        say(f"{'now' if execute else 'then'}: when {after.says}", markup=False)
+    if sets and not execute:
+        not_executed()
+
+
+@app.command(
+    "versions", epilog=examples("walkthroughs versions wt_quick", "walkthroughs versions wt_quick -o json")
+)
+def walkthroughs_versions(walkthrough: WalkthroughArgument, output: OutputOption = Output.TABLE) -> None:
+    """List what edits made of a walkthrough: since when, its steps then, and what each changed."""
+    from services.runtime.database import connected
+    from services.walkthrough_mcp import catalog
+
+    settings = current_settings(needs_kafka=False)
+
+    async def work() -> "Versions":
+        async with connected(settings) as db:
+            return await catalog.list_versions(db, walkthrough)
+
+    found = asyncio.run(work())
+    if output is Output.JSON:
+        print_json(
+            [
+                {
+                    "number": v.number,
+                    "since": v.since,
+                    "made_at": v.made_at,
+                    "says": found.says(v.number),
+                    "steps": [{"id": s.id, "title": s.title} for s in v.steps],
+                }
+                for v in found.all
+            ]
+        )
+        return
+    rows = [
+        (v.number, "" if v.since is None else format_time(v.since), len(v.steps), found.says(v.number))
+        for v in found.all
+    ]
+    print_table("", ("version", "since", "steps", "what changed"), rows)
 
 
 @app.command(
@@ -244,8 +351,24 @@ async def _find(identifier: str) -> "Walkthrough":
         return await catalog.find_walkthrough(db, identifier)
 
 
+_OPTIONAL = " (optional)"
+
+
 def _rows(steps: "Sequence[Step]") -> list[tuple[int, str, str, int]]:
-    return [(place, s.id, s.title, s.shown_to) for place, s in enumerate(steps, start=1)]
+    return [
+        (place, s.id, s.title + _OPTIONAL * (s.optional and _OPTIONAL not in s.title.lower()), s.shown_to)
+        for place, s in enumerate(steps, start=1)
+    ]
+
+
+def _rule_as_json(walkthrough: str, rule: "FinishRuleOf") -> dict[str, object]:
+    return {
+        "walkthrough_id": walkthrough,
+        "goal_step_ids": list(rule.given.goal),
+        "optional_step_ids": list(rule.given.optional),
+        "end_step_ids": list(rule.given.ends),
+        "finished_means": rule.says,
+    }
 
 
 def _as_json(found: "Walkthrough") -> dict[str, object]:

@@ -95,12 +95,15 @@ async def open_pool(
     reset: Setup | None = None,
     command_timeout: float | None = None,
     refusals: Refusals | None = None,
+    *,
+    keep_statements: bool = False,
 ) -> Pool:
     """Opens a pool; `setup` runs once on each new connection (temporary tables, say).
 
     `reset` runs when a connection is given back, in place of a round trip that undoes what a session leaves.
     `command_timeout` is how long a statement may go without an answer, in seconds; without it, the setting.
-    `refusals` learns what PostgreSQL refuses.
+    `refusals` learns what PostgreSQL refuses. With `keep_statements` a connection prepares each statement
+    once; else anew after five minutes, with a new plan.
 
     Raises:
         StepstreamError: the database cannot be reached, or refuses the credentials.
@@ -117,6 +120,7 @@ async def open_pool(
             reset=reset,
             command_timeout=command_timeout or settings.database_timeout_seconds,
             timeout=patience,
+            max_cached_statement_lifetime=0 if keep_statements else 300,
             server_settings={
                 "application_name": "stepstream",
                 # Each statement after a lock must see what the lock's last holder committed.
@@ -255,13 +259,17 @@ async def opened_pool(
     reset: Setup | None = None,
     command_timeout: float | None = None,
     refusals: Refusals | None = None,
+    *,
+    keep_statements: bool = False,
 ) -> AsyncIterator[Pool]:
     """A pool while the block lasts; the arguments are those of `open_pool`.
 
     Raises:
         StepstreamError: as `open_pool`.
     """
-    pool = await open_pool(settings, setup, server_settings, reset, command_timeout, refusals)
+    pool = await open_pool(
+        settings, setup, server_settings, reset, command_timeout, refusals, keep_statements=keep_statements
+    )
     try:
         yield pool
     finally:

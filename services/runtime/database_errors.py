@@ -35,6 +35,8 @@ _PASSING = (
     asyncpg.LockNotAvailableError,  # 55P03
     asyncpg.OperatorInterventionError,  # 57: shutdown, starting up, cancelled
     asyncpg.PostgresIOError,  # 58030
+    # Somebody has changed the type of a column; asyncpg forgets the statement, and prepares it anew.
+    asyncpg.InvalidCachedStatementError,
 )
 
 
@@ -65,6 +67,10 @@ def explained(error: Exception) -> Exception:
         return StepstreamError(
             "PostgreSQL: somebody else has locked what this needs, and does not let go. Nothing was changed: "
             "try again later; `pg_stat_activity` shows whose transaction is open for long"
+        )
+    if isinstance(error, asyncpg.TransactionTimeoutError):
+        return StepstreamError(
+            "PostgreSQL: this took longer than a transaction of it may, and was undone: try again"
         )
     hints: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
         (

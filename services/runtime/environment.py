@@ -28,6 +28,8 @@ def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
     Raises:
         ConfigurationError: names each variable that is missing or wrong, and how it should look.
     """
+    if wrong := sorted(name for name, value in os.environ.items() if _is_no_text(name, value)):
+        raise ConfigurationError("\n".join(f"{name}: it holds bytes that are no UTF-8" for name in wrong))
     folder = os.environ.get(SECRETS_DIR)
     if folder and not Path(folder).is_dir():
         raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
@@ -37,6 +39,11 @@ def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
         return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
     except ValidationError as error:
         raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
+
+
+def _is_no_text(name: str, value: str) -> bool:
+    """Whether a variable is ours, and neither Kafka, PostgreSQL nor a log could be given its value."""
+    return name.upper().startswith(PREFIX) and any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _rotating(folder: str | None) -> dict[str, Any]:

@@ -92,7 +92,10 @@ class _OfThisMachine(Route):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether it is the route of a request."""
-        return super().matches(scope) if _is_of_this_machine(scope) else (Match.NONE, {})
+        match, found = super().matches(scope)
+        if match is Match.NONE or _is_of_this_machine(scope):
+            return match, found
+        return Match.NONE, {}
 
 
 def _is_of_this_machine(scope: Scope) -> bool:
@@ -147,12 +150,20 @@ async def leave_unanswered(_: Request, __: Exception) -> Response:
     return _Nothing()
 
 
+class EndingError(Exception):
+    """The service ends before a request has come whole."""
+
+
+class BrokenOffError(Exception):
+    """An answer that has begun cannot go on, and the log says why: its client sees that there is no end."""
+
+
 class Answered:
     """The outermost layer of a service's HTTP port: no request fails unseen.
 
     Each request gets an id of ours, which its answer shows as `X-Request-Id`. What fails is written to the
     log with its traceback, counted, and answered with 500 where nothing was sent yet. A client that went away
-    is no fault of ours, nor a request that is cancelled because the service ends: that one gets 503.
+    is no fault of ours, nor a request that is cancelled, or given up, because the service ends: it gets 503.
 
     Args:
         app: what answers.
@@ -174,6 +185,11 @@ class Answered:
         wire = _Wire(receive, send, exchange.id)
         try:
             await self._app(scope, wire.receive, wire.send)
+        except EndingError:
+            await self._answer(scope, wire, Failure(exchange.id, is_ending=True))
+            return
+        except BrokenOffError:
+            return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told here and nowhere else
             if not _is_disconnect(error):
                 exchange.fail("a request failed", error)

@@ -52,6 +52,7 @@ _KNOWN_SECONDS = 10.0
 #: The codecs of Kafka, and whether this installation has what reads them.
 _CODECS = {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
 
+_unfit = Seldom(log, "certificates for Kafka cannot be read, those before are used")
 _unreadable = Seldom(log, "STEPSTREAM_KAFKA_PASSWORD_FILE cannot be read, the password before is used")
 
 
@@ -152,18 +153,23 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def renew_password(consumer: AIOKafkaConsumer, settings: Settings) -> None:
-    """Gives a consumer that runs the password as it is now, for the next connections that it opens.
+def renew_secrets(consumer: AIOKafkaConsumer, settings: Settings) -> None:
+    """Gives a consumer that runs password and certificates as they are now, for its next connections.
 
-    While its file cannot be read, the one before stays, and the log says so.
+    While a file cannot be read, what was in it before stays, and the log says so.
     """
-    if not settings.kafka_password_file:
-        return
+    # aiokafka takes them once, and hands these attributes to each new connection.
+    client = consumer._client  # noqa: SLF001
     try:
-        # aiokafka takes a password once, and hands this attribute to each new connection.
-        consumer._client._sasl_plain_password = settings.read_kafka_password()  # noqa: SLF001
+        if settings.kafka_password_file:
+            client._sasl_plain_password = settings.read_kafka_password()  # noqa: SLF001
     except OSError as error:
         _unreadable.warn(str(error))
+    try:
+        if settings.kafka_ca_file or settings.kafka_certificate_file:
+            client._ssl_context = tls_context(settings)  # noqa: SLF001
+    except (OSError, ConfigurationError) as error:
+        _unfit.warn(str(error))
 
 
 @contextlib.asynccontextmanager

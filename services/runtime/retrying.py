@@ -7,10 +7,11 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from services.runtime.database import Pool
-from services.runtime.database_errors import may_pass
+from services.runtime.database_errors import is_away, may_pass
 from services.runtime.telemetry import RETRIES
 
-log = logging.getLogger("stepstream.database")
+_DATABASE = logging.getLogger("stepstream.database")
+_KAFKA = logging.getLogger("stepstream.kafka")
 
 
 def retrying(
@@ -19,7 +20,7 @@ def retrying(
     passes: Callable[[BaseException], bool] = may_pass,
     pool: "Pool | None" = None,
 ) -> AsyncRetrying:
-    """Tries again, with jittered back-off up to 5 s and without end, while the database is away.
+    """Tries again, with jittered back-off up to 5 s and without end, while the database, or Kafka, is away.
 
     `pause` sleeps, and raises what ends the waiting; `passes` says which errors are waited out; `pool` loses
     its connections after an error that comes from where they lead.
@@ -32,6 +33,7 @@ def retrying(
             await pool.expire_connections()
         name = type(error).__name__
         RETRIES.labels(service, name).inc()
+        log = _DATABASE if error is not None and is_away(error) else _KAFKA
         log.warning("%s: try %d failed, trying again: %s: %s", service, state.attempt_number, name, error)
 
     return AsyncRetrying(

@@ -17,6 +17,8 @@ _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 _CERTIFICATES = ("sslrootcert", "sslcrl")
 #: A scope of OAuth; a comma, which may be in one, separates parts of settings.
 _SCOPE = re.compile(r"[!#-+\--\[\]-~]+")
+#: An origin of a page on the web.
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def parts_at_commas(text: str) -> list[str]:
@@ -54,11 +56,27 @@ def scopes_by_server(text: str) -> str:
 
 def host_and_port(addresses: list[str]) -> list[str]:
     """Addresses as `host:port`."""
+    if any("@" in address for address in addresses):  # a password may be before it
+        raise ValueError(
+            f"an address is host:port, without a user: that is {PREFIX}KAFKA_USERNAME, with "
+            f"{PREFIX}KAFKA_PASSWORD or {PREFIX}KAFKA_PASSWORD_FILE"
+        )
     for address in addresses:
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"`{address}` is not host:port; several are separated by commas")
     return addresses
+
+
+def origins(text: str) -> str:
+    """Origins of pages, as browsers write them (RFC 6454), separated by commas, or empty."""
+    for origin in parts_at_commas(text):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(
+                f"`{origin}` is no origin, as in https://example.com: small letters, nothing behind host and "
+                "port; several are separated by commas"
+            )
+    return text
 
 
 def _is_clear(url: str) -> bool:

@@ -18,6 +18,7 @@ from services.runtime.setting_values import (
     http_url,
     in_capitals,
     optional_postgres_url,
+    origins,
     parts_at_commas,
     postgres_url,
     read_secret,
@@ -180,8 +181,19 @@ class Settings(BaseSettings):
     mcp_allowed_origins: str = Field(
         default="", description="More Origin headers to take, comma-separated, as in https://example.com."
     )
+    mcp_cors_origins: Annotated[str, AfterValidator(origins)] = Field(
+        default="",
+        description="Origins whose pages may call walkthrough-mcp and read the answers (CORS), "
+        "comma-separated; they need not be in STEPSTREAM_MCP_ALLOWED_ORIGINS too.",
+    )
     mcp_max_request_bytes: int = Field(
         default=65_536, ge=1_024, description="The largest request body that walkthrough-mcp takes."
+    )
+    mcp_content_bytes: int = Field(
+        default=32_768,
+        ge=1_024,
+        description="The most of a step's content that an answer of walkthrough-mcp holds; more of it is "
+        "read part by part.",
     )
     mcp_person_rate: str = Field(
         default="240/minute", description="How often one person may call walkthrough-mcp; empty is no limit."
@@ -193,6 +205,19 @@ class Settings(BaseSettings):
     mcp_failure_rate: str = Field(
         default="600/minute",
         description="How often one address may ask for MCP servers that do not exist; empty is no limit.",
+    )
+    mcp_new_people_rate: str = Field(
+        default="600/minute",
+        description="How many new people without a sign-in an address may bring to one server; empty is no "
+        "limit.",
+    )
+    mcp_new_people_address_rate: str = Field(
+        default="3000/minute",
+        description="How many it may bring to all servers together; empty is no limit.",
+    )
+    mcp_new_people_server_rate: str = Field(
+        default="6000/minute",
+        description="How many new people may come to one server, signed in or not; empty is no limit.",
     )
     mcp_organization_calls: int = Field(
         default=2_000,
@@ -215,7 +240,7 @@ class Settings(BaseSettings):
         default=10, ge=1, le=100, description="The most database connections that walkthrough-mcp opens."
     )
     mcp_together_ms: int = Field(
-        default=400,
+        default=500,
         ge=0,
         le=1_000,
         description="How long the answer to a call that names no step waits for others of the same person "
@@ -238,10 +263,35 @@ class Settings(BaseSettings):
     api_statement_seconds: float = Field(
         default=30, ge=1, description="How long analytics-api lets a statement run before it gives up."
     )
+    api_lock_seconds: float = Field(
+        default=0.5,
+        ge=0.01,
+        description="How long a question waits for a table that somebody has locked whole.",
+    )
     api_sample_people: int = Field(
         default=20_000,
         ge=100,
         description="Percentiles and sessions are of so many people; of more it reads every n-th.",
+    )
+    api_oauth_issuer: str = Field(
+        default="",
+        description="Who issues tokens with which agents of analysts sign in at /mcp/analytics; empty is API "
+        "keys alone.",
+    )
+    api_oauth_organization_claim: str = Field(
+        default="organization_id",
+        min_length=1,
+        description="The claim of such a token that holds the id of the organization.",
+    )
+    api_oauth_scopes: Annotated[str, AfterValidator(scopes)] = Field(
+        default="", description="Scopes that those agents are told to ask for, separated by spaces."
+    )
+    api_answer_bytes: int = Field(
+        default=8_000,
+        ge=1_000,
+        le=100_000,
+        description="How large an answer at /mcp/analytics is, in bytes of text and values together, unless "
+        "the agent asks for another size.",
     )
     api_key_rate: str = Field(
         default="6000/minute", description="How often an API key may ask; empty is no limit."
@@ -272,6 +322,12 @@ class Settings(BaseSettings):
         ge=1,
         description="The most questions of an organization that are answered or wait at once; half of them "
         "for one API key.",
+    )
+    api_organization_exports: int = Field(
+        default=8,
+        ge=1,
+        description="The most exports (whole lists of people) of an organization that run at once; half of "
+        "them for one API key.",
     )
     api_streams: int = Field(
         default=500, ge=1, le=100_000, description="The most live streams that analytics-api keeps open."

@@ -170,7 +170,7 @@ API_REFUSED = Counter(
 API_CROWDED = Counter(
     "stepstream_api_crowded",
     "Refused because the organization or key had its share, or all were taken, by what: questions, large, "
-    "streams.",
+    "streams, exports.",
     ["what"],
 )
 API_WAITING = Gauge(

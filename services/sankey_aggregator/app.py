@@ -29,6 +29,7 @@ class AggregatorShell(ConsumerShell[Aggregator]):
         server_settings = counting.SERVER_SETTINGS | bounded_beyond_stuck(settings)
         async with opened_pool(settings, counting.prepare, server_settings, refusals=self.refusals) as pool:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
+            await counting.follow_showings(pool)
             aggregator = Aggregator(settings, pool, self.pause)
             async with (
                 beside(leave_silent_servers(settings, pool)),

@@ -46,7 +46,13 @@ _JOURNEY_COLUMNS = (
     "step_ids",
     "completed_at",
     "started_at",
+    "first_shown_at",
+    "skipped",
+    "shown_at",
+    "shown_step_id",
 )
+#: So many columns of `read_changed` say what was counted of a journey; as many say what its rows come to.
+_OF_JOURNEY = len(_JOURNEY_COLUMNS) - 2
 _TRANSITION_COLUMNS = (
     "walkthrough_id",
     "mcp_server_id",
@@ -54,9 +60,12 @@ _TRANSITION_COLUMNS = (
     "position",
     "from_step_id",
     "to_step_id",
+    "skipped",
     "journeys",
     "elapsed_ms",
     "timed_journeys",
+    "active_ms",
+    "active_journeys",
 )
 _ENDING_COLUMNS = (
     "walkthrough_id",
@@ -65,6 +74,8 @@ _ENDING_COLUMNS = (
     "steps_done",
     "step_id",
     "last_active_on",
+    "steps_skipped",
+    "shown_step_id",
     "journeys",
 )
 
@@ -301,9 +312,14 @@ async def _recount_by_halves(
 
 
 async def mark_all(connection: Connection) -> int:
-    """Marks every journey of completions, of starts and of what was counted; returns how many."""
+    """Marks every journey of the tables of events, and of what was counted; returns how many."""
     await no_longer_than(connection, _MARK_ALL_SECONDS)
     return int(await connection.fetchval(SQL["mark_all"], timeout=_MARK_ALL_SECONDS))
+
+
+async def follow_showings(pool: Pool) -> None:
+    """Marks what an aggregator of before has passed over: journeys with skips or showings, once."""
+    await pool.execute(SQL["follow_showings"], timeout=_MARK_ALL_SECONDS)
 
 
 async def recount_within(
@@ -348,7 +364,7 @@ async def _note_changes(
     newest: dict[str, int] = dict.fromkeys(marked, 0)
     for row in changed:
         times, walkthrough = row["new_completed_at"], row["walkthrough_id"]
-        at = times[-1] if times else row["new_started_at"] or 0
+        at = times[-1] if times else row["new_started_at"] or row["new_first_shown_at"] or 0
         newest[walkthrough] = max(at, newest.get(walkthrough, 0))
     if newest:
         await connection.execute(SQL["note_changes"], list(newest), list(newest.values()))
@@ -362,10 +378,13 @@ def _compare(
     new_journeys: list[tuple[object, ...]] = []
     empty: set[JourneyKey] = set()
     for user, walkthrough, *values in changed:
-        old, new = Journey(walkthrough, *values[:4]), Journey(walkthrough, *values[4:])
+        old, new = (
+            Journey(walkthrough, *values[:_OF_JOURNEY]),
+            Journey(walkthrough, *values[_OF_JOURNEY:]),
+        )
         accumulate(delta, old, new)
         if new.began_at is not None:
-            new_journeys.append((user, walkthrough, *values[4:]))
+            new_journeys.append((user, walkthrough, *values[_OF_JOURNEY:]))
         else:
             empty.add((user, walkthrough))
     return delta, new_journeys, empty

@@ -6,7 +6,11 @@ create temporary table if not exists new_journeys (
   mcp_server_id text,
   step_ids text [] not null,
   completed_at bigint [] not null,
-  started_at bigint
+  started_at bigint,
+  first_shown_at bigint,
+  skipped boolean [],
+  shown_at bigint [],
+  shown_step_id text
 ) on commit delete rows;
 create temporary table if not exists transition_deltas (
   walkthrough_id text not null,
@@ -15,9 +19,12 @@ create temporary table if not exists transition_deltas (
   position integer not null,
   from_step_id text,
   to_step_id text not null,
+  skipped boolean not null,
   journeys bigint not null,
   elapsed_ms bigint not null,
-  timed_journeys bigint not null
+  timed_journeys bigint not null,
+  active_ms bigint not null,
+  active_journeys bigint not null
 ) on commit delete rows;
 create temporary table if not exists ending_deltas (
   walkthrough_id text not null,
@@ -26,6 +33,8 @@ create temporary table if not exists ending_deltas (
   steps_done integer not null,
   step_id text,
   last_active_on date not null,
+  steps_skipped integer not null,
+  shown_step_id text,
   journeys bigint not null
 ) on commit delete rows;
 
@@ -196,6 +205,16 @@ with marked as (
   select
     mcp_server_user_id,
     walkthrough_id
+  from walkthrough_step_skips
+  union
+  select
+    mcp_server_user_id,
+    walkthrough_id
+  from walkthrough_step_showings
+  union
+  select
+    mcp_server_user_id,
+    walkthrough_id
   from sankey_journeys
   returning 1
 )
@@ -225,19 +244,31 @@ select
   old.step_ids as old_step_ids,
   old.completed_at as old_completed_at,
   old.started_at as old_started_at,
+  old.first_shown_at as old_first_shown_at,
+  old.skipped as old_skipped,
+  old.shown_at as old_shown_at,
+  old.shown_step_id as old_shown_step_id,
   new.mcp_server_id as new_server_id,
   new.step_ids as new_step_ids,
   new.completed_at as new_completed_at,
-  new.started_at as new_started_at
+  new.started_at as new_started_at,
+  new.first_shown_at as new_first_shown_at,
+  new.skipped as new_skipped,
+  new.shown_at as new_shown_at,
+  new.shown_step_id as new_shown_step_id
 from unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
 inner join sankey_journeys as old on given.mcp_server_user_id = old.mcp_server_user_id
   and given.walkthrough_id = old.walkthrough_id
-cross join lateral sankey_journey_of_rows(given.mcp_server_user_id, given.walkthrough_id) as new
+cross join lateral sankey_journey_from_rows(given.mcp_server_user_id, given.walkthrough_id) as new
 where
   old.step_ids is distinct from new.step_ids
   or old.completed_at is distinct from new.completed_at
   or old.started_at is distinct from new.started_at
-  or old.mcp_server_id is distinct from new.mcp_server_id;
+  or old.mcp_server_id is distinct from new.mcp_server_id
+  or old.shown_step_id is distinct from new.shown_step_id
+  or old.shown_at is distinct from new.shown_at
+  or old.skipped is distinct from new.skipped
+  or old.first_shown_at is distinct from new.first_shown_at;
 
 -- name: write_journeys
 update sankey_journeys as kept
@@ -245,12 +276,16 @@ set
   mcp_server_id = new_journeys.mcp_server_id,
   step_ids = new_journeys.step_ids,
   completed_at = new_journeys.completed_at,
-  started_at = new_journeys.started_at
+  started_at = new_journeys.started_at,
+  first_shown_at = new_journeys.first_shown_at,
+  skipped = new_journeys.skipped,
+  shown_at = new_journeys.shown_at,
+  shown_step_id = new_journeys.shown_step_id
 from new_journeys
 where kept.mcp_server_user_id = new_journeys.mcp_server_user_id and kept.walkthrough_id = new_journeys.walkthrough_id;
 
 -- name: delete_journeys
--- Journeys without completions and without a start.
+-- Journeys without a start, a step or a showing.
 delete from sankey_journeys as kept
 using unnest($1::text[], $2::text[]) as given (mcp_server_user_id, walkthrough_id)
 where kept.mcp_server_user_id = given.mcp_server_user_id and kept.walkthrough_id = given.walkthrough_id;
@@ -265,9 +300,12 @@ with written as (
     position,
     from_step_id,
     to_step_id,
+    skipped,
     journeys,
     elapsed_ms,
-    timed_journeys
+    timed_journeys,
+    active_ms,
+    active_journeys
   )
   select
     walkthrough_id,
@@ -276,16 +314,21 @@ with written as (
     position,
     from_step_id,
     to_step_id,
+    skipped,
     journeys,
     elapsed_ms,
-    timed_journeys
+    timed_journeys,
+    active_ms,
+    active_journeys
   from transition_deltas
-  order by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id
+  order by walkthrough_id, mcp_server_id, began_on, position, from_step_id, to_step_id, skipped
   on conflict on constraint sankey_transitions_unique do update
   set
     journeys = kept.journeys + excluded.journeys,
     elapsed_ms = kept.elapsed_ms + excluded.elapsed_ms,
-    timed_journeys = kept.timed_journeys + excluded.timed_journeys
+    timed_journeys = kept.timed_journeys + excluded.timed_journeys,
+    active_ms = kept.active_ms + excluded.active_ms,
+    active_journeys = kept.active_journeys + excluded.active_journeys
   returning *
 )
 select count(*) from written where journeys = 0;
@@ -300,14 +343,25 @@ where kept.walkthrough_id = delta.walkthrough_id
   and kept.position = delta.position
   and kept.from_step_id is not distinct from delta.from_step_id
   and kept.to_step_id = delta.to_step_id
+  and kept.skipped = delta.skipped
   and kept.journeys = 0
   and kept.elapsed_ms = 0
-  and kept.timed_journeys = 0;
+  and kept.timed_journeys = 0
+  and kept.active_ms = 0
+  and kept.active_journeys = 0;
 
 -- name: add_endings
 with written as (
   insert into sankey_endings as kept (
-    walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on, journeys
+    walkthrough_id,
+    mcp_server_id,
+    began_on,
+    steps_done,
+    step_id,
+    last_active_on,
+    steps_skipped,
+    shown_step_id,
+    journeys
   )
   select
     walkthrough_id,
@@ -316,9 +370,12 @@ with written as (
     steps_done,
     step_id,
     last_active_on,
+    steps_skipped,
+    shown_step_id,
     journeys
   from ending_deltas
-  order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on
+  order by
+    walkthrough_id, mcp_server_id, began_on, steps_done, step_id, last_active_on, steps_skipped, shown_step_id
   on conflict on constraint sankey_endings_unique do update
   set journeys = kept.journeys + excluded.journeys
   returning *
@@ -334,6 +391,8 @@ where kept.walkthrough_id = delta.walkthrough_id
   and kept.steps_done = delta.steps_done
   and kept.step_id is not distinct from delta.step_id
   and kept.last_active_on = delta.last_active_on
+  and kept.steps_skipped = delta.steps_skipped
+  and kept.shown_step_id is not distinct from delta.shown_step_id
   and kept.journeys = 0;
 
 -- name: note_changes
@@ -348,3 +407,21 @@ from unnest($1::text[], $2::bigint[]) as given (walkthrough_id, newest_at)
 order by given.walkthrough_id
 on conflict (walkthrough_id) do update
 set newest_at = greatest(kept.newest_at, excluded.newest_at), changes = greatest(kept.changes + 1, excluded.changes);
+
+-- name: follow_showings
+-- Where an aggregator of before has passed over skips and showings: all journeys that have any, once.
+with followed as (
+  update counted_offsets set follows_showings = true
+  where not follows_showings
+  returning 1
+)
+insert into sankey_dirty (mcp_server_user_id, walkthrough_id)
+select
+  mcp_server_user_id,
+  walkthrough_id
+from (
+  select mcp_server_user_id, walkthrough_id from walkthrough_step_skips
+  union
+  select mcp_server_user_id, walkthrough_id from walkthrough_step_showings
+) as theirs
+where exists (select from followed);

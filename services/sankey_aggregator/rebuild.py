@@ -154,14 +154,15 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
         # Their counts moved from what was counted at the survey; the cells that were found say otherwise.
         delta = Delta()
         for walkthrough, *values in touched:
-            accumulate(delta, _journey(walkthrough, values[4:]), _journey(walkthrough, values[:4]))
+            counted, expected = values[: len(values) // 2], values[len(values) // 2 :]
+            accumulate(delta, _journey(walkthrough, expected), _journey(walkthrough, counted))
         await db.execute(SQL["swap_delete_journeys"])
         await db.execute(SQL["swap_write_journeys"])
         await db.execute(
             SQL["swap_transitions"],
-            *_columns([(*key, *flow) for key, flow in delta.transitions.items()], 9),
+            *_columns([(*key, *flow) for key, flow in delta.transitions.items()], 12),
         )
-        await db.execute(SQL["swap_endings"], *_columns([(*key, n) for key, n in delta.endings.items()], 7))
+        await db.execute(SQL["swap_endings"], *_columns([(*key, n) for key, n in delta.endings.items()], 9))
         await counting.add_filled_deltas(db)
         await db.execute(SQL["swap_mark"])
         await db.execute(SQL["swap_freshness"])
@@ -170,10 +171,10 @@ async def _swap(db: Connection, found: Rebuilt) -> None:
 
 
 def _journey(walkthrough: str, values: list[Any]) -> Journey:
-    server, steps, times, started_at = values
+    server, steps, times, *others = values
     if not server:  # contributes nothing, as in the survey
         return Journey(walkthrough, None, (), ())
-    return Journey(walkthrough, server, steps or (), times or (), started_at)
+    return Journey(walkthrough, server, steps or (), times or (), *others)
 
 
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from services.consumers.lag import AGGREGATOR, committed_offsets
-from services.runtime.database import Connection, fetch_one, load_queries
+from services.runtime.database import Connection, fetch_one, load_queries, no_longer_than
 from services.runtime.errors import StepstreamError
 from services.runtime.settings import Settings
 
@@ -26,8 +26,9 @@ SQL = load_queries(__file__)
 #: Rows of completions and starts that are looked at in one go: they fit into `work_mem`.
 _SHARE_ROWS = 500_000
 _WORK_MEM = "128MB"
-#: A survey may take hours, but not so long between two statements, nor with an answer unread: its snapshot
-#: keeps vacuum from old rows. `settle` asks others meanwhile, each of which has a time limit.
+#: A survey's snapshot keeps vacuum from old rows: so long at most, and less between two statements or with an
+#: answer unread. `settle` asks others meanwhile, each of which has a time limit.
+_SURVEY_SECONDS = 4 * 3600
 _SILENCE_SECONDS = 900
 #: Users fall into so many classes by the hash of their id (the SQL knows the number too).
 _CLASSES = 2**20
@@ -87,8 +88,9 @@ async def prepare(connection: Connection) -> None:
 async def begin(connection: Connection, topic: str) -> Horizon:
     """The first statements in the survey's transaction, which is repeatable read.
 
-    A command that is frozen in it, or cut off, loses its connection.
+    A command that is frozen in it, or cut off, loses its connection; so does one that takes too long.
     """
+    await no_longer_than(connection, _SURVEY_SECONDS)
     for name in ("idle_in_transaction_session_timeout", "tcp_user_timeout"):
         await connection.execute(f"set local {name} = '{_SILENCE_SECONDS}s'")
     await connection.execute(f"set local work_mem = '{_WORK_MEM}'")
@@ -259,6 +261,10 @@ def _state(row: asyncpg.Record) -> tuple[Any, ...]:
             row[f"{which}_started_at"],
             tuple(row[f"{which}_step_ids"] or ()),
             tuple(row[f"{which}_completed_at"] or ()),
+            row[f"{which}_first_shown_at"],
+            tuple(row[f"{which}_skipped"] or ()),
+            tuple(row[f"{which}_shown_at"] or ()),
+            row[f"{which}_shown_step_id"],
         )
         for which in ("expected", "counted")
     )

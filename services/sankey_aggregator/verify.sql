@@ -6,7 +6,7 @@ with flows as (
     walkthrough_id,
     mcp_server_id,
     began_on,
-    position + 1 as steps_done,
+    position + 1 as steps_passed,
     to_step_id as step_id,
     journeys as arrived,
     0 as went_on_or_ended
@@ -27,25 +27,25 @@ with flows as (
     walkthrough_id,
     mcp_server_id,
     began_on,
-    steps_done,
+    steps_done + steps_skipped,
     step_id,
     0,
     journeys
   from sankey_endings
-  where steps_done > 0
+  where steps_done + steps_skipped > 0
 )
 select
   walkthrough_id,
   mcp_server_id,
   began_on,
-  steps_done - 1 as position,
+  steps_passed - 1 as position,
   step_id,
   sum(arrived)::bigint as arrived,
   sum(went_on_or_ended)::bigint as went_on_or_ended
 from flows
-group by walkthrough_id, mcp_server_id, began_on, steps_done, step_id
+group by walkthrough_id, mcp_server_id, began_on, steps_passed, step_id
 having sum(arrived) <> sum(went_on_or_ended)
-order by walkthrough_id, mcp_server_id, began_on, steps_done, step_id
+order by walkthrough_id, mcp_server_id, began_on, steps_passed, step_id
 limit $1;
 
 -- name: triggers
@@ -53,7 +53,11 @@ limit $1;
 select
   relation.relname as table_name,
   wanted.name as trigger_name
-from unnest(array['walkthrough_step_completions', 'walkthrough_starts']) as relation (relname)
+from unnest(
+  array[
+    'walkthrough_step_completions', 'walkthrough_starts', 'walkthrough_step_skips', 'walkthrough_step_showings'
+  ]
+) as relation (relname)
 cross join unnest(
   array['sankey_deleted', 'sankey_inserted', 'sankey_truncated', 'sankey_updated']
 ) as wanted (name)
@@ -73,6 +77,8 @@ order by 1, 2;
 select
   (select count(*) from walkthrough_step_completions) as completions,
   (select count(*) from walkthrough_starts) as starts,
+  (select count(*) from walkthrough_step_skips) as skips,
+  (select count(*) from walkthrough_step_showings) as showings,
   (select count(*) from sankey_journeys) as journeys,
   (select count(*) from sankey_transitions) as transition_cells,
   (select count(*) from sankey_endings) as ending_cells,

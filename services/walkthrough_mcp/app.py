@@ -26,12 +26,15 @@ from services.runtime.migrate import check_migrated, watching_schema
 from services.runtime.process import Process
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
+from services.runtime.tokens import IssuerAwayError, TokenRefusedError
 from services.walkthrough_mcp import store
+from services.walkthrough_mcp.ending import Ending
 from services.walkthrough_mcp.handlers import SERVICE, build_mcp_server
+from services.walkthrough_mcp.origins import shared_with_pages
 from services.walkthrough_mcp.people import Caller, Server, new_id, problem_of_tracking_id
 from services.walkthrough_mcp.rates import Refusal, check_rates
 from services.walkthrough_mcp.routes import McpEndpoint, identity_of
-from services.walkthrough_mcp.tokens import IssuerAwayError, TokenRefusedError
+from services.walkthrough_mcp.turns import BusyError
 
 
 class McpProcess(Process[McpEndpoint]):
@@ -55,14 +58,20 @@ class McpProcess(Process[McpEndpoint]):
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            async with self.running() as endpoint:
+            async with self.running() as endpoint, self.beside(ending.watch):
                 app.router.routes += endpoint.routes()
                 yield
 
         routes = for_this_machine(self.health_routes())
         app = Starlette(routes=routes, exception_handlers={Exception: leave_unanswered}, lifespan=lifespan)
         shared = Shared(app, SERVICE, self.settings.http_address_connections)
-        return Answered(Paced(shared), SERVICE, _answer_failure)
+        with_pages = shared_with_pages(self.settings)
+
+        def answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
+            return with_pages(_answer_failure(scope, failure))
+
+        ending = Ending(Paced(with_pages(shared)), self.stopping)
+        return Answered(ending, SERVICE, answer_failure)
 
 
 def build(settings: Settings) -> McpProcess:
@@ -79,10 +88,12 @@ def _answer_failure(scope: Scope, failure: Failure) -> ASGIApp:
 async def _opened(settings: Settings, refusals: Refusals | None = None) -> AsyncIterator[Pool]:
     async with opened_pool(
         settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
+        setup=store.prepare,
         server_settings=store.SERVER_SETTINGS,
         reset=store.keep_as_it_is,
         command_timeout=store.WAIT_SECONDS,
         refusals=refusals,
+        keep_statements=True,
     ) as pool:
         await check_migrated(pool)
         yield pool
@@ -96,11 +107,19 @@ async def run_stdio(settings: Settings, slug: str, tracking_id: str | None) -> i
         StepstreamError: the access token is not good.
     """
     async with _opened(settings) as pool:
-        server = await store.find_server(pool, slug)
+        try:
+            server = await store.find_server(pool, slug)
+        except BusyError as error:
+            raise StepstreamError("somebody has locked the table mcp_servers: try again later") from error
         if server is None:
             raise UsageError(f"there is no MCP server with the slug `{slug}`")
         caller = await _caller_over_stdio(settings, pool, server, tracking_id)
-        mcp = build_mcp_server(lambda: pool, lambda _: caller, together_ms=settings.mcp_together_ms)
+        mcp = build_mcp_server(
+            lambda: pool,
+            lambda _: caller,
+            together_ms=settings.mcp_together_ms,
+            content_bytes=settings.mcp_content_bytes,
+        )
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -14,10 +14,12 @@ from typing import Literal
 
 import asyncpg
 
-from services.runtime.database import Connection, load_queries
+from services.journeys.versions import StepThen, Versions, steps_then
+from services.runtime.database import Connection, load_queries, no_longer_than
 from services.runtime.errors import UsageError
+from services.runtime.tokens import problem_of_issuer
 from services.walkthrough_mcp.exchange import SQL as EXCHANGE
-from services.walkthrough_mcp.tokens import problem_of_issuer
+from services.walkthrough_mcp.exchange import TRANSACTION_SECONDS
 
 SQL = load_queries(__file__)
 
@@ -63,6 +65,7 @@ class Step:
     id: str
     title: str
     shown_to: int = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +240,21 @@ async def find_walkthrough(db: Connection, identifier: str) -> Walkthrough:
             f"there is no walkthrough with the id `{identifier}`: `stepstream walkthroughs list` shows all"
         )
     steps = await db.fetch(SQL["list_steps"], identifier)
-    return _walkthrough(rows[0], [Step(row["id"], row["title"], row["shown_to"]) for row in steps])
+    return _walkthrough(
+        rows[0], [Step(row["id"], row["title"], row["shown_to"], row["optional"]) for row in steps]
+    )
+
+
+async def list_versions(db: Connection, identifier: str) -> Versions:
+    """The versions of a walkthrough: its steps after each edit.
+
+    Raises:
+        UsageError: there is no such walkthrough.
+    """
+    found = await find_walkthrough(db, identifier)
+    rows = await db.fetch(SQL["list_versions"], found.id)
+    edits = [(row["made_at"], steps_then(*row[1:])) for row in rows]
+    return Versions.of(edits, [StepThen(step.id, step.title) for step in found.steps])
 
 
 async def set_status(db: Connection, walkthrough: Walkthrough, status: Status) -> None:
@@ -257,7 +274,9 @@ async def set_status(db: Connection, walkthrough: Walkthrough, status: Status) -
 # --- steps ---------------------------------------------------------------------------------------------
 
 
-async def add_step(db: Connection, walkthrough: str, title: str, content: dict[str, str]) -> Step:
+async def add_step(
+    db: Connection, walkthrough: str, title: str, content: dict[str, str], *, optional: bool = False
+) -> Step:
     """Adds a step behind the last one; people who have finished go on with it when they come back.
 
     Args:
@@ -265,6 +284,7 @@ async def add_step(db: Connection, walkthrough: str, title: str, content: dict[s
         walkthrough: its id.
         title: of the step.
         content: what agent and person get, by the platform's names of the four fields.
+        optional: whether people may leave it out.
 
     Raises:
         UsageError: there is no such walkthrough, or a value cannot be.
@@ -273,11 +293,13 @@ async def add_step(db: Connection, walkthrough: str, title: str, content: dict[s
     title, now = _checked("the title", title), int(time.time() * 1000)
     for name, text in content.items():
         _checked(name, text, 1_000_000)
-    step = Step(f"wts_{secrets.token_hex(4)}", title)
+    step = Step(f"wts_{secrets.token_hex(4)}", title, optional=optional)
+    metadata = json.dumps({"optional": True}) if optional else None
     fields = json.dumps({"version": "v1", **content}, ensure_ascii=False)
     async with db.transaction():
+        await no_longer_than(db, TRANSACTION_SECONDS)
         await db.execute(SQL["lock_walkthrough"], found.id)
-        await db.execute(SQL["add_step"], step.id, found.id, title, fields, now)
+        await db.execute(SQL["add_step"], step.id, found.id, title, fields, now, metadata)
         await db.execute(SQL["touch_walkthrough"], found.id, now)
     return step
 
@@ -306,6 +328,7 @@ async def move_step(db: Connection, step: str, place: int) -> StepMove:
         UsageError: as `plan_move`.
     """
     async with db.transaction():
+        await no_longer_than(db, TRANSACTION_SECONDS)
         plan = await plan_move(db, step, place)
         await db.execute(SQL["lock_walkthrough"], plan.walkthrough.id)
         plan = await plan_move(db, step, place)  # somebody may have moved another meanwhile

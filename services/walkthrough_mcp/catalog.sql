@@ -93,21 +93,24 @@ select
   title,
   display_order,
   (select count(*) from walkthrough_progress where current_step_id = walkthrough_steps.id and completed_at is null)
-    as shown_to
+    as shown_to,
+  step_is_optional(metadata, title) as optional
 from walkthrough_steps
 where walkthrough_id = $1
 order by display_order, created_at nulls first, id collate "C";
 
 -- name: lock_walkthrough
--- So that two who change its steps do so one after the other.
-select id from walkthroughs where id = $1 for update;
+-- So that two who change its steps do so one after the other; events and agents, who keep the row, do not wait.
+select id from walkthroughs where id = $1 for no key update;
 
 -- name: walkthrough_of_step
 select walkthrough_id from walkthrough_steps where id = $1;
 
 -- name: add_step
 -- Behind the last one.
-insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order, created_at, updated_at)
+insert into walkthrough_steps (
+  id, walkthrough_id, title, content_fields, display_order, created_at, updated_at, metadata
+)
 select
   $1,
   $2,
@@ -115,7 +118,8 @@ select
   $4,
   coalesce(max(display_order) + 1, 0),
   $5,
-  $5
+  $5,
+  $6::jsonb
 from walkthrough_steps
 where walkthrough_id = $2;
 
@@ -132,3 +136,14 @@ where id = $1;
 -- name: set_status
 update walkthroughs set status = $2, updated_at = $3
 where id = $1;
+
+-- name: list_versions
+-- The steps of a walkthrough after each edit, in order.
+select
+  made_at,
+  step_ids,
+  titles,
+  contents
+from walkthrough_versions
+where walkthrough_id = $1 and step_ids is not null
+order by made_at, id;

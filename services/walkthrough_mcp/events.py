@@ -35,33 +35,34 @@ class OutboxRow:
 
 
 def events_of(move: CallEffect, where: Where, at: int) -> list[OutboxRow]:
-    """The events that a move makes: the start of a journey, or the completion of its one step.
+    """The events that a move makes: a start, the step that was done or skipped, and the step that is shown.
 
     Raises:
         EventError: an id is not what the contract allows.
     """
     rows = []
     assert move.offer is not None  # noqa: S101 - moves that write have one
+    walkthrough, steps = move.offer.walkthrough_id, move.offer.steps
     if move.opens:
-        rows.append(_row("walkthrough-started", move.offer.walkthrough_id, where, {"started_at": at}, {}))
-    if move.completes is not None:
-        steps = move.offer.steps
-        metadata = {
-            "stepOrder": move.completes.order,
-            "isLastStep": _is_last(move.completes, steps),
-        }
-        moment = {"step_id": move.completes.id, "completed_at": at}
-        rows.append(_row("step-completed", move.offer.walkthrough_id, where, moment, metadata))
+        rows.append(_row("walkthrough-started", walkthrough, where, at, {"started_at": at, "metadata": {}}))
+    if (done := move.completes) is not None:
+        moment = {"step_id": done.id, "completed_at": at, "metadata": _metadata(done, steps)}
+        rows.append(_row("step-completed", walkthrough, where, at, moment))
+    if (skipped := move.skips) is not None:
+        moment = {"step_id": skipped.id, "skipped_at": at, "metadata": _metadata(skipped, steps)}
+        if move.reason is not None:
+            moment["reason"] = move.reason
+        rows.append(_row("step-skipped", walkthrough, where, at, moment))
+    if (shown := move.shows) is not None:
+        rows.append(_row("step-shown", walkthrough, where, at, {"step_id": shown.id, "shown_at": at}))
     return rows
 
 
-def _is_last(step: OfferedStep, steps: tuple[OfferedStep, ...]) -> bool:
-    return step.id == steps[-1].id
+def _metadata(step: OfferedStep, steps: tuple[OfferedStep, ...]) -> dict[str, Any]:
+    return {"stepOrder": step.order, "isLastStep": step.id == steps[-1].id}
 
 
-def _row(
-    kind: str, walkthrough_id: str, where: Where, moment: dict[str, Any], metadata: dict[str, Any]
-) -> OutboxRow:
+def _row(kind: str, walkthrough_id: str, where: Where, at: int, moment: dict[str, Any]) -> OutboxRow:
     event = {
         "type": kind,
         "event_id": str(uuid_utils.uuid7()),
@@ -70,10 +71,8 @@ def _row(
         "mcp_server_id": where.server_id,
         "mcp_server_session_id": where.session_id,
         **moment,
-        "metadata": metadata,
     }
     value = encode(event)
-    at = int(moment["started_at" if kind == "walkthrough-started" else "completed_at"])
     decode(value, at)
     return OutboxRow(where.user_id, value.decode(), json.dumps(_headers(event, at, where.slug)), kind)
 

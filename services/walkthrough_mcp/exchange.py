@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +12,20 @@ from typing import Annotated, Any, Literal
 
 import asyncpg
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import PydanticCustomError
 
-from services.runtime.database import Connection, load_queries
+from services.journeys.finishing import FinishRule
+from services.runtime.database import Connection, load_queries, no_longer_than
 from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.finish_rules import GivenRule, finished_means, read_finish_rule, set_finish_rule
 
 SQL = load_queries(__file__)
 
-Text = Annotated[str, Field(min_length=1, pattern=r"^[^\u0000]*$")]
+#: As `walkthroughs create` takes: every answer that names a step has it.
+Title = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\u0000]*$")]
+#: What a change of steps has locked is free then: a command that is frozen in it loses its connection.
+TRANSACTION_SECONDS = 60
 Identifier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799_999)]
 _INTEGER = Field(strict=True, ge=-(2**31), le=2**31 - 1)
@@ -46,7 +51,7 @@ class ExportedStep(_Exported):
     """One step of the export; `next_step_reference` is the index of the step that it links to."""
 
     id: Identifier | None = None
-    title: Text
+    title: Title
     content_fields: ContentFields
     display_order: Annotated[int, _INTEGER]
     next_step_reference: Annotated[int, Field(strict=True, ge=0)] | None = None
@@ -55,11 +60,28 @@ class ExportedStep(_Exported):
     metadata: dict[str, Any] | None = None
 
 
+Reference = Annotated[int, Field(strict=True, ge=0)]
+
+
+class ExportedFinishRule(_Exported):
+    """When journeys count as finished: indices of steps, as in `next_step_reference`."""
+
+    goal_references: list[Reference] = Field(default_factory=list)
+    optional_references: list[Reference] = Field(default_factory=list)
+    end_references: list[Reference] = Field(default_factory=list)
+
+    @property
+    def references(self) -> Iterator[tuple[str, int]]:
+        """Each with the name of its list."""
+        for name in ("goalReferences", "optionalReferences", "endReferences"):
+            yield from ((name, index) for index in getattr(self, to_snake(name)))
+
+
 class ExportedWalkthrough(_Exported):
-    """The walkthrough of the export."""
+    """The walkthrough of the export; without a finish rule, an import leaves it as it is."""
 
     id: Identifier | None = None
-    title: Text
+    title: Title
     description: str | None = None
     type: Literal["course", "installer", "troubleshooting", "integration", "quickstart"] = "course"
     status: Literal["draft", "published", "archived"] = "draft"
@@ -68,6 +90,7 @@ class ExportedWalkthrough(_Exported):
     estimated_duration_minutes: Annotated[int, _INTEGER] | None = None
     tags: list[str] | None = None
     metadata: dict[str, Any] | None = None
+    finish_rule: ExportedFinishRule | None = None
 
 
 class Origin(_Exported):
@@ -93,6 +116,15 @@ class Export(_Exported):
                     "reference",
                     "steps.{index}.nextStepReference: {reference} is no other step; steps are counted from 0",
                     {"index": index, "reference": reference},
+                )
+        for name, reference in (
+            self.walkthrough.finish_rule.references if self.walkthrough.finish_rule else ()
+        ):
+            if reference >= len(self.steps):
+                raise PydanticCustomError(
+                    "reference",
+                    "walkthrough.finishRule.{name}: {reference} is no step; steps are counted from 0",
+                    {"name": name, "reference": reference},
                 )
         twice = [name for name, n in Counter(s.id for s in self.steps if s.id).items() if n > 1]
         if twice:
@@ -172,9 +204,10 @@ async def import_walkthrough(
     people did.
 
     Raises:
-        StepstreamError: there is no server of that slug.
+        StepstreamError: there is no server of that slug; or an id that was free was taken meanwhile.
     """
     async with connection.transaction():
+        await no_longer_than(connection, TRANSACTION_SECONDS)
         server = await connection.fetchrow(SQL["import_server"], slug)
         if server is None:
             known = await connection.fetch("select slug from mcp_servers order by slug limit 10")
@@ -199,7 +232,9 @@ class _Import:
     async def run(self) -> ImportPlan:
         walkthrough = await self._walkthrough_id()
         changes = [await self._write_walkthrough(walkthrough)]
-        changes += await self._write_steps(walkthrough)
+        ids, steps = await self._write_steps(walkthrough)
+        changes += steps
+        changes += await self._set_finish_rule(walkthrough, ids)
         changes.append(await self._offer(walkthrough))
         return ImportPlan(walkthrough, self._server["slug"], changes)
 
@@ -235,9 +270,53 @@ class _Import:
                 *wanted.values(),
                 *_times(before, times, self._now),
             )
+            owner = await self._db.fetchval(SQL["import_owner_of_walkthrough"], identifier)
+            if owner != self._server["organization_id"]:
+                raise _made_meanwhile("a walkthrough", identifier)
         return Change(action, "walkthrough", identifier, given.title)
 
-    async def _write_steps(self, walkthrough: str) -> list[Change]:
+    async def _set_finish_rule(self, walkthrough: str, ids: Sequence[str]) -> list[Change]:
+        """When journeys are finished, where the file says so."""
+        given = self._export.walkthrough.finish_rule
+        if given is None:
+            return []
+        before = (await read_finish_rule(self._db, walkthrough)).given
+        wanted = GivenRule(
+            *(
+                tuple(ids[index] for index in sorted(set(references)))
+                for references in (given.goal_references, given.optional_references, given.end_references)
+            )
+        )
+        parts = zip(
+            (before.goal, before.optional, before.ends),
+            (wanted.goal, wanted.optional, wanted.ends),
+            strict=True,
+        )
+        action: Literal["create", "update", "keep"] = "create" if before.is_empty else "update"
+        if all(set(old) == set(new) for old, new in parts):
+            action = "keep"
+        elif not self._dry_run:
+            await set_finish_rule(self._db, walkthrough, wanted)
+        if self._dry_run:
+            titles = dict(zip(ids, (step.title for step in self._export.steps), strict=True))
+            optional = {
+                step
+                for step, of in zip(ids, self._export.steps, strict=True)
+                if (of.metadata or {}).get("optional") is True or "(optional)" in of.title.lower()
+            }
+            rule = FinishRule(
+                tuple(ids),
+                frozenset({*optional, *wanted.optional}),
+                frozenset(wanted.goal),
+                frozenset(wanted.ends),
+            )
+            says = finished_means(rule, titles)
+        else:
+            says = (await read_finish_rule(self._db, walkthrough)).says
+        return [Change(action, "finish rule", walkthrough, says)]
+
+    async def _write_steps(self, walkthrough: str) -> tuple[list[str], list[Change]]:
+        """The ids of the file's steps, and what changes."""
         rows = await self._db.fetch(SQL["import_steps_before"], walkthrough)
         before = {row["id"]: row for row in rows}
         ids = await self._step_ids(walkthrough, rows)
@@ -271,8 +350,11 @@ class _Import:
             # Links may go to steps that come later: all of them first, then the links.
             await self._db.executemany(SQL["import_step"], [(*w[:5], None, *w[6:]) for w in writes])
             await self._db.executemany(SQL["import_link"], [(w[0], w[5]) for w in writes])
+            written = [w[0] for w in writes]
+            if elsewhere := await self._db.fetchval(SQL["import_steps_elsewhere"], written, walkthrough):
+                raise _made_meanwhile("a step", elsewhere)
         left = [row for row in rows if row["id"] not in ids]
-        return changes + [Change("leave", "step", row["id"], row["title"]) for row in left]
+        return ids, changes + [Change("leave", "step", row["id"], row["title"]) for row in left]
 
     async def _step_ids(self, walkthrough: str, rows: Sequence[asyncpg.Record]) -> list[str]:
         """The ids of the file's steps, of those that are there already or new ones."""
@@ -314,6 +396,14 @@ class _Import:
             )
         action: Literal["keep", "create"] = "keep" if offered else "create"
         return Change(action, "offer", identifier, f"on {self._server['slug']}")
+
+
+def _made_meanwhile(what: str, identifier: str) -> StepstreamError:
+    """Two imports at once found an id free: to write would change what is somebody else's."""
+    return StepstreamError(
+        f"somebody else has made {what} with the id `{identifier}` at this moment. Nothing was changed: run "
+        "this again, and it takes another id"
+    )
 
 
 def _candidates(prefix: str, given: str | None, *parts: str) -> Iterator[str]:
@@ -378,6 +468,7 @@ async def export_walkthrough(connection: Connection, identifier: str) -> dict[st
         if row is None:
             raise UsageError(f"there is no walkthrough with the id `{identifier}`")
         steps = await connection.fetch(SQL["import_steps_before"], identifier)
+        rule = (await read_finish_rule(connection, identifier)).given
     places = {step["id"]: index for index, step in enumerate(steps)}
     return {
         "version": "1.0",
@@ -393,6 +484,7 @@ async def export_walkthrough(connection: Connection, identifier: str) -> dict[st
             "estimatedDurationMinutes": row["estimated_duration_minutes"],
             "tags": _parsed(row["tags"]),
             "metadata": _parsed(row["metadata"]),
+            **_exported_rule(rule, places),
         },
         "steps": [
             {
@@ -414,6 +506,13 @@ async def export_walkthrough(connection: Connection, identifier: str) -> dict[st
             "serverAssociationCount": row["servers"],
         },
     }
+
+
+def _exported_rule(rule: GivenRule, places: Mapping[str, int]) -> dict[str, Any]:
+    """The rule with places of steps, if one is set; steps that are gone are left out."""
+    parts = {"goalReferences": rule.goal, "optionalReferences": rule.optional, "endReferences": rule.ends}
+    found = {name: sorted(places[step] for step in ids if step in places) for name, ids in parts.items()}
+    return {"finishRule": found} if any(found.values()) else {}
 
 
 def _parsed(value: str | None) -> Any:

@@ -19,6 +19,7 @@ select id from walkthrough_steps
 where id = any($1::text[]) and walkthrough_id <> $2;
 
 -- name: import_walkthrough_before
+-- Locked as `lock_walkthrough` of the catalogue does it.
 select
   title,
   description,
@@ -31,7 +32,7 @@ select
   updated_at
 from walkthroughs
 where id = $1
-for update;
+for no key update;
 
 -- name: import_steps_before
 select

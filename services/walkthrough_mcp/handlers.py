@@ -1,4 +1,4 @@
-"""The two tools: what they are called, what an agent is told of them, and what a call answers."""
+"""The tools, and prompts: what they are called, what an agent is told of them, and what a call answers."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -12,6 +12,9 @@ from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
+    GetPromptRequestParams,
+    GetPromptResult,
+    ListPromptsResult,
     ListToolsResult,
     PaginatedRequestParams,
     TextContent,
@@ -19,6 +22,7 @@ from mcp_types import (
     ToolAnnotations,
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool
@@ -26,20 +30,26 @@ from services.runtime.database_errors import is_away
 from services.runtime.mcp import VERSION, Context, Faults, exchange_of
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
 from services.walkthrough_mcp import store
-from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, start
-from services.walkthrough_mcp.people import Caller, problem_of_tracking_id
+from services.walkthrough_mcp.guide import (
+    CallEffect,
+    CallOutcome,
+    Offer,
+    advance,
+    look_up,
+    outline,
+    skip,
+    start,
+)
+from services.walkthrough_mcp.introduction import INSTRUCTIONS, Introduction
+from services.walkthrough_mcp.offers import AWAY, BUSY, Offers
+from services.walkthrough_mcp.people import Caller, Client, problem_of_tracking_id
+from services.walkthrough_mcp.prompts import page, prompt
 from services.walkthrough_mcp.prose import Guidance, guidance, text
+from services.walkthrough_mcp.stateless import CLIENT
 from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places, Turns
 
 log = logging.getLogger("stepstream.mcp")
 SERVICE = "walkthrough-mcp"
-
-INSTRUCTIONS: Final = (
-    "This server leads a person through walkthroughs, one step at a time. Call start_walkthrough when they "
-    "want to begin, go on, or see what there is. Lead them through the step that you get: introduce it, show "
-    "what is meant for them, do your part. Only when they have really done it, call get_next_step with the "
-    "step's id. Never skip ahead, and never invent steps."
-)
 
 
 class StartWalkthrough(BaseModel):
@@ -71,6 +81,45 @@ class GetNextStep(BaseModel):
     )
 
 
+class SkipStep(BaseModel):
+    """Arguments of skip_step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step_id: str = Field(min_length=1, max_length=200, description="Id of the step that is current now.")
+    reason: str | None = Field(
+        default=None, max_length=500, description="Why, in the person's words, if they said so."
+    )
+    insists: bool = Field(
+        default=False,
+        description="True only when the person was told that the step is not optional, and still wants to go "
+        "on without it.",
+    )
+
+
+class GetOutline(BaseModel):
+    """Arguments of get_outline."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(
+        default=None,
+        max_length=500,
+        description="Title or id of the walkthrough. Leave it out for the one under way.",
+    )
+
+
+class ShowStep(BaseModel):
+    """Arguments of show_step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step_id: str = Field(
+        min_length=1, max_length=500, description="Id of the step, or its title in the walkthrough under way."
+    )
+    part: int = Field(default=1, ge=1, le=1_000_000, description="Which part of a long step, from 1.")
+
+
 class _AsVisitor(BaseModel):
     visitor: str | None = Field(
         default=None,
@@ -88,7 +137,29 @@ class GetNextStepAsVisitor(_AsVisitor, GetNextStep):
     """Arguments of get_next_step where nothing else tells people apart for good."""
 
 
-def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *, idempotent: bool) -> Tool:
+class SkipStepAsVisitor(_AsVisitor, SkipStep):
+    """Arguments of skip_step where nothing else tells people apart for good."""
+
+
+class GetOutlineAsVisitor(_AsVisitor, GetOutline):
+    """Arguments of get_outline where nothing else tells people apart for good."""
+
+
+class ShowStepAsVisitor(_AsVisitor, ShowStep):
+    """Arguments of show_step where nothing else tells people apart for good."""
+
+
+def _tool(
+    name: str,
+    title: str,
+    description: str,
+    arguments: type[BaseModel],
+    *,
+    idempotent: bool,
+    read_only: bool = False,
+    shows_schema: bool = False,
+) -> Tool:
+    """A tool; one of them shows the schema of what all answer, which a list has to tell only once."""
     schema = arguments.model_json_schema()
     for unwanted in ("title", "description"):
         schema.pop(unwanted, None)
@@ -97,10 +168,10 @@ def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *
         title=title,
         description=description,
         input_schema=schema,
-        output_schema=Guidance.model_json_schema(),
+        output_schema=Guidance.model_json_schema() if shows_schema else None,
         annotations=ToolAnnotations(
             title=title,
-            read_only_hint=False,
+            read_only_hint=read_only,
             destructive_hint=False,
             idempotent_hint=idempotent,
             open_world_hint=False,
@@ -108,7 +179,10 @@ def _tool(name: str, title: str, description: str, arguments: type[BaseModel], *
     )
 
 
-def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) -> list[Tool]:
+def _tools(*, as_visitor: bool) -> list[Tool]:
+    start_arguments, next_arguments, skip_arguments, outline_arguments, step_arguments = (
+        _ARGUMENTS[name][as_visitor] for name in _ARGUMENTS
+    )
     return [
         _tool(
             "start_walkthrough",
@@ -117,20 +191,58 @@ def _tools(start_arguments: type[BaseModel], next_arguments: type[BaseModel]) ->
             "through. With several on offer and no name it lists them instead. Safe to repeat.",
             start_arguments,
             idempotent=True,
+            shows_schema=True,
         ),
         _tool(
             "get_next_step",
             "Complete the current step and get the next",
             "Marks the current step as done and returns the next one. Call it only when the person has "
-            "really done the step, once for each step, with the step's id as current_step_id.",
+            "really done the step, once for each step, with the step's id as current_step_id. It answers as "
+            "start_walkthrough does.",
             next_arguments,
             idempotent=False,
+        ),
+        _tool(
+            "skip_step",
+            "Go on without the current step",
+            "Goes on to the next step without doing the current one, which is noted as skipped, not as done. "
+            "Only when the person does not want to do it. Never call get_next_step for what was not done.",
+            skip_arguments,
+            idempotent=True,
+        ),
+        _tool(
+            "get_outline",
+            "See all steps and where the person is",
+            "Lists the steps of a walkthrough: which are done, which one is current, which are to come. "
+            "Changes nothing.",
+            outline_arguments,
+            idempotent=True,
+            read_only=True,
+        ),
+        _tool(
+            "show_step",
+            "Read a step again",
+            "Returns the content of a step, also of one that is done, or the next part of a long one. "
+            "Completes nothing, and the current step stays current.",
+            step_arguments,
+            idempotent=True,
+            read_only=True,
         ),
     ]
 
 
-_TOOLS: Final = _tools(StartWalkthrough, GetNextStep)
-_TOOLS_IN_SESSIONS: Final = _tools(StartWalkthroughAsVisitor, GetNextStepAsVisitor)
+_ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
+    "start_walkthrough": (StartWalkthrough, StartWalkthroughAsVisitor),
+    "get_next_step": (GetNextStep, GetNextStepAsVisitor),
+    "skip_step": (SkipStep, SkipStepAsVisitor),
+    "get_outline": (GetOutline, GetOutlineAsVisitor),
+    "show_step": (ShowStep, ShowStepAsVisitor),
+}
+_NAMES: Final = ", ".join(_ARGUMENTS)
+
+
+_TOOLS: Final = _tools(as_visitor=False)
+_TOOLS_IN_SESSIONS: Final = _tools(as_visitor=True)
 
 
 def _tools_for_visitors() -> list[Tool]:
@@ -138,23 +250,31 @@ def _tools_for_visitors() -> list[Tool]:
 
     A call without is answered all the same, with what to do.
     """
-    begin, go_on = _TOOLS_IN_SESSIONS
-    schema = {**go_on.input_schema, "required": ["visitor"]}
-    return [begin, go_on.model_copy(update={"input_schema": schema})]
+    begin, go_on, leave_out, *look = _TOOLS_IN_SESSIONS
+    needing = [
+        tool.model_copy(
+            update={
+                "input_schema": {
+                    **tool.input_schema,
+                    "required": [*tool.input_schema.get("required", []), "visitor"],
+                }
+            }
+        )
+        for tool in (go_on, leave_out)
+    ]
+    return [begin, *needing, *look]
 
 
 _TOOLS_FOR_VISITORS: Final = _tools_for_visitors()
 
-_SCHEMAS: Final = {tool.name: tool.input_schema for tool in _TOOLS_FOR_VISITORS}
+#: Those with arguments that may come as headers: there is none.
+_SCHEMAS: Final = {
+    tool.name: tool.input_schema
+    for tool in _TOOLS_FOR_VISITORS
+    if any("x-mcp-header" in argument for argument in tool.input_schema["properties"].values())
+}
 
-_AWAY: Final = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
-_BUSY: Final = (
-    "Other calls for this person, or other work on what they need, are still under way. Wait for them, or a "
-    "moment, and try the same call again."
-)
-
-
-#: Learns of a call of a visitor.
+#: Learns of a call of a visitor, or of somebody new.
 CountVisitor: TypeAlias = Callable[[Caller], Awaitable[None]]
 
 
@@ -168,27 +288,35 @@ def build_mcp_server(
     count_visitor: CountVisitor | None = None,
     places: Places | None = None,
     *,
+    count_new: CountVisitor | None = None,
     together_ms: int,
+    content_bytes: int,
 ) -> McpServer[Any]:
-    """The MCP server with its tools; who calls is found out for each request.
+    """The MCP server with its tools and prompts; who calls, and where, is found out for each request.
 
-    `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may refuse it.
+    `count_visitor` learns of each call of somebody whose visitor id is in the arguments, and may
+    refuse it; `count_new` of each that makes somebody new.
     `places` are where calls of many servers take turns. The answer to a call that names no step waits
-    `together_ms` for others of the same moment.
+    `together_ms` for others of the same moment. An answer holds `content_bytes` of a step's content.
     """
-    tools = WalkthroughTools(pool, caller_of, count_visitor, places, together_ms)
+    offers = Offers(pool, places)
+    prompts = WalkthroughPrompts(caller_of, offers)
+    tools = WalkthroughTools(pool, caller_of, count_visitor, offers, together_ms, content_bytes, count_new)
     faults = Faults(SERVICE)
     server: McpServer[Any] = McpServer(
         "stepstream",
         version=VERSION,
         title="Walkthroughs",
         instructions=INSTRUCTIONS,
-        # Known without asking: the SDK would list the tools for every call, to check headers against them.
+        # Known without asking: the SDK would list the tools for every call, to check headers against them,
+        # and search the schema for arguments that have one.
         get_tool_input_schema=_SCHEMAS.get,
         on_list_tools=faults.seen(tools.list),
         on_call_tool=faults.seen(tools.call),
+        on_list_prompts=faults.seen(prompts.list),
+        on_get_prompt=faults.seen(prompts.get),
     )
-    server.middleware.append(faults)
+    server.middleware += [faults, Introduction(caller_of, offers, SERVICE)]
     return server
 
 
@@ -200,15 +328,19 @@ class WalkthroughTools:
         pool: Callable[[], Pool],
         caller_of: Callable[[Context], Caller],
         count_visitor: CountVisitor | None,
-        places: Places | None,
+        offers: Offers,
         together_ms: int,
+        content_bytes: int,
+        count_new: CountVisitor | None,
     ) -> None:
         self._pool = pool
         self._caller_of = caller_of
         self._count_visitor = count_visitor
         self._turns = Turns(store.WAITING)
-        self._places = places
+        self._offers = offers
         self._together_ms = together_ms
+        self._content_bytes = content_bytes
+        self._count_new = count_new
         self._away = Seldom(log, "calls failed, the database is away", OUTAGE_SECONDS)
 
     async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListToolsResult:
@@ -226,7 +358,8 @@ class WalkthroughTools:
         outcome = "error"
         with MCP_SECONDS.labels(name).time(), MCP_UNDER_WAY.track_inprogress():
             try:
-                answer = await self._call(self._caller_of(ctx), params, exchange_of(SERVICE, ctx).arrived)
+                arrived = exchange_of(SERVICE, ctx).arrived
+                answer = await self._call(self._caller_of(ctx), params, arrived, client_of(ctx))
                 result = CallToolResult(
                     content=[TextContent(type="text", text=text(answer))],
                     structured_content=answer.model_dump(mode="json"),
@@ -251,39 +384,88 @@ class WalkthroughTools:
                 raise MCPError(INTERNAL_ERROR, str(error), {"reason": "busy"}) from None
             except BusyError:
                 outcome = "busy"
-                raise MCPError(INTERNAL_ERROR, _BUSY, {"reason": "busy"}) from None
+                raise MCPError(INTERNAL_ERROR, BUSY, {"reason": "busy"}) from None
             finally:
                 MCP_CALLS.labels(name, outcome).inc()
         return result
 
-    async def _call(self, caller: Caller, params: CallToolRequestParams, arrived: float) -> Guidance:
+    async def _call(
+        self, caller: Caller, params: CallToolRequestParams, arrived: float, client: Client | None
+    ) -> Guidance:
         if params.name not in _ARGUMENTS:
             raise MCPError(INVALID_PARAMS, f"There is no tool of that name here; there are {_NAMES}.")
         arguments = _arguments(caller, params)
         if not caller.server.tools_enabled:
-            return guidance(CallEffect(CallOutcome.NOTHING_OFFERED), (), None)
+            return guidance(
+                CallEffect(CallOutcome.NOTHING_OFFERED), (), None, content_bytes=self._content_bytes
+            )
         caller = _as_visitor(caller, getattr(arguments, "visitor", None))
         if caller.must_exist and self._count_visitor is not None:
             await self._count_visitor(caller)
-        given = store.Call(caller, _decision(arguments), arrived, self._together_ms)
+        admit = _once(self._count_new, caller)
+        given = store.Call(
+            caller,
+            _decision(arguments),
+            arrived,
+            self._together_ms,
+            admit,
+            self._offers.cache,
+            client=client,
+        )
         try:
-            done = await store.call(self._pool(), given, self._turns, self._places)
+            done = await store.call(self._pool(), given, self._turns, self._offers.places)
         except BusyError:
             raise
         except Exception as error:
             if not is_away(error):
                 raise
             self._away.warn(type(error).__name__)
-            raise MCPError(INTERNAL_ERROR, _AWAY, {"reason": "temporarily_unavailable"}) from None
+            raise MCPError(INTERNAL_ERROR, AWAY, {"reason": "temporarily_unavailable"}) from None
         is_unknown = done.is_new and caller.is_anonymous
-        return guidance(done.move, done.offers, done.content, done.visitor, is_unknown=is_unknown)
+        return guidance(
+            done.move,
+            done.offers,
+            done.content,
+            done.visitor,
+            content_bytes=self._content_bytes,
+            part=getattr(arguments, "part", 1),
+            is_unknown=is_unknown,
+        )
 
 
-_ARGUMENTS: Final[dict[str, tuple[type[BaseModel], type[BaseModel]]]] = {
-    "start_walkthrough": (StartWalkthrough, StartWalkthroughAsVisitor),
-    "get_next_step": (GetNextStep, GetNextStepAsVisitor),
-}
-_NAMES: Final = " and ".join(_ARGUMENTS)
+class WalkthroughPrompts:
+    """Answers the protocol's two requests about prompts."""
+
+    def __init__(self, caller_of: Callable[[Context], Caller], offers: Offers) -> None:
+        self._caller_of = caller_of
+        self._offers = offers
+
+    async def list(self, ctx: Context, params: PaginatedRequestParams | None) -> ListPromptsResult:
+        """A page of the prompts, one for each walkthrough on offer."""
+        offers = await self._offers.at(self._caller_of(ctx))
+        try:
+            return page(offers, params.cursor if params else None)
+        except ValueError:
+            raise MCPError(INVALID_PARAMS, "There is no such cursor: list the prompts anew.") from None
+
+    async def get(self, ctx: Context, params: GetPromptRequestParams) -> GetPromptResult:
+        """What a prompt tells the model."""
+        try:
+            return prompt(await self._offers.at(self._caller_of(ctx)), params.name)
+        except KeyError:
+            raise MCPError(INVALID_PARAMS, "There is no prompt of that name: prompts/list has all.") from None
+
+
+def client_of(ctx: Context) -> Client | None:
+    """What the agent calls itself: in the call, at the beginning of its session, or as an HTTP client."""
+    told = ctx.session.client_params
+    if told is not None:
+        return Client.named(told.client_info.name, told.client_info.version)
+    request = ctx.request
+    if not isinstance(request, Request):
+        return None
+    kept: Client | None = request.scope.get(CLIENT)
+    return kept or Client.of_user_agent(request.headers.get("user-agent", ""))
 
 
 def _arguments(caller: Caller, params: CallToolRequestParams) -> BaseModel:
@@ -297,10 +479,37 @@ def _decision(arguments: BaseModel) -> store.Decide:
     def decide(offers: tuple[Offer, ...], saw_current: bool) -> CallEffect:
         if isinstance(arguments, StartWalkthrough):
             return start(offers, arguments.name, restart=arguments.restart)
-        assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are two tools
+        if isinstance(arguments, GetOutline):
+            return outline(offers, arguments.name)
+        if isinstance(arguments, ShowStep):
+            return look_up(offers, arguments.step_id)
+        if isinstance(arguments, SkipStep):
+            return skip(offers, arguments.step_id, _printable(arguments.reason), insists=arguments.insists)
+        assert isinstance(arguments, GetNextStep)  # noqa: S101 - there are five tools
         return advance(offers, arguments.current_step_id, saw_current=saw_current)
 
     return decide
+
+
+def _printable(reason: str | None) -> str | None:
+    """What a person said on one line, without what the contract does not allow."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in reason or "").split())
+    return line or None
+
+
+def _once(count: CountVisitor | None, caller: Caller) -> Callable[[], Awaitable[None]] | None:
+    """Counts a caller at the first of several tries."""
+    if count is None:
+        return None
+    is_counted = False
+
+    async def admit() -> None:
+        nonlocal is_counted
+        if not is_counted:
+            await count(caller)
+            is_counted = True
+
+    return admit
 
 
 def _as_visitor(caller: Caller, visitor: str | None) -> Caller:

@@ -1,4 +1,4 @@
-"""How often an address, and a person, may call; and how a request is refused before a tool runs."""
+"""How often an address, and a person, may call, how many new people come, and how a request is refused."""
 
 from typing import Final
 
@@ -13,6 +13,15 @@ from services.runtime.settings import Settings
 
 #: The most addresses, and people, whose requests are counted.
 _MOST_COUNTED: Final = 100_000
+_NEW: Final = "new people"
+_RATES: Final = (
+    "mcp_address_rate",
+    "mcp_person_rate",
+    "mcp_failure_rate",
+    "mcp_new_people_rate",
+    "mcp_new_people_address_rate",
+    "mcp_new_people_server_rate",
+)
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and no fault of ours
@@ -46,6 +55,9 @@ class Rates:
         self._address = _Rate("address", settings.mcp_address_rate)
         self._person = _Rate("person", settings.mcp_person_rate)
         self._failure = _Rate("failure", settings.mcp_failure_rate)
+        self._new_of_address_at_server = _Rate("new", settings.mcp_new_people_rate, _NEW)
+        self._new_of_address = _Rate("new of address", settings.mcp_new_people_address_rate, _NEW)
+        self._new_at_server = _Rate("new at server", settings.mcp_new_people_server_rate, _NEW)
 
     async def check_address(self, address: str) -> None:
         """Counts a request of an address.
@@ -63,6 +75,20 @@ class Rates:
         """
         await self._person.hit(*who)
 
+    async def check_new_person(self, server: str, address: str | None) -> None:
+        """Counts a person whom nobody knows yet; of those who have signed in no address.
+
+        Those whom one bound refuses count for none that comes after it: who has one address fills what all
+        addresses share at a server no further than that address may.
+
+        Raises:
+            Refusal: there were too many.
+        """
+        if address is not None:
+            await self._new_of_address_at_server.hit(address, server)
+            await self._new_of_address.hit(address)
+        await self._new_at_server.hit(server)
+
     async def fail(self, address: str) -> None:
         """Counts a request of an address for something that there is not."""
         await self._failure.count(address)
@@ -79,8 +105,9 @@ class Rates:
 class _Rate:
     """One rate, with its counters; empty is no limit."""
 
-    def __init__(self, name: str, rate: str) -> None:
+    def __init__(self, name: str, rate: str, what: str = "requests") -> None:
         self._name = name
+        self._what = what
         self._limit = limits.parse(rate) if rate else None
         self._limiter = FixedWindowRateLimiter(BoundedStorage(_MOST_COUNTED))
 
@@ -91,7 +118,7 @@ class _Rate:
             Refusal: there were too many.
         """
         if self._limit is not None and not await self._limiter.hit(self._limit, self._name, *key):
-            raise _too_many(self._limit)
+            raise _too_many(self._limit, self._what)
 
     async def count(self, *key: str) -> None:
         """Counts one, and refuses nobody."""
@@ -105,14 +132,14 @@ class _Rate:
             Refusal: there were too many.
         """
         if self._limit is not None and not await self._limiter.test(self._limit, self._name, *key):
-            raise _too_many(self._limit)
+            raise _too_many(self._limit, self._what)
 
 
-def _too_many(limit: limits.RateLimitItem) -> Refusal:
+def _too_many(limit: limits.RateLimitItem, what: str) -> Refusal:
     return Refusal(
         429,
         "too_many_requests",
-        f"More than {limit.amount} requests in {limit.get_expiry()} seconds. Wait, then go on.",
+        f"More than {limit.amount} {what} in {limit.get_expiry()} seconds. Wait, then go on.",
         retry_after=limit.get_expiry(),
     )
 
@@ -123,7 +150,7 @@ def check_rates(settings: Settings) -> None:
     Raises:
         ConfigurationError: names the setting.
     """
-    for name in ("mcp_address_rate", "mcp_person_rate", "mcp_failure_rate"):
+    for name in _RATES:
         value = getattr(settings, name)
         try:
             _ = limits.parse(value) if value else None

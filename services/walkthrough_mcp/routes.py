@@ -2,27 +2,24 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
 from cachetools import TTLCache
-from mcp.server.auth.handlers.metadata import ProtectedResourceMetadataHandler
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.auth.routes import build_resource_metadata_url
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecurityMiddleware, TransportSecuritySettings
-from mcp.shared.auth import ProtectedResourceMetadata
+from mcp.server.transport_security import TransportSecurityMiddleware
 from mcp.shared.exceptions import MCPError
 from mcp_types import INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
-from pydantic import AnyHttpUrl
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from services.runtime import protected_resource
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom, client_of_scope
 from services.runtime.database import Pool, can_be_stored
 from services.runtime.database_errors import is_away
@@ -30,19 +27,22 @@ from services.runtime.fair import Asker
 from services.runtime.mcp import Context
 from services.runtime.settings import Settings
 from services.runtime.telemetry import MCP_REFUSED
-from services.walkthrough_mcp import store
-from services.walkthrough_mcp.handlers import build_mcp_server
-from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
-from services.walkthrough_mcp.rates import Rates, Refusal
-from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
-from services.walkthrough_mcp.stateless import Stateless, session_named_in
-from services.walkthrough_mcp.tokens import (
+from services.runtime.tokens import (
     IssuerAwayError,
     Issuers,
     TokenRefusedError,
     Verifier,
     problem_of_issuer,
 )
+from services.walkthrough_mcp import store
+from services.walkthrough_mcp.handlers import build_mcp_server
+from services.walkthrough_mcp.offers import AWAY, BUSY
+from services.walkthrough_mcp.origins import transport_security
+from services.walkthrough_mcp.people import Caller, Identity, Server, problem_of_tracking_id
+from services.walkthrough_mcp.rates import Rates, Refusal
+from services.walkthrough_mcp.sessions import Bounds, Light, Sessions
+from services.walkthrough_mcp.snapshots import Names, Snapshot
+from services.walkthrough_mcp.stateless import Stateless, session_named_in
 from services.walkthrough_mcp.turns import BusyError, CrowdedError, Places
 
 log = logging.getLogger("stepstream.mcp")
@@ -55,36 +55,6 @@ _KNOWN_SECONDS: Final = 60
 _NO_ISSUER: Final = (
     "People sign in at this server, and no issuer is set for it: its operator has to name one."
 )
-_TRY_AGAIN = "The walkthroughs cannot be reached right now. Try the same call again in a moment."
-
-
-class SignIn(ProtectedResourceMetadata):
-    """Protected resource metadata (RFC 9728) whose addresses are sent as they are written.
-
-    Clients compare them letter by letter with the issuer's own metadata and with what tokens are for; a URL
-    of pydantic's writes them anew, with a slash behind the host for instance.
-    """
-
-    resource: str  # type: ignore[assignment]
-    authorization_servers: list[str]  # type: ignore[assignment]
-
-
-def transport_security(settings: Settings) -> TransportSecuritySettings:
-    """Which Host and Origin headers are taken: the public address, loopback, and what the settings name.
-
-    A page of somebody else's whose name resolves to this machine (DNS rebinding) sends its own name.
-    """
-    public = AnyHttpUrl(settings.public_url)
-    host = f"{public.host}:{public.port}"
-    bare = [str(public.host)] if public.port in {80, 443} else []
-    loopback = ["127.0.0.1", "localhost", "[::1]"]
-    hosts = [host, *bare, *settings.names(settings.mcp_allowed_hosts), *(f"{name}:*" for name in loopback)]
-    origins = [
-        *(f"{public.scheme}://{name}" for name in (host, *bare)),
-        *settings.names(settings.mcp_allowed_origins),
-        *(f"http://{name}:*" for name in loopback),
-    ]
-    return TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=origins)
 
 
 def caller_of(ctx: Context) -> Caller:
@@ -116,7 +86,13 @@ class McpEndpoint:
         security = transport_security(settings)
         self._security = TransportSecurityMiddleware(security)
         server = build_mcp_server(
-            pool, caller_of, self._count_visitor, places, together_ms=settings.mcp_together_ms
+            pool,
+            caller_of,
+            self._count_visitor,
+            places,
+            count_new=self._count_new,
+            together_ms=settings.mcp_together_ms,
+            content_bytes=settings.mcp_content_bytes,
         )
         self._manager, self._manager_of_known = (
             StreamableHTTPSessionManager(
@@ -156,7 +132,10 @@ class McpEndpoint:
         return [
             Route("/mcp/{slug}", endpoint=self),
             Route("/mcp/{slug}/{tracking_id:path}", endpoint=self),
-            Route("/.well-known/oauth-protected-resource/mcp/{slug}", endpoint=self.describe_sign_in),
+            *(
+                Route(f"/.well-known/oauth-protected-resource/mcp/{{slug}}{end}", self.describe_sign_in)
+                for end in ("", "/")
+            ),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,12 +147,13 @@ class McpEndpoint:
                 return
             address = client_of_scope(scope)
             await self._rates.check_address(address)
-            server = await self._find_server(request.path_params["slug"], address)
-            tracking_id = request.path_params.get("tracking_id") or None
+            tracking_id = _tracking_id(request)
+            server, snapshot = await self._find_server(_names(request, tracking_id), address)
+            caller = Caller(server, address=address, snapshot=snapshot)
             if server.signs_in:
-                await self._enter_signed_in(server, tracking_id, scope, receive, send)
+                await self._enter_signed_in(caller, tracking_id, scope, receive, send)
             else:
-                await self._enter(server, tracking_id, scope, receive, send)
+                await self._enter(caller, tracking_id, scope, receive, send)
         except Refusal as refusal:
             MCP_REFUSED.labels(refusal.reason).inc()
             await refusal.response()(scope, receive, send)
@@ -183,7 +163,7 @@ class McpEndpoint:
         try:
             address = client_of_scope(request.scope)
             await self._rates.check_address(address)
-            server = await self._find_server(request.path_params["slug"], address)
+            server, _ = await self._find_server(Names(request.path_params["slug"]), address)
             if not server.signs_in:
                 raise Refusal(404, "not_found", "Nobody signs in at this server; connect without a token.")
             if not self._written_issuer(server):
@@ -193,41 +173,37 @@ class McpEndpoint:
         except Refusal as refusal:
             MCP_REFUSED.labels(refusal.reason).inc()
             return refusal.response()
-        metadata = SignIn(
-            resource=self.resource(server),
-            authorization_servers=[issuer],
-            scopes_supported=self._settings.scopes_at(server.slug) or None,
-            resource_name=server.name,
-        )
-        return await ProtectedResourceMetadataHandler(metadata).handle(request)
+        scopes = self._settings.scopes_at(server.slug)
+        return await protected_resource.describe(request, self.resource(server), issuer, scopes, server.name)
 
     def resource(self, server: Server) -> str:
         """The address of a server: the audience that its tokens must have."""
         return f"{self._settings.public_url.rstrip('/')}/mcp/{server.slug}"
 
-    async def _find_server(self, slug: str, address: str) -> Server:
+    async def _find_server(self, names: Names, address: str) -> tuple[Server, Snapshot | None]:
+        slug = names.slug
         if slug not in self._known:  # who asks for others too often finds those that exist all the same
             await self._rates.check_failures(address)
-        server = None
+        found = None
         if can_be_stored(slug):
             try:
                 async with self._place(slug, address):
-                    server = await store.find_server(self._pool(), slug)
+                    found = await store.enter(self._pool(), names)
             except CrowdedError as error:
                 raise Refusal(429, "busy", str(error), 2) from None
             except BusyError:
-                raise Refusal(503, "busy", _TRY_AGAIN, 2) from None
+                raise Refusal(503, "busy", BUSY, 2) from None
             except Exception as error:
                 if not is_away(error):
                     raise
                 self._away.warn(type(error).__name__)
-                raise Refusal(503, "temporarily_unavailable", _TRY_AGAIN, 2) from None
-        if server is None:
+                raise Refusal(503, "temporarily_unavailable", AWAY, 2) from None
+        if found is None:
             self._known.pop(slug, None)
             await self._rates.fail(address)
             raise Refusal(404, "not_found", "There is no MCP server at this address.")
-        self._known[slug] = server.asker
-        return server
+        self._known[slug] = found[0].asker
+        return found
 
     def _place(self, slug: str, address: str) -> contextlib.AbstractAsyncContextManager[None]:
         """A place to look for a server: its own turn, or where nobody found it lately that of the address."""
@@ -261,11 +237,12 @@ class McpEndpoint:
 
     def verifier(self, server: Server) -> Verifier:
         """What verifies the tokens of a server."""
-        return Verifier(self._issuers, self._issuer(server), self.resource(server), server)
+        return Verifier(self._issuers, self._issuer(server), self.resource(server), server.slug)
 
     async def _enter_signed_in(
-        self, server: Server, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
+        self, caller: Caller, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        server = caller.server
         if tracking_id is not None:
             raise Refusal(
                 404,
@@ -289,7 +266,7 @@ class McpEndpoint:
             ) from None
         who = identity_of(verified)
         await self._rates.check_person(server.slug, who.issuer, who.subject)
-        scope[_CALLER] = Caller(server, identity=who, address=client_of_scope(scope))
+        scope[_CALLER] = replace(caller, identity=who)
         scope["user"] = AuthenticatedUser(verified)
         await self._stateless(scope, receive, send)
 
@@ -299,28 +276,24 @@ class McpEndpoint:
         Who sent no token gets no code of an error.
         """
         why = f"The token is not good for this server. {refused}" if refused else "People sign in here."
-        told = {
-            "error": "invalid_token" if refused else None,
-            "error_description": why if refused else None,
-            "scope": " ".join(self._settings.scopes_at(server.slug)),
-            "resource_metadata": build_resource_metadata_url(AnyHttpUrl(self.resource(server))),
-        }
-        parameters = ", ".join(f'{name}="{value}"' for name, value in told.items() if value)
+        told = protected_resource.challenge(
+            self.resource(server), self._settings.scopes_at(server.slug), why if refused else None
+        )
         return JSONResponse(
             {"error": "invalid_token", "error_description": why},
             status_code=401,
-            headers={"WWW-Authenticate": f"Bearer {parameters}"},
+            headers={"WWW-Authenticate": told},
         )
 
     async def _enter(
-        self, server: Server, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
+        self, caller: Caller, tracking_id: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        request = Request(scope)
+        request, server = Request(scope), caller.server
         if tracking_id is not None and (problem := problem_of_tracking_id(tracking_id)):
             raise Refusal(404, "not_found", f"This is no address of a person: {problem}.")
         if tracking_id is not None:
             await self._rates.check_person(server.slug, tracking_id)
-            scope[_CALLER] = Caller(server, tracking_id=tracking_id, address=client_of_scope(scope))
+            scope[_CALLER] = replace(caller, tracking_id=tracking_id)
             await self._stateless(scope, receive, send)
             return
         session = request.headers.get("mcp-session-id")
@@ -329,11 +302,9 @@ class McpEndpoint:
             # Who makes ids up gets 404, as often as an address may call; what can be none of ours counts
             # together.
             is_session = session.encode("latin-1") in self._sessions or session_named_in(scope) is not None
-            await self._rates.check_person(
-                server.slug, session if is_session else f"at {client_of_scope(scope)}"
-            )
+            await self._rates.check_person(server.slug, session if is_session else f"at {caller.address}")
         # Nothing says yet who anybody else is, and many share an address. A `visitor` is counted later.
-        scope[_CALLER] = Caller(server, address=client_of_scope(scope))
+        scope[_CALLER] = caller
         # The SDK lets only the principal that opened a session use it: here all of a server.
         token = AccessToken(token="", client_id=server.slug, scopes=[])
         scope["user"] = AuthenticatedUser(token)
@@ -346,11 +317,49 @@ class McpEndpoint:
             MCPError: there were too many.
         """
         assert caller.tracking_id is not None  # noqa: S101 - it is the visitor id
-        try:
+        with _as_errors():
             await self._rates.check_person(caller.server.slug, caller.tracking_id)
-        except Refusal as refusal:
-            MCP_REFUSED.labels(refusal.reason).inc()
-            raise MCPError(INVALID_REQUEST, str(refusal), {"reason": refusal.reason}) from None
+
+    async def _count_new(self, caller: Caller) -> None:
+        """Counts a person who is new.
+
+        Raises:
+            MCPError: there were too many.
+        """
+        with _as_errors():
+            await self._rates.check_new_person(
+                caller.server.slug, None if caller.identity else caller.address
+            )
+
+
+@contextlib.contextmanager
+def _as_errors() -> Iterator[None]:
+    """Makes a refusal an error of JSON-RPC: a tool runs already."""
+    try:
+        yield
+    except Refusal as refusal:
+        MCP_REFUSED.labels(refusal.reason).inc()
+        data = {"reason": refusal.reason, "retry_after": refusal.retry_after}
+        raise MCPError(INVALID_REQUEST, str(refusal), data) from None
+
+
+def _tracking_id(request: Request) -> str | None:
+    """The tracking id in a path, or nothing. A slash at the end, as people add one, is no part of it."""
+    tracking_id = str(request.path_params.get("tracking_id", ""))
+    if request.scope.get("raw_path", b"").endswith(b"/"):  # one that belongs to it is written as %2F
+        tracking_id = tracking_id.removesuffix("/")
+    return tracking_id or None
+
+
+def _names(request: Request, tracking_id: str | None) -> Names:
+    """What a request says of who calls before anybody has looked at it."""
+    version = request.headers.get("mcp-protocol-version")
+    has_session = version is None or version in HANDSHAKE_PROTOCOL_VERSIONS
+    return Names(
+        request.path_params["slug"],
+        tracking_id if tracking_id is None or problem_of_tracking_id(tracking_id) is None else None,
+        session=session_named_in(request.scope) if has_session else None,
+    )
 
 
 def _bearer_token(request: Request) -> str | None:

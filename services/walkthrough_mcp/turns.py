@@ -69,31 +69,35 @@ class Places:
             raise CrowdedError("this address at this server", self._most_of_address)
         self._of_address[of] += 1
         try:
-            async with self._one_of(self._calls, asker):
+            await self._enter(self._calls, asker)
+            try:
                 yield
+            finally:
+                self._calls.leave(asker)
         finally:
             self._of_address[of] -= 1
             if not self._of_address[of]:
                 del self._of_address[of]
 
-    def place_of_stranger(self, slug: str, address: str) -> contextlib.AbstractAsyncContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def place_of_stranger(self, slug: str, address: str) -> AsyncIterator[None]:
         """A look for a server that may not exist has a place while the block lasts.
 
         Raises:
             BusyError: no place was free in time.
         """
-        return self._one_of(self._strangers, Asker(slug, address))
+        asker = Asker(slug, address)
+        await self._enter(self._strangers, asker)
+        try:
+            yield
+        finally:
+            self._strangers.leave(asker)
 
-    @contextlib.asynccontextmanager
-    async def _one_of(self, lane: Lane, asker: Asker) -> AsyncIterator[None]:
+    async def _enter(self, lane: Lane, asker: Asker) -> None:
         try:
             await lane.enter(asker, self._seconds)
         except TimeoutError:
             raise BusyError from None
-        try:
-            yield
-        finally:
-            lane.leave(asker)
 
 
 def _crowded(is_of_server: bool, most: int) -> CrowdedError:
@@ -120,8 +124,8 @@ class Turns:
         self._queues: dict[Hashable, _Queue] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self, person: Hashable, seconds: float) -> AsyncIterator[None]:
-        """The block runs when it is this call's turn.
+    async def turn(self, person: Hashable, seconds: float) -> AsyncIterator[bool]:
+        """The block runs when it is this call's turn; learns whether another call was before it.
 
         Raises:
             BusyError: too many wait, or the turn does not come within `seconds`.
@@ -129,15 +133,19 @@ class Turns:
         queue = self._queues.setdefault(person, _Queue())
         if queue.calls > self._waiting:
             raise BusyError
+        has_waited = queue.calls > 0
         queue.calls += 1
         try:
+            if not has_waited:
+                await queue.lock.acquire()
+            else:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await queue.lock.acquire()
+                except TimeoutError:
+                    raise BusyError from None
             try:
-                async with asyncio.timeout(seconds):
-                    await queue.lock.acquire()
-            except TimeoutError:
-                raise BusyError from None
-            try:
-                yield
+                yield has_waited
             finally:
                 queue.lock.release()
         finally:

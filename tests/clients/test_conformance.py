@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.building import packages
-from tests.clients.test_agents import AGENTS, BIN, NODE, need
+from tests.clients.agent_catalogue import AGENTS, NODE, need_node, npm_packages
 from tests.support.world import World
 
 pytestmark = pytest.mark.integration
@@ -24,8 +23,8 @@ SUITE = AGENTS / "node" / "node_modules" / "@modelcontextprotocol" / "conformanc
 async def test_a_server_conforms_to_a_revision_of_the_protocol(
     world: World, tmp_path: Path, revision: str
 ) -> None:
-    need(BIN / "npm", "Node.js: make setup")
-    await asyncio.to_thread(packages, AGENTS / "node", str(BIN))
+    need_node()
+    await asyncio.to_thread(npm_packages)
     await world.offer(steps="ab")
     service = await world.start_mcp()
     done = await asyncio.to_thread(

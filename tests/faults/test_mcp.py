@@ -4,11 +4,12 @@ import asyncio
 import json
 from typing import Any
 
+import httpx2
 import pytest
 
 from services.devstack.processes import free_port
 from tests.integration.test_import_export import OURS, REAL
-from tests.support.agents import GENERATIONS, agent, endings_of, transitions_of
+from tests.support.agents import GENERATIONS, HELLO, agent, endings_of, post, transitions_of
 from tests.support.world import MCP, RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
@@ -109,3 +110,27 @@ async def test_the_mcp_layer_is_killed_again_and_again_and_no_step_is_lost_or_sk
     assert await world.transitions() == transitions_of([steps] * 12)
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 12
     await world.assert_exact()
+
+
+async def test_sigterm_ends_a_stream_and_gives_up_a_request_that_does_not_come_whole(world: World) -> None:
+    """Neither is cancelled when the time for calls is over: the stream has an end, the request an answer."""
+    await world.offer()
+    service = await world.start_mcp(process=True)
+    url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
+    opened = await post(url, HELLO)
+    session = {"mcp-session-id": opened.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(b"POST /mcp/srv_1 HTTP/1.1\r\nhost: 127.0.0.1:1\r\ncontent-length: 50\r\n\r\n{")
+    async with (
+        httpx2.AsyncClient(timeout=30) as http,
+        http.stream("GET", url, headers=session | {"accept": "text/event-stream"}) as stream,
+    ):
+        assert stream.status_code == 200
+        ended = asyncio.create_task(asyncio.to_thread(service.terminate))
+        # Of a stream that is cut off in the midst, reading raises.
+        assert [chunk async for chunk in stream.aiter_raw()] == []
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert '"reason":"temporarily_unavailable"' in answer
+    assert await ended == 0

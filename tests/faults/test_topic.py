@@ -41,6 +41,7 @@ async def admin(world: World) -> AsyncIterator[AIOKafkaAdminClient]:
 
 async def make_anew(world: World, admin: AIOKafkaAdminClient, partitions: int = 3) -> None:
     """The topic of events is deleted and created again, empty."""
+    world.is_topic_changed = True
     await admin.delete_topics([world.settings.topic])
 
     async def gone() -> bool:
@@ -57,6 +58,7 @@ async def exact(world: World) -> None:
 
 
 async def test_a_compacted_topic_is_refused(world: World, admin: AIOKafkaAdminClient) -> None:
+    world.is_topic_changed = True
     topic = world.settings.topic
     for policy in ("compact", "compact,delete"):
         compacted = ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": policy})
@@ -145,6 +147,7 @@ async def test_partitions_that_a_topic_made_anew_has_no_more_are_named(
 
 
 async def test_added_partitions_are_read(world: World, admin: AIOKafkaAdminClient) -> None:
+    world.is_topic_changed = True
     world.start_both(metadata_max_age_seconds=1)
     await world.produce(traffic(3))
     await world.drained()
@@ -260,6 +263,7 @@ async def test_a_topic_that_vanishes_is_waited_for_and_readiness_says_so(
     import urllib.error
     import urllib.request
 
+    world.is_topic_changed = True
     services = world.start_both(metadata_max_age_seconds=1)
     for service in services:
         await service.ready()

@@ -21,6 +21,8 @@ from tests.support.world import (
     completed,
     eventually,
     moment,
+    shown,
+    skipped,
     started,
 )
 
@@ -258,14 +260,24 @@ async def test_from_a_time_or_an_offset_on_and_rows_of_others(judged: World) -> 
 
 
 async def test_while_traffic_flows_nothing_is_called_a_difference(judged: World) -> None:
-    """Earlier events replace rows all the time, and new ones come behind where the reading ends."""
+    """Other events replace rows all the time, and new ones come behind where the reading ends."""
     recorder = await judge(judged, go_on=True)
     chance = random.Random(3)
 
     async def traffic() -> None:
         for round_ in range(12):
             times = [1_000_000 - 1_000 * round_ - i for i in range(60)]
-            await judged.produce([completed(chance.choice(PEOPLE), "e", at) for at in times])
+            await judged.produce(
+                [
+                    make(chance.choice(PEOPLE), "e", at)
+                    for at in times
+                    for make in (
+                        completed,
+                        skipped,
+                        lambda who, step, at: shown(who, step, at + 120 * (at % 2)),
+                    )
+                ]
+            )
 
     flowing = asyncio.create_task(traffic())
     while not flowing.done():
@@ -284,6 +296,114 @@ async def test_the_same_event_id_with_two_contents_is_no_difference(judged: Worl
         f"{UPDATE} completed_at = {moment(50)} where step_id = 'e' and mcp_server_user_id = 'p2'"
     )
     assert causes(await found(judged)) == {one["event_id"]: "later-row"}
+
+
+async def of_showings(world: World) -> dict[str, list[str]]:
+    """Skips and showings of each person, all judged, with copies and in no order: the ids of each one's showings."""
+    showings = {p: [shown(p, "a", at, version=f"v{at}") for at in (10, 20, 30)] for p in PEOPLE}
+    events = [e for theirs in showings.values() for e in theirs]
+    events += [skipped(p, "a", at, reason=f"for the {at}th time") for p in PEOPLE for at in (7, 8)]
+    events.append(skipped("left", "a", 1))
+    await world.produce(random.Random(2).sample(events, len(events)) + events[::5])
+    await judge(world)
+    return {p: [e["event_id"] for e in theirs] for p, theirs in showings.items()}
+
+
+async def test_a_showing_between_the_first_and_the_last_of_its_row_leaves_no_trace(judged: World) -> None:
+    await of_showings(judged)
+    outcome = await found(judged)
+    assert (outcome.differing, outcome.rows_without_event) == (0, 0), outcome
+    assert (outcome.counts.skips, outcome.counts.showings) == (17 + 4, 24 + 5)
+    told = await judged.invoke("verify", "--against-topic")
+    assert told.returncode == 0, told.stderr
+    assert "21 skips, 29 showings" in told.stderr
+
+
+async def test_skips_and_showings_that_a_hand_changed_are_named_with_their_events(judged: World) -> None:
+    ids = await of_showings(judged)
+    db = judged.db
+    await judged.people(["left"])
+    skips = {
+        r[0]: r[1][5:] for r in await db.fetch("select mcp_server_user_id, id from walkthrough_step_skips")
+    }
+    for change in (
+        "delete from walkthrough_step_skips where mcp_server_user_id = 'p1'",
+        "update walkthrough_step_skips set reason = 'another' where mcp_server_user_id = 'p2'",
+        "update walkthrough_step_skips set skipped_at = skipped_at + 1000 where mcp_server_user_id = 'p3'",
+        "delete from walkthrough_step_showings where mcp_server_user_id = 'p1'",
+        f"update walkthrough_step_showings set first_id = 'x', first_shown_at = {moment(15)}"
+        " where mcp_server_user_id = 'p2'",
+        f"update walkthrough_step_showings set last_id = 'x', last_shown_at = {moment(25)}"
+        " where mcp_server_user_id = 'p3'",
+        "update walkthrough_step_showings set last_version = 'v9' where mcp_server_user_id = 'p4'",
+        f"update walkthrough_step_showings set first_shown_at = {moment(5)} where mcp_server_user_id = 'p5'",
+        # Nothing that was read says so: rows without an event.
+        f"update walkthrough_step_showings set last_id = 'x', last_shown_at = {moment(35)}"
+        " where mcp_server_user_id = 'p6'",
+        f"insert into walkthrough_step_showings values ('x', 'y', 'p0', 'wt_a', 'b', 'srv_1', 's_p0', {moment(1)},"
+        f" {moment(2)})",
+        f"insert into walkthrough_step_skips values ('x', 'p0', 'wt_a', 'b', 'srv_1', 's_p0', {moment(1)})",
+        f"insert into walkthrough_step_skips values ('x', 'left', 'wt_a', 'b', 'srv_1', 's_left', {moment(1)})",
+    ):
+        await db.execute(change)
+    outcome = await found(judged)
+    told = causes(outcome)
+    assert {k: told[v] for k, v in skips.items() if v in told} == {
+        "p1": "no-row",
+        "p2": "other-content",
+        "p3": "later-row",
+    }
+    assert {p: [told.get(i) for i in theirs] for p, theirs in ids.items() if set(theirs) & told.keys()} == {
+        "p1": ["no-row"] * 3,
+        "p2": ["later-row", None, None],
+        "p3": [None, None, "earlier-row"],
+        "p4": [None, None, "other-content"],
+        "p5": ["other-content", None, None],
+    }
+    assert [d["mcp_server_user_id"] for d in outcome.differences if d["cause"] == "rows-left"] == ["left"]
+    assert sorted((r["kind"], r["mcp_server_user_id"]) for r in outcome.rows) == [
+        ("showing", "p0"),
+        ("showing", "p0"),
+        ("showing", "p6"),
+        ("skip", "left"),
+        ("skip", "p0"),
+    ]
+    assert outcome.rows_without_event == 4
+    shown_to_people = await judged.invoke("verify", "--against-topic")
+    assert "p3 is shown a" in shown_to_people.stdout
+    assert "the last showing of the row is of an earlier event" in " ".join(shown_to_people.stdout.split())
+    assert "p2 skips a" in shown_to_people.stdout
+    done = await judged.invoke(*REPLAY)
+    assert done.returncode == 0, done.stderr
+    # What is before or after all that the topic holds stays, as for completions.
+    assert set(causes(await found(judged)).values()) == {"other-content"}
+
+
+async def test_showings_and_skips_under_one_id_with_several_contents_are_no_difference(judged: World) -> None:
+    await judged.people(["all"])
+    await judged.db.execute(
+        "update mcp_server_session set mcp_server_user_id = null where mcp_server_user_id = 'all'"
+    )
+    one, other = shown("p2", "e", 50, version="v5"), skipped("p2", "e", 50, reason="b")
+    for at in (50, 40, 60):
+        for session in ("s_p2", "s_all"):
+            more = {"mcp_server_session_id": session}
+            await judged.produce(
+                [
+                    *(one | {"shown_at": moment(at), "version": v} | more for v in ("v6", "v5", "v4")),
+                    *(other | {"skipped_at": moment(at), "reason": r} | more for r in ("c", "b", "a")),
+                    shown("p3", "e", at, event_id=one["event_id"]),
+                ]
+            )
+    await judge(judged)
+    outcome = await found(judged)
+    assert (outcome.differing, outcome.rows_without_event) == (0, 0), outcome
+    await judged.db.execute("update walkthrough_step_showings set last_shown_at = last_shown_at - 1")
+    told = [d for d in (await found(judged)).differences if d["cause"] == "earlier-row"]
+    assert {(d["mcp_server_user_id"], d["happened_at"]) for d in told} == {
+        ("p2", moment(60)),
+        ("p3", moment(60)),
+    }
 
 
 async def test_a_topic_that_was_made_anew_is_not_held_against_an_old_position(judged: World) -> None:

@@ -11,9 +11,10 @@ from aiokafka import ConsumerRecord
 
 from services.runtime.database import Pool, connected
 from services.runtime.kafka import Record
+from services.runtime.retrying import retrying
 from services.sankey_aggregator import counting, handlers
 from services.sankey_aggregator.handlers import Aggregator
-from tests.support.world import World, completed
+from tests.support.world import AGGREGATOR, World, completed, moment
 
 pytestmark = pytest.mark.integration
 
@@ -317,7 +318,7 @@ async def test_how_rows_become_a_journey_costs_no_call_of_a_function(world: Worl
     lines = await world.db.fetch("explain " + counting.SQL["read_changed"], ["p1"], ["wt_a"])
     plan = "\n".join(line[0] for line in lines)
     assert "walkthrough_step_completions" in plan
-    assert "sankey_journey_of_rows" not in plan
+    assert "sankey_journey_from_rows" not in plan
 
 
 class _Holding:
@@ -338,6 +339,31 @@ class _Holding:
     def leave(self, partition: int, why: str, may_go_on: Callable[[], Awaitable[bool]]) -> bool:
         self.left.append(partition)
         return True
+
+
+async def test_a_column_whose_type_somebody_changes_ends_no_service(world: World) -> None:
+    """PostgreSQL refuses statements that were prepared before; in a transaction asyncpg does not prepare them anew."""
+    await world.offer()
+    await world.people(["u"])
+    await world.insert(completed("u", "a", 1))
+    pool = await world.aggregator_pool()
+    tries, noted = 0, []
+
+    async def pause(_: float) -> None:
+        """Takes no time."""
+
+    for number, kind in enumerate(("text", "varchar(80)", "text")):
+        await world.db.execute(f"alter table sankey_journeys alter column mcp_server_id type {kind}")
+        await world.db.execute(
+            "update walkthrough_step_completions set completed_at = completed_at + $1", number * DAY
+        )
+        async for attempt in retrying(AGGREGATOR, pause):
+            with attempt:
+                tries += 1
+                await drain(pool)
+        noted.append(await world.db.fetchval("select completed_at[1] from sankey_journeys"))
+    assert noted == [moment(1), moment(1) + DAY, moment(1) + 3 * DAY]
+    assert tries == 5, "each change of a type was met once"
 
 
 async def test_a_partition_that_the_recorder_does_not_judge_is_left_when_it_judges_another(

@@ -5,16 +5,20 @@ import io
 import itertools
 import math
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from statistics import median, quantiles
+from types import ModuleType
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from services.analytics_api import answers, routes, store
-from services.analytics_api.figures import flows
+from services.analytics_api.figures import comparisons, flows
+from tests.support import times
 from tests.support.crowd import FOREIGN, STEPS, WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
 from tests.support.world import Api, World, eventually
@@ -50,9 +54,9 @@ def cohort(truth: Figures, first: int, last: int) -> tuple[dict[str, str], Figur
     return {"from": str(since), "to": str(until)}, truth.only(lambda w: since <= day_of(w.began_at) <= until)
 
 
-def links(answer: Any) -> dict[tuple[int, str | None, str], tuple[int, int, float | None]]:
+def links(answer: Any) -> dict[tuple[int, str | None, str, bool], tuple[int, int, float | None]]:
     return {
-        (x["position"], x["from_step_id"], x["to_step_id"]): (
+        (x["position"], x["from_step_id"], x["to_step_id"], x["skipped"]): (
             x["journeys"],
             x["timed_journeys"],
             None if x["mean_ms"] is None else round(x["mean_ms"], 3),
@@ -65,8 +69,13 @@ def true_links(of: dict[Any, tuple[int, int, int]]) -> dict[Any, tuple[int, int,
     return {k: (n, timed, round(ms / timed, 3) if timed else None) for k, (n, ms, timed) in of.items()}
 
 
-def endings(answer: Any) -> Counter[tuple[int, str | None, str]]:
-    return Counter({(e["steps_done"], e["step_id"], e["outcome"]): e["journeys"] for e in answer["endings"]})
+def endings(answer: Any) -> Counter[tuple[int, int, str | None, str]]:
+    return Counter(
+        {
+            (e["steps_done"], e["steps_skipped"], e["step_id"], e["outcome"]): e["journeys"]
+            for e in answer["endings"]
+        }
+    )
 
 
 VIEWS: list[dict[str, Any]] = [
@@ -103,7 +112,7 @@ async def test_the_sankey_of_each_view_and_cohort_is_what_a_plain_walk_says(
         assert answer["journeys"] == len(of.shown(**view))
         assert answer["read_from"] == ("journeys" if view else "counts")
         by_outcome: Counter[str] = Counter()
-        for (_, _, outcome), n in of.endings(**view).items():
+        for (*_, outcome), n in of.endings(**view).items():
             by_outcome[outcome] += n
         assert {k: n for k, n in answer["outcomes"].items() if n} == by_outcome
 
@@ -148,19 +157,87 @@ async def test_funnel_steps_and_endings_are_what_a_plain_walk_says(api: Api, tru
         funnel = await api.get(f"{WT}/funnel", **query)
         assert funnel["started"] == len(of.walks)
         assert [s["through"] for s in funnel["stages"]] == of.through()
+        assert [(s["completed"], s["skipped"]) for s in funnel["stages"]] == [
+            (figures["completed"], figures["skipped"]) for figures in of.steps().values()
+        ]
         steps = await api.get(f"{WT}/steps", **query)
         for got in steps["steps"]:
             for name, value in of.steps()[got["step_id"]].items():
                 assert got[name] == (pytest.approx(value) if isinstance(value, float) else value), name
         assert steps["times"]["exact"] is True
+        assert steps["assumed"] == sum(1 for w in of.walks if of.outcome(w) != "finished" and w.shown is None)
         ends = await api.get(f"{WT}/endings", **query)
         wanted: Counter[Any] = Counter()
-        for (_, step, outcome), n in of.endings().items():
+        for (*_, step, outcome), n in of.endings().items():
             wanted[outcome, step] += n
         assert {(e["outcome"], e["step_id"]): e["journeys"] for e in ends["endings"]} == wanted
         # The same journeys, told three ways.
         dropped = sum(s["dropped_here"] for s in steps["steps"])
         assert dropped == ends["outcomes"]["dropped"]
+
+
+def did_within(walk: Walk, days: int) -> list[str]:
+    return [s for s, at in zip(walk.steps, walk.times, strict=True) if at < walk.began_at + days * DAY]
+
+
+async def test_a_diagnosis_judges_those_alone_who_had_the_time_and_compares_after_the_same_time(
+    api: Api, truth: Figures
+) -> None:
+    answer = await api.get(f"{WT}/diagnose", days=10)
+    settled = truth.today - timedelta(days=8)
+    judged = truth.only(lambda w: day_of(w.began_at) <= settled)
+    assert answer["period"] == {"since": None, "until": str(settled)}
+    assert answer["journeys"] == len(judged.walks)
+    assert answer["too_young"] == len(truth.walks) - len(judged.walks) > 0
+    outcomes = Counter(judged.outcome(w) for w in judged.walks)
+    assert {name: answer[name] for name in ("finished", "in_progress", "dropped")} == {
+        name: outcomes[name] for name in ("finished", "in_progress", "dropped")
+    }
+    stopped = Counter(judged.next_step(w) for w in judged.walks if judged.outcome(w) == "dropped")
+    assert {s["step_id"]: s["dropped_here"] for s in answer["steps"] if s["dropped_here"]} == stopped
+    counts = [s["dropped_here"] for s in answer["steps"]]
+    assert counts == sorted(counts, reverse=True)
+    sides: list[list[list[str]]] = []
+    skipped: list[list[set[str]]] = []
+    for period, first, last in (("earlier", 27, 18), ("recent", 17, 8)):
+        days, within = cohort(truth, first, last)
+        assert answer[period] == {"since": days["from"], "until": days["to"]}
+        sides.append([did_within(w, 7) for w in within.walks])
+        skipped.append([w.skipped for w in within.walks])
+    told = [answer["completion"], *answer["changes"]]
+    expected = {None: [(len(side), sum(len(did) == len(STEPS) for did in side)) for side in sides]}
+    for step in truth.order:
+        left = [[next((s for s in truth.order if s not in did), None) for did in side] for side in sides]
+        expected[step] = [
+            (
+                sum(step in did or at == step for did, at in zip(side, ats, strict=True)),
+                sum(step in did and step not in over for did, over in zip(side, skips, strict=True)),
+            )
+            for side, ats, skips in zip(sides, left, skipped, strict=True)
+        ]
+    enough = {step: both for step, both in expected.items() if min(both[0][0], both[1][0]) >= 30}
+    assert {t.get("step_id"): [(t["of_a"], t["in_a"]), (t["of_b"], t["in_b"])] for t in told} == enough
+    assert len(enough) > 2
+    foremost = next(f for f in answer["findings"] if f["kind"] in {"most_stop_here", "stop_at_several"})
+    assert foremost["people"] == sum(stopped.values())
+    assert stopped[foremost["step_id"]] == max(stopped.values())
+    page = await api.http.get(
+        f"{foremost['look_at']}&limit=500", headers={"Authorization": f"Bearer {api.key}"}
+    )
+    assert len(page.json()["journeys"]) == stopped[foremost["step_id"]], "behind it are as many people"
+
+
+async def test_a_diagnosis_concludes_nothing_of_too_few_or_of_those_who_cannot_have_stopped(
+    api: Api, truth: Figures
+) -> None:
+    few = await api.get(f"{WT}/diagnose", days=1, to=str(truth.today - timedelta(days=29)))
+    assert few["findings"] == []
+    assert (few["completion"], few["changes"]) == (None, [])
+    assert any(why.startswith("Where most people stop") for why in few["unknown"])
+    assert any(why.startswith("What changed") for why in few["unknown"])
+    young = await api.ask(f"{WT}/diagnose", **{"from": str(truth.today - timedelta(days=7))})
+    assert young.status_code == 422
+    assert "nobody who began after" in young.json()["detail"]
 
 
 async def test_trends_count_days_and_weeks(api: Api, truth: Figures) -> None:
@@ -209,7 +286,7 @@ async def test_the_summary_is_what_a_plain_walk_says(api: Api, truth: Figures) -
 
     assert got["median_to_finish_ms"] == pytest.approx(percentile(0.5))
     assert got["p90_to_finish_ms"] == pytest.approx(percentile(0.9))
-    steps, sessions = sum(len(w.steps) for w in of.walks), sum(len(w.sessions) for w in of.walks)
+    steps, sessions = sum(len(w.done) for w in of.walks), sum(len(w.sessions) for w in of.walks)
     assert got["steps_per_session"] == pytest.approx(steps / sessions)
     assert got["resume_rate"] == pytest.approx(sum(len(w.sessions) > 1 for w in of.walks) / len(of.walks))
 
@@ -220,6 +297,124 @@ async def test_the_summary_is_what_a_plain_walk_says(api: Api, truth: Figures) -
     assert got["average_progress"] == pytest.approx(steps / len(of.walks) / len(STEPS))
 
 
+async def test_links_and_steps_have_percentiles_bins_and_active_times_as_sql_says(
+    api: Api, full: World
+) -> None:
+    plain = await api.get(f"{WT}/sankey")
+    timed = await api.get(f"{WT}/sankey", times="true")
+    bounds = timed["bounds_ms"]
+    assert bounds == [round(1000 * 10 ** (k / 5)) for k in range(38)]
+    assert timed["times"] == {"exact": True, "every": 1, "journeys": timed["journeys"]}
+    assert (plain["times"], plain["bounds_ms"]) == (None, None)
+    assert all(link["median_ms"] is None and link["histogram"] is None for link in plain["links"])
+    wanted = {tuple(row)[:4]: row for row in await full.db.fetch(times.LINKS, WALKTHROUGH, bounds)}
+    for answer in (plain, timed):
+        assert len(answer["links"]) == len(wanted)
+        for link in answer["links"]:
+            row = wanted[link["position"], link["from_step_id"], link["to_step_id"], link["skipped"]]
+            assert link["active_journeys"] == row["active"]
+            assert link["mean_active_ms"] == pytest.approx(row["mean_active_ms"])
+    for link in timed["links"]:
+        row = wanted[link["position"], link["from_step_id"], link["to_step_id"], link["skipped"]]
+        for name in times.TIMES:
+            assert link[name] == pytest.approx(row[name]), name
+        assert link["histogram"] == times.bins_of(row, bounds)
+    assert sum(link["active"] for link in timed["links"]) > 50
+    steps = await api.get(f"{WT}/steps")
+    of_steps = {row["step_id"]: row for row in await full.db.fetch(times.STEPS, WALKTHROUGH, bounds)}
+    assert steps["bounds_ms"] == bounds
+    for step in steps["steps"]:
+        row = of_steps[step["step_id"]]
+        for name in times.TIMES:
+            assert step[name] == pytest.approx(row[name]), name
+        assert step["histogram"] == times.bins_of(row, bounds)
+
+
+@pytest.mark.parametrize("view", VIEWS[1:], ids=str)
+async def test_the_times_of_a_view_are_of_what_it_shows(
+    api: Api, truth: Figures, view: dict[str, Any]
+) -> None:
+    took: defaultdict[Any, list[int]] = defaultdict(list)
+    for shown in truth.shown(**view):
+        before, at = None, shown.from_start
+        for position, (step, time) in enumerate(zip(shown.steps, shown.times, strict=True)):
+            if at is not None:
+                took[position, before, step, step in shown.walk.skipped].append(time - at)
+            before, at = step, time
+    answer = await api.get(f"{WT}/sankey", times="true", **view)
+    for link in answer["links"]:
+        of = took[link["position"], link["from_step_id"], link["to_step_id"], link["skipped"]]
+        assert link["timed"] == link["timed_journeys"] == len(of) == sum(link["histogram"])
+        assert link["median_ms"] == (pytest.approx(median(of)) if of else None)
+        assert link["active_journeys"] == link["active"]
+        if len(of) > 1:
+            assert link["p90_ms"] == pytest.approx(quantiles(of, n=10, method="inclusive")[-1])
+    folded = await api.get(f"{WT}/sankey", times="true", nodes=1, positions=3, **view)
+    for link in folded["links"]:
+        assert link["timed"] == link["timed_journeys"] == sum(link["histogram"])
+
+
+async def test_the_most_frequent_paths_are_those_of_sql_with_the_rest_and_lead_to_their_people(
+    api: Api, full: World, truth: Figures
+) -> None:
+    rows = await full.db.fetch(times.PATHS, WALKTHROUGH, len(STEPS))
+    wanted = {(tuple(row["path"]), row["outcome"]): row for row in rows}
+    whole = await api.get(f"{WT}/paths", limit=500)
+    found = {times.path_of(path): path for path in whole["paths"]}
+    nothing = {key: path for key, path in found.items() if not key[0]}
+    assert sum(path["journeys"] for path in nothing.values()) == sum(not walk.steps for walk in truth.walks)
+    assert found.keys() - nothing.keys() == wanted.keys()
+    assert whole["other"] == {"paths": 0, "journeys": 0, "share": 0}
+    assert whole["journeys"] == len(truth.walks) == sum(path["journeys"] for path in found.values())
+    for key, row in wanted.items():
+        for name in ("journeys", "started", "timed", "median_ms", "p90_ms"):
+            assert found[key][name] == pytest.approx(row[name]), (key, name)
+        assert found[key]["share"] == pytest.approx(row["journeys"] / len(truth.walks))
+    assert [p["journeys"] for p in whole["paths"]] == sorted(
+        (p["journeys"] for p in whole["paths"]), reverse=True
+    )
+    few = await api.get(f"{WT}/paths", limit=3)
+    assert few["paths"] == whole["paths"][:3]
+    assert few["all_paths"] == len(found)
+    rest = sum(path["journeys"] for path in whole["paths"][3:])
+    assert few["other"] == {
+        "paths": len(found) - 3,
+        "journeys": rest,
+        "share": pytest.approx(rest / len(truth.walks)),
+    }
+    told = await api.ask(f"{WT}/paths", limit=3, headers={"Accept": "text/csv"})
+    assert told.headers["x-left-out"] == f"{len(found) - 3} paths of {rest} journeys"
+    table = list(csv.DictReader(io.StringIO(told.text)))
+    assert [int(row["journeys"]) for row in table] == [path["journeys"] for path in few["paths"]]
+    assert table[0]["path"].startswith("title of ")
+    for path in (*whole["paths"][:4], *(p for p in whole["paths"] if p["skipped_step_ids"])):
+        steps, outcome = times.path_of(path)
+        people = await everybody(api, path_=list(steps), outcome=outcome)
+        assert len(people) == path["journeys"]
+        assert {(tuple(p["step_ids"]), p["outcome"]) for p in people} == {(tuple(path["step_ids"]), outcome)}
+
+
+@pytest.mark.parametrize("view", VIEWS[1:], ids=str)
+async def test_the_paths_of_a_view_are_what_a_plain_walk_says(
+    api: Api, truth: Figures, view: dict[str, Any]
+) -> None:
+    took: defaultdict[Any, list[int | None]] = defaultdict(list)
+    for shown in truth.shown(**view):
+        skipped = [f"{'skipped' if step in shown.walk.skipped else 'done'}:{step}" for step in shown.steps]
+        times_of = shown.times if "start_at" in view else shown.walk.times
+        began_at = shown.from_start if shown.from_start is not None else next(iter(times_of), None)
+        of = took[tuple(skipped), shown.outcome]
+        is_timed = shown.times and (shown.from_start is not None or shown.times[-1] > began_at)
+        of.append(shown.times[-1] - began_at if is_timed else None)
+    answer = await api.get(f"{WT}/paths", limit=500, **view)
+    found = {times.path_of(path): path for path in answer["paths"]}
+    assert {key: path["journeys"] for key, path in found.items()} == {k: len(of) for k, of in took.items()}
+    for key, durations in took.items():
+        timed = [ms for ms in durations if ms is not None]
+        assert found[key]["timed"] == len(timed)
+        assert found[key]["median_ms"] == (pytest.approx(median(timed)) if timed else None)
+
+
 async def test_percentiles_of_many_people_are_of_every_nth_and_say_so(full: World, truth: Figures) -> None:
     api = await full.start_api(api_sample_people=100)
     steps = await api.get(f"{WT}/steps")
@@ -228,6 +423,17 @@ async def test_percentiles_of_many_people_are_of_every_nth_and_say_so(full: Worl
         whole = truth.steps()[got["step_id"]]
         assert got["completed"] == whole["completed"]
         assert 0 < got["timed"] < whole["timed"]
+    paths = await api.get(f"{WT}/paths", limit=500)
+    assert sum(path["journeys"] for path in paths["paths"]) == len(truth.walks)
+    assert 0 < sum(path["timed"] for path in paths["paths"]) < len(truth.walks)
+    for path in ("steps", "paths", ""):
+        table = await api.ask(f"{WT}/{path}".rstrip("/"), headers={"Accept": "text/csv"})
+        said = f"times are of every 2th person, of {len(truth.walks)} journeys"
+        assert said in table.headers["x-left-out"]
+    table = await api.ask(f"{WT}/diagnose", headers={"Accept": "text/csv"})
+    unknown = len((await api.get(f"{WT}/diagnose"))["unknown"])
+    assert unknown
+    assert f"{unknown} things that are not concluded" in table.headers["x-left-out"]
     summary = await api.get(WT)
     assert summary["times"]["every"] == 2
     assert summary["started"] == len(truth.walks)
@@ -249,17 +455,31 @@ def fisher(in_a: int, of_a: int, in_b: int, of_b: int) -> float:
     )
 
 
+def stood(truth: Figures, days: int) -> Figures:
+    """Each journey as it stood so many days after its beginning, of those that had so many before today."""
+    midnight = int(datetime.combine(truth.today, datetime.min.time(), UTC).timestamp() * 1000)
+    walks = []
+    for walk in truth.walks:
+        if walk.began_at + days * DAY <= midnight:
+            passed = did_within(walk, days)
+            times = walk.times[: len(passed)]
+            walks.append(replace(walk, started_at=walk.began_at, steps=passed, times=times))
+    return Figures(truth.order, walks, truth.today, -10_000)
+
+
 async def test_two_servers_side_by_side_with_the_chance_of_each_difference(api: Api, truth: Figures) -> None:
-    got = await api.get(f"{WT}/compare", server_a="srv_1", server_b="srv_2")
-    sides = [truth.only(lambda w, s=server: w.server == s) for server in ("srv_1", "srv_2")]
+    got = await api.get(f"{WT}/compare", server_a="srv_1", server_b="srv_2", within_days=4)
+    sides = [stood(truth, 4).only(lambda w, s=server: w.server == s) for server in ("srv_1", "srv_2")]
+    assert (got["journeys_a"], got["journeys_b"]) == tuple(len(side.walks) for side in sides)
+    assert got["journeys_a"] + got["too_young_a"] == sum(w.server == "srv_1" for w in truth.walks)
     want = [true_links(side.links()) for side in sides]
     assert {k: v[0] for k, v in want[0].items()} | dict.fromkeys(want[1].keys() - want[0].keys(), 0) == {
-        (x["position"], x["from_step_id"], x["to_step_id"]): x["in_a"] for x in got["links"]
+        (x["position"], x["from_step_id"], x["to_step_id"], x["skipped"]): x["in_a"] for x in got["links"]
     }
     nodes = [Counter[Any]() for _ in sides]
     for side, counts in zip(sides, nodes, strict=True):
         counts[-1, None] = len(side.walks)
-        for (position, _, to), (n, _, _) in side.links().items():
+        for (position, _, to, _), (n, _, _) in side.links().items():
             counts[position, to] += n
     for x in got["links"]:
         source = x["position"] - 1, x["from_step_id"]
@@ -271,17 +491,36 @@ async def test_two_servers_side_by_side_with_the_chance_of_each_difference(api: 
         else:
             assert x["p_value"] is None
             assert not x["significant"]
+        if x["position"]:
+            key = x["position"], x["from_step_id"], x["to_step_id"], x["skipped"]
+            assert x["mean_ms_b"] == pytest.approx(want[1].get(key, (0, 0, None))[2], abs=0.001)
     done = got["completion"]
     assert [done["in_a"], done["in_b"]] == [sum(s.outcome(w) == "finished" for w in s.walks) for s in sides]
     assert done["p_value"] == done["p_adjusted"]
     drops = {(d["position"] + 1, d["step_id"]): d["in_b"] for d in got["drops"] if d["in_b"]}
-    assert drops == {(n, s): c for (n, s, o), c in sides[1].endings().items() if o == "dropped"}
+    wanted: Counter[Any] = Counter()
+    for (done_steps, skipped, step, outcome), n in sides[1].endings().items():
+        wanted[done_steps + skipped, step] += n if outcome == "dropped" else 0
+    assert drops == +wanted
 
 
 async def test_the_same_cohort_twice_differs_nowhere(api: Api) -> None:
     got = await api.get(f"{WT}/compare", exclude="b")
-    assert {x["difference"] for x in got["links"]} == {0.0}
+    assert {x["difference"] for x in [*got["links"], *got["steps"]]} == {0.0}
     assert not any(x["significant"] for x in got["links"])
+    assert "b" not in {x["step_id"] for x in got["steps"]}
+    assert "without “title of b”" in got["says"]
+
+
+async def test_a_side_of_which_nobody_had_the_time_is_not_compared(api: Api, truth: Figures) -> None:
+    got = await api.get(f"{WT}/compare", from_b=str(truth.today))
+    assert got["journeys_b"] == 0
+    assert got["too_young_b"] == sum(day_of(w.began_at) == truth.today for w in truth.walks)
+    assert got["findings"][0]["says"] == (
+        "Whether more of A or of B finish is not compared: B has no journey that can be judged."
+    )
+    assert got["unknown"][0].startswith("Anything: a side has no journey")
+    assert all(x["p_value"] is None for x in [*got["links"], *got["drops"], *got["steps"]])
 
 
 # --- people --------------------------------------------------------------------------------------------
@@ -306,22 +545,31 @@ async def test_behind_each_figure_are_as_many_people_as_it_says(
 ) -> None:
     answer = await api.get(f"{WT}/sankey", **view)
     for link in answer["links"]:
-        query = {"position": link["position"], "step": link["to_step_id"], "from_step": link["from_step_id"]}
+        query = {
+            "position": link["position"],
+            "step": link["to_step_id"],
+            "from_step": link["from_step_id"],
+            "skipped": str(link["skipped"]).lower(),
+        }
         people = await everybody(api, **query, **view)
         wanted = {
             s.walk.user
             for s in truth.shown(**view)
             if link["position"] < len(s.steps)
             and s.steps[link["position"]] == link["to_step_id"]
+            and (link["to_step_id"] in s.walk.skipped) == link["skipped"]
             and (link["position"] == 0 or s.steps[link["position"] - 1] == link["from_step_id"])
         }
         assert {p["mcp_server_user_id"] for p in people} == wanted
         assert len(people) == link["journeys"]
+    stands: Counter[Any] = Counter()
     for ending in answer["endings"]:
-        people = await everybody(
-            api, ended_after=ending["steps_done"], step=ending["step_id"], outcome=ending["outcome"], **view
-        )
-        assert len({p["mcp_server_user_id"] for p in people}) == len(people) == ending["journeys"]
+        assert ending["position"] + 1 == ending["steps_done"] + ending["steps_skipped"]
+        stands[ending["position"] + 1, ending["step_id"], ending["outcome"]] += ending["journeys"]
+    for (passed, step, outcome), journeys in stands.items():
+        people = await everybody(api, ended_after=passed, step=step, outcome=outcome, **view)
+        assert len({p["mcp_server_user_id"] for p in people}) == len(people) == journeys
+        assert {p["steps_done"] + p["steps_skipped"] for p in people} == {passed}
 
 
 async def test_all_people_come_in_pages_the_last_active_first(api: Api, truth: Figures) -> None:
@@ -329,6 +577,12 @@ async def test_all_people_come_in_pages_the_last_active_first(api: Api, truth: F
     assert {p["mcp_server_user_id"] for p in people} == {w.user for w in truth.walks}
     assert [p["last_active_at"] for p in people] == sorted((w.last_at for w in truth.walks), reverse=True)
     response = await api.ask(f"{WT}/journeys", limit=5, server="srv_1")
+    assert response.json()["of"] == sum(w.server == "srv_1" for w in truth.walks)
+    assert (await api.get(f"{WT}/journeys", limit=5))["of"] == len(truth.walks)
+    assert (await api.get(f"{WT}/journeys", limit=5, position=0, step="a"))["of"] is None
+    assert (await api.get(f"{WT}/journeys", limit=500, position=0, step="a"))["of"] == sum(
+        w.steps[:1] == ["a"] for w in truth.walks
+    )
     assert 'rel="next"' in response.headers["link"]
     assert "server=srv_1" in response.headers["link"]
 
@@ -350,7 +604,13 @@ async def test_a_journey_and_a_session_are_replayed_in_order(api: Api, full: Wor
     walk = max(truth.walks, key=lambda w: (len(w.sessions), len(w.steps), w.started_at is not None))
     got = await api.get(f"{WT}/journeys/{walk.user}")
     did = [e["step_id"] for e in got["events"] if e["kind"] == "completed"]
-    assert did == walk.steps
+    assert did == [step for step in walk.steps if step not in walk.skipped]
+    assert set(got["journey"]["skipped_step_ids"]) == walk.skipped
+    skipped = {e["step_id"] for e in got["events"] if e["kind"] == "skipped"}
+    assert walk.skipped <= skipped
+    assert got["journey"]["next_step_assumed"] is (
+        got["journey"]["next_step_id"] is not None and walk.shown is None
+    )
     assert got["sessions"] == len(walk.sessions)
     times = [e["at"] for e in got["events"]]
     gaps = [e["since_previous_ms"] for e in got["events"]]
@@ -380,18 +640,20 @@ async def test_a_session_with_more_events_than_can_be_answered_at_once_is_refuse
     assert f"more than {events - 1} events" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["sankey", "compare"])
+@pytest.mark.parametrize(
+    ("path", "module", "name"), [("sankey", flows, "sankey"), ("compare", comparisons, "comparison")]
+)
 async def test_what_has_many_links_is_drawn_beside_the_event_loop(
-    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, module: ModuleType, name: str
 ) -> None:
     threads: list[threading.Thread] = []
-    draw = getattr(flows, path)
+    draw = getattr(module, name)
 
     def seen(*given: Any) -> Any:
         threads.append(threading.current_thread())
         return draw(*given)
 
-    monkeypatch.setattr(flows, path, seen)
+    monkeypatch.setattr(module, name, seen)
     for large in (False, True):
         monkeypatch.setattr(store, "_LARGE_STEPS", 1 if large else 10**6)
         await api.get(f"{WT}/{path}")
@@ -412,7 +674,7 @@ async def test_overviews_of_the_organization_and_a_server(api: Api, truth: Figur
         for name in ("finished", "in_progress", "dropped"):
             assert server[name] == outcomes[name]
         assert server["average_progress"] == pytest.approx(
-            sum(len(w.steps) for w in of.walks) / len(of.walks) / len(STEPS)
+            sum(len(w.done) for w in of.walks) / len(of.walks) / len(STEPS)
         )
         assert server["last_active_on"] == str(max(day_of(w.last_at) for w in of.walks))
         (alone,) = (await api.get(f"servers/{server['mcp_server_id']}"))["walkthroughs"]
@@ -428,7 +690,10 @@ async def test_every_table_comes_as_csv_too(api: Api) -> None:
         (f"{WT}/funnel", "stages"),
         (f"{WT}/steps", "steps"),
         (f"{WT}/endings", "endings"),
+        (f"{WT}/paths", None),
         (f"{WT}/trends", "points"),
+        (f"{WT}/diagnose", "findings"),
+        (f"{WT}/time-to-finish", "points"),
         (f"{WT}/compare", None),
         (f"{WT}/journeys", "journeys"),
         (f"{WT}/journeys/u001", "events"),
@@ -439,7 +704,7 @@ async def test_every_table_comes_as_csv_too(api: Api) -> None:
         rows = list(csv.DictReader(io.StringIO(response.text)))
         assert rows
         if name is not None:
-            answer = await api.get(path)
+            answer = await api.get(path, **({"limit": 500} if name == "journeys" else {}))
             assert len(rows) == len(answer[name])
             assert list(rows[0]) == list(answer[name][0])
     rows = list(
@@ -448,6 +713,13 @@ async def test_every_table_comes_as_csv_too(api: Api) -> None:
     answer = await api.get(f"{WT}/sankey")
     assert len(rows) == len(answer["links"]) + len(answer["endings"])
     assert sum(int(row["journeys"]) for row in rows if row["outcome"]) == answer["journeys"]
+    small = await api.ask(f"{WT}/sankey", nodes=1, positions=3, headers={"Accept": "text/csv"})
+    drawn = await api.get(f"{WT}/sankey", nodes=1, positions=3)
+    others = [node for node in drawn["nodes"] if node["kind"] == "other"]
+    assert small.headers["x-left-out"] == (
+        f"{sum(len(node['folded']) for node in others)} steps at {len(others)} positions are folded; their sums "
+        f"are kept; what {drawn['outcomes']['went_on']} journeys did after the last position"
+    )
 
 
 async def test_a_title_is_no_formula_in_a_spreadsheet(api: Api, full: World) -> None:
@@ -508,6 +780,7 @@ async def test_what_is_another_organizations_is_not_there_on_any_route(api: Api,
         assert (await api.ask(path, key=theirs)).status_code == 404, path
     for path, name in (
         *[(f"{WT}/{p}", "server") for p in ("sankey", "funnel", "steps", "endings", "trends", "journeys")],
+        (f"{WT}/time-to-finish", "server"),
         (WT, "server"),
         (f"{WT}/compare", "server_b"),
         ("organization", "server"),
@@ -549,6 +822,7 @@ async def test_too_many_requests_wait(full: World) -> None:
         (f"{WT}/trends", {"by": "hour"}, "query.by"),
         (f"{WT}/trends", {"from": "1970-01-01"}, "more than"),
         (f"{WT}/compare", {"from_a": "2026-02-02", "to_a": "2026-02-01"}, "from_a"),
+        (f"{WT}/compare", {"within_days": "0"}, "query.within_days"),
     ],
 )
 async def test_a_parameter_that_makes_no_sense_is_named(

@@ -5,7 +5,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -18,13 +18,17 @@ from mcp.client.streamable_http import streamable_http_client
 from services.analytics_api import freshness, live
 from services.analytics_api.freshness import Marks, Newest
 from services.analytics_api.generate import FILE, document
+from services.analytics_api.models import Freshness
 from services.analytics_api.tools import TOOLS
 from services.devstack.processes import free_port
+from tests.support import times
+from tests.support.agents import post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.figures import Figures
+from tests.support.issuer import Issuer
 from tests.support.logs import NAMES, needs_logs, oracle, path
 from tests.support.proxy import proxied
-from tests.support.world import Api, World, completed, eventually, moment
+from tests.support.world import API, Api, World, completed, eventually, moment
 
 pytestmark = pytest.mark.integration
 WT = f"walkthroughs/{WALKTHROUGH}"
@@ -189,16 +193,23 @@ async def test_who_asks_after_a_while_is_told_of_a_look_of_now(
     async def rests() -> bool:
         return not watch.is_watching
 
+    async def look() -> Freshness:
+        return (await watch.read_backlog()).freshness(Newest(), "org")
+
+    async def is_current() -> bool:
+        # A topic that was just made has partitions without a leader for a moment, and no look is known then.
+        return (await look()).current is True
+
     watch = freshness.FreshnessWatch(world.settings, count_marks)
     async with watch.running():
-        assert (await watch.read_backlog()).freshness(Newest(), "org").current is True
+        await eventually(is_current, "the topic's partitions have leaders")
         await eventually(rests, "nobody asks any more")
         await world.produce([completed("bob", "a", 2000)])
-        fresh = (await watch.read_backlog()).freshness(Newest(), "org")
+        fresh = await look()
         assert (fresh.current, [g.lag for g in fresh.groups]) == (False, [1, 1])
         await eventually(rests, "nobody asks any more")
         marks = 3
-        assert (await watch.read_backlog()).freshness(Newest(), "org").marks == 3
+        assert (await look()).marks == 3
 
 
 async def test_with_kafka_away_figures_are_answered_and_their_freshness_is_not_known(world: World) -> None:
@@ -249,17 +260,161 @@ async def test_no_answer_names_another_organizations_server(world: World) -> Non
     assert "srv_x" not in {server["mcp_server_id"] for server in row["servers"]}
 
 
-async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: World) -> None:
+def titled(step: str | None, otherwise: str = "(start)") -> str:
+    return otherwise if step is None else f"title of {step}"
+
+
+def sankey_rows(route: dict[str, Any]) -> list[tuple[Any, ...]]:
+    label = {
+        node["id"]: {"start": "(start)", "other": "(other steps)"}.get(node["kind"], titled(node["step_id"]))
+        for node in route["nodes"]
+    }
+    links = [
+        (n["position"], label[n["source"]], label[n["target"]] + " (skipped)" * n["skipped"], n["journeys"])
+        for n in route["links"]
+    ]
+    ends: Counter[tuple[Any, ...]] = Counter()
+    for e in route["endings"]:
+        ends[e["steps_done"] + e["steps_skipped"], label[e["node"]], f"({e['outcome']})"] += e["journeys"]
+    return links + [(*end, journeys) for end, journeys in ends.items()]
+
+
+def compared_rows(route: dict[str, Any]) -> list[tuple[Any, ...]]:
+    links = [
+        (
+            n["position"],
+            titled(n["from_step_id"]),
+            titled(n["to_step_id"]) + " (skipped)" * n["skipped"],
+            f"{n['in_a']}/{n['of_a']}",
+        )
+        for n in route["links"]
+    ]
+    drops = [
+        (d["position"] + 1, titled(d["step_id"]), "(not gone on)", f"{d['in_a']}/{d['of_a']}")
+        for d in route["drops"]
+    ]
+    steps = [("any", titled(s["step_id"]), "(did it)", f"{s['in_a']}/{s['of_a']}") for s in route["steps"]]
+    return links + drops + steps
+
+
+def trend_rows(route: dict[str, Any]) -> list[tuple[Any, ...]]:
+    figures = (
+        "started",
+        "finished",
+        "had_time",
+        "finished_within",
+        "complete",
+        "finished_then",
+        "active_people",
+    )
+    known = ("started", "finished_then", "active_people")
+    return [(p["since"], *(p[f] for f in figures)) for p in route["points"] if any(p[f] for f in known)]
+
+
+#: What each tool's table says, from what the route answers.
+ROWS_OF: dict[str, Callable[[dict[str, Any]], list[tuple[Any, ...]]]] = {
+    "get_overview": lambda route: [
+        (w["walkthrough_id"], w["started"], w["finished"], w["dropped"]) for w in route["walkthroughs"]
+    ],
+    "diagnose": lambda route: (
+        [
+            (f["kind"], f["step_id"] and titled(f["step_id"]), f["says"], f["people"])
+            for f in route["findings"]
+        ]
+        + [("not_concluded", None, why, None) for why in route["unknown"]]
+    ),
+    "get_summary": lambda route: [
+        (n, titled(s["id"]), s["id"]) for n, s in enumerate(route["walkthrough"]["steps"], start=1)
+    ],
+    "get_sankey": sankey_rows,
+    "get_funnel": lambda route: [
+        (s["place"], titled(s["step_id"]), s["completed"], s["through"]) for s in route["stages"]
+    ],
+    "get_steps": lambda route: [
+        (s["place"], titled(s["step_id"]), s["reached"], s["completed"], s["dropped_here"])
+        for s in route["steps"]
+    ],
+    "get_endings": lambda route: [
+        (e["outcome"], titled(e["step_id"]), e["journeys"]) for e in route["endings"]
+    ],
+    "get_paths": lambda route: [
+        (
+            " → ".join(titled(s) + " (skipped)" * (s in p["skipped_step_ids"]) for s in p["step_ids"])
+            or "(nothing)",
+            p["outcome"],
+            p["journeys"],
+        )
+        for p in route["paths"]
+    ],
+    "get_trends": trend_rows,
+    "compare": compared_rows,
+    "find_journeys": lambda route: [
+        (j["mcp_server_user_id"], j["outcome"], j["steps_done"], titled(j["next_step_id"], "–"))
+        for j in route["journeys"]
+    ],
+    "get_journey": lambda route: [(e["kind"], titled(e["step_id"], "–")) for e in route["events"]],
+    "get_session": lambda route: [
+        (e["kind"], e["step_id"] and titled(e["step_id"])) for e in route["events"]
+    ],
+}
+#: Which columns these are.
+COMPARED = {
+    "get_overview": ("id", "started", "finished", "dropped"),
+    "diagnose": ("finding", "step", "says", "people"),
+    "get_summary": ("place", "step", "id"),
+    "get_sankey": ("position", "from", "to", "journeys"),
+    "get_funnel": ("place", "step", "did_it", "passed_all_up_to_it"),
+    "get_steps": ("place", "step", "reached", "completed", "dropped_here"),
+    "get_endings": ("outcome", "last_step_done", "journeys"),
+    "get_paths": ("path", "outcome", "journeys"),
+    "get_trends": (
+        *("since", "started", "finished_of_those", "had_time", "finished_within", "complete"),
+        *("finished_then", "active_people"),
+    ),
+    "compare": ("position", "from", "to", "a"),
+    "find_journeys": ("person", "outcome", "steps_done", "next_step"),
+    "get_journey": ("what", "step"),
+    "get_session": ("what", "step"),
+}
+
+
+async def tell_of_times(agent: Client, api: Api) -> None:
+    """A tool names what it leaves out of paths, and has the medians of links where they are asked for."""
+    route = await api.get(f"{WT}/paths", limit=2)
+    call = {"walkthrough_id": WALKTHROUGH, "limit": 2, "max_bytes": 100_000}
+    answer = (await agent.call_tool("get_paths", call)).structured_content
+    assert answer["facts"]["other_paths"] == route["other"]["paths"] > 0
+    assert answer["facts"]["journeys_on_other_paths"] == route["other"]["journeys"]
+    assert answer["ids"] == {titled(s): s for p in route["paths"] for s in p["step_ids"]}
+    path = [
+        f"{'skipped' if s in route['paths'][0]['skipped_step_ids'] else 'done'}:{titled(s)}" for s in STEPS
+    ]
+    people = await agent.call_tool(
+        "find_journeys", {"walkthrough_id": WALKTHROUGH, "path": path, "max_bytes": 100_000}
+    )
+    assert not people.is_error, people.content
+    timed = {"walkthrough_id": WALKTHROUGH, "times": True, "max_bytes": 100_000}
+    answer = (await agent.call_tool("get_sankey", timed)).structured_content
+    assert answer["columns"][5:] == [
+        *("mean_time", "mean_active_time", "median_time", "p90_time"),
+        *("median_active_time", "p90_active_time"),
+    ]
+    assert any(row[7] is not None for row in answer["rows"])
+
+
+async def test_the_tools_tell_what_the_routes_do_and_need_the_same_key(world: World) -> None:
     await gather(world)
     api = await world.start_api()
     user = "u001"
     asked: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "get_overview": ({}, "organization", {}),
+        "diagnose": ({"days": 10}, f"{WT}/diagnose", {"days": 10}),
         "get_summary": ({"server": ["srv_1"]}, WT, {"server": "srv_1"}),
         "get_sankey": ({"exclude": ["b"], "nodes": 2}, f"{WT}/sankey", {"exclude": "b", "nodes": 2}),
         "get_funnel": ({}, f"{WT}/funnel", {}),
         "get_steps": ({"from": "2020-01-01"}, f"{WT}/steps", {"from": "2020-01-01"}),
         "get_endings": ({"start_at": "a"}, f"{WT}/endings", {"start_at": "a"}),
+        "get_paths": ({"limit": 30}, f"{WT}/paths", {"limit": 30}),
         "get_trends": ({"by": "week"}, f"{WT}/trends", {"by": "week"}),
         "compare": (
             {"server_a": ["srv_1"], "server_b": ["srv_2"]},
@@ -280,16 +435,29 @@ async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: Wo
             assert all(tool.annotations.read_only_hint for tool in listed.values())
             for name, (arguments, route, query) in asked.items():
                 of = {} if name in {"get_overview", "get_session"} else {"walkthrough_id": WALKTHROUGH}
-                result = await agent.call_tool(name, {**of, **arguments})
+                result = await agent.call_tool(name, {**of, **arguments, "max_bytes": 100_000})
                 assert not result.is_error, result.content
-                answer, told = dict(result.structured_content), await api.get(route, **query)
-                assert answer.pop("freshness")
-                told.pop("freshness")
-                assert answer == told, name
+                answer, told = result.structured_content, await api.get(route, **query)
+                assert answer["current"] is True
+                assert answer["read_on"] is None
+                places = [answer["columns"].index(column) for column in COMPARED[name]]
+                rows = [tuple(row[place] for place in places) for row in answer["rows"]]
+                assert Counter(rows) == Counter(ROWS_OF[name](told)), name
+                assert all(str(row[0]) in result.content[0].text for row in rows)
+                assert answer["facts"].get("started", told.get("started")) == told.get("started")
+                if name == "compare":
+                    said = [*[f["says"] for f in told["findings"]], *told["unknown"], told["says"]]
+                    assert set(said) <= set(answer["facts"].values()), "the same sentences"
+                    assert all(sentence in result.content[0].text for sentence in said)
+                for figure in ("within_days", "had_time", "finished_within"):
+                    assert answer["facts"].get(figure) == told.get(figure)
+            await tell_of_times(agent, api)
             for arguments, told_of in (
                 ({"walkthrough_id": "wt_b"}, "no walkthrough with the id `wt_b`"),
+                ({}, "walkthrough_id"),
                 ({"walkthrough_id": WALKTHROUGH, "positons": 3}, "positons"),
                 ({"walkthrough_id": WALKTHROUGH, "start_at": "zz"}, "no step `zz`"),
+                ({"walkthrough_id": WALKTHROUGH, "server": ["srv_1", "a\0b"]}, "server.1"),
             ):
                 result = await agent.call_tool("get_sankey", arguments)
                 assert result.is_error
@@ -299,6 +467,129 @@ async def test_the_tools_answer_as_the_routes_do_and_need_the_same_key(world: Wo
     wanted = {"Authorization": f"Bearer {api.key}", "Accept": "text/event-stream"}
     async with api.http.stream("GET", "/mcp/analytics", headers=wanted) as stream:
         assert (stream.status_code, stream.headers["allow"]) == (405, "POST"), "no stream is open for ever"
+
+
+async def test_an_agent_names_things_by_title_and_hears_what_is_left_out(world: World) -> None:
+    await gather(world)
+    api = await world.start_api()
+    await world.db.execute("update walkthroughs set title = 'Install Bun' where id = $1", WALKTHROUGH)
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+    async with (
+        http,
+        Client(streamable_http_client(f"{api.url}/mcp/analytics", http_client=http), cache=None) as agent,
+    ):
+
+        async def ask(tool: str, **arguments: Any) -> dict[str, Any]:
+            result = await agent.call_tool(tool, {"walkthrough_id": "bun", **arguments})
+            assert not result.is_error, result.content
+            text, values = result.content[0].text, result.structured_content
+            size = len(text.encode()) + len(json.dumps(values, ensure_ascii=False).encode())
+            assert size <= arguments.get("max_bytes", 8_000) + 400
+            answer: dict[str, Any] = values
+            return answer
+
+        whole = (await ask("get_sankey", max_bytes=100_000))["rows"]
+        by_id = await ask("get_sankey", start_at="b", server=["srv_1"], max_bytes=100_000)
+        by_title = await ask("get_sankey", start_at="Title of B", server=["srv 1"], max_bytes=100_000)
+        assert by_id == by_title
+        assert by_id["rows"] != whole
+        pages: list[list[Any]] = []
+        while len(pages) < len(whole):
+            page = await ask("get_sankey", min_share=0, max_bytes=2_000, offset=len(pages))
+            assert page["rows"]
+            pages += page["rows"]
+        assert pages == whole, "page by page it is all of it"
+        folded = await ask("get_sankey", max_bytes=3_200)
+        assert folded["read_on"] is None
+        assert len(folded["rows"]) < len(whole)
+        assert folded["facts"]["folded_below_share"] > 0
+        coming: Counter[tuple[int, str]] = Counter()
+        going: Counter[tuple[int, str]] = Counter()
+        for position, source, target, journeys, *_ in folded["rows"]:
+            going[position - 1, source] += journeys
+            if not target.startswith("(") or target.startswith("(other steps)"):
+                coming[position, target.removesuffix(" (skipped)")] += journeys
+        assert going.pop((-1, "(start)")) == folded["facts"]["journeys"]
+        assert coming == going, "what comes to a node goes on from it, or ends there"
+        people: list[Any] = []
+        after: dict[str, Any] = {}
+        while after is not None:
+            page = await ask("find_journeys", max_bytes=3_000, **after)
+            people += [row[0] for row in page["rows"]]
+            after = {"after": page["facts"]["next"]} if "next" in page["facts"] else None
+        assert sorted(people) == sorted(
+            j["mcp_server_user_id"] for j in (await api.get(f"{WT}/journeys", limit=500))["journeys"]
+        )
+        unclear = await agent.call_tool("get_sankey", {"walkthrough_id": "bun", "start_at": "title"})
+        assert unclear.is_error
+        assert "several may be meant: “title of a” (a)" in unclear.content[0].text
+
+
+async def test_an_agent_signs_in_and_sees_what_its_organization_has(world: World, issuer: Issuer) -> None:
+    await gather(world, people=20)
+    port = free_port()
+    public = f"http://127.0.0.1:{port}"
+    await world.start(
+        API, port, api_public_url=public, api_oauth_issuer=issuer.url, api_oauth_scopes="figures"
+    ).ready()
+    resource = f"{public}/mcp/analytics"
+
+    async def answered(token: str, path: str = "/mcp/analytics") -> httpx2.Response:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+        return await post(f"{public}{path}", call, authorization=f"Bearer {token}")
+
+    async with httpx2.AsyncClient(base_url=public) as http:
+        told = (await http.get("/.well-known/oauth-protected-resource/mcp/analytics")).json()
+        assert (told["resource"], told["authorization_servers"]) == (resource, [issuer.url])
+        assert told["scopes_supported"] == ["figures"]
+        stranger = await http.post("/mcp/analytics", json={})
+        assert stranger.status_code == 401
+        assert f'resource_metadata="{public}/.well-known' in stranger.headers["www-authenticate"]
+        assert "error=" not in stranger.headers["www-authenticate"]
+    for claims, status, why in (
+        ({"organization_id": "org"}, 200, ""),
+        ({"organization_id": ["org"]}, 200, ""),
+        ({"organization_id": ["org", "other"]}, 403, "names 2 organizations"),
+        ({"organization_id": "nobody"}, 403, "no organization that there is"),
+        ({}, 403, "no claim `organization_id`"),
+        ({"organization_id": "org", "aud": f"{public}/v1"}, 401, "its aud is not this server"),
+        ({"organization_id": "org", "exp": 1}, 401, "It has expired"),
+    ):
+        answer = await answered(issuer.token(resource, **claims))
+        assert (answer.status_code, why in answer.text) == (status, True), answer.text
+        if status == 401:
+            assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    good = issuer.token(resource, organization_id="org")
+    headers = {"Authorization": f"Bearer {good}"}
+    async with httpx2.AsyncClient(base_url=public, headers=headers, timeout=30) as http:
+        assert (await http.get(f"/v1/{WT}")).status_code == 401, "a token opens the tools alone"
+        transport = streamable_http_client(resource, http_client=http)
+        async with Client(transport, cache=None) as agent:
+            mine = await agent.call_tool("get_summary", {"walkthrough_id": WALKTHROUGH})
+            assert mine.structured_content["facts"]["started"] == 20
+            theirs = await agent.call_tool("get_summary", {"walkthrough_id": "wt_b"})
+            assert theirs.is_error
+    key = await world.make_key("org")
+    assert (await answered(key)).status_code == 200, "keys go on"
+
+
+async def test_a_step_that_was_added_meanwhile_is_no_change_of_what_people_do(world: World) -> None:
+    """Nobody of the earlier period could do it, or finish with it."""
+    await gather(world)
+    api = await world.start_api()
+    # Steps that were imported after people did them are not new.
+    await world.db.execute("update walkthrough_steps set created_at = extract(epoch from now()) * 1000")
+    before = await api.get(f"{WT}/diagnose", days=10)
+    assert before["completion"] is not None
+    await world.db.execute(
+        "insert into walkthrough_steps (id, walkthrough_id, title, content_fields, display_order, created_at)"
+        " values ('f', $1, 'title of f', '{}', 100, extract(epoch from now()) * 1000)",
+        WALKTHROUGH,
+    )
+    after = await api.get(f"{WT}/diagnose", days=10)
+    assert after["completion"] is None
+    assert [c["step_id"] for c in after["changes"]] == [c["step_id"] for c in before["changes"]]
+    assert any("“title of f”" in why for why in after["unknown"])
 
 
 async def test_while_the_database_is_away_it_says_so_and_then_answers_again(
@@ -357,7 +648,7 @@ async def test_connections_cut_under_questions_are_a_database_away_and_no_fault(
 
 async def test_a_question_that_takes_too_long_is_given_up(world: World) -> None:
     await begin(world)
-    api = await world.start_api(api_statement_seconds=1)
+    api = await world.start_api(api_statement_seconds=1, api_lock_seconds=60)
     async with world.connection() as other, other.transaction():
         await other.execute("lock table sankey_transitions in access exclusive mode")
         response = await api.ask(f"{WT}/sankey")
@@ -402,7 +693,7 @@ async def test_every_answer_is_as_the_openapi_document_says(world: World) -> Non
         if not operation.path.endswith("/live"):  # that one has no end
             await asyncio.to_thread(tried, operation)
     assert answered[200] > 20, answered
-    assert set(answered) <= {200, 401, 404, 422}, answered
+    assert set(answered) <= {200, 401, 403, 404, 422}, answered
 
 
 # --- the real logs -------------------------------------------------------------------------------------
@@ -460,9 +751,25 @@ async def test_a_real_log_comes_back_as_the_independent_count_and_under_every_fi
     ):
         answer = await api.get(f"walkthroughs/{walkthrough}/sankey", **view)
         assert {
-            (x["position"], x["from_step_id"], x["to_step_id"]): (x["journeys"], x["timed_journeys"])
+            (x["position"], x["from_step_id"], x["to_step_id"], x["skipped"]): (
+                x["journeys"],
+                x["timed_journeys"],
+            )
             for x in answer["links"]
         } == {k: (n, timed) for k, (n, _, timed) in truth.links(**view).items()}, view
+    rows = await world.db.fetch(times.PATHS, walkthrough, len(truth.order))
+    paths = await api.get(f"walkthroughs/{walkthrough}/paths", limit=500)
+    assert paths["journeys"] == len(truth.walks) == sum(row["journeys"] for row in rows)
+    assert paths["all_paths"] == len(rows)
+    assert paths["other"]["paths"] == max(0, len(rows) - 500)
+    assert paths["other"]["journeys"] == paths["journeys"] - sum(p["journeys"] for p in paths["paths"])
+    assert paths["times"]["exact"] is True
+    wanted = {(tuple(row["path"]), row["outcome"]): row for row in rows}
+    for got in paths["paths"]:
+        row = wanted[times.path_of(got)]
+        for figure in ("journeys", "median_ms", "p90_ms"):
+            assert got[figure] == pytest.approx(row[figure]), (figure, row["path"])
+    assert min(p["journeys"] for p in paths["paths"]) >= sorted(r["journeys"] for r in rows)[-500:][0]
     got = {s["step_id"]: s for s in (await api.get(f"walkthroughs/{walkthrough}/steps"))["steps"]}
     for step, figures in truth.steps().items():
         for figure, value in figures.items():

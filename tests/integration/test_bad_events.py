@@ -30,6 +30,8 @@ from tests.support.world import (
     completed,
     eventually,
     metric,
+    shown,
+    skipped,
 )
 
 pytestmark = pytest.mark.integration
@@ -100,6 +102,7 @@ async def test_a_value_of_1_mib_and_more_fits_into_the_dead_letters(world: World
     from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
     from aiokafka.errors import MessageSizeTooLargeError
 
+    world.is_topic_changed = True
     admin = AIOKafkaAdminClient(bootstrap_servers=world.settings.kafka_bootstrap_servers)
     await admin.start()
     limit = {"max.message.bytes": str(2 * 1024 * 1024)}
@@ -162,18 +165,23 @@ _scalars = st.one_of(
     st.floats(),
     st.text(max_size=80),
     st.sampled_from(["ann", "a", "b", "wt_a", "srv_1", "s_ann", "step-completed", "walkthrough-started"]),
+    st.sampled_from(["step-skipped", "step-shown"]),
 )
 _anything = st.recursive(
     _scalars,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
 )
-_NAMES = [*completed("ann", "a", 1), "started_at", "metadata"]
+_NAMES = [
+    *completed("ann", "a", 1),
+    *("started_at", "metadata", "skipped_at", "reason", "shown_at", "version"),
+]
 
 
 @st.composite
 def near_valid(draw: Any) -> bytes:
     """An event with some fields replaced, removed, doubled or with bytes changed."""
-    event: dict[str, Any] = completed("ann", draw(st.sampled_from("abcde")), draw(st.integers(0, 10**12)))
+    make = draw(st.sampled_from([completed, skipped, shown]))
+    event: dict[str, Any] = make("ann", draw(st.sampled_from("abcde")), draw(st.integers(0, 10**12)))
     for name in draw(st.lists(st.sampled_from(_NAMES), max_size=3)):
         if draw(st.booleans()):
             event.pop(name, None)

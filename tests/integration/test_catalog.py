@@ -64,6 +64,11 @@ async def test_steps_move_and_people_go_on_with_the_first_that_is_open(world: Wo
         assert [s["id"] for s in (await shown(world))["steps"]] == ["a", "b", "c"]
         await run(world, "walkthroughs", "move-step", "c", "--to", "1", "--execute")
         assert [s["id"] for s in (await shown(world))["steps"]] == ["c", "a", "b"]
+        first, second = json.loads(await run(world, "walkthroughs", "versions", "wt_a", "-o", "json"))
+        assert [s["id"] for s in first["steps"]] == ["a", "b", "c"]
+        assert (first["since"], second["since"]) == (None, second["made_at"])
+        assert second["says"] == "Moved “title of c” from place 3 to 1."
+        assert "Moved “title of c”" in await run(world, "walkthroughs", "versions", "wt_a")
         assert (await ann.next(current_step_id="b"))["step"]["id"] == "c"
         assert "nothing to do" in (await world.invoke("walkthroughs", "move-step", "c", "--to", "1")).stderr
         await run(world, "walkthroughs", "archive", "wt_a", "--execute")
@@ -109,6 +114,7 @@ async def test_two_who_change_steps_at_once_lose_none(world: World) -> None:
         (("walkthroughs", "create", "T", "--server", "none"), "no MCP server with the slug"),
         (("walkthroughs", "create", "T" * 501, "--server", "srv_1"), "1 to 500 characters"),
         (("walkthroughs", "show", "none"), "no walkthrough with the id"),
+        (("walkthroughs", "versions", "none"), "no walkthrough with the id"),
         (("walkthroughs", "add-step", "wt_a", "T"), "a step has something to say"),
         (("walkthroughs", "add-step", "wt_a", "T", "--for-user", "nowhere.md"), "nowhere.md: No such file"),
         (("walkthroughs", "move-step", "none", "--to", "1"), "no step with the id"),

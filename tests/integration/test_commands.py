@@ -39,7 +39,7 @@ async def test_produce_names_each_bad_line_and_sends_the_rest(world: World) -> N
         "",
         json.dumps(completed("ann", "b", -1)),
         json.dumps(completed("ann", "c", 3)),
-        json.dumps(completed("ann", "d", 4) | {"type": "step-skipped"}),
+        json.dumps(completed("ann", "d", 4) | {"type": "step-liked"}),
     ]
     done = world.command("produce", "-", stdin="\n".join(lines).encode() + b"\n\xff\xfe\n")
     assert done.returncode == 1

@@ -28,7 +28,31 @@ STATEMENTS = {
         "delete from {schema}.walkthrough_starts",
         "truncate {schema}.walkthrough_starts",
     ),
+    "walkthrough_step_skips": (
+        "insert into {schema}.walkthrough_step_skips values ('wtss_1', 'ann', 'wt_a', 'b', 'srv_1', 's_ann', 4)",
+        "update {schema}.walkthrough_step_skips set skipped_at = 3",
+        "delete from {schema}.walkthrough_step_skips",
+        "truncate {schema}.walkthrough_step_skips",
+    ),
+    "walkthrough_step_showings": (
+        "insert into {schema}.walkthrough_step_showings"
+        " values ('wtsh_1', 'wtsh_2', 'ann', 'wt_a', 'b', 'srv_1', 's_ann', 4, 5)",
+        "update {schema}.walkthrough_step_showings set last_shown_at = 6",
+        "delete from {schema}.walkthrough_step_showings",
+        "truncate {schema}.walkthrough_step_showings",
+    ),
 }
+#: Edits of a walkthrough, and the titles of its versions after each. Nobody comes after the first version.
+EDITS = (
+    (
+        "insert into {schema}.walkthrough_steps (id, walkthrough_id, title, content_fields, display_order)"
+        " values ('n', 'wt_a', 'n', '{{}}', 9)",
+        ["a b", "a b n"],
+    ),
+    ("update {schema}.walkthrough_steps set title = 'new' where id = 'n'", ["a b", "a b new"]),
+    ("delete from {schema}.walkthrough_steps where id = 'n'", ["a b"]),
+    ("delete from {schema}.walkthroughs where id = 'wt_a'", []),
+)
 #: What a function that runs with its owner's rights could be led to, were it to look among temporary objects.
 DECOYS = (
     "sankey_dirty (id bigint generated always as identity, mcp_server_user_id text, walkthrough_id text)",
@@ -36,6 +60,11 @@ DECOYS = (
     "recorded_offsets (topic text, partition integer, next_offset bigint)",
     "old_rows (mcp_server_user_id text, walkthrough_id text)",
     "new_rows (mcp_server_user_id text, walkthrough_id text)",
+    "walkthrough_versions (id bigint generated always as identity, walkthrough_id text, made_at bigint,"
+    " step_ids text [], titles text [], contents text [])",
+    "walkthrough_steps (id text, walkthrough_id text, title text, content_fields jsonb, display_order integer)",
+    "walkthrough_progress (walkthrough_id text)",
+    "sankey_freshness (walkthrough_id text, newest_at bigint)",
 )
 SCHEMA_ROWS = """
 insert into organization (id, name, created_at) values ('o', 'o', now());
@@ -69,6 +98,13 @@ class Victim:
         )
         return sorted((r[0], r[1]) for r in rows)
 
+    async def versions(self) -> list[str]:
+        """The titles of each version that is really kept, in order."""
+        rows = await self.owner.fetch(
+            f"select titles from {self.schema}.walkthrough_versions order by made_at"
+        )
+        return [" ".join(r[0]) for r in rows]
+
 
 @pytest.fixture(params=["public", 'Our "tables" aren\'t there'])
 async def victim(addresses: tuple[str, str], request: pytest.FixtureRequest) -> AsyncIterator[Victim]:
@@ -82,7 +118,8 @@ async def victim(addresses: tuple[str, str], request: pytest.FixtureRequest) -> 
     await owner.execute(SCHEMA_ROWS)
     await owner.execute(
         f"create role {role} login password 'other'; grant usage on schema {schema} to {role};"
-        f" grant select, insert, update, delete, truncate on {', '.join(STATEMENTS)} to {role}"
+        f" grant select, insert, update, delete, truncate on {', '.join(STATEMENTS)} to {role};"
+        f" grant select, insert, update, delete on walkthroughs, walkthrough_steps to {role}"
     )
     host = url.split("@")[-1]
     other = await asyncpg.connect(f"postgresql://{role}:other@{host}")
@@ -119,10 +156,15 @@ async def test_temporary_tables_lead_no_definer_function_astray(victim: Victim) 
     await victim.owner.execute(f"set search_path = {victim.schema}; set track_functions = 'all'")
     await victim.other.execute(f"set search_path = pg_temp, {victim.schema}")
     reached = set()
-    for table, statements in STATEMENTS.items():
+    for statements in STATEMENTS.values():
         for statement in statements:
             await victim.other.execute(statement.format(schema=victim.schema))
             assert await victim.marks() == [("ann", "wt_a")], statement
+    await victim.other.execute(STATEMENTS["walkthrough_starts"][0].format(schema=victim.schema))
+    for statement, versions in EDITS:
+        await victim.other.execute(statement.format(schema=victim.schema))
+        assert await victim.versions() == versions, statement
+    for table in (*STATEMENTS, "walkthroughs", "walkthrough_steps", "walkthrough_versions"):
         reached |= {
             r[0]
             for r in await victim.owner.fetch(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from aiokafka import ConsumerRecord
@@ -12,6 +13,7 @@ from services.completion_recorder import transaction
 from services.completion_recorder.judge import read
 from services.completion_recorder.load_counts import Load
 from services.operations import erase as erasing
+from services.runtime.alone import Act, be_alone
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import next_offsets
 from tests.support.agents import agent
@@ -24,6 +26,8 @@ from tests.support.world import (
     completed,
     eventually,
     moment,
+    shown,
+    skipped,
     started,
 )
 
@@ -71,6 +75,8 @@ async def fill(world: World) -> list[Message | dict[str, Any]]:
     return [
         *(completed(p, s, i * DAY) for p in ("ann-who-leaves", "bob") for i, s in enumerate("abc")),
         started("ann-who-leaves", 0),
+        *(skipped("ann-who-leaves", step, DAY, reason="left") for step in "de"),
+        *(shown("ann-who-leaves", "a", at) for at in (0, DAY)),
         Message(b"ann-who-leaves", b"not json"),
         Message.of(completed("ann-who-leaves", "unknown", 4)),
         Message(None, json.dumps(completed("ann-who-leaves", "no", 4)).encode()),
@@ -97,6 +103,8 @@ async def test_everything_goes_and_stays_gone_under_replay(world: World) -> None
         "later_completions": 0,
         "corrections": 0,
         "starts": 1,
+        "skips": 2,
+        "showings": 1,
         "journeys": 1,
         "progress": 1,
         "sessions": 1,
@@ -380,6 +388,22 @@ async def test_a_command_that_freezes_in_its_transaction_holds_others_up_for_a_b
     assert await world.db.fetchval("select count(*) from mcp_server_user where id = 'ann'") == 1
 
 
+async def test_who_waits_in_vain_for_the_dead_letters_is_told_what_is_done_and_what_is_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    monkeypatch.setattr(erasing, "_LETTERS_SECONDS", 0.0)
+    monkeypatch.setattr(erasing, "wait_for_recorder", AsyncMock(return_value=True))
+    async with world.connection() as other:
+        await be_alone(other, Act.HANDLE_LETTERS)
+        with pytest.raises(StepstreamError, match="handles the dead letters") as caught:
+            await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)
+    assert str(caught.value).endswith("Run the same command again for the dead letters")
+    assert "outbox" not in str(caught.value)
+    assert await world.db.fetchval("select count(*) from outbox") == 0, "the event was sent"
+
+
 async def test_a_command_that_freezes_while_it_removes_a_source_lets_the_others_write(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,17 +532,64 @@ async def test_an_address_is_not_found_in_those_of_others_that_hold_it(world: Wo
     await world.offer()
     await world.people(["mcpu_1"])
     await world.db.execute("update mcp_server_user set email = 'ann@example.org'")
-    others = ["mailto:ann@example.org.uk", "mailto:mary.ann@example.org", "it+ann@example.org"]
+    others = ["mailto:Ann@example.org.uk", "mailto:mary.ann@example.org", "it+ann@example.org"]
     await world.db.execute(
         "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
         " first_at, last_at)"
         " select 't', name, 1, 0, 1, 0, 0, true, now(), now() from unnest($1::text[]) as name",
-        [*others, "mailto:ann@example.org", "<ann@example.org>."],
+        [*others, "mailto:ann@example.org", "<Ann@EXAMPLE.org>."],
     )
-    done = await world.invoke("erase", "mcpu_1", "--execute")
+    done = await world.invoke("erase", "ANN@example.ORG", "--execute")
     assert done.returncode == 0, done.stderr
+    assert "`ANN@example.ORG` is mcpu_1, by the e-mail address ann@example.org" in " ".join(
+        done.stderr.split()
+    )
     left = {r["source"] for r in await world.db.fetch("select source from event_sources")}
     assert left == {*others, "(no source)"}
+
+
+async def test_of_two_whose_addresses_differ_by_case_only_one_is_erased_and_the_other_keeps_theirs(
+    world: World,
+) -> None:
+    await world.offer()
+    await world.people(["mcpu_1", "mcpu_2"])
+    await world.db.execute(
+        "update mcp_server_user"
+        " set email = case id when 'mcpu_1' then 'Ann@Example.org' else 'ann@example.org' end"
+    )
+    await world.db.execute(
+        "insert into event_sources (topic, source, events, refused, looked_at, elsewhere, without_key, known,"
+        " first_at, last_at)"
+        " select 't', name, 1, 0, 1, 0, 0, true, now(), now() from unnest($1::text[]) as name",
+        ["mailto:Ann@Example.org", "mailto:ann@example.org", "ANN@EXAMPLE.ORG"],
+    )
+    for address in ("Ann@Example.org", "ann@example.org", "ANN@example.org"):
+        asked = await world.invoke("erase", address, "--execute")
+        assert asked.returncode == 2
+        assert "is 2 people: mcpu_1, mcpu_2. Name one by id" in " ".join(asked.stderr.split())
+    done = await world.invoke("erase", "mcpu_1", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert "their address is that of others, too, in another case" in " ".join(done.stderr.split())
+    left = {r["source"] for r in await world.db.fetch("select source from event_sources")}
+    assert left == {"mailto:ann@example.org", "ANN@EXAMPLE.ORG", "(no source)"}
+    assert [r["id"] for r in await world.db.fetch("select id from mcp_server_user")] == ["mcpu_2"]
+
+
+async def test_somebody_of_a_platform_whose_id_no_event_can_have_is_erased_without_one(world: World) -> None:
+    long, other = "x" * 65, "x" * 66
+    await world.offer()
+    await world.people([long, other])
+    await world.db.execute("insert into outbox (key, value) values ($1, '{}'), ($2, '{}')", long, other)
+    world.start_both()
+    await world.produce([Message.of(completed(user, "a", 1)) for user in (long, other)])
+    await world.drained()
+    done = await world.invoke("erase", long, "--execute")
+    assert done.returncode == 0, done.stderr
+    assert "no event can have this id" in " ".join(done.stderr.split())
+    assert {r["id"] for r in await world.db.fetch("select id from mcp_server_user")} == {other}
+    assert await world.db.fetchval("select count(*) from erased_users") == 0
+    assert await world.db.fetchval("select array_agg(key) from outbox") == [other]
+    assert [letter.key for letter in await world.dead_letters()] == [other.encode()]
 
 
 @pytest.mark.parametrize("name", ["x" * 65, "a\tb"])
@@ -584,6 +655,22 @@ async def test_letters_of_others_that_name_the_person_stay_and_are_told(world: W
     told = " ".join(done.stderr.split())
     assert "3 dead letters of others name this person and stay" in told
     assert [r.value for r in await world.dead_letters()] == [letter.value for letter in letters[:4]]
+
+
+async def test_letters_behind_the_last_of_theirs_stay_where_they_are(world: World) -> None:
+    """However many there are: only those before it are sent again."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    topic = world.settings.dead_letter_topic
+    async with world.producing() as producer:
+        for key in (b"bob", b"ann", *[b"bob"] * 30):
+            await producer.send_and_wait(topic, b"not json", key=key, partition=0)
+    done = await world.invoke("erase", "ann", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["removed"]["dead_letters"] == 1
+    left = [r.offset for r in await world.dead_letters()]
+    assert left == [*range(2, 32), 32], "the one before it was sent again, behind all"
+    assert all(r.key == b"bob" for r in await world.dead_letters())
 
 
 async def test_whoevers_id_begins_like_theirs_keeps_what_cannot_be_read(world: World) -> None:

@@ -73,7 +73,7 @@ async def the_fault(service: Service, request_id: str) -> dict[str, Any]:
 
 async def api_process(world: World) -> tuple[Api, Service]:
     await begin(world)
-    api = await world.start_api(process=True)
+    api = await world.start_api(process=True, api_lock_seconds=60)
     service = world.services[-1]
     assert await metric(service, "stepstream_http_errors_total") == 0
     return api, service
@@ -135,6 +135,16 @@ async def test_a_page_of_another_origin_can_read_the_id(world: World) -> None:
     assert "X-Request-Id" in answer.headers["access-control-expose-headers"]
 
 
+async def test_a_message_that_is_nested_too_deeply_is_the_client_s_mistake_also_with_a_tracking_id(
+    world: World,
+) -> None:
+    url, service = await mcp_process(world)
+    for address in (f"{url}/mcp/srv_1", f"{url}/mcp/srv_1/{ANN}"):
+        answer = await post(address, b"[" * 990)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32700)
+    assert faults(service) == []
+
+
 async def test_a_key_that_cannot_be_looked_up_is_a_fault_for_agents_of_the_team_too(world: World) -> None:
     api, service = await api_process(world)
     await world.db.execute("alter table api_keys rename hash to elsewhere")
@@ -187,7 +197,7 @@ async def test_a_question_that_takes_too_long_is_logged_by_its_route(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     await begin(world)
-    api = await world.start_api(api_statement_seconds=1)
+    api = await world.start_api(api_statement_seconds=1, api_lock_seconds=60)
     async with world.connection() as other, other.transaction():
         await other.execute("lock table mcp_server_session in access exclusive mode")
         assert (await api.ask("sessions/session-of-ann")).status_code == 503
@@ -200,7 +210,7 @@ async def stream_of(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Api,
     monkeypatch.setattr(live, "_KEY_SECONDS", 0.0)
     monkeypatch.setattr(live, "_EVERY_SECONDS", 0.05)
     await begin(world)
-    api = await world.start_api(api_statement_seconds=1)
+    api = await world.start_api(api_statement_seconds=1, api_lock_seconds=60)
     name, labels = "stepstream_http_errors_total", {"service": API}
     before = REGISTRY.get_sample_value(name, labels) or 0
     return api, lambda: (REGISTRY.get_sample_value(name, labels) or 0) - before
@@ -309,7 +319,13 @@ async def test_an_answer_that_cannot_be_made_is_a_fault_and_not_the_agent_s(
     async with agent(f"{base}/mcp/srv_1/{ANN}", generation) as ann:
         with pytest.raises(MCPError) as caught:
             await ann.start()
-    await the_fault(service, caught.value.data["request_id"])
+    *introduced, line = faults(service)
+    assert line["request_id"] == caught.value.data["request_id"]
+    assert line["exception"].startswith("Traceback")
+    # A session has an introduction, which says nothing of what it cannot read, and opens.
+    assert [told["message"] for told in introduced] == [
+        "walkthrough-mcp: an introduction says nothing of offers"
+    ] * (generation == "legacy")
 
 
 async def test_a_request_that_fails_before_a_tool_runs_is_an_error_of_the_protocol(world: World) -> None:

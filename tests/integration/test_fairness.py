@@ -16,6 +16,7 @@ from services.runtime.api_keys import new_key, text_of
 from services.walkthrough_mcp import store as store_of_mcp
 from services.walkthrough_mcp.people import Server
 from services.walkthrough_mcp.routes import McpEndpoint
+from services.walkthrough_mcp.snapshots import Names, Snapshot
 from tests.support.agents import GENERATIONS, Agent, agent, post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.world import Api, World, completed, eventually
@@ -63,7 +64,7 @@ async def test_small_questions_are_answered_while_large_ones_wait(
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api(api_large_reads=2)
+    api = await world.start_api(api_large_reads=2, api_statement_seconds=120)
     theirs = await other(world, api, "org_b")
     async with large_questions(world, api, 12) as large:
 
@@ -84,7 +85,7 @@ async def test_messages_of_agents_take_turns_before_they_are_read(
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api()
+    api = await world.start_api(api_statement_seconds=120)
     theirs = await other(world, api, "org_b")
 
     async def send(by: Api, message: bytes) -> int:
@@ -146,7 +147,7 @@ async def test_large_questions_over_the_share_of_their_key_are_refused_and_anoth
 
 async def test_live_streams_have_shares_for_keys_and_organizations(world: World) -> None:
     await gather(world)
-    api = await world.start_api(api_organization_streams=4)
+    api = await world.start_api(api_organization_streams=4, api_streams=4)
     keys = [api, await other(world, api, "org"), await other(world, api, "org")]
 
     async def open_stream(stack: contextlib.AsyncExitStack, by: Api, path: str = WT) -> Any:
@@ -154,14 +155,17 @@ async def test_live_streams_have_shares_for_keys_and_organizations(world: World)
         return await stack.enter_async_context(by.http.stream("GET", f"/v1/{path}/live", headers=headers))
 
     async with contextlib.AsyncExitStack() as stack:
-        for by in (keys[0], keys[0], keys[1], keys[1]):
-            assert (await open_stream(stack, by)).status_code == 200
+        streams = [await open_stream(stack, by) for by in (keys[0], keys[0], keys[1], keys[1])]
+        assert [stream.status_code for stream in streams] == [200] * 4
         for by, told in ((keys[0], "your organization has 4"), (keys[2], "your organization has 4")):
             refused = await by.ask(f"{WT}/live")
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
             assert told in refused.json()["detail"]
         theirs = await other(world, api, "org_b")
         assert (await open_stream(stack, theirs, WT_B)).status_code == 200
+        await asyncio.wait_for(
+            streams[0].aread(), 20
+        )  # all were taken: it ends, whole, and its client returns
 
     async def is_free_again() -> bool:
         async with contextlib.AsyncExitStack() as stack:
@@ -226,9 +230,9 @@ class HeldCalls:
         monkeypatch.setattr(store_of_mcp, "_call", self._held)
         find = McpEndpoint._find_server
 
-        async def noted(endpoint: McpEndpoint, slug: str, address: str) -> Server:
-            self.asked.append(slug)
-            return await find(endpoint, slug, address)
+        async def noted(endpoint: McpEndpoint, names: Names, address: str) -> tuple[Server, Snapshot | None]:
+            self.asked.append(names.slug)
+            return await find(endpoint, names, address)
 
         monkeypatch.setattr(McpEndpoint, "_find_server", noted)
 

@@ -1,5 +1,6 @@
 """Walkthroughs in and out: real exports, ids, links, updates, round trips, and errors that name the field."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 
 from services.demo import run as demo
-from services.runtime.database import Pool, open_pool
-from services.runtime.errors import UsageError
+from services.runtime.database import Connection, Pool, open_pool
+from services.runtime.errors import StepstreamError, UsageError
 from services.walkthrough_mcp import store
-from services.walkthrough_mcp.exchange import read_export
+from services.walkthrough_mcp.exchange import Export, import_walkthrough, read_export
 from services.walkthrough_mcp.guide import start
 from services.walkthrough_mcp.people import Caller
 from tests.support import logs
-from tests.support.world import MCP, World
+from tests.support.world import MCP, World, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -118,6 +119,46 @@ async def test_an_export_keeps_its_ids_in_an_empty_database_and_gets_new_ones_wh
     assert [s["id"] for s in exported(world, first)["steps"]] == [s["id"] for s in out["steps"]]
 
 
+async def test_of_two_imports_at_once_none_changes_what_another_organization_makes(
+    world: World, tmp_path: Path
+) -> None:
+    """Both find the ids of the file free: the second is told so, and run again it takes others."""
+    await world.offer(server="docs")
+    await world.db.execute("insert into organization (id, name, created_at) values ('two', 'two', now())")
+    await world.db.execute(
+        "insert into mcp_servers (id, organization_id, name, product_platform_or_tool, slug)"
+        " values ('srv_two', 'two', 'two', 'two', 'two')"
+    )
+    given = json.loads(OURS[0].read_text())
+    given["walkthrough"]["id"] = "wt_both"
+    given["steps"][0]["id"] = "wts_both"
+    export = Export.model_validate(given)
+    given["walkthrough"] |= {"id": "wt_theirs", "title": "theirs"}
+    same_step = Export.model_validate(given)
+    for of_other, what in ((export, "`wt_both`"), (same_step, "`wts_both`")):
+        await world.db.execute("delete from walkthroughs where id <> 'wt_a'")
+        async with world.connection() as first, world.connection() as second:
+            async with first.transaction():
+                await import_walkthrough(first, export, "docs")
+                other = asyncio.create_task(import_walkthrough(second, of_other, "two"))
+                await eventually(lambda: is_waiting(world, second), "the second waits for the first")
+            with pytest.raises(StepstreamError, match=what):
+                await other
+            assert exported(world, "wt_both")["walkthrough"]["title"] == export.walkthrough.title
+            offers = "select mcp_server_id from mcp_server_walkthroughs where walkthrough_id = 'wt_both'"
+            assert [r[0] for r in await world.db.fetch(offers)] == ["docs"]
+            plan = await import_walkthrough(second, of_other, "two")
+            steps = {c.id for c in plan.changes if c.what == "step"}
+            assert plan.walkthrough_id != "wt_both"
+            assert plan.counts["create"] == len(steps) + 2
+            assert "wts_both" not in steps
+
+
+async def is_waiting(world: World, connection: Connection) -> bool:
+    pid = connection.get_server_pid()
+    return bool(await world.db.fetchval("select cardinality(pg_blocking_pids($1)) > 0", pid))
+
+
 async def test_a_changed_file_updates_and_what_people_did_stays(world: World, tmp_path: Path) -> None:
     await world.offer(server="docs")
     given = json.loads(OURS[0].read_text())
@@ -201,6 +242,8 @@ def broken(change: str) -> str:
         ("steps[1]['nextStepReference'] = 99", "steps.1.nextStepReference: 99 is no other step"),
         ("steps[1]['nextStepReference'] = 1", "steps.1.nextStepReference: 1 is no other step"),
         ("steps[1]['id'] = steps[3]['id'] = 'wts_x'", "steps: the id wts_x is there twice"),
+        ("steps[0]['title'] = 'a' * 501", "steps.0.title: String should have at most 500 characters"),
+        ("w['finishRule'] = {'goalReferences': [99]}", "walkthrough.finishRule.goalReferences: 99 is no step"),
         ("steps[0]['title'] = 'a\\0b'", "steps.0.title: it holds a NUL character"),
         ("steps[0]['metadata'] = {'a': ['\\0']}", "steps.0.metadata.a.0: it holds a NUL character"),
     ],

@@ -4,9 +4,7 @@ import asyncio
 import itertools
 import json
 import random
-import time
 from collections import Counter
-from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
@@ -16,14 +14,10 @@ import pytest
 from mcp.shared.exceptions import MCPError
 
 from schemas import StepCompleted, WalkthroughStarted, decode
-from services.runtime.database import open_pool
-from services.walkthrough_mcp import store
-from services.walkthrough_mcp.guide import advance, start
-from services.walkthrough_mcp.people import Caller
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.proxy import round_robin
-from tests.support.world import MCP, RELAY, World, completed, eventually, metric
+from tests.support.world import RELAY, World, completed, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +25,8 @@ both_generations = pytest.mark.parametrize("generation", GENERATIONS)
 
 
 async def outbox(world: World) -> list[StepCompleted | WalkthroughStarted]:
-    rows = await world.db.fetch("select key, value, type from outbox order by id")
+    """What people did, without what they were shown."""
+    rows = await world.db.fetch("select key, value, type from outbox where type <> 'step-shown' order by id")
     events = [decode(row["value"].encode(), 2**62) for row in rows]
     assert [json.loads(row["value"])["type"] for row in rows] == [row["type"] for row in rows]
     assert all(e.mcp_server_user_id == row["key"] for e, row in zip(events, rows, strict=True))
@@ -58,9 +53,17 @@ async def test_an_agent_leads_a_person_from_the_first_step_to_the_last(world: Wo
                 "context_for_agent": f"context of {step}",
                 "content_for_user": f"content of {step}",
                 "operations_for_agent": f"operations of {step}",
+                "optional": False,
+                "part": 1,
+                "content_parts": 1,
+                "read_on": None,
             }
             for part in ("introduction", "context", "content", "operations"):
                 assert f"{part} of {step}" in ann.texts[-1]
+            assert answer["then"] == [
+                f'When the person has done this step, and not before, call get_next_step with current_step_id "{step}".'
+            ]
+            assert answer["then"][0] in ann.texts[-1]
             assert answer["progress"]["percent"] == (0, 33, 66)[number - 1]
             answer = await ann.next(current_step_id=step)
         assert answer["outcome"] == "finished"
@@ -90,18 +93,39 @@ async def test_the_tools_tell_an_agent_how_to_use_them(world: World, generation:
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
     async with agent(f"{url}/ann", generation) as ann:
         tools = {tool.name: tool for tool in (await ann.client.list_tools()).tools}
-        assert set(tools) == {"start_walkthrough", "get_next_step"}
+        assert set(tools) == {"start_walkthrough", "get_next_step", "skip_step", "get_outline", "show_step"}
         for tool in tools.values():
             assert tool.title
             assert tool.description
             assert tool.annotations
             assert tool.annotations.destructive_hint is False
-            assert tool.output_schema == Guidance.model_json_schema()
+            assert tool.annotations.read_only_hint is (tool.name in {"get_outline", "show_step"})
+        schemas = [tool.output_schema for tool in tools.values() if tool.output_schema]
+        assert schemas == [Guidance.model_json_schema()], "all answer alike, and one says how"
         assert set(tools["start_walkthrough"].input_schema["properties"]) == {"name", "restart"}
         assert set(tools["get_next_step"].input_schema["properties"]) == {"current_step_id"}
         await world.db.execute("update mcp_servers set walkthrough_tools_enabled = 'false'")
         assert (await ann.client.list_tools()).tools == []
         assert (await ann.start())["outcome"] == "nothing-offered"
+
+
+async def test_a_large_step_is_cut_and_says_how_to_read_on(world: World) -> None:
+    await world.offer()
+    lines = "\n".join(f"line {n}" for n in range(60_000))
+    await world.db.execute(
+        "update walkthrough_steps set content_fields = content_fields || jsonb_build_object('contentForUser', $1::text)",
+        lines,
+    )
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        for call in (ann.start(), ann.next(current_step_id="a")):
+            step = (await call)["step"]
+            assert 30_000 < len(step["content_for_user"]) < 32_768
+            assert lines.startswith(step["content_for_user"])
+            assert (step["part"], step["content_parts"]) == (1, len(lines) // 32_768 + 1)
+            assert f'show_step(step_id="{step["id"]}", part=2)' in step["read_on"]
+            assert step["read_on"] in ann.texts[-1]
+            assert len(ann.texts[-1]) < 34_000
 
 
 @both_generations
@@ -153,6 +177,21 @@ async def test_several_on_offer_are_listed_and_the_named_one_starts(world: World
         assert (await ann.next(current_step_id="y"))["outcome"] == "finished"
         assert (await ann.next(current_step_id="a"))["step"]["id"] == "b"
         assert (await ann.next())["step"]["id"] == "c"
+
+
+async def test_a_title_that_is_nearly_right_starts_and_one_of_several_is_asked_for(world: World) -> None:
+    for number, title in enumerate(("Install Bun", "Install Node", "Deploy")):
+        await world.offer(f"wt_{number}", [f"s{number}"])
+        await world.db.execute("update walkthroughs set title = $1 where id = $2", title, f"wt_{number}")
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann") as ann:
+        asked = await ann.start(name="Install")
+        assert asked["outcome"] == "ambiguous-name"
+        assert [w["title"] for w in asked["walkthroughs"]] == ["Install Bun", "Install Node"]
+        assert "Ask the person" in asked["message"]
+        assert "Deploy" not in ann.texts[-1]
+        for name, step in (("Bun", "s0"), ("instal node", "s1"), ("deploi!", "s2")):
+            assert (await ann.start(name=name))["step"]["id"] == step
 
 
 async def test_progress_that_a_failover_lost_follows_the_completions(world: World) -> None:
@@ -211,7 +250,8 @@ async def test_resuming_retrying_and_restarting(world: World, generation: str) -
     await world.relayed()
     await world.drained()
     # The first completion of a step stays the one that counts.
-    first = next(e for e in await world.events() if e.value and b'"step_id":"a"' in e.value)
+    done = [e for e in await world.events() if b'"step-completed"' in (e.value or b"")]
+    first = next(e for e in done if b'"step_id":"a"' in (e.value or b""))
     assert (await world.completions())[await user_of(world, "ann"), "a"][1] in (first.value or b"").decode()
     assert await world.transitions() == {(0, None, "a"): 1, (1, "a", "b"): 1}
     await world.assert_exact()
@@ -430,7 +470,7 @@ async def test_without_a_tracking_id_everybody_new_gets_an_id_to_come_back_with(
     url = f"http://127.0.0.1:{service.port}/mcp/srv_1"
     async with agent(url, generation) as one, agent(url, generation) as two:
         for who in (one, two):
-            start_, next_ = (tool.input_schema for tool in (await who.client.list_tools()).tools)
+            start_, next_, *_ = (tool.input_schema for tool in (await who.client.list_tools()).tools)
             assert "visitor" in start_["properties"]
             assert next_.get("required", []) == ([] if generation == "legacy" else ["visitor"])
             visitor = (await who.start())["visitor"]
@@ -528,7 +568,7 @@ async def test_problems_with_arguments_are_answers_that_name_the_field(world: Wo
             result = await ann.raw(tool, **arguments)
             assert result.is_error
             assert told in ann.texts[-1]
-        with pytest.raises(MCPError, match="start_walkthrough and get_next_step"):
+        with pytest.raises(MCPError, match="start_walkthrough, get_next_step, skip_step, get_outline"):
             await ann.raw("delete_everything")
         odd = await ann.start(name="\0 ' \" 😀 é")
         assert odd["outcome"] == "unknown-name"
@@ -592,8 +632,10 @@ async def test_the_events_arrive_with_cloudevents_headers_and_the_call_s_trace(w
             meta={"traceparent": f"00-{trace}-b7ad6b7169203331-01"},  # type: ignore[typeddict-unknown-key]
         )
     await world.relayed()
-    first, second = sorted(await world.events(), key=lambda r: r.offset)
-    for record in (first, second):
+    records = sorted(await world.events(), key=lambda r: r.offset)
+    kinds = [json.loads(record.value or b"")["type"] for record in records]
+    assert kinds == ["walkthrough-started", "step-shown", "step-completed", "step-shown"]
+    for record in records:
         assert record.value
         event = json.loads(record.value)
         headers = {name: value.decode() for name, value in record.headers}
@@ -607,7 +649,8 @@ async def test_the_events_arrive_with_cloudevents_headers_and_the_call_s_trace(w
         assert (version, len(trace_id), len(span)) == ("00", 32, 16)
         assert int(trace_id, 16)
         assert event["event_id"][14] == "7", "a UUID of version 7"
-    assert dict(second.headers)["traceparent"].split(b"-")[1] == trace.encode()
+    for record in records[2:]:
+        assert dict(record.headers)["traceparent"].split(b"-")[1] == trace.encode()
 
 
 async def test_a_thousand_requests_from_one_person_are_too_many(world: World) -> None:
@@ -637,6 +680,28 @@ async def test_a_greedy_stranger_or_visitor_keeps_nobody_else_of_its_address_out
         assert (await bob.start())["outcome"] == "started"
     async with agent(url, "legacy") as cat:
         assert (await cat.start())["outcome"] == "started"
+
+
+async def test_new_people_are_bounded_and_who_is_known_goes_on(world: World) -> None:
+    """Neither without an id, nor with tracking ids made up, nor in sessions: a first call is a first call."""
+    await world.offer()
+    await world.offer("wt_b", "xyz", "srv_2")
+    service = await world.start_mcp(mcp_new_people_rate="2/minute")
+    url = f"http://127.0.0.1:{service.port}/mcp"
+    async with agent(f"{url}/srv_1") as ann, agent(f"{url}/srv_1/bob") as bob:
+        visitor = (await ann.start())["visitor"]
+        await bob.start()
+        for path, mode in (("srv_1", "auto"), ("srv_1/cat", "auto"), ("srv_1", "legacy")):
+            async with agent(f"{url}/{path}", mode) as stranger:
+                with pytest.raises(MCPError, match="More than 2 new people in 60 seconds") as refused:
+                    await stranger.start()
+                assert refused.value.error.data == {"reason": "too_many_requests", "retry_after": 60}
+        assert (await ann.call("start_walkthrough", visitor=visitor))["outcome"] == "resumed"
+        assert (await bob.start())["outcome"] == "resumed"
+    async with agent(f"{url}/srv_2") as other:
+        assert (await other.start())["outcome"] == "started"
+    async with world.connection() as connection:
+        assert await connection.fetchval("select count(*) from mcp_server_user") == 3
 
 
 async def test_a_hundred_older_clients_of_one_address_get_on_after_a_restart_and_a_greedy_one_does_not(
@@ -689,17 +754,6 @@ async def test_blanks_around_the_value_of_a_header_are_no_part_of_it(world: Worl
     writer.close()
     assert answer.startswith("HTTP/1.1 200 "), answer
     assert '"outcome":"started"' in answer
-
-
-async def test_clients_learn_the_version_that_is_installed(world: World) -> None:
-    await world.offer()
-    service = await world.start_mcp()
-    answer = await post(f"http://127.0.0.1:{service.port}/mcp/srv_1", HELLO)
-    assert answer.json()["result"]["serverInfo"] == {
-        "name": "stepstream",
-        "title": "Walkthroughs",
-        "version": metadata.version("stepstream"),
-    }
 
 
 async def test_what_is_too_large_or_from_another_host_or_no_server_is_refused(world: World) -> None:
@@ -779,11 +833,26 @@ async def test_a_tracking_id_of_somebody_who_signs_in_opens_nothing(world: World
 async def test_tracking_ids_are_taken_as_they_are(world: World) -> None:
     await world.offer()
     service = await world.start_mcp()
-    for tracking_id in ("a/b", "zoë", "x y", "%2e", "山田"):
-        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{quote(tracking_id)}") as who:
+    for tracking_id in ("a/b", "zoë", "x y", "%2e", "山田", "ends%2F"):
+        given = tracking_id if tracking_id == "ends%2F" else quote(tracking_id)
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{given}") as who:
             await who.start()
+    for not_utf_8 in ("M%FCller", "M%F6ller", "M%EF%BF%BDller"):  # else these would be one person
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{not_utf_8}") as who:
+            with pytest.raises(MCPError, match="UTF-8"):
+                await who.start()
     found = {r["distinct_id"] for r in await world.db.fetch("select distinct_id from mcp_server_user")}
-    assert found == {"a/b", "zoë", "x y", "%2e", "山田"}
+    assert found == {"a/b", "zoë", "x y", "%2e", "山田", "ends/"}
+
+
+async def test_a_slash_behind_an_address_is_no_part_of_it(world: World) -> None:
+    await world.offer()
+    base = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1"
+    async with agent(f"{base}/ann/") as ann, agent(f"{base}/") as somebody:
+        await ann.start()
+        visitor = (await somebody.start())["visitor"]
+    found = {r["distinct_id"] for r in await world.db.fetch("select distinct_id from mcp_server_user")}
+    assert found == {"ann", visitor}
 
 
 async def test_deletions_by_the_platform_while_agents_call_harm_neither(world: World) -> None:
@@ -843,43 +912,35 @@ async def test_on_a_platform_without_a_key_of_progress_the_row_used_last_goes_on
     assert await world.db.fetchval("select count(*) from walkthrough_progress") == 4
 
 
-class Counting:
-    """Counts the statements that pass over a connection; a transaction's begin and commit are two of them."""
-
-    def __init__(self) -> None:
-        self.statements = 0
-
-    def __call__(self, query: Any) -> None:
-        self.statements += 1
-
-
-async def test_a_step_costs_the_same_round_trips_however_much_there_is(world: World) -> None:
-    """begin, lock, look, save, commit; and the HTTP edge finds the server: six."""
-    counts = []
-    for size in (3, 300):
-        await world.offer(f"wt_{size}", [f"{size}_{i:03}" for i in range(size)], f"srv_{size}")
-        for other in range(size // 20):
-            await world.offer(f"wt_{size}_{other}", [f"{size}_{other}_{i}" for i in range(5)], f"srv_{size}")
-        pool = await open_pool(
-            world.settings_of(MCP), server_settings=store.SERVER_SETTINGS, reset=store.keep_as_it_is
-        )
-        world.pools.append(pool)
-        server = await store.find_server(pool, f"srv_{size}")
-        assert server is not None
-        caller = Caller(server, tracking_id=f"ann-{size}")
-        name = f"wt_{size}"
-        began = time.monotonic()
-        await store.call(
-            pool, store.Call(caller, lambda o, _, name=name: start(o, name, restart=False), began)
-        )  # type: ignore[misc]
-        async with pool.acquire() as connection:
-            counting = Counting()
-            connection.add_query_logger(counting)
-            async with connection.transaction():
-                done = await store._call(
-                    connection, store.Call(caller, lambda offers, _: advance(offers, None), began), began
-                )
-            connection.remove_query_logger(counting)
-        assert done.move.outcome == "advanced"
-        counts.append(counting.statements)
-    assert counts == [5, 5]
+@both_generations
+async def test_steps_are_looked_up_and_read_on_and_nothing_changes(world: World, generation: str) -> None:
+    await world.offer(steps="abc")
+    long = {"contentForUser": "\n".join(f"line {i}" for i in range(30_000))}
+    await world.db.execute(
+        "update walkthrough_steps set content_fields = content_fields || $1 where id = 'b'", json.dumps(long)
+    )
+    service = await world.start_mcp()
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/ann", generation) as ann:
+        outline = await ann.call("get_outline")
+        assert [s["state"] for s in outline["outline"]] == ["open"] * 3
+        assert "call start_walkthrough" in outline["then"][0]
+        assert await world.db.fetchval("select count(*) from mcp_server_user") == 0
+        await ann.start()
+        await ann.next(current_step_id="a")
+        tables = ("walkthrough_progress", "mcp_live_sessions", "outbox")
+        before = [await world.db.fetch(f"select * from {table} order by 1") for table in tables]
+        outline = await ann.call("get_outline")
+        assert [s["state"] for s in outline["outline"]] == ["done", "current", "open"]
+        again = await ann.call("show_step", step_id="title of A")
+        assert again["outcome"] == "shown-again"
+        assert again["step"]["content_for_user"] == "content of a"
+        assert again["progress"]["current_step_id"] == "b"
+        assert 'current_step_id "b"' in ann.texts[-1]
+        parts = [await ann.call("show_step", step_id="b")]
+        while (part := parts[-1]["step"])["part"] < part["content_parts"]:
+            assert f'show_step(step_id="b", part={part["part"] + 1})' in ann.texts[-1]
+            parts.append(await ann.call("show_step", step_id="b", part=part["part"] + 1))
+        assert "".join(p["step"]["content_for_user"] for p in parts) == long["contentForUser"]
+        unknown = await ann.call("show_step", step_id="nowhere")
+        assert (unknown["outcome"], len(unknown["outline"])) == ("unknown-step", 3)
+        assert [await world.db.fetch(f"select * from {table} order by 1") for table in tables] == before

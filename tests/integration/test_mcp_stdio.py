@@ -33,14 +33,20 @@ async def test_a_person_is_led_to_the_end_and_known_by_the_tracking_id(world: Wo
         parameters = child(world, "--tracking-id", "ann")
         async with Client(parameters, mode=generation, cache=None) as client:
             ann = Agent(client)
+            assert generation == GENERATIONS[0] or "wt_a" in (client.instructions or "")
+            assert [prompt.name for prompt in (await client.list_prompts()).prompts] == ["wt-a"]
+            assert client.server_info is None or client.server_info.name == "srv_1"
             assert {t.name for t in (await client.list_tools()).tools} == {
                 "start_walkthrough",
                 "get_next_step",
+                "skip_step",
+                "get_outline",
+                "show_step",
             }
             answers = [await ann.start(), await ann.next(current_step_id="ab"[turn])]
             assert [a["outcome"] for a in answers] == outcomes
     assert await world.db.fetchval("select count(*) from mcp_server_user") == 1
-    assert await world.db.fetchval("select count(*) from outbox") == 3
+    assert await world.db.fetchval("select count(*) from outbox where type <> 'step-shown'") == 3
 
 
 async def test_without_a_tracking_id_each_process_is_somebody_new(world: World) -> None:

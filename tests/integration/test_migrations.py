@@ -97,6 +97,10 @@ async def test_the_platforms_tables_are_left_as_they_are_and_its_completions_are
     assert [tuple(m) for m in marks] == [("ann", "wt_a")]
     indexes = await db.fetch("select indexname from pg_indexes where tablename = 'walkthrough_progress'")
     assert "walkthrough_progress_user_idx" in {r["indexname"] for r in indexes}
+    # What its steps are becomes the first version, and what they are after an edit the second.
+    await db.execute("update walkthrough_steps set display_order = 7 where id = 'a'")
+    versions = await db.fetch("select step_ids from walkthrough_versions order by made_at")
+    assert [v["step_ids"] for v in versions] == [["a", "b"], ["b", "a"]]
 
 
 async def test_two_at_once_apply_each_migration_once(empty: str) -> None:
@@ -193,7 +197,7 @@ async def test_a_misnamed_migration_is_refused(db: Db, tmp_path: Path, name: str
 
 
 async def test_table_conventions(db: Db) -> None:
-    """Foreign keys of completions and starts cascade and have an index; the Sankey tables have none."""
+    """Foreign keys of completions, starts, skips and showings cascade and have an index; the Sankey tables have none."""
     await migrate(db)
     keys = await db.fetch(
         "select conname, confdeltype::text as rule, conrelid::regclass::text as table_name,"
@@ -205,11 +209,13 @@ async def test_table_conventions(db: Db) -> None:
     counted = (
         "walkthrough_step_completions",
         "walkthrough_starts",
+        "walkthrough_step_skips",
+        "walkthrough_step_showings",
         "completion_corrections",
         "later_completions",
     )
     rows = [k for k in keys if k["table_name"] in counted]
-    assert len(rows) == 5 + 4 + 5 + 5
+    assert len(rows) == 5 + 4 + 5 + 5 + 5 + 5
     for key in rows:
         assert key["rule"] == "c", f"{key['conname']}: add `on delete cascade`"
         # PostgreSQL 18 skips over the first column of an index where that has few values.

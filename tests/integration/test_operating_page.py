@@ -210,7 +210,12 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     recorder = await world.start(RECORDER).ready()
     await world.drained()
     await run("verify")
-    part("Forget a person", "By id, tracking id or e-mail address.")
+    part(
+        "Forget a person",
+        "By id, tracking id or e-mail address; of addresses upper and lower case are the same, and the plan says whom it "
+        "found. A\nplatform may have people whose id no event can have (over 64 characters): they are erased as well, "
+        "without an event.",
+    )
 
     await run("completions show mcpu_c02")
     await run("completions correct mcpu_c02 install --completed-at 2025-11-08T02:00:30Z")
@@ -241,11 +246,13 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     await run(f"walkthroughs move-step {last} --to 1")
     await run(f"walkthroughs move-step {last} --to 1 --execute")
     await run(f"walkthroughs show {identifier}")
+    await run(f"walkthroughs versions {identifier}")
     await run("servers show acme-docs")
     part(
         "From nothing to a walkthrough",
         "An organization, an MCP server, and a walkthrough with its steps; `import` makes a whole one from a file.\n"
-        "What changes what people are offered is a plan first, which says how many are under way.",
+        "What changes what people are offered is a plan first, which says how many are under way. Each edit of steps\n"
+        "that somebody has met makes a version, by which figures tell who had which steps before them.",
     )
 
     await world.people([f"mcpu_old{i}" for i in range(3)], "docs")

@@ -109,7 +109,11 @@ async def test_of_many_classes_the_last_two_hundred_are_answered(api: Api, full:
     )
     try:
         answer = await api.get(REFUSED)
+        table = await api.ask(REFUSED, headers={"Accept": "text/csv"})
     finally:
         await full.db.execute("delete from refused_events where source like 'made up %'")
     assert len(answer["refused"]) == 200
+    assert (answer["classes_left_out"], answer["sources_left_out"]) == (107, 0)
+    assert table.headers["x-left-out"] == "107 classes that were refused before these"
+    assert (await api.get(REFUSED))["classes_left_out"] == 0
     assert {"/ours", "/shared", "/theirs"} <= {source for source, _ in told(answer)}

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -41,6 +42,8 @@ from cryptography.x509.oid import NameOID
 
 from schemas import TOPIC
 from services.devstack.processes import Process, free_port
+from services.runtime.kafka import renew_secrets
+from services.runtime.settings import Settings
 from tests.support.agents import agent
 from tests.support.folders import server_folder
 from tests.support.proxy import Proxy
@@ -546,3 +549,57 @@ def test_the_secrets_folder_must_be_there() -> None:
     )
     assert done.returncode == 2
     assert "STEPSTREAM_SECRETS_DIR: there is no folder /there/is/none" in done.stderr
+
+
+async def test_certificates_for_kafka_are_read_again_while_a_consumer_runs(tmp_path: Path) -> None:
+    """Another authority signs, at the broker and for us; a key that does not fit yet changes nothing."""
+    for name in ("old", "new", "ours"):
+        (tmp_path / name).mkdir()
+        make_certificates(tmp_path / name)
+    ours = tmp_path / "ours"
+    settings = Settings(
+        kafka_bootstrap_servers=["127.0.0.1:1"],
+        database_url="postgresql://nowhere/none",
+        kafka_security_protocol="SSL",
+        kafka_ca_file=str(ours / "authority.pem"),
+        kafka_certificate_file=str(ours / "client.pem"),
+        kafka_key_file=str(ours / "client.key"),
+    )
+    client = SimpleNamespace(_ssl_context=None)
+    consumer: Any = SimpleNamespace(_client=client)
+
+    async def opens(name: str) -> bool:
+        """Whether a broker with these certificates, which asks for ours, lets a new connection in."""
+        context = ssl.create_default_context(
+            ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / name / "authority.pem"
+        )
+        context.load_cert_chain(tmp_path / name / "server.pem", tmp_path / name / "server.key")
+        context.verify_mode = ssl.CERT_REQUIRED
+
+        async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"hello")
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            read, write = await asyncio.open_connection("127.0.0.1", port, ssl=client._ssl_context)
+            hello = await read.read()
+            write.close()
+        except OSError:
+            return False
+        finally:
+            server.close()
+        return hello == b"hello"
+
+    for file in ("authority.pem", "client.pem", "client.key"):
+        shutil.copy(tmp_path / "old" / file, ours / file)
+    renew_secrets(consumer, settings)
+    assert (await opens("old"), await opens("new")) == (True, False)
+    for file in ("authority.pem", "client.pem"):
+        shutil.copy(tmp_path / "new" / file, ours / file)
+    renew_secrets(consumer, settings)
+    assert (await opens("old"), await opens("new")) == (True, False)
+    shutil.copy(tmp_path / "new" / "client.key", ours / "client.key")
+    renew_secrets(consumer, settings)
+    assert (await opens("old"), await opens("new")) == (False, True)

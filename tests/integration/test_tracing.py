@@ -54,7 +54,8 @@ async def test_a_call_is_one_trace_to_both_consumers(world: World, spans: InMemo
         await someone.start()
     await world.relayed()
     await world.drained()
-    (event,) = await world.events()
+    event, shown = await world.events()
+    assert dict(event.headers)["traceparent"] == dict(shown.headers)["traceparent"]
     headers = dict(event.headers)
     trace_id = int(headers["traceparent"].decode().split("-")[1], 16)
     mine = [s for s in spans.get_finished_spans() if s.context is not None and s.context.trace_id == trace_id]
@@ -117,7 +118,8 @@ async def test_processes_send_their_spans_to_a_collector(world: World) -> None:
     collector.shutdown()
     collector.server_close()
     assert codes == [0] * 4
-    (event,) = await world.events()
+    event, shown = await world.events()
+    assert dict(event.headers)["traceparent"] == dict(shown.headers)["traceparent"]
     trace_id = dict(event.headers)["traceparent"].decode().split("-")[1]
     assert {name for name, _, trace in Collector.got if trace == trace_id} == {
         MCP,

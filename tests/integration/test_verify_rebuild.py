@@ -170,6 +170,15 @@ async def test_a_survey_that_is_frozen_lets_its_snapshot_go(
         await command(world.settings, progress=freeze)
 
 
+@pytest.mark.parametrize("command", [verify, functools.partial(rebuild, execute=True)])
+async def test_a_survey_that_takes_too_long_lets_its_snapshot_go(
+    world: World, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    monkeypatch.setattr(survey, "_SURVEY_SECONDS", 0.001)
+    with pytest.raises(StepstreamError, match="PostgreSQL"):
+        await command(world.settings)
+
+
 async def test_a_swap_that_is_frozen_between_two_messages_of_the_protocol_lets_the_counts_go(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

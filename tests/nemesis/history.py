@@ -11,10 +11,12 @@ class Kind(StrEnum):
 
     STEP = "step"
     START = "start"
+    SKIP = "skip"
+    SHOWN = "shown"
 
 
 class Key(NamedTuple):
-    """What counts once: a step of a person, or their start of a walkthrough."""
+    """What counts once: a step of a person, done, skipped or shown first; or their start of a walkthrough."""
 
     kind: Kind
     user: str
@@ -161,16 +163,23 @@ class History:
         return any(copy.at <= until and not self.is_excused(copy, gone) for copy in copies)
 
 
+#: What an event of each type is about, and the field that says when it happened.
+TIMES = {
+    "step-completed": (Kind.STEP, "completed_at"),
+    "walkthrough-started": (Kind.START, "started_at"),
+    "step-skipped": (Kind.SKIP, "skipped_at"),
+    "step-shown": (Kind.SHOWN, "shown_at"),
+}
+
+
 def sent_of(event: dict[str, Any], at: float) -> Sent:
     """A good event of the contract, as it is judged."""
     user, walkthrough = event["mcp_server_user_id"], event["walkthrough_id"]
-    if event["type"] == "step-completed":
-        key, time = Key(Kind.STEP, user, event["step_id"]), event["completed_at"]
-    else:
-        key, time = Key(Kind.START, user, walkthrough), event["started_at"]
+    kind, field_ = TIMES[event["type"]]
+    key = Key(kind, user, walkthrough if kind is Kind.START else event["step_id"])
     return Sent(
         key,
-        Rank(time, event["event_id"]),
+        Rank(event[field_], event["event_id"]),
         walkthrough,
         event["mcp_server_id"],
         event["mcp_server_session_id"],

@@ -24,6 +24,30 @@ select
   mcp_server_id,
   mcp_server_session_id
 from walkthrough_starts
+where walkthrough_id <> $1
+union all
+select
+  'skip',
+  mcp_server_user_id,
+  step_id,
+  skipped_at,
+  id,
+  walkthrough_id,
+  mcp_server_id,
+  mcp_server_session_id
+from walkthrough_step_skips
+where walkthrough_id <> $1
+union all
+select
+  'shown',
+  mcp_server_user_id,
+  step_id,
+  first_shown_at,
+  first_id,
+  walkthrough_id,
+  mcp_server_id,
+  mcp_server_session_id
+from walkthrough_step_showings
 where walkthrough_id <> $1;
 
 -- name: led
@@ -59,6 +83,10 @@ from (
   select mcp_server_user_id from walkthrough_step_completions
   union all
   select mcp_server_user_id from walkthrough_starts
+  union all
+  select mcp_server_user_id from walkthrough_step_skips
+  union all
+  select mcp_server_user_id from walkthrough_step_showings
   union all
   select mcp_server_user_id from sankey_journeys
   union all

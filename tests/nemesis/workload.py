@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException, Producer
 from schemas import OPERATOR_SOURCES
 from services.runtime.database_errors import DATABASE_ERRORS
 from tests.nemesis.deployment import LED, LED_BY, PEOPLE, WALKTHROUGHS, Deployment
-from tests.nemesis.history import Answer, Copy, History
+from tests.nemesis.history import TIMES, Answer, Copy, History
 from tests.support.agents import Agent, agent
 
 DAY = 86_400_000
@@ -32,7 +32,7 @@ _BUSY, _IDLE = 1.6, 1.3
 
 
 class Crowd:
-    """Draws events: most of them new, some again, some of before, a few starts, bad ones and erasures."""
+    """Draws events of all types: most of them new, some again, some of before, bad ones and erasures."""
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
@@ -50,7 +50,7 @@ class Crowd:
         now = int(time.time() * 1000)
         if self._made and draw < 0.18:  # the same step at another time: often earlier
             before = chance.choice(self._made)
-            field = "completed_at" if "completed_at" in before else "started_at"
+            _, field = TIMES[before["type"]]
             event = before | {
                 "event_id": self._id(),
                 field: min(now, before[field] - chance.randrange(-DAY // 4, DAY)),
@@ -70,10 +70,15 @@ class Crowd:
             "mcp_server_id": PEOPLE[user],
             "mcp_server_session_id": f"s_{user}",
         }
-        if self._chance.random() < 0.05:
+        draw = self._chance.random()
+        if draw < 0.05:
             return event | {"type": "walkthrough-started", "started_at": at}
-        step = self._chance.choice(WALKTHROUGHS[walkthrough])
-        return event | {"type": "step-completed", "step_id": step, "completed_at": at}
+        event["step_id"] = self._chance.choice(WALKTHROUGHS[walkthrough])
+        if draw < 0.15:
+            return event | {"type": "step-skipped", "skipped_at": at}
+        if draw < 0.35:
+            return event | {"type": "step-shown", "shown_at": at}
+        return event | {"type": "step-completed", "completed_at": at}
 
     def bad(self) -> tuple[str, bytes]:
         """A key and a value that is no event, or one that refers to what there is none of."""
@@ -349,7 +354,8 @@ class Workload:
         told = response.json()
         steps: dict[str, int] = {}
         for link in told["links"]:
-            steps[link["to_step_id"]] = steps.get(link["to_step_id"], 0) + link["journeys"]
+            if not link["skipped"]:
+                steps[link["to_step_id"]] = steps.get(link["to_step_id"], 0) + link["journeys"]
         looked_at, current = told["freshness"]["looked_at"], told["freshness"]["current"]
         return Answer(
             walkthrough,

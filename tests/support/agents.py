@@ -50,8 +50,19 @@ Draft202012Validator.check_schema = _check_schema_once
 
 
 def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_may_pass, error.exceptions))
     reason = error.error.data.get("reason") if isinstance(error, MCPError) and error.error.data else None
     return reason in {"busy", "temporarily_unavailable"}
+
+
+def _tries(*, patient: bool) -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_delay(90 if patient else 0),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        reraise=True,
+    )
 
 
 class Agent:
@@ -63,12 +74,7 @@ class Agent:
     def __init__(self, client: Client, *, patient: bool = False) -> None:
         self.client = client
         self.texts: list[str] = []
-        self._tries = AsyncRetrying(
-            retry=retry_if_exception(_may_pass),
-            stop=stop_after_delay(90 if patient else 0),
-            wait=wait_random_exponential(multiplier=0.1, max=2),
-            reraise=True,
-        )
+        self._tries = _tries(patient=patient)
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         result = await self.raw(tool, **arguments)
@@ -99,10 +105,19 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     """An agent that is connected to an MCP server."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=30, verify=_TLS) as http:
-        transport = streamable_http_client(url, http_client=http)
-        async with Client(transport, mode=generation, cache=None) as client:
-            yield Agent(client, patient=patient)
+    async with (
+        httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=30, verify=_TLS) as http,
+        contextlib.AsyncExitStack() as stack,
+    ):
+
+        async def connect() -> Client:
+            async with contextlib.AsyncExitStack() as trying:
+                transport = streamable_http_client(url, http_client=http)
+                client = await trying.enter_async_context(Client(transport, mode=generation, cache=None))
+                await stack.enter_async_context(trying.pop_all())
+                return client
+
+        yield Agent(await _tries(patient=patient)(connect), patient=patient)
 
 
 async def post(url: str, body: Any, **headers: str) -> httpx2.Response:

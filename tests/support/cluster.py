@@ -42,6 +42,10 @@ class Broker:
         self.signal(signal.SIGCONT)
 
 
+class _EndedError(Exception):
+    """A broker has ended by itself: somebody took its port before it did, say."""
+
+
 class Cluster:
     """Brokers that know each other."""
 
@@ -82,15 +86,28 @@ class Cluster:
         }
 
     async def start_all(self) -> None:
-        for broker in self.brokers:
-            self.start(broker)
-        await self.answers()
+        """Starts all brokers; where one ends at once, all again on other ports, of which nobody knows yet."""
+        for _ in range(3):
+            for broker in self.brokers:
+                self.start(broker)
+            try:
+                return await self.answers(must_run=True)
+            except _EndedError:
+                self._end()
+                self.__init__(len(self.brokers))  # type: ignore[misc]
+        raise AssertionError("a broker ends by itself each time")
 
-    async def answers(self, brokers: int | None = None) -> None:
-        """Waits until so many brokers are in the cluster, and serve groups."""
+    async def answers(self, brokers: int | None = None, *, must_run: bool = False) -> None:
+        """Waits until so many brokers are in the cluster, and serve groups.
+
+        Raises:
+            _EndedError: one has ended, where all `must_run`.
+        """
         wanted = brokers or len(self.brokers)
 
         async def asked() -> bool:
+            if must_run and any(b.process is None or b.process.find() is None for b in self.brokers):
+                raise _EndedError
             admin = AIOKafkaAdminClient(bootstrap_servers=self.addresses.split(","))
             try:
                 await admin.start()
@@ -105,6 +122,9 @@ class Cluster:
         await eventually(asked, "Kafka answers", seconds=60, every=0.2)
 
     def stop(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for broker in self.brokers:
             if broker.process is not None and broker.process.find() is not None:
                 broker.signal(signal.SIGCONT)

@@ -52,7 +52,7 @@ async def gather(world: World, people: int = 160, seed: int = 3) -> None:
             events.append(
                 completed(name, step, at, mcp_server_id=SERVERS[i % 2], mcp_server_session_id=session)
             )
-    await world.insert(*events)
+    await _do_or_skip(world, events, random.Random(seed + 1))
     await world.db.executemany(
         "insert into walkthrough_starts (id, mcp_server_user_id, walkthrough_id, mcp_server_id,"
         " mcp_server_session_id, started_at) values ($1, $2, $3, $4, $5, $6)",
@@ -61,6 +61,51 @@ async def gather(world: World, people: int = 160, seed: int = 3) -> None:
     await _somebody_else(world, now)
     await world.drain_marks()
     await world.db.execute("analyze")
+
+
+async def _do_or_skip(world: World, events: list[dict[str, Any]], chance: random.Random) -> None:
+    """Some of the steps were skipped, and one of these was done in the end; half of the people were shown them."""
+    done, skips, showings = [], [], []
+    for event in events:
+        user, step, at = event["mcp_server_user_id"], event["step_id"], event["completed_at"]
+        where = event["mcp_server_id"], event["mcp_server_session_id"]
+        skipped = chance.random() < 0.15
+        if skipped:
+            skips.append((f"wtss_{user}{step}", user, WALKTHROUGH, step, *where, at - 500))
+        if not skipped or chance.random() < 0.2:
+            done.append(event)
+        if int(user[1:]) % 4 < 2:
+            ago = chance.choice([0, 5_000, 600_000, 3 * DAY])
+            again = chance.choice([0, 1_000, DAY])
+            at -= 500
+            showings.append(
+                (
+                    f"1{user}{step}",
+                    f"2{user}{step}",
+                    user,
+                    WALKTHROUGH,
+                    step,
+                    *where,
+                    at - ago,
+                    at - ago + again,
+                )
+            )
+            following = chance.choice(STEPS)
+            showings.append(
+                (f"3{user}{step}", f"4{user}{step}", user, WALKTHROUGH, following, *where, at, at)
+            )
+    await world.insert(*done)
+    await world.db.executemany(
+        "insert into walkthrough_step_skips (id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id,"
+        " mcp_server_session_id, skipped_at) values ($1, $2, $3, $4, $5, $6, $7)",
+        skips,
+    )
+    await world.db.executemany(
+        "insert into walkthrough_step_showings (first_id, last_id, mcp_server_user_id, walkthrough_id, step_id,"
+        " mcp_server_id, mcp_server_session_id, first_shown_at, last_shown_at)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+        showings,
+    )
 
 
 async def _somebody_else(world: World, now: int) -> None:

@@ -27,6 +27,13 @@ class Walk:
     steps: list[str]
     times: list[int]
     sessions: set[str]
+    skipped: set[str] = field(default_factory=set)
+    #: What was shown last and is not passed; None where no showing says.
+    shown: str | None = None
+
+    @property
+    def done(self) -> list[str]:
+        return [step for step in self.steps if step not in self.skipped]
 
     @property
     def began_at(self) -> int:
@@ -74,6 +81,26 @@ class Figures:
         done: defaultdict[str, list[Any]] = defaultdict(list)
         for row in rows:
             done[row["mcp_server_user_id"]].append(row)
+        skipped: defaultdict[str, set[str]] = defaultdict(set)
+        visits: defaultdict[str, set[str]] = defaultdict(set)
+        for row in await db.fetch(
+            "select *, skipped_at as completed_at from walkthrough_step_skips where walkthrough_id = $1",
+            walkthrough,
+        ):
+            user = row["mcp_server_user_id"]
+            visits[user].add(row["mcp_server_session_id"])
+            if row["step_id"] not in {r["step_id"] for r in done[user]}:
+                done[user].append(row)
+                skipped[user].add(row["step_id"])
+        for passed in done.values():
+            passed.sort(key=lambda r: (r["completed_at"], r["id"].encode()))
+        showings: defaultdict[str, list[Any]] = defaultdict(list)
+        for row in await db.fetch(
+            "select * from walkthrough_step_showings where walkthrough_id = $1"
+            ' order by last_shown_at, last_id collate "C"',
+            walkthrough,
+        ):
+            showings[row["mcp_server_user_id"]].append(row)
         starts = {
             r["mcp_server_user_id"]: r
             for r in await db.fetch("select * from walkthrough_starts where walkthrough_id = $1", walkthrough)
@@ -81,7 +108,7 @@ class Figures:
         walks = []
         for user in sorted(done.keys() | starts.keys()):
             mine, start = done[user], starts.get(user)
-            sessions = {r["mcp_server_session_id"] for r in mine}
+            sessions = {r["mcp_server_session_id"] for r in mine} | visits[user]
             if start is not None:
                 sessions.add(start["mcp_server_session_id"])
                 if mine and start["started_at"] > mine[0]["completed_at"]:
@@ -95,6 +122,15 @@ class Figures:
                     [r["step_id"] for r in mine],
                     [r["completed_at"] for r in mine],
                     sessions,
+                    skipped[user],
+                    next(
+                        (
+                            r["step_id"]
+                            for r in reversed(showings[user])
+                            if r["step_id"] not in {m["step_id"] for m in mine}
+                        ),
+                        None,
+                    ),
                 )
             )
         return cls(order, walks, **other)
@@ -142,13 +178,13 @@ class Figures:
             result.append(Shown(walk, [s for s, _ in pairs], [t for _, t in pairs], from_start, outcome))
         return result
 
-    def links(self, **view: Any) -> dict[tuple[int, str | None, str], tuple[int, int, int]]:
-        """(position, from, to) to (journeys, elapsed, timed)."""
+    def links(self, **view: Any) -> dict[tuple[int, str | None, str, bool], tuple[int, int, int]]:
+        """(position, from, to, whether it was skipped) to (journeys, elapsed, timed)."""
         cells: defaultdict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
         for shown in self.shown(**view):
             before, at = None, shown.from_start
             for position, (step, time) in enumerate(zip(shown.steps, shown.times, strict=True)):
-                cell = cells[position, before, step]
+                cell = cells[position, before, step, step in shown.walk.skipped]
                 cell[0] += 1
                 if at is not None:
                     cell[1] += time - at
@@ -156,13 +192,21 @@ class Figures:
                 before, at = step, time
         return {key: tuple(cell) for key, cell in cells.items()}  # type: ignore[misc]
 
-    def endings(self, **view: Any) -> Counter[tuple[int, str | None, str]]:
-        """(steps done, step, outcome) to journeys."""
+    def endings(self, **view: Any) -> Counter[tuple[int, int, str | None, str]]:
+        """(steps done, steps skipped, step, outcome) to journeys."""
         return Counter(
-            (len(s.steps), s.steps[-1] if s.steps else None, s.outcome) for s in self.shown(**view)
+            (
+                sum(step not in s.walk.skipped for step in s.steps),
+                sum(step in s.walk.skipped for step in s.steps),
+                s.steps[-1] if s.steps else None,
+                s.outcome,
+            )
+            for s in self.shown(**view)
         )
 
     def next_step(self, walk: Walk) -> str | None:
+        if walk.shown is not None:
+            return walk.shown
         left = [s for s in self.order if s not in walk.steps]
         return left[0] if left else None
 
@@ -170,10 +214,12 @@ class Figures:
         """By step: completed, dropped here, in progress here, mean and median time."""
         found: dict[str, dict[str, Any]] = {}
         for step in self.order:
-            times, completed = [], 0
+            times, completed, skipped = [], 0, 0
             waiting: Counter[str] = Counter()
             for walk in self.walks:
-                if step in walk.steps:
+                if step in walk.skipped:
+                    skipped += 1
+                elif step in walk.steps:
                     completed += 1
                     i = walk.steps.index(step)
                     before = walk.times[i - 1] if i else walk.started_at
@@ -183,9 +229,10 @@ class Figures:
                     waiting[self.outcome(walk)] += 1
             found[step] = {
                 "completed": completed,
+                "skipped": skipped,
                 "dropped_here": waiting["dropped"],
                 "in_progress_here": waiting["in_progress"],
-                "reached": completed + waiting["dropped"] + waiting["in_progress"],
+                "reached": completed + skipped + waiting["dropped"] + waiting["in_progress"],
                 "mean_ms": sum(times) / len(times) if times else None,
                 "median_ms": float(median(times)) if times else None,
                 "timed": len(times),

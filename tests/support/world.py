@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import httpx2
 import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -35,6 +36,7 @@ from services.analytics_api.keys import create as make_key
 from services.completion_recorder import connections as recorder_connections
 from services.consumers.lag import GROUPS, read_groups_with
 from services.consumers.reader import reader
+from services.consumers.topic import describe_log, high_watermarks
 from services.devstack.processes import free_port
 from services.operator_cli.app import app as command_line
 from services.runtime.bounds import trusted_proxies
@@ -49,7 +51,9 @@ from services.runtime.settings import Settings
 from services.sankey_aggregator import counting
 from services.walkthrough_mcp.app import McpProcess
 from tests.support.truth import differences
-from tests.support.zygote import Forked, zygote
+from tests.support.zygote import Forked, build_commands_once, zygote
+
+build_commands_once()
 
 RECORDER, AGGREGATOR = GROUPS
 RELAY, MCP, API = "outbox-relay", "walkthrough-mcp", "analytics-api"
@@ -258,9 +262,36 @@ async def metric(service: Service, name: str) -> float:
     return await asyncio.to_thread(read)
 
 
+#: Whether no event waits for a lock, but for one that a test holds; the services are quicker.
+_NONE_WAITS = """
+select
+  not exists (select from waiting_events)
+  or exists (select from pg_prepared_xacts where database = current_database())
+  or exists (
+    select from pg_stat_activity
+    where datname = current_database() and state = 'idle in transaction'
+      and xact_start < clock_timestamp() - interval '1 s'
+  )
+"""
+
+
+#: Topics, by address and number of partitions, that a test has left as they were made: half of all tests send no
+#: event, and to make topics and remove them takes a broker longer than much of what is tested.
+_UNTOUCHED: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+
+
+async def _are_empty(admin: AIOKafkaAdminClient, settings: Settings) -> bool:
+    """Whether neither topic ever held anything."""
+    for topic in (settings.topic, settings.dead_letter_topic):
+        ends = await high_watermarks(admin._client, topic, await describe_log(admin._client, topic))
+        if len(ends) != settings.topic_partitions or any(ends.values()):
+            return False
+    return True
+
+
 @dataclass
 class World:
-    """A database and topics of a test's own."""
+    """A database and topics of a test's own. Who changes how the topics are set says so in `is_topic_changed`."""
 
     base: str
     settings: Settings
@@ -271,6 +302,7 @@ class World:
     serving: list[tuple[uvicorn.Server, asyncio.Task[None]]] = field(default_factory=list)
     clients: list[httpx2.AsyncClient] = field(default_factory=list)
     forks: bool = True
+    is_topic_changed: bool = False
 
     @classmethod
     async def make(
@@ -284,19 +316,24 @@ class World:
     ) -> "World":
         name = f"t_{uuid.uuid4().hex[:12]}"
         url = await create_database(base, name, template)
+        untouched = [] if topic else _UNTOUCHED[kafka, partitions]  # by address, as `_leave_topics` has it
+        is_new = not untouched
         settings = Settings(
             kafka_bootstrap_servers=kafka,
             database_url=url,
-            topic=topic or name,
+            topic=topic or (name if is_new else untouched.pop()),
             topic_partitions=partitions,
             group_prefix=f"{name}." if group_prefix is None else group_prefix,
             session_timeout_seconds=6,
         )
-        await ensure_topics(settings)
+        if is_new:
+            await ensure_topics(settings)
         db = await asyncpg.connect(url)
         if template != "template0":
             await db.execute(_OF_DATABASE)
-        return cls(base, settings, db, Path(tempfile.mkdtemp(prefix="world-")))
+        return cls(
+            base, settings, db, Path(tempfile.mkdtemp(prefix="world-")), is_topic_changed=topic is not None
+        )
 
     async def close(self) -> None:
         for client in self.clients:
@@ -311,13 +348,26 @@ class World:
             pool.terminate()
         await self.db.close()
         await drop_database(self.base, self.settings.dsn.rsplit("/", 1)[1])
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.kafka_bootstrap_servers)
-        await admin.start()
-        await admin.delete_topics([self.settings.topic, self.settings.dead_letter_topic])
-        await admin.close()
+        await self._leave_topics()
         if keep := os.environ.get("STEPSTREAM_TEST_LOGS"):
             shutil.copytree(self.folder, Path(keep) / self.folder.name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _leave_topics(self) -> None:
+        """Leaves the topics to the next test, where they are as they were made; else removes them."""
+        settings = self.settings
+        admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+        await admin.start()
+        try:
+            if not self.is_topic_changed:
+                with contextlib.suppress(KafkaError):
+                    if await _are_empty(admin, settings):
+                        key = ",".join(settings.kafka_bootstrap_servers), settings.topic_partitions
+                        _UNTOUCHED[key].append(settings.topic)
+                        return
+            await admin.delete_topics([settings.topic, settings.dead_letter_topic])
+        finally:
+            await admin.close()
 
     # --- reference rows -------------------------------------------------------------------------------
 
@@ -597,7 +647,10 @@ class World:
         return [self.start(RECORDER, **more), self.start(AGGREGATOR, **more)]
 
     async def drained(self, seconds: float = PATIENCE) -> None:
-        """Waits until both groups have committed everything and no mark is left."""
+        """Waits until both groups have committed everything and no mark is left.
+
+        No event waits for a lock either, unless a test holds one: on a busy machine some wait for a moment.
+        """
 
         async def done() -> bool:
             for service in self.services:
@@ -608,6 +661,7 @@ class World:
             return (
                 all(group.lag == 0 for group in await read_groups_with(admin, consumer, self.settings))
                 and await self.db.fetchval("select count(*) from sankey_dirty") == 0
+                and await self.db.fetchval(_NONE_WAITS)
             )
 
         async with admin_client(self.settings) as admin, reader(self.settings) as consumer:
@@ -672,7 +726,7 @@ class World:
         return counts
 
     async def assert_exact(self) -> None:
-        """Every cell and journey is what completions and starts say."""
+        """Every cell and journey is what the rows of events say."""
         async with self.db.transaction(isolation="repeatable_read", readonly=True):
             for name, rows in (await differences(self.db)).items():
                 assert rows == [], (name, rows[:5])
@@ -759,6 +813,22 @@ def started(user: str, at: int, **other: Any) -> dict[str, Any]:
         "mcp_server_session_id": f"s_{user}",
         "started_at": moment(at),
     } | other
+
+
+def skipped(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
+    """A skip; each call has its own event id unless one is given."""
+    return _of_step("step-skipped", user, step) | {"skipped_at": moment(at)} | other
+
+
+def shown(user: str, step: str, at: int, **other: Any) -> dict[str, Any]:
+    """A showing; each call has its own event id unless one is given."""
+    return _of_step("step-shown", user, step) | {"shown_at": moment(at)} | other
+
+
+def _of_step(kind: str, user: str, step: str) -> dict[str, Any]:
+    event = completed(user, step, 0) | {"type": kind}
+    del event["completed_at"]
+    return event
 
 
 async def members(world: World, service: str) -> set[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from aiokafka import ConsumerRecord
 
+from services.completion_recorder.judge import Table
 from services.completion_recorder.portions import Doubt, sift
 from services.completion_recorder.topic_parts import add_to_digests, compare_digests, plan_part
 from services.consumers.agreement import agreements, why_apart
@@ -74,27 +75,38 @@ def test_each_record_becomes_a_row_or_is_counted() -> None:
         "metadata": {"a": 1},
     }
     began = {**event, "type": "walkthrough-started", "started_at": AT + 4}
+    skipped = {**event, "type": "step-skipped", "skipped_at": AT + 6, "reason": "not needed"}
+    shown = {**event, "type": "step-shown", "shown_at": AT + 7, "version": "v2"}
     gone = {**event, "type": "user-erased", "erased_at": AT + 9}
     mended = {**event, "type": "step-corrected", "corrected_at": AT + 8, "covers_until": AT + 8}
     portion = sift(
         [
             replace(record(n, v), key=b"ann", headers=[("ce_source", b"stepstream-operator")])
-            for n, v in enumerate([None, *(json.dumps(e).encode() for e in (event, began, gone, mended))])
+            for n, v in enumerate(
+                [None, *(json.dumps(e).encode() for e in (event, began, gone, mended, skipped, shown))]
+            )
         ],
         AT + 10,
     )
     row_id = "0192f4c9-11d2-4c40-9a3b-7e8f90a1b2c3"
-    assert portion.completions == [(1, "wtsc_" + row_id, "ann", "w", "a", "s", "ss", AT + 5, '{"a":1}')]
-    assert portion.starts == [(2, "wtst_" + row_id, "ann", "w", "s", "ss", AT + 4, '{"a":1}')]
+    of_step = ("ann", "w", "a", "s", "ss")
+    assert portion.rows == {
+        Table.COMPLETIONS: [(1, "wtsc_" + row_id, *of_step, AT + 5, '{"a":1}')],
+        Table.STARTS: [(2, "wtst_" + row_id, "ann", "w", "s", "ss", AT + 4, '{"a":1}')],
+        Table.SKIPS: [(5, "wtss_" + row_id, *of_step, AT + 6, "not needed", '{"a":1}')],
+        Table.SHOWINGS: [(6, "wtsh_" + row_id, *of_step, AT + 7, "v2")],
+    }
     assert portion.erasures == {"ann": 3}
     assert portion.corrections == [(4, row_id, "ann", "a", AT + 8, AT + 8, AT + 5)]
     assert portion.unreadable == {"empty-value": 1}
-    doubts = [Doubt.of(portion.records[n], portion.events[n], "no-row") for n in (1, 2, 3, 4)]
+    doubts = [Doubt.of(portion.records[n], portion.events[n], "no-row") for n in range(1, 7)]
     assert [(d.kind, d.offset, d.step_id, d.happened_at) for d in doubts] == [
         ("completion", 1, "a", AT + 5),
         ("start", 2, None, AT + 4),
         ("erasure", 3, None, AT + 9),
         ("correction", 4, "a", AT + 8),
+        ("skip", 5, "a", AT + 6),
+        ("showing", 6, "a", AT + 7),
     ]
 
 

@@ -6,16 +6,15 @@ import zlib
 from pathlib import Path
 
 import pytest
-from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from schemas import EventError, Rejection, StepCompleted, decode, encode
+from schemas import EventError, Rejection, StepCompleted, StepSkipped, decode, encode
 from schemas.documents import asyncapi, json_schema
 from schemas.events import MAX_AHEAD_MS, MAX_MESSAGE, MAX_TIME_MS, MIN_TIME_MS
 from schemas.generate import FOLDER, check_examples
-from tests.support.world import completed, corrected, started
+from tests.support.world import completed, corrected, shown, skipped, started
 
 NOW = 1_764_000_000_000
 SCHEMA = Draft202012Validator(json_schema())
@@ -30,9 +29,8 @@ def test_a_valid_example_is_read(file: Path) -> None:
     given_ = json.loads(file.read_bytes())
     assert event.type == given_["type"]
     assert getattr(event, "walkthrough_id", None) == given_.get("walkthrough_id")
-    decided = (
-        given_[name] for name in ("corrected_at", "completed_at", "started_at", "erased_at") if name in given_
-    )
+    times = ("corrected_at", "completed_at", "started_at", "skipped_at", "shown_at", "erased_at")
+    decided = (given_[name] for name in times if name in given_)
     assert event.happened_at == next(decided)
     assert decode(encode(given_), MAX_TIME_MS) == event
 
@@ -99,6 +97,23 @@ def test_metadata_of_exactly_the_largest_size_is_taken() -> None:
         decode(json.dumps(completed("u", "a", 1, metadata={"xy": largest["x"]})).encode(), NOW)
 
 
+@pytest.mark.parametrize("reason", ["x" * 500, "one line\nand\tanother", "é👍", None])
+def test_a_reason_is_kept_as_it_is(reason: str | None) -> None:
+    event = decode(json.dumps(skipped("u", "a", 1, reason=reason)).encode(), NOW)
+    assert isinstance(event, StepSkipped)
+    assert event.reason == reason
+
+
+@pytest.mark.parametrize(
+    "reason", ["", "x" * 501, "a\0", "a\r\nb", "a\x0b", "a\x7f", "a\x9f", 7, ["a"], "\ud800"]
+)
+def test_a_reason_that_is_none_is_refused_without_its_text(reason: object) -> None:
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(skipped("u", "a", 1, reason=reason)).encode(), NOW)
+    assert caught.value.rejection in {Rejection.INVALID, Rejection.NOT_JSON}
+    assert "xxx" not in str(caught.value)
+
+
 def test_event_ids_compare_in_lower_case() -> None:
     event = completed("u", "a", 1, event_id="6F1F5C3E-6D0E-4C0E-9A55-2F6F0F5A7A11")
     assert decode(json.dumps(event).encode(), NOW).event_id == "6f1f5c3e-6d0e-4c0e-9a55-2f6f0f5a7a11"
@@ -116,6 +131,8 @@ def test_the_first_time_is_taken_and_no_millisecond_before() -> None:
     for event in (
         completed("u", "a", 0, completed_at=MIN_TIME_MS - 1),
         started("u", 0, started_at=-(10**30)),
+        skipped("u", "a", 0, skipped_at=MIN_TIME_MS - 1),
+        shown("u", "a", 0, shown_at=MIN_TIME_MS - 1),
     ):
         with pytest.raises(EventError, match=r"no time is before 2000-01-01$") as caught:
             decode(json.dumps(event).encode(), NOW)
@@ -236,6 +253,8 @@ def test_no_bytes_raise_anything_but_an_event_error(value: bytes | None) -> None
 FIELDS: dict[object, set[str]] = {
     "step-completed": {*completed("u", "a", 1), "metadata"},
     "walkthrough-started": {*started("u", 1), "metadata"},
+    "step-skipped": {*skipped("u", "a", 1), "reason", "metadata"},
+    "step-shown": {*shown("u", "a", 1), "version", "metadata"},
 }
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
@@ -245,13 +264,20 @@ json_values = st.recursive(
 
 
 @given(
-    st.sampled_from([completed("u", "a", 1), started("u", 1)]),
+    st.sampled_from([completed("u", "a", 1), started("u", 1), skipped("u", "a", 1), shown("u", "a", 1)]),
     st.dictionaries(
-        st.sampled_from([*completed("u", "a", 1), "started_at", "metadata"]), json_values, max_size=3
+        st.sampled_from(
+            [*completed("u", "a", 1), "started_at", "skipped_at", "reason", "shown_at", "version", "metadata"]
+        ),
+        json_values,
+        max_size=3,
     ),
 )
 @example(completed("u", "a", 1), {"step_id": "a\n"})
 @example(started("u", 1), {"event_id": completed("u", "a", 1)["event_id"] + "\n"})
+@example(skipped("u", "a", 1), {"reason": "one\n\ttwo\n"})
+@example(skipped("u", "a", 1), {"reason": "one\r"})
+@example(shown("u", "a", 1), {"version": "v1\n"})
 def test_what_the_published_schema_accepts_is_read(
     event: dict[str, object], changes: dict[str, object]
 ) -> None:
@@ -283,6 +309,9 @@ def test_the_schema_is_valid_2020_12() -> None:
 
 
 def test_the_asyncapi_document_is_one_of_version_3() -> None:
+    # Here, as only one of all workers needs it.
+    from faststream.specification.asyncapi.v3_0_0.schema import ApplicationSchema
+
     document = asyncapi()
     assert ApplicationSchema.model_validate(document).asyncapi == "3.0.0"
     for operation in document["operations"].values():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections import Counter
 
 import limits
@@ -34,6 +35,21 @@ def test_one_alone_has_all_places_and_another_is_next_however_many_wait_before()
     assert taken(line) == [(BOB, 100)]
     line.done(BOB)
     assert taken(line) == [(ANN, 2)]
+
+
+def test_who_finds_a_free_place_and_nobody_waiting_passes_by_as_if_they_had_waited() -> None:
+    line: Line[int] = Line(3, most_each=2)
+    assert [line.pass_by(ANN), line.pass_by(ANN), line.pass_by(ANN)] == [True, True, False]
+    assert (line.known(ANN), line.running) == ((2, 2), 2)
+    line.join(ANN, 1)
+    assert not line.pass_by(BOB), "somebody waits"
+    line.join(BOB, 2)
+    assert taken(line) == [(BOB, 2)]
+    line.done(ANN)
+    assert taken(line) == [(ANN, 1)]
+    for asker in (ANN, ANN, BOB):
+        line.done(asker)
+    assert (line.known(ANN), line.known(BOB), line.running) == ((0, 0), (0, 0), 0)
 
 
 def test_keys_of_an_organization_take_turns() -> None:
@@ -98,6 +114,96 @@ def test_places_are_never_exceeded_nor_left_empty_and_nothing_stays_of_who_is_go
     assert [line._running, line._of, line._waiting, line._served] == [{}, {}, {}, {}]
 
 
+class Plain:
+    """A line by its rule alone, which looks at everybody for each place."""
+
+    def __init__(self, places: int, most_each: int) -> None:
+        self.places, self.most_each = places, most_each
+        self.waiting: list[tuple[Asker, int]] = []
+        self.running: list[Asker] = []
+        self.turn = 0
+        self.last: dict[str, int] = {}
+        self.since: dict[str, int] = {}
+
+    def of(self, organization: str) -> int:
+        return sum(asker.organization == organization for asker in self.running)
+
+    def take(self) -> tuple[Asker, int] | None:
+        able = {a.organization for a, _ in self.waiting if self.of(a.organization) < self.most_each}
+        if len(self.running) >= self.places or not able:
+            return None
+        organization = min(able, key=lambda o: (self.of(o), self.last.get(o, 0), self.since[o]))
+        taken = next(one for one in self.waiting if one[0].organization == organization)
+        self.waiting.remove(taken)
+        self.running.append(taken[0])
+        self.turn += 1
+        self.last[organization] = self.turn
+        return taken
+
+    def forget(self) -> None:
+        """Knows nothing of who neither runs nor waits, nor since when somebody waited who does not."""
+        waiting = {asker.organization for asker, _ in self.waiting}
+        self.since = {o: at for o, at in self.since.items() if o in waiting}
+        self.last = {o: at for o, at in self.last.items() if o in waiting or self.of(o)}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["join", "join", "done", "leave"]), st.integers(0, 4)), max_size=80),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_a_line_takes_whom_a_look_at_everybody_would_take(
+    acts: list[tuple[str, int]], places: int, most_each: int
+) -> None:
+    """With one key each, so that the turns are those of organizations."""
+    line: Line[int] = Line(places, most_each)
+    plain = Plain(places, most_each)
+    for n, (act, organization) in enumerate(acts, start=1):
+        asker = Asker("key", str(organization))
+        if act == "join":
+            line.join(asker, n)
+            plain.waiting.append((asker, n))
+            plain.since.setdefault(asker.organization, n)
+        elif act == "done" and plain.running:
+            gone = plain.running.pop(organization % len(plain.running))
+            line.done(gone)
+        elif act == "leave" and plain.waiting:
+            left = plain.waiting.pop(organization % len(plain.waiting))
+            line.leave(*left)
+        plain.forget()
+        while (expected := plain.take()) is not None:
+            assert line.take() == expected
+        assert line.take() is None
+
+
+def test_what_a_place_costs_hardly_grows_with_how_many_wait() -> None:
+    """Counted in calls, not in time."""
+
+    def calls_with(many: int) -> int:
+        line: Line[int] = Line(1)
+        for n in range(many):
+            line.join(Asker.stranger(str(n)), n)
+        for n in range(many):
+            line.join(Asker(str(n), "one"), n)
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            for _ in range(200):
+                found = line.take()
+                assert found is not None
+                line.done(found[0])
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert calls_with(4_000) < 2 * calls_with(1_000)
+
+
 async def test_who_goes_away_while_waiting_keeps_no_place() -> None:
     lane = Lane("small", 1)
     await lane.enter(ANN)
@@ -118,6 +224,19 @@ async def test_who_waits_too_long_is_told_and_keeps_no_place() -> None:
     assert lane._line.known(BOB) == (0, 0)
     lane.leave(ANN)
     await lane.enter(BOB, 0)  # a place that is free takes no time
+
+
+async def test_an_answer_that_has_begun_waits_where_another_is_refused() -> None:
+    lane = Lane("large", 1, most_known=2)
+    with pytest.raises(ProblemError):
+        async with lane.place(ANN), lane.place(ANN):
+            pass
+    async with lane.place(ANN):
+        going_on = asyncio.create_task(lane.enter(ANN, goes_on=True))
+        await asyncio.sleep(0)
+        assert not going_on.done()
+    await going_on
+    lane.leave(ANN)
 
 
 def test_a_key_holds_half_of_what_its_organization_may() -> None:
@@ -159,6 +278,28 @@ async def test_strangers_from_any_number_of_addresses_keep_nobody_waiting_whose_
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
+
+
+async def test_ten_organizations_that_ask_for_all_they_may_shut_out_no_eleventh() -> None:
+    lanes = Lanes(
+        Settings(
+            kafka_bootstrap_servers=["127.0.0.1:1"],
+            database_url="postgresql://nowhere/none",
+            api_organization_questions=12,
+        )
+    )
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def ask(key: str, organization: str) -> None:
+            await stack.enter_async_context(lanes.turn(Asker(key, organization)))
+
+        for organization in range(10):
+            for number in range(12):
+                await ask(str(number % 2), str(organization))
+        for _ in range(4):
+            await ask("key", "eleventh")
+        with pytest.raises(ProblemError, match="too many questions wait"):
+            await ask("key", "eleventh")
 
 
 async def test_a_stranger_whose_key_is_found_takes_its_turn_with_those_of_its_organization() -> None:

@@ -29,6 +29,8 @@ walks = st.lists(
         st.permutations(STEPS).flatmap(lambda p: st.integers(0, len(p)).map(lambda n: tuple(p[:n]))),
         st.lists(st.integers(0, 10 * HOUR), min_size=7, max_size=7),
         st.booleans(),
+        # Which of the steps were skipped.
+        st.frozensets(st.sampled_from(STEPS), max_size=3),
     ).filter(lambda walk: bool(walk[0]) or walk[2]),
     max_size=12,
 )
@@ -38,16 +40,19 @@ views = st.builds(
     st.none() | st.sampled_from(STEPS[2:4]),
     st.frozensets(st.sampled_from(STEPS[4:])),
 )
-Walk = tuple[tuple[str, ...], list[int], bool]
+Walk = tuple[tuple[str, ...], list[int], bool, frozenset[str]]
 
 
 def journey(walk: Walk) -> Journey:
-    steps, gaps, is_started = walk
+    steps, gaps, is_started, skipped = walk
     at, times = 0, []
     for gap, _ in zip(gaps[1:], steps, strict=False):
         at += gap
         times.append(gaps[0] + at)
-    return Journey("wt", "srv", steps, times, gaps[0] if is_started else None)
+    skips = [step in skipped for step in steps]
+    return Journey(
+        "wt", "srv", steps, times, gaps[0] if is_started else None, skipped=skips if any(skips) else None
+    )
 
 
 def outcome(steps: Sequence[str]) -> Outcome:
@@ -56,16 +61,20 @@ def outcome(steps: Sequence[str]) -> Outcome:
 
 def variants(of: list[Walk]) -> list[Variant]:
     """As the database would group them."""
-    sums: dict[tuple[tuple[str, ...], bool], tuple[int, list[int]]] = {}
+    sums: dict[tuple[tuple[str, ...], bool, tuple[bool, ...]], tuple[int, list[int]]] = {}
     for walk in of:
         j = journey(walk)
         began = j.began_at or 0
-        number, totals = sums.get((walk[0], walk[2]), (0, [0] * len(walk[0])))
-        sums[walk[0], walk[2]] = (
+        key = (walk[0], walk[2], tuple(j.skipped or ()))
+        number, totals = sums.get(key, (0, [0] * len(walk[0])))
+        sums[key] = (
             number + 1,
             [a + t - began for a, t in zip(totals, j.completed_at, strict=True)],
         )
-    return [Variant(s, outcome(s), started, n, tuple(t)) for (s, started), (n, t) in sums.items()]
+    return [
+        Variant(steps, outcome(steps), started, n, tuple(times), skipped)
+        for (steps, started, skipped), (n, times) in sums.items()
+    ]
 
 
 def counted(of: list[Walk]) -> Flows:
@@ -73,19 +82,25 @@ def counted(of: list[Walk]) -> Flows:
     total = Contributions()
     for walk in of:
         add(total, contributions(journey(walk)))
-    cells: Counter[tuple[int, str | None]] = Counter()
+    cells: Counter[tuple[int, int, str | None]] = Counter()
     for key, n in total.endings.items():
-        cells[key.steps_done, key.step_id] += n
-    links: dict[tuple[int, str | None, str], list[int]] = {}
+        cells[key.steps_done, key.steps_skipped, key.step_id] += n
+    links: dict[tuple[int, str | None, str, bool], list[int]] = {}
     for k, flow in total.transitions.items():
-        cell = links.setdefault((k.position, k.from_step_id, k.to_step_id), [0, 0, 0])
-        for i, amount in enumerate(flow):
+        cell = links.setdefault((k.position, k.from_step_id, k.to_step_id, k.skipped), [0, 0, 0])
+        for i, amount in enumerate(flow[:3]):
             cell[i] += amount
     return flows(
-        (Link(*key, *cell) for key, cell in links.items()),
+        (Link(*ends, *cell, is_skip) for (*ends, is_skip), cell in links.items()),
         (
-            Ending(done, step, Outcome.FINISHED if done == len(STEPS) else Outcome.DROPPED, n)
-            for (done, step), n in cells.items()
+            Ending(
+                done + skipped,
+                step,
+                Outcome.FINISHED if done + skipped == len(STEPS) else Outcome.DROPPED,
+                n,
+                skipped,
+            )
+            for (done, skipped, step), n in cells.items()
         ),
     )
 
@@ -97,10 +112,10 @@ def test_without_a_view_the_counts_and_the_journeys_say_the_same(of: list[Walk])
 
 @given(walks, views)
 def test_a_view_shows_what_a_plain_walk_shows(of: list[Walk], view: View) -> None:
-    links: dict[tuple[int, str | None, str], list[int]] = {}
-    endings: Counter[tuple[int, str | None, Outcome]] = Counter()
+    links: dict[tuple[int, str | None, str, bool], list[int]] = {}
+    endings: Counter[tuple[int, str | None, Outcome, int]] = Counter()
     for walk in of:
-        j = journey(walk)
+        j, skipped = journey(walk), walk[3]
         pairs = list(zip(j.step_ids, j.completed_at, strict=True))
         since, ends = j.started_at, outcome(j.step_ids)
         if view.start_at is not None:
@@ -118,16 +133,16 @@ def test_a_view_shows_what_a_plain_walk_shows(of: list[Walk], view: View) -> Non
         pairs = [pair for pair in pairs if pair[0] not in view.exclude]
         before = None
         for position, (step, at) in enumerate(pairs):
-            cell = links.setdefault((position, before, step), [0, 0, 0])
+            cell = links.setdefault((position, before, step, step in skipped), [0, 0, 0])
             cell[0] += 1
             if since is not None:
                 cell[1] += at - since
                 cell[2] += 1
             before, since = step, at
-        endings[len(pairs), before, ends] += 1
+        endings[len(pairs), before, ends, sum(step in skipped for step, _ in pairs)] += 1
     shown = view.flows(variants(of))
-    assert {link[:3]: list(link[3:]) for link in shown.links} == links
-    assert {ending[:3]: ending.journeys for ending in shown.endings} == dict(endings)
+    assert {tuple(link.key): list(link[3:6]) for link in shown.links} == links
+    assert {(*e[:3], e.steps_skipped): e.journeys for e in shown.endings} == dict(endings)
 
 
 def _balance(of: Flows, most_nodes: int | None = None, unfolded: frozenset[int] = frozenset()) -> None:
@@ -175,7 +190,7 @@ def test_folding_keeps_the_largest_and_names_the_rest(of: list[Walk], most: int)
 
 
 def test_a_cycle_between_steps_is_none_between_nodes() -> None:
-    of = counted([(("a", "b"), [0] * 7, True), (("b", "a"), [0] * 7, True)])
+    of = counted([(("a", "b"), [0] * 7, True, frozenset()), (("b", "a"), [0] * 7, True, frozenset())])
     assert sorted((e.source, e.target) for e in graph(of).edges if e.source.position == 0) == [
         (NodeKey(0, "a"), NodeKey(1, "b")),
         (NodeKey(0, "b"), NodeKey(1, "a")),

@@ -19,12 +19,14 @@ from services.walkthrough_mcp.guide import (
     Progress,
     advance,
     can_have_seen,
+    look_up,
     next_time,
+    outline,
     start,
     time_of_showing,
     wait_until_shown,
 )
-from services.walkthrough_mcp.prose import guidance, text
+from services.walkthrough_mcp.prose import guidance, step_content, text
 
 
 def offer(
@@ -263,8 +265,10 @@ CONTENT = {
 }
 
 
-def read(move: CallEffect, offers: list[Offer], content: dict[str, Any] | None = None) -> str:
-    return text(guidance(move, tuple(offers), content, None))
+def read(
+    move: CallEffect, offers: list[Offer], content: dict[str, Any] | None = None, most: int = 32_768
+) -> str:
+    return text(guidance(move, tuple(offers), content, None, content_bytes=most))
 
 
 def test_a_step_is_read_as_its_four_fields_under_headings_then_the_progress() -> None:
@@ -283,6 +287,24 @@ def test_a_step_is_read_as_its_four_fields_under_headings_then_the_progress() ->
     ]
     places = [told.index(part) for part in in_order]
     assert places == sorted(places)
+
+
+def test_of_large_content_an_answer_has_the_first_part_and_says_how_to_read_on() -> None:
+    offers = [offer("abc", ["a"], "b", description="long " * 1_000)]
+    lines = [f"line {n} of many" for n in range(500)]
+    large = {**CONTENT, "contentForUser": "\n".join(lines)}
+    begun = start(offers, None, restart=False)
+    told = read(begun, offers, large, 2_000)
+    assert len(told) < 3_500
+    assert "It takes a minute." in told
+    assert 'This is part 1 of 5 of the step\'s content; read on with show_step(step_id="b", part=2).' in told
+    assert "show_step" not in read(begun, offers, large)
+    parts = [step_content(offers[0], offers[0].steps[1], large, 2_000, part) for part in range(1, 6)]
+    assert "".join(part.content_for_user for part in parts).split("\n") == lines
+    assert [part.operations_for_agent for part in parts] == ["", "", "", "", "Run make."]
+    assert [(part.part, part.content_parts) for part in parts] == [(n, 5) for n in range(1, 6)]
+    assert parts[-1].read_on == "This is part 5 of 5 of the step's content, the last one."
+    assert len(read(CallEffect(CallOutcome.LISTED), offers)) < 1_000
 
 
 def headings(markdown: str) -> list[str]:
@@ -337,3 +359,35 @@ def test_a_list_shows_how_far_each_is() -> None:
     assert "**Install it** (id wt_a; course; 2 steps; about 5 minutes; started, 50 % done)" in told
     assert "tags: one, two; not started). For more." in told
     assert "1 step; about 5 minutes; completed" in told
+
+
+def test_to_look_something_up_changes_nothing() -> None:
+    begun, other = offer("abc", ["a"], "b"), offer("xyz", walkthrough_id="wt_b", title="Mend it")
+    looks = [
+        outline([begun, other], None),
+        outline([begun, other], "mend"),
+        look_up([begun, other], "a"),
+        look_up([begun, other], "title of C"),
+        look_up([begun, other], "y"),
+        look_up([begun, other], "title"),
+        look_up([replace(begun, progress=None), other], "title of a"),
+    ]
+    assert not any(look.writes or look.shows_anew or look.completes or look.opens for look in looks)
+    assert [look.outcome.value for look in looks] == [
+        *["outlined"] * 2,
+        *["shown-again"] * 3,
+        *["unknown-step"] * 2,
+    ]
+    assert [look.reads and look.reads.id for look in looks] == [None, None, "a", "c", "y", None, None]
+    assert [look.shows and look.shows.id for look in looks] == ["b", None, "b", "b", None, "b", None]
+
+
+def test_an_outline_says_of_each_step_how_the_person_stands_to_it() -> None:
+    answer = guidance(outline([offer("abc", ["a"], "b")], None), (), None, content_bytes=100)
+    assert [(s.id, s.number, s.state) for s in answer.outline] == [
+        ("a", 1, "done"),
+        ("b", 2, "current"),
+        ("c", 3, "open"),
+    ]
+    assert "2. title of b (id b; current)" in text(answer)
+    assert 'with current_step_id "b"' in text(answer)

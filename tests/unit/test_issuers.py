@@ -9,8 +9,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from services.walkthrough_mcp import tokens
-from services.walkthrough_mcp.tokens import IssuerAwayError, Issuers
+from services.runtime import tokens
+from services.runtime.tokens import IssuerAwayError, Issuers
 
 TOKEN = jwt.encode({"sub": "x"}, "k" * 32, headers={"kid": "one"})
 
@@ -53,7 +53,10 @@ KEYS = {"keys": [jwt.algorithms.ECAlgorithm.to_jwk(KEY.public_key(), as_dict=Tru
 
 
 class Site:
-    """Issuers at one port: `good` answers; `drips` sends its keys a byte at a time, `much` too many, `odd` none."""
+    """Issuers at one port: `good` answers; `drips` sends its keys a byte at a time, `much` too many, `odd` none.
+
+    `deep` sends brackets without end.
+    """
 
     def __init__(self) -> None:
         self.base = ""
@@ -71,7 +74,8 @@ class Site:
                 await writer.drain()
                 await asyncio.sleep(0.01 if who == "drips" else 0)
             keys = {"keys": ["odd"]} if who == "odd" else KEYS
-            writer.write(json.dumps(keys if "/keys/" in path else metadata).encode())
+            answer = json.dumps(keys if "/keys/" in path else metadata)
+            writer.write(("[" * 100_000 if "/keys/deep" in path else answer).encode())
             await writer.drain()
         writer.close()
 
@@ -106,7 +110,9 @@ def _slashes(many: int) -> list[str]:
     return ["/" * n for n in range(many)]
 
 
-@pytest.mark.parametrize(("who", "why"), [("much", "ValueError"), ("odd", "PyJWKSetError")])
+@pytest.mark.parametrize(
+    ("who", "why"), [("much", "ValueError"), ("odd", "PyJWKSetError"), ("deep", "ValueError")]
+)
 async def test_keys_without_end_and_what_are_none_are_the_issuer_s_fault(
     site: Site, who: str, why: str
 ) -> None:

@@ -1,6 +1,7 @@
 """The algebra of journeys: literal cases, and properties over any change in any order."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 
 from hypothesis import given
@@ -108,6 +109,48 @@ def test_only_the_time_of_a_step_changed() -> None:
     assert delta.endings == {}
 
 
+def test_a_skipped_step_is_a_link_of_its_own_and_no_step_done() -> None:
+    got = contributions(replace(journey(("a", 5), ("b", 15), ("c", 20)), skipped=[False, True, False]))
+    day = date(1970, 1, 1)
+    assert got.transitions == {
+        TransitionKey("wt", "srv", day, 0, None, "a"): Flow(1, 0, 0),
+        TransitionKey("wt", "srv", day, 1, "a", "b", skipped=True): Flow(1, 10, 1),
+        TransitionKey("wt", "srv", day, 2, "b", "c"): Flow(1, 5, 1),
+    }
+    assert got.endings == {EndingKey("wt", "srv", day, 2, "c", day, steps_skipped=1): 1}
+
+
+def test_a_step_that_is_done_after_it_was_skipped_moves_from_one_link_to_the_other() -> None:
+    steps = (("a", 5), ("b", 15))
+    delta = difference(replace(journey(*steps), skipped=[False, True]), journey(*steps))
+    day = date(1970, 1, 1)
+    assert delta.transitions == {
+        TransitionKey("wt", "srv", day, 1, "a", "b", skipped=True): Flow(-1, -10, -1),
+        TransitionKey("wt", "srv", day, 1, "a", "b"): Flow(1, 10, 1),
+    }
+
+
+def test_time_since_a_step_was_shown_is_apart_from_the_time_since_the_step_before() -> None:
+    got = contributions(replace(journey(("a", 5), ("b", 50)), shown_at=[None, 42]))
+    assert [flow for _, flow in sorted(got.transitions.items())] == [Flow(1, 0, 0), Flow(1, 45, 1, 8, 1)]
+
+
+def test_what_is_shown_is_part_of_where_somebody_stands() -> None:
+    delta = difference(journey(("a", 5)), replace(journey(("a", 5)), shown_step_id="b"))
+    day = date(1970, 1, 1)
+    assert delta.transitions == {}
+    assert delta.endings == {
+        EndingKey("wt", "srv", day, 1, "a", day): -1,
+        EndingKey("wt", "srv", day, 1, "a", day, shown_step_id="b"): 1,
+    }
+
+
+def test_somebody_who_was_only_shown_something_is_an_ending_without_steps() -> None:
+    got = contributions(Journey("wt", "srv", (), (), first_shown_at=DAY + 3, shown_step_id="a"))
+    day = date(1970, 1, 2)
+    assert got.endings == {EndingKey("wt", "srv", day, 0, None, day, shown_step_id="a"): 1}
+
+
 def test_days_are_utc() -> None:
     assert utc_day(DAY - 1) == date(1970, 1, 1)
     assert utc_day(DAY) == date(1970, 1, 2)
@@ -117,10 +160,28 @@ def test_days_are_utc() -> None:
 # --- properties ------------------------------------------------------------------------------------------
 
 
-def at_random(times: list[int], steps: list[str], server: str, opened: bool) -> Journey:
+def at_random(
+    times: list[int],
+    steps: list[str],
+    server: str,
+    opened: bool,
+    skips: list[bool] | None,
+    shown: list[int | None] | None,
+    waiting: str | None,
+) -> Journey:
     start, *rest = sorted(times)
     pairs = list(zip(steps, rest if opened else [start, *rest], strict=False))
-    return journey(*pairs, server=server, start=start if opened else None)
+    is_shown_alone = not pairs and not opened
+    return replace(
+        journey(*pairs, server=server, start=start if opened else None),
+        mcp_server_id=server,
+        skipped=None if skips is None else skips[: len(pairs)],
+        shown_at=None
+        if shown is None
+        else [ago if ago is None else at - ago for (_, at), ago in zip(pairs, shown, strict=False)],
+        shown_step_id=waiting,
+        first_shown_at=start if is_shown_alone else None,
+    )
 
 
 journeys = st.builds(
@@ -129,6 +190,9 @@ journeys = st.builds(
     st.lists(st.sampled_from("abcdef"), unique=True, max_size=6),
     st.sampled_from(["one", "two"]),
     st.booleans(),
+    st.none() | st.lists(st.booleans(), min_size=6, max_size=6),
+    st.none() | st.lists(st.none() | st.integers(0, DAY), min_size=6, max_size=6),
+    st.sampled_from([None, None, "x", "y"]),
 )
 
 
@@ -138,6 +202,8 @@ def as_counter(c: Contributions) -> Counter[object]:
         counter[key, "journeys"] += flow.journeys
         counter[key, "elapsed"] += flow.elapsed_ms
         counter[key, "timed"] += flow.timed_journeys
+        counter[key, "active"] += flow.active_ms
+        counter[key, "known"] += flow.active_journeys
     return Counter({k: n for k, n in counter.items() if n})
 
 
@@ -193,11 +259,11 @@ def test_at_every_node_of_every_cohort_in_equals_out_plus_ended(everybody: list[
         if t.position:
             balance[t[:3], t.position - 1, t.from_step_id] -= flow.journeys
     for e, count in total.endings.items():
-        if e.steps_done:
-            balance[e[:3], e.steps_done - 1, e.step_id] -= count
+        if passed := e.steps_done + e.steps_skipped:
+            balance[e[:3], passed - 1, e.step_id] -= count
     assert not any(balance.values())
     went = sum(f.journeys for t, f in total.transitions.items() if t.position == 0)
-    left = sum(n for e, n in total.endings.items() if e.steps_done == 0)
+    left = sum(n for e, n in total.endings.items() if e.steps_done + e.steps_skipped == 0)
     assert went == sum(1 for j in everybody if j.step_ids)
     assert went + left == sum(total.endings.values()) == sum(1 for j in everybody if j.began_at is not None)
 

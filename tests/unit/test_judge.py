@@ -14,7 +14,7 @@ from schemas import OPERATOR_SOURCES, Rejection
 from services.completion_recorder.correction_rows import Decision, corrections, decide
 from services.completion_recorder.judge import Accepted, Known, check_references, merge, read
 from services.runtime.kafka import Record, next_offsets
-from tests.support.world import completed, corrected, moment, started
+from tests.support.world import completed, corrected, moment, shown, skipped, started
 
 NOW = 1_764_000_000_000
 _offsets = itertools.count()
@@ -57,6 +57,33 @@ def test_of_starts_the_smallest_time_then_the_smallest_event_id_is_kept_in_any_o
     for order in itertools.permutations(events):
         won = {item.event.mcp_server_user_id: item.event.event_id for item in merge(accepted(*order))}
         assert won == {"u": low, "v": events[3]["event_id"]}
+
+
+def test_of_skips_the_first_and_of_showings_the_first_and_the_last_are_kept_in_any_order() -> None:
+    low, high = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-0000000000ff"
+    events = [
+        *(
+            make("u", "a", at, event_id=i)
+            for make in (skipped, shown)
+            for at, i in ((5, low), (5, high), (7, low))
+        ),
+        shown("u", "a", 6),
+        shown("u", "b", 6),
+        skipped("v", "a", 1),
+    ]
+    kept = [events[0], events[3], events[5], events[7], events[8]]
+    for order in itertools.islice(itertools.permutations(events), 0, None, 5_003):
+        found = merge(accepted(*order, *order))
+        assert {item.event for item in found} == {item.event for item in accepted(*kept)}
+        assert len(found) == len(kept)
+
+
+@pytest.mark.parametrize("field", ["version", "mcp_server_session_id"])
+def test_of_showings_all_contents_of_the_first_and_of_the_last_are_left_to_sql(field: str) -> None:
+    ends = [shown("u", "a", at, event_id=completed("u", "a", 1)["event_id"]) for at in (1, 9)]
+    events = [end | {field: value} for end in ends for value in ("x", "y")]
+    between = shown("u", "a", 5)
+    assert len(merge(accepted(between, *events, between, *events))) == 4
 
 
 def test_of_completions_all_are_kept_since_a_correction_may_cover_the_first() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.runtime.kafka import renew_password
+from services.runtime.kafka import renew_secrets
 from services.runtime.settings import Settings
 
 
@@ -22,12 +22,12 @@ async def test_a_file_that_is_gone_is_said_and_keeps_nobody_from_looking_how_far
     )
     client = SimpleNamespace(_sasl_plain_password="")
     consumer: Any = SimpleNamespace(_client=client)
-    renew_password(consumer, settings)
+    renew_secrets(consumer, settings)
     file.unlink()
-    renew_password(consumer, settings)
+    renew_secrets(consumer, settings)
     assert client._sasl_plain_password == "the first"
     assert "STEPSTREAM_KAFKA_PASSWORD_FILE cannot be read" in caplog.text
     assert "the first" not in caplog.text
     file.write_text("the second\n")
-    renew_password(consumer, settings)
+    renew_secrets(consumer, settings)
     assert client._sasl_plain_password == "the second"

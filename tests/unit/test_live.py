@@ -1,6 +1,7 @@
-"""A stream that begins while a look is under way is not told that its walkthrough is gone."""
+"""Live streams: what a look that is under way says of a new one, and who has the places."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -9,9 +10,12 @@ import pytest
 from services.analytics_api import live
 from services.analytics_api.answers import Answers
 from services.analytics_api.freshness import Backlog, Newest
-from services.analytics_api.live import Changes
+from services.analytics_api.live import Changes, Place, Streams
 from services.analytics_api.models import Freshness
+from services.analytics_api.problems import ProblemError
 from services.analytics_api.store import Change
+from services.runtime.fair import Asker
+from services.runtime.settings import Settings
 from tests.support.world import eventually
 
 
@@ -58,3 +62,38 @@ async def test_a_look_that_began_before_says_nothing_of_it(monkeypatch: pytest.M
     assert b is not None
     assert b.version == "b"
     assert gone is None
+
+
+def open_streams(streams: Streams, stack: contextlib.ExitStack, key: str, count: int) -> list[Place]:
+    """Of a key, that is named by its organization and a number."""
+    askers = [Asker(key, key[0])] * count
+    for asker in askers:
+        streams.check(asker)
+    return [stack.enter_context(streams.place(asker)) for asker in askers]
+
+
+def test_where_all_streams_are_taken_a_new_organization_gets_one_of_who_has_most() -> None:
+    streams = Streams(
+        Settings(
+            kafka_bootstrap_servers=["127.0.0.1:1"],
+            database_url="postgresql://nowhere/none",
+            api_streams=8,
+            api_organization_streams=6,
+        )
+    )
+    with contextlib.ExitStack() as stack:
+        first = open_streams(streams, stack, "a1", 1)
+        more = open_streams(streams, stack, "a2", 3)
+        others = open_streams(streams, stack, "b1", 3) + open_streams(streams, stack, "b2", 1)
+        (new,) = open_streams(streams, stack, "c1", 1)
+        assert [place.is_lost for place in (*first, *more, *others, new)].count(True) == 1
+        assert more[0].is_lost, "the oldest of the key that has most, of one that has most"
+        open_streams(streams, stack, "c1", 1)
+        assert others[0].is_lost
+        for greedy in ("a1", "b1", "c2"):  # 3, 3 and 2: nobody takes what would be taken back
+            with pytest.raises(ProblemError, match="ask again later"):
+                streams.check(Asker(greedy, greedy[0]))
+    with contextlib.ExitStack() as stack:
+        kept = open_streams(streams, stack, "b1", 3) + open_streams(streams, stack, "b2", 3)
+        kept += open_streams(streams, stack, "d1", 2)
+        assert not any(place.is_lost for place in kept), "what ended is free, what was lost is so once"

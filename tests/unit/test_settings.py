@@ -129,6 +129,26 @@ def test_several_brokers_are_a_list(environment: pytest.MonkeyPatch) -> None:
     assert load_settings().kafka_bootstrap_servers == ["a:9092", "b:9093"]
 
 
+@pytest.mark.parametrize("brokers", ["u:secret@a:9092", "u:secret@a", "u:sec,ret@a:9092"])
+def test_a_password_among_the_brokers_is_refused_and_not_shown(
+    environment: pytest.MonkeyPatch, brokers: str
+) -> None:
+    environment.setenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", brokers)
+    with pytest.raises(
+        ConfigurationError, match="without a user: that is STEPSTREAM_KAFKA_USERNAME"
+    ) as caught:
+        load_settings()
+    assert "sec" not in str(caught.value)
+
+
+def test_a_value_that_is_no_utf_8_is_named(environment: pytest.MonkeyPatch) -> None:
+    for name in ("STEPSTREAM_GROUP_PREFIX", "STEPSTREAM_DATABASE_PASSWORD_FILE", "stepstream_topic"):
+        environment.setenv(name, "a\udcff")
+        with pytest.raises(ConfigurationError, match=f"^{name}: it holds bytes that are no UTF-8$"):
+            load_settings()
+        environment.delenv(name)
+
+
 @pytest.mark.parametrize("value", ["-1", "-0.001", "-inf", "nan"])
 def test_no_time_is_less_than_nothing(environment: pytest.MonkeyPatch, value: str) -> None:
     for name in Settings.model_fields:

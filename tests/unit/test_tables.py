@@ -20,7 +20,11 @@ FORMULAS = [
     "a\n=1+1",
     "a\r\n@x",
     ";=1+1",
+    "\uff1d1+1",
+    "a;\uff20SUM(A1)",
 ]
+#: As on any keyboard, and as a Japanese one writes them.
+SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def titled(title: str) -> Session:
@@ -40,4 +44,4 @@ def test_no_cell_begins_as_a_formula_with_commas_or_with_semicolons(title: str) 
     written = csv_of(titled(title))
     for delimiter in ",;":
         for cells in csv.reader(io.StringIO(written, newline=""), delimiter=delimiter):
-            assert not any(cell.lstrip().startswith(("=", "+", "-", "@")) for cell in cells)
+            assert not any(cell.lstrip().startswith(SIGNS) for cell in cells)

@@ -1,16 +1,15 @@
-"""Sankey and comparison: from links and endings to answers."""
+"""Sankey: from links and endings to the answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from services.analytics_api.figures.common import outcomes_of, share, titles_of, view_of
 from services.analytics_api.models import (
-    ComparedDrop,
-    ComparedLink,
-    Comparison,
-    CompletionDifference,
     FoldedStep,
     Freshness,
     Outcomes,
+    Sampling,
     Sankey,
     SankeyEnding,
     SankeyLink,
@@ -18,8 +17,16 @@ from services.analytics_api.models import (
     SankeyQuestion,
 )
 from services.analytics_api.store import Context
-from services.journeys import comparison
-from services.journeys.flow import START, Edge, Flows, Graph, NodeKey, Outcome, graph
+from services.journeys.flow import START, Edge, Flows, Graph, LinkKey, NodeKey, graph
+from services.journeys.times import BOUNDS_MS, Durations, histogram, spread
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long each link of a view took, and of whom that is."""
+
+    links: Mapping[LinkKey, Durations]
+    sampling: Sampling
 
 
 def node_id(key: NodeKey) -> str:
@@ -29,19 +36,28 @@ def node_id(key: NodeKey) -> str:
     return f"{key.position}:other" if key.step_id is None else f"{key.position}:step:{key.step_id}"
 
 
-def sankey(context: Context, question: SankeyQuestion, flows: Flows, freshness: Freshness) -> Sankey:
+def sankey(
+    context: Context,
+    question: SankeyQuestion,
+    flows: Flows,
+    freshness: Freshness,
+    timing: Timing | None = None,
+) -> Sankey:
     """The flow graph as it is drawn, with rare steps folded."""
-    drawn = graph(flows, question.nodes, frozenset(question.unfold))
     total = flows.journeys
+    drawn = graph(flows, question.nodes, frozenset(question.unfold), (question.min_share or 0) * total)
+    spreads = {} if timing is None else _spreads(drawn, timing)
     return Sankey(
         walkthrough=context.walkthrough,
         journeys=total,
         outcomes=outcomes_of(flows),
         nodes=list(_nodes(context, drawn, total)),
-        links=[_link(drawn, edge, total) for edge in drawn.edges],
+        links=[_link(drawn, edge, total, spreads.get(_ends(edge), {})) for edge in drawn.edges],
         endings=[
             SankeyEnding(
-                steps_done=stop.node.position + 1,
+                steps_done=stop.node.position + 1 - stop.steps_skipped,
+                steps_skipped=stop.steps_skipped,
+                position=stop.node.position,
                 step_id=stop.node.step_id,
                 outcome=stop.outcome,
                 journeys=stop.journeys,
@@ -51,7 +67,13 @@ def sankey(context: Context, question: SankeyQuestion, flows: Flows, freshness: 
             )
             for stop in drawn.stops
         ],
-        read_from="journeys" if view_of(context, question).changes_paths else "counts",
+        read_from="journeys"
+        if context.began_within is not None
+        or context.rule.needs_journeys
+        or view_of(context, question).changes_paths
+        else "counts",
+        times=None if timing is None else timing.sampling,
+        bounds_ms=None if timing is None else list(BOUNDS_MS),
         freshness=freshness,
     )
 
@@ -60,7 +82,8 @@ def _nodes(context: Context, drawn: Graph, total: int) -> Iterator[SankeyNode]:
     titles = titles_of(context)
     ended: dict[NodeKey, dict[str, int]] = {}
     for stop in drawn.stops:
-        ended.setdefault(stop.node, {})[stop.outcome.value] = stop.journeys
+        outcomes = ended.setdefault(stop.node, {})
+        outcomes[stop.outcome.value] = outcomes.get(stop.outcome.value, 0) + stop.journeys
     for key, node in drawn.nodes.items():
         folded = [FoldedStep(step_id=s, title=titles(s), journeys=n) for s, n in node.folded]
         yield SankeyNode(
@@ -76,7 +99,41 @@ def _nodes(context: Context, drawn: Graph, total: int) -> Iterator[SankeyNode]:
         )
 
 
-def _link(drawn: Graph, edge: Edge, total: int) -> SankeyLink:
+#: A drawn link: where it comes from and leads to, and whether the step there was skipped.
+_Ends = tuple[NodeKey, NodeKey, bool]
+
+
+def _ends(edge: Edge) -> _Ends:
+    return edge.source, edge.target, edge.skipped
+
+
+def _spreads(drawn: Graph, timing: Timing) -> dict[_Ends, dict[str, Any]]:
+    """Percentiles and histogram of each link that is drawn, those folded into it together."""
+    homes = drawn.homes()
+    parts: dict[_Ends, list[Durations]] = {_ends(edge): [] for edge in drawn.edges}
+    for key, of in timing.links.items():
+        source = homes.get((key.position - 1, key.from_step_id))
+        target = homes.get((key.position, key.to_step_id))
+        # It is not drawn where a view is cut before it, or where it came between the two reads.
+        if source and target and (source, target, key.skipped) in parts:
+            parts[source, target, key.skipped].append(of)
+    return {ends: _spread(of[0] if len(of) == 1 else Durations.of(of)) for ends, of in parts.items()}
+
+
+def _spread(of: Durations) -> dict[str, Any]:
+    elapsed, active = spread(of.elapsed), spread(of.active)
+    return {
+        "median_ms": elapsed.median_ms,
+        "p90_ms": elapsed.p90_ms,
+        "timed": elapsed.timed,
+        "median_active_ms": active.median_ms,
+        "p90_active_ms": active.p90_ms,
+        "active": active.timed,
+        "histogram": histogram(of.elapsed),
+    }
+
+
+def _link(drawn: Graph, edge: Edge, total: int, times: Mapping[str, Any]) -> SankeyLink:
     return SankeyLink(
         position=edge.target.position,
         from_step_id=edge.source.step_id,
@@ -88,41 +145,8 @@ def _link(drawn: Graph, edge: Edge, total: int) -> SankeyLink:
         share_of_node=share(edge.journeys, drawn.nodes[edge.source].journeys),
         mean_ms=share(edge.elapsed_ms, edge.timed_journeys),
         timed_journeys=edge.timed_journeys,
-    )
-
-
-def compare(context: Context, a: Flows, b: Flows, freshness: Freshness) -> Comparison:
-    """Two cohorts, link by link and drop by drop, with what is more than chance."""
-    titles = titles_of(context)
-    links, drops = comparison.link_shares(a, b), comparison.drop_shares(a, b)
-    whole = comparison.Shares(a.journeys, a.ended(Outcome.FINISHED), b.journeys, b.ended(Outcome.FINISHED))
-    (completion,) = comparison.compare([whole])
-    # Links and drops are one family: what leaves a node goes on or drops.
-    compared = comparison.compare([*links.values(), *drops.values()])
-    means = [{link[:3]: link.mean_ms for link in side.links} for side in (a, b)]
-    return Comparison(
-        walkthrough=context.walkthrough,
-        journeys_a=a.journeys,
-        journeys_b=b.journeys,
-        outcomes_a=outcomes_of(a),
-        outcomes_b=outcomes_of(b),
-        completion=CompletionDifference(**completion.figures()),
-        links=[
-            ComparedLink(
-                position=key[0],
-                from_step_id=key[1],
-                from_title=titles(key[1]),
-                to_step_id=key[2],
-                to_title=titles(key[2]),
-                mean_ms_a=means[0].get(key),
-                mean_ms_b=means[1].get(key),
-                **result.figures(),
-            )
-            for key, result in zip(links, compared, strict=False)
-        ],
-        drops=[
-            ComparedDrop(position=key[0], step_id=key[1], title=titles(key[1]), **result.figures())
-            for key, result in zip(drops, compared[len(links) :], strict=True)
-        ],
-        freshness=freshness,
+        skipped=edge.skipped,
+        mean_active_ms=share(edge.active_ms, edge.active_journeys),
+        active_journeys=edge.active_journeys,
+        **times,
     )

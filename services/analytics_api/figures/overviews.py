@@ -1,17 +1,16 @@
 """All walkthroughs of an organization in a few figures each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import asyncpg
 
 from services.analytics_api.figures.common import share
 from services.analytics_api.models import OverviewRow, OverviewWalkthrough
+from services.runtime.finish_rules import said_of
 
 
-def overview_of(rows: Sequence[asyncpg.Record], servers: dict[str, str]) -> list[OverviewWalkthrough]:
+def overview_of(rows: Sequence[Mapping[str, Any]], servers: dict[str, str]) -> list[OverviewWalkthrough]:
     """Rows by walkthrough and server as walkthroughs, each with the servers that are known."""
-    by_walkthrough: dict[str, list[asyncpg.Record]] = {}
+    by_walkthrough: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_walkthrough.setdefault(row["id"], []).append(row)
     return [
@@ -27,7 +26,7 @@ def overview_of(rows: Sequence[asyncpg.Record], servers: dict[str, str]) -> list
     ]
 
 
-def _overview_row(rows: Sequence[asyncpg.Record], server: str | None, name: str | None) -> dict[str, Any]:
+def _overview_row(rows: Sequence[Mapping[str, Any]], server: str | None, name: str | None) -> dict[str, Any]:
     sums = {
         key: sum(row[key] for row in rows) for key in ("started", "finished", "in_progress", "steps_done")
     }
@@ -38,6 +37,8 @@ def _overview_row(rows: Sequence[asyncpg.Record], server: str | None, name: str 
         "type": one["type"],
         "status": one["status"],
         "steps": one["steps"],
+        "finished_means": one["finished_means"]
+        or said_of(one["optional"], one["goal_titles"], one["end_titles"]),
         "mcp_server_id": server,
         "server": name,
         "started": started,

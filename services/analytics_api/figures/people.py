@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from services.analytics_api.figures.steps import next_step
+from services.analytics_api.figures.steps import is_assumed, order_then, stands_at
 from services.analytics_api.models import Event, Journey, JourneysQuestion
 from services.analytics_api.outcomes import outcome_of
 from services.analytics_api.problems import unanswerable
@@ -24,6 +24,7 @@ def narrowed(context: Context, question: JourneysQuestion) -> list[Any]:
     all_of = [step for step in (question.start_at, question.end_at) if step is not None]
     if len(question.from_step) == 1:
         all_of += question.from_step
+    all_of += [text.partition(":")[2] for text in question.path]
     at, user = read_cursor(question.after)
     return [
         context.id,
@@ -53,46 +54,64 @@ def journey_of(
     if path is None:
         return None
     order = [step.id for step in context.steps]
-    last_at = row["last_active_at"]
+    last_at, shown_now = row["last_active_at"], row["shown_step_id"]
+    began, ended = (context.versions.at(at).number for at in (row["began_at"], last_at))
     recent = utc_day(last_at) > today - timedelta(days=question.active_days)
-    outcome = path.cut or outcome_of(len(steps), recent, len(order))
-    shown = [steps[i] for i in path.shown]
-    following = (
-        None if outcome_of(len(steps), recent, len(order)) is Outcome.FINISHED else next_step(order, steps)
-    )
+    by_then = None if shown_now in context.rule.added else ended
+    stands = outcome_of(context.rule.is_finished(steps, row["skipped"], by_then), recent)
+    skips = row["skipped"] or [False] * len(steps)
+    shown = [(steps[i], skips[i]) for i in path.shown]
+    then = order_then(context.versions, by_then)
+    following = None if stands is Outcome.FINISHED else stands_at(then, order, steps, shown_now)
+    outcome = path.cut or stands
     if not _is_behind(question, shown, outcome, following):
         return None
-    began_at = row["started_at"] if row["started_at"] is not None else row["completed_at"][0]
+    skipped = [step for step, is_skip in shown if is_skip]
     return Journey(
         mcp_server_user_id=row["mcp_server_user_id"],
         mcp_server_id=row["mcp_server_id"],
-        began_at=began_at,
+        began_at=row["began_at"],
         last_active_at=last_at,
-        steps_done=len(shown),
+        steps_done=len(shown) - len(skipped),
+        steps_skipped=len(skipped),
         outcome=outcome,
-        step_ids=shown,
+        step_ids=[step for step, _ in shown],
+        skipped_step_ids=skipped,
         next_step_id=following,
-        duration_ms=last_at - began_at,
+        next_step_assumed=following is not None and is_assumed(order, shown_now),
+        duration_ms=last_at - row["began_at"],
+        version_began=began,
+        version_ended=ended,
     )
 
 
 def _is_behind(
-    question: JourneysQuestion, shown: Sequence[str], outcome: Outcome, following: str | None
+    question: JourneysQuestion, shown: Sequence[tuple[str, bool]], outcome: Outcome, following: str | None
 ) -> bool:
-    position = question.position
-    if position is not None:
-        if position >= len(shown) or (question.step and shown[position] not in question.step):
-            return False
-        if question.from_step and shown[position - 1] not in question.from_step:
-            return False
+    if question.position is not None and not _is_at(question, question.position, shown):
+        return False
+    if question.path and question.path != [f"{'skipped' if s else 'done'}:{step}" for step, s in shown]:
+        return False
     if question.ended_after is not None:
         if len(shown) != question.ended_after:
             return False
-        if question.step and (not shown or shown[-1] not in question.step):
+        if question.step and (not shown or shown[-1][0] not in question.step):
             return False
     if question.outcome and outcome not in question.outcome:
         return False
     return question.next_step is None or following == question.next_step
+
+
+def _is_at(question: JourneysQuestion, position: int, shown: Sequence[tuple[str, bool]]) -> bool:
+    """Whether the step at the position is one of those that are asked for."""
+    if position >= len(shown):
+        return False
+    step, is_skip = shown[position]
+    return not (
+        (question.step and step not in question.step)
+        or (question.skipped is not None and is_skip != question.skipped)
+        or (question.from_step and shown[position - 1][0] not in question.from_step)
+    )
 
 
 def cursor_of(row: asyncpg.Record) -> str:
@@ -125,7 +144,8 @@ def events_of(rows: Sequence[dict[str, Any]]) -> Iterator[Event]:
         yield Event(
             at=row["at"],
             since_previous_ms=None if before is None else row["at"] - before,
-            kind="started" if row["step_id"] is None else "completed",
+            kind=row["kind"],
+            reason=row["reason"],
             walkthrough_id=row["walkthrough_id"],
             walkthrough=row["walkthrough"],
             step_id=row["step_id"],

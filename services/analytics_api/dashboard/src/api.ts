@@ -8,16 +8,21 @@ export type Sankey = Schemas["Sankey"];
 export type SankeyNode = Schemas["SankeyNode"];
 export type SankeyLink = Schemas["SankeyLink"];
 export type SankeyEnding = Schemas["SankeyEnding"];
+export type FrequentPaths = Schemas["FrequentPaths"];
+export type PathFigures = Schemas["PathFigures"];
 export type Funnel = Schemas["Funnel"];
 export type Steps = Schemas["Steps"];
 export type Trends = Schemas["Trends"];
 export type Summary = Schemas["Summary"];
+export type TimeToFinish = Schemas["TimeToFinish"];
 export type Comparison = Schemas["Comparison"];
 export type Journeys = Schemas["Journeys"];
 export type JourneyDetail = Schemas["JourneyDetail"];
 export type Session = Schemas["Session"];
 export type Overview = Schemas["Overview"];
 export type Walkthrough = Schemas["Walkthrough"];
+export type Versions = Schemas["WalkthroughVersions"];
+export type Version = Schemas["WalkthroughVersion"];
 export type Freshness = Schemas["Freshness"];
 export type Event = Schemas["Event"];
 export type RefusedEvents = Schemas["RefusedEvents"];
@@ -86,11 +91,14 @@ export class Api {
     return answer;
   }
 
-  /** The table behind an answer, saved as a file. */
+  /** The table behind an answer, saved as a file: nothing, where it breaks off. */
   async download(path: string, query: Query = {}): Promise<void> {
     const response = await this.ask(url(path, query), { headers: { Accept: "text/csv" } });
+    const table = await response.blob().catch(() => {
+      throw new ApiError(0, "Broken off", "it broke off before its end; try again");
+    });
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await response.blob());
+    link.href = URL.createObjectURL(table);
     link.download = `${path.replaceAll("/", "-")}.csv`;
     link.click();
     URL.revokeObjectURL(link.href);

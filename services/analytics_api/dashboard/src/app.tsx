@@ -12,7 +12,7 @@ import { OrganizationPages, PAGE_NAMES } from "./organization";
 import { Answered } from "./parts";
 import { useRefused } from "./refused";
 import type { View } from "./state";
-import { cohort, NOTHING } from "./state";
+import { cohort, NOTHING, within } from "./state";
 import { useView } from "./view";
 import { WalkthroughPage } from "./walkthrough";
 
@@ -92,7 +92,7 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
 
 function useSummary(api: Api, view: View, tick: number) {
   const { walkthrough } = view;
-  const query = cohort(view);
+  const query = { ...cohort(view), ...within(view) };
   return useAsked<Summary | null>(JSON.stringify([`summary of ${walkthrough}`, query]), tick, (signal) =>
     walkthrough ? api.get(walkthroughPath(walkthrough), query, signal) : Promise.resolve(null),
   );

@@ -12,6 +12,10 @@ export interface ChartProps {
   make: (width: number) => Plot.PlotOptions;
 }
 
+/** Where a click in a chart leads; nothing where it hit no link. */
+export const linkOf = (event: MouseEvent): string | null =>
+  (event.target as Element).closest("[data-href]")?.getAttribute("data-href") ?? null;
+
 export function Chart({ label, data, make }: ChartProps): JSX.Element {
   const [measure, width] = useWidth();
   const place = useRef<HTMLDivElement>(null);
@@ -27,6 +31,13 @@ export function Chart({ label, data, make }: ChartProps): JSX.Element {
     for (const part of plot.querySelectorAll("[aria-label], [aria-description]")) {
       part.removeAttribute("aria-label");
       part.removeAttribute("aria-description");
+    }
+    // A picture has no links within; `linkOf` finds where a click leads.
+    for (const link of plot.querySelectorAll("a")) {
+      const address = link.getAttribute("href") ?? link.getAttribute("xlink:href") ?? "";
+      link.removeAttribute("href");
+      link.removeAttribute("xlink:href");
+      link.setAttribute("data-href", address);
     }
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", label);

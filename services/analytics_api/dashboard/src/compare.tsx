@@ -1,21 +1,23 @@
-/** Two servers or two periods side by side, and which differences are more than chance. */
+/** Two servers, periods or versions side by side, and which differences are more than chance. */
 
 import type { JSX } from "preact";
 import type { Api, Comparison, Sankey } from "./api";
 import { walkthroughPath } from "./api";
 import { ComparisonTable, Verdict } from "./comparison";
 import { useAnswer } from "./data";
+import { many } from "./format";
 import { Answered, Download, Segments } from "./parts";
 import { SankeyChart } from "./sankey";
 import type { Side } from "./sides";
 import { chosenFor, optionsOf, sidesOf } from "./sides";
 import type { Query, View } from "./state";
-import { paths } from "./state";
+import { paths, within } from "./state";
 import type { ViewProps } from "./view";
+import { WithinChoice } from "./within";
 
-export function CompareView({ api, view, walkthrough, tick, change }: ViewProps): JSX.Element {
-  const sides = sidesOf(view, walkthrough);
-  const options = optionsOf(view, walkthrough);
+export function CompareView({ api, view, walkthrough, versions, tick, change }: ViewProps): JSX.Element {
+  const sides = sidesOf(view, walkthrough, versions);
+  const options = optionsOf(view, walkthrough, versions);
   return (
     <section aria-label="Compare">
       <div class="toolbar">
@@ -24,6 +26,7 @@ export function CompareView({ api, view, walkthrough, tick, change }: ViewProps)
           options={[
             ["servers", "Two servers"],
             ["periods", "Two periods"],
+            ["versions", "Two versions"],
           ]}
           value={view.compare}
           onChange={(compare) => change({ compare, a: "", b: "" })}
@@ -44,16 +47,24 @@ export function CompareView({ api, view, walkthrough, tick, change }: ViewProps)
               </select>
             </label>
           ))}
+        <WithinChoice view={view} change={change} />
       </div>
-      {sides === null ? (
-        <div class="empty">
-          <strong>One server alone</strong>
-          <p>This walkthrough is on one server. Offer it on another one, or compare two periods.</p>
-        </div>
-      ) : (
-        <Both api={api} view={view} tick={tick} {...sides} />
-      )}
+      {sides === null ? <Alone of={view.compare} /> : <Both api={api} view={view} tick={tick} {...sides} />}
     </section>
+  );
+}
+
+function Alone({ of }: { of: View["compare"] }): JSX.Element {
+  return of === "versions" ? (
+    <div class="empty">
+      <strong>One version alone</strong>
+      <p>The steps of this walkthrough were not edited since anybody came. Compare two periods.</p>
+    </div>
+  ) : (
+    <div class="empty">
+      <strong>One server alone</strong>
+      <p>This walkthrough is on one server. Offer it on another one, or compare two periods.</p>
+    </div>
   );
 }
 
@@ -82,6 +93,9 @@ function Both({
     server_b: b.query.server,
     from_b: b.query.from,
     to_b: b.query.to,
+    version_a: a.query.version,
+    version_b: b.query.version,
+    ...within(view),
   };
   const asked = useAnswer<Comparison>(api, route, query, tick);
   return (
@@ -97,7 +111,7 @@ function Both({
     >
       {(answer) => (
         <>
-          <Verdict answer={answer} a={a.name} b={b.name} />
+          <Verdict answer={answer} />
           <div class="two sankeys">
             {(
               [
@@ -118,9 +132,12 @@ function Both({
           </div>
           <ComparisonTable answer={answer} />
           <p class="hint">
-            Shares are of the people at the step that a flow comes from. Chance: Fisher&apos;s exact test,
-            with many people the chi-squared test; p is adjusted for the number of flows compared (Benjamini
-            and Hochberg), and below 0.05 is more than chance.
+            {answer.within_because} The two flows show all journeys of each side as they stand now; what is
+            compared is how each stood {many(answer.within_days, "day")} after it began. Shares are of the
+            people at the step that a flow comes from; of a step “Done”, of those who reached it at any place.
+            Chance: Fisher&apos;s exact test, with many people the chi-squared test; p is adjusted for the
+            number of flows, or of steps, that were compared (Benjamini and Hochberg), and below 0.05 is more
+            than chance. Each difference by itself is in its interval 19 times in 20 (Newcombe).
           </p>
         </>
       )}

@@ -2,38 +2,63 @@
 
 import type { JSX } from "preact";
 import type { Comparison } from "./api";
-import { count, duration, many, points, share } from "./format";
+import { count, duration, points, share } from "./format";
 import { Table } from "./parts";
 
-function pText(p: number | null): string {
-  if (p === null) return "–";
+type Difference = Comparison["completion"];
+type Finding = Comparison["findings"][number];
+
+function pText(p: number): string {
   return p < 0.001 ? "below 0.001" : p.toFixed(3);
 }
 
-export function Verdict({ answer, a, b }: { answer: Comparison; a: string; b: string }): JSX.Element {
-  const { share_a, share_b } = answer.completion;
+function nameOf({ kind, title }: Finding): string {
+  if (kind === "step") return `Step “${title ?? ""}”`;
+  return kind === "completion" ? "Completion" : "In all";
+}
+
+/** What is compared, and what it comes to: the sentences of the answer. */
+export function Verdict({ answer }: { answer: Comparison }): JSX.Element {
   return (
-    <div class="findings">
-      <p>
-        <span>Completion</span>
-        <b>
-          {share(share_a)} on A ({a}), {share(share_b)} on B ({b})
-        </b>
-        {verdictOf(answer)}
-      </p>
-    </div>
+    <>
+      <p class="compared">{answer.says}</p>
+      <div class="findings">
+        {answer.findings.map((finding) => (
+          <p
+            key={`${finding.kind} ${finding.step_id ?? ""}`}
+            class={finding.significant ? "significant" : ""}
+          >
+            <span>{nameOf(finding)}</span>
+            {finding.says}
+          </p>
+        ))}
+      </div>
+      {answer.unknown.length > 0 && (
+        <div class="finding">
+          Not compared
+          <ul>
+            {answer.unknown.map((why) => (
+              <li key={why}>{why}</li>
+            ))}
+          </ul>
+        </div>
+      )}
+    </>
   );
 }
 
-/** Whether B did better or worse, and whether that may be chance. */
-export function verdictOf({ completion, journeys_a, journeys_b }: Comparison): string {
-  const { difference, significant, p_value } = completion;
-  if (difference === null) return "one side has nobody";
-  if (difference === 0) return "the same";
-  const by = `${difference < 0 ? "worse" : "better"} by ${points(difference).replace(/^[+−]/, "")}`;
-  const chance = significant ? "more than chance" : "that may be chance";
-  const of = `${many(journeys_a, "journey")} and ${many(journeys_b, "journey")}`;
-  return `B did ${by}: ${chance} (p = ${pText(p_value)}), of ${of}`;
+/** Whether a difference is more than chance, or why that is not asked. */
+export function chanceOf({ of_a, of_b, p_adjusted, significant }: Difference): string {
+  if (!of_a || !of_b) return "one side has nobody";
+  if (p_adjusted === null) return "not compared: added since";
+  return `${significant ? "yes" : "no"}, p = ${pText(p_adjusted)}`;
+}
+
+/** Between which differences the true one lies. */
+export function betweenOf({ difference_low, difference_high }: Difference): string {
+  if (difference_low === null || difference_high === null) return "–";
+  const [low, high] = [points(difference_low), points(difference_high)];
+  return `${low.replace(" points", "")} to ${high}`;
 }
 
 export function ComparisonTable({ answer }: { answer: Comparison }): JSX.Element {
@@ -47,6 +72,7 @@ export function ComparisonTable({ answer }: { answer: Comparison }): JSX.Element
         { title: "A", isNumber: true },
         { title: "B", isNumber: true },
         { title: "Difference", isNumber: true },
+        { title: "Between (95 %)", isNumber: true },
         { title: "More than chance?" },
         { title: "Mean time A", isNumber: true },
         { title: "Mean time B", isNumber: true },
@@ -58,15 +84,21 @@ export function ComparisonTable({ answer }: { answer: Comparison }): JSX.Element
 
 /** Those that are more than chance first. */
 function rowsOf(answer: Comparison) {
+  const without = { mean_ms_a: null, mean_ms_b: null };
   const all = [
-    ...answer.links.map((l) => ({ ...l, from: l.from_title, to: l.to_title, place: l.position + 1 })),
+    ...answer.steps.map((s) => ({ ...s, ...without, from: s.title, to: "Done", place: null })),
+    ...answer.links.map((l) => ({
+      ...l,
+      from: l.from_title,
+      to: `${l.to_title}${l.skipped ? " (skipped)" : ""}`,
+      place: l.position + 1,
+    })),
     ...answer.drops.map((d) => ({
       ...d,
+      ...without,
       from: d.title,
-      to: "Stopped",
+      to: "Not gone on",
       place: d.position + 1,
-      mean_ms_a: null,
-      mean_ms_b: null,
     })),
   ];
   return all
@@ -74,21 +106,20 @@ function rowsOf(answer: Comparison) {
       (x, y) =>
         Number(y.significant) - Number(x.significant) ||
         (x.p_value ?? 2) - (y.p_value ?? 2) ||
-        x.place - y.place,
+        (x.place ?? 0) - (y.place ?? 0),
     )
     .map((row) => ({
-      key: `${row.place} ${row.from} ${row.to}`,
+      key: `${row.place ?? "any"} ${row.from} ${row.to}`,
       isStrong: row.significant,
       cells: [
         row.from,
         row.to,
-        count(row.place),
+        row.place === null ? "any" : count(row.place),
         `${share(row.share_a)} (${count(row.in_a)} of ${count(row.of_a)})`,
         `${share(row.share_b)} (${count(row.in_b)} of ${count(row.of_b)})`,
         points(row.difference),
-        row.p_adjusted === null
-          ? "one side has nobody"
-          : `${row.significant ? "yes" : "no"}, p = ${pText(row.p_adjusted)}`,
+        betweenOf(row),
+        chanceOf(row),
         duration(row.mean_ms_a),
         duration(row.mean_ms_b),
       ],

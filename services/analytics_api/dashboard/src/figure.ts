@@ -1,12 +1,12 @@
 /** From a figure to the people behind it. */
 
-import type { SankeyEnding } from "./api";
+import type { PathFigures, SankeyEnding } from "./api";
 import type { Drawing, DrawnLink, DrawnNode } from "./layout";
 import { stepsAt } from "./pins";
 import type { Entry, Figure, Query, View } from "./state";
 
 /** The parameters that the route takes once; of the others it takes several. */
-const SINGLE = new Set(["position", "ended_after", "next_step", "active_from", "active_to"]);
+const SINGLE = new Set(["position", "skipped", "ended_after", "next_step", "active_from", "active_to"]);
 
 /** The figure as a question; of a parameter that the route takes once, the first value. */
 export function queryOf(figure: Figure): Query {
@@ -61,17 +61,29 @@ export const took = (drawing: Drawing, { link, ending, source, target }: DrawnLi
   link
     ? [
         ["position", String(link.position)],
+        ["skipped", String(link.skipped)],
         ...stepsOf(drawing, target),
         ...stepsOf(drawing, source, "from_step"),
       ]
     : [
-        ["ended_after", String(ending?.steps_done ?? 0)],
+        ["ended_after", String((ending?.position ?? -1) + 1)],
         ...stepsOf(drawing, source),
         ["outcome", ending?.outcome ?? "dropped"],
       ];
 
+/** Those who took a whole path; without steps, those who did nothing. */
+export const tookPath = ({ step_ids, skipped_step_ids, outcome }: PathFigures): Figure => [
+  ...(step_ids.length === 0
+    ? entries("ended_after", ["0"])
+    : entries(
+        "path",
+        step_ids.map((step) => `${skipped_step_ids.includes(step) ? "skipped" : "done"}:${step}`),
+      )),
+  ["outcome", outcome],
+];
+
 /** Those who ended so after a step; null where several steps are folded, because it is not known which. */
-export function endedSo({ step_id, steps_done, outcome }: SankeyEnding): Figure | null {
-  if (!step_id && steps_done > 0) return null;
-  return [["ended_after", String(steps_done)], ...entries("step", [step_id ?? ""]), ["outcome", outcome]];
+export function endedSo({ step_id, position, outcome }: SankeyEnding): Figure | null {
+  if (!step_id && position >= 0) return null;
+  return [["ended_after", String(position + 1)], ...entries("step", [step_id ?? ""]), ["outcome", outcome]];
 }

@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { Segments } from "./parts";
 import type { View } from "./state";
 import { PERIODS } from "./state";
+import { VersionChoice } from "./versions";
 import type { Change, ViewProps } from "./view";
 
 const PERIOD_NAMES = {
@@ -14,9 +15,9 @@ const PERIOD_NAMES = {
   custom: "Days…",
 } as const;
 
-type Props = Pick<ViewProps, "view" | "walkthrough" | "change">;
+type Props = Pick<ViewProps, "view" | "walkthrough" | "versions" | "change">;
 
-export function Filters({ view, walkthrough, change }: Props): JSX.Element {
+export function Filters({ view, walkthrough, versions, change }: Props): JSX.Element {
   const title = (id: string) => walkthrough.steps.find((s) => s.id === id)?.title ?? id;
   return (
     <div class="filters" role="group" aria-label="Filters">
@@ -28,6 +29,9 @@ export function Filters({ view, walkthrough, change }: Props): JSX.Element {
       />
       {view.period === "custom" && <Days view={view} change={change} />}
       {walkthrough.servers.length > 1 && <Servers view={view} walkthrough={walkthrough} change={change} />}
+      {(versions.length > 1 || view.versions.length > 0) && (
+        <VersionChoice view={view} versions={versions} change={change} />
+      )}
       {view.startAt && (
         <Chip text={`Starts at ${title(view.startAt)}`} remove={() => change({ startAt: "" })} />
       )}
@@ -68,7 +72,7 @@ function Days({ view, change }: { view: View; change: Change }): JSX.Element {
   );
 }
 
-function Servers({ view, walkthrough, change }: Props): JSX.Element {
+function Servers({ view, walkthrough, change }: Omit<Props, "versions">): JSX.Element {
   const toggled = (id: string) =>
     view.servers.includes(id) ? view.servers.filter((other) => other !== id) : [...view.servers, id];
   return (

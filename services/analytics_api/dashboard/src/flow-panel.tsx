@@ -1,14 +1,17 @@
 /** The figures of what is chosen in the Sankey, and what can be done with it. */
 
 import type { JSX, RefObject } from "preact";
-import type { Sankey, SankeyNode } from "./api";
+import type { Sankey, SankeyLink, SankeyNode } from "./api";
 import { cameTo, didNotGoOnFrom, peopleBehind, took } from "./figure";
-import { count, duration, many, share } from "./format";
+import { count, many, sampled, share } from "./format";
+import { HistogramChart } from "./histogram";
 import type { Drawing, DrawnLink, DrawnNode } from "./layout";
-import { draw, titleIn } from "./layout";
+import { draw, targetOf, titleIn } from "./layout";
 import { isPinned, toggled } from "./pins";
 import type { Figure, View } from "./state";
 import type { Change } from "./view";
+import type { Row } from "./words";
+import { activeRows, timeRows } from "./words";
 
 interface Props {
   /** The id of a node or a flow. */
@@ -47,7 +50,7 @@ const afterSteps = (end: DrawnNode): string => `after ${many(end.column - 1, "st
 
 function headOf(drawing: Drawing, item: DrawnNode | DrawnLink | undefined): string {
   if (!item) return "Nobody any more";
-  if ("path" in item) return `${titleIn(drawing, item.source)} → ${titleIn(drawing, item.target)}`;
+  if ("path" in item) return `${titleIn(drawing, item.source)} → ${targetOf(drawing, item)}`;
   if (item.kind === "start") return "Start";
   return item.node ? `${item.title}, place ${item.column}` : `${item.title}, ${afterSteps(item)}`;
 }
@@ -117,17 +120,28 @@ function Flows(props: {
   end: "source" | "target";
 }): JSX.Element | null {
   if (props.links.length === 0) return null;
-  const largest = [...props.links].sort((a, b) => b.journeys - a.journeys).slice(0, 8);
+  const ranked = [...props.links].sort((a, b) => b.journeys - a.journeys);
+  const [largest, rest] = [ranked.slice(0, 8), ranked.slice(8)];
+  const left = rest.reduce((n, l) => n + l.journeys, 0);
   return (
     <>
       <h3>{props.title}</h3>
       <ul>
         {largest.map((l) => (
           <li key={l.id}>
-            <span>{titleIn(props.drawing, l[props.end])}</span> <b>{count(l.journeys)}</b>{" "}
-            <i>{share(l.journeys / props.drawn.journeys)}</i>
+            <span>
+              {titleIn(props.drawing, l[props.end])}
+              {l.link?.skipped && <i> {props.end === "target" ? "(skipped)" : "(and skipped this)"}</i>}
+            </span>{" "}
+            <b>{count(l.journeys)}</b> <i>{share(l.journeys / props.drawn.journeys)}</i>
           </li>
         ))}
+        {rest.length > 0 && (
+          <li>
+            <span>{many(rest.length, "other")}</span> <b>{count(left)}</b>{" "}
+            <i>{share(left / props.drawn.journeys)}</i>
+          </li>
+        )}
       </ul>
     </>
   );
@@ -190,6 +204,44 @@ function EndFigures(props: Props & { drawn: DrawnNode }): JSX.Element {
   );
 }
 
+function Rows({ title, rows }: { title: string; rows: Row[] }): JSX.Element | null {
+  if (rows.length === 0) return null;
+  return (
+    <>
+      <h3>{title}</h3>
+      <dl>
+        {rows.map(([name, value]) => (
+          <div key={name}>
+            <dt>{name}</dt>
+            <dd>{value}</dd>
+          </div>
+        ))}
+      </dl>
+    </>
+  );
+}
+
+/** How long a flow takes, and of whom that is. */
+function LinkTimes({ link, times }: { link: SankeyLink; times: Sankey }): JSX.Element {
+  const { histogram, median_ms } = link;
+  return (
+    <>
+      <Rows title="Time from the step before" rows={timeRows(link)} />
+      <Rows title="Since it was shown" rows={activeRows(link)} />
+      {histogram && times.bounds_ms && (link.timed ?? 0) > 0 && (
+        <HistogramChart
+          label="How many took how long"
+          bins={histogram}
+          bounds={times.bounds_ms}
+          median={median_ms ?? null}
+          height={120}
+        />
+      )}
+      {times.times && <p class="hint">{sampled(times.times)}</p>}
+    </>
+  );
+}
+
 function LinkFigures(props: PartProps & { drawn: DrawnLink; head: string }): JSX.Element {
   const { drawing, drawn, answer, change, head } = props;
   return (
@@ -197,8 +249,9 @@ function LinkFigures(props: PartProps & { drawn: DrawnLink; head: string }): JSX
       <p>
         <b>{many(drawn.journeys, "person", "people")}</b>, {share(drawn.journeys / answer.journeys)} of all
         and {share(drawn.link?.share_of_node ?? drawn.ending?.share_of_node)} of those at{" "}
-        {titleIn(drawing, drawn.source)}.{drawn.link && <> Mean time {duration(drawn.link.mean_ms)}.</>}
+        {titleIn(drawing, drawn.source)}.
       </p>
+      {drawn.link && <LinkTimes link={drawn.link} times={answer} />}
       <div class="actions">
         <PeopleButton text="These people" figure={took(drawing, drawn)} label={head} change={change} />
       </div>

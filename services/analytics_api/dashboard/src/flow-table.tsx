@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import type { Sankey } from "./api";
 import { endedSo, peopleBehind } from "./figure";
 import { count, duration, OUTCOMES, share } from "./format";
+import { endingsAt, flowId } from "./layout";
 import { Table } from "./parts";
 import type { Figure } from "./state";
 import type { Change } from "./view";
@@ -17,6 +18,7 @@ interface Row {
   share: number | null;
   ofNode: number | null;
   mean: number | null;
+  active: number | null;
   isEnd: boolean;
   /** The people who ended so; null where a row leads to nobody. */
   figure: Figure | null;
@@ -25,26 +27,28 @@ interface Row {
 function rowsOf(answer: Sankey): Row[] {
   const titles = new Map(answer.nodes.map((node) => [node.id, node.title]));
   const steps = answer.links.map((link) => ({
-    key: `${link.source}→${link.target}`,
+    key: flowId(link.source, link.target, link.skipped),
     position: link.position,
     from: titles.get(link.source),
-    to: titles.get(link.target),
+    to: `${titles.get(link.target)}${link.skipped ? " (skipped)" : ""}`,
     journeys: link.journeys,
     share: link.share,
     ofNode: link.share_of_node,
     mean: link.mean_ms,
+    active: link.mean_active_ms ?? null,
     isEnd: false,
     figure: null,
   }));
-  const ends = answer.endings.map((end) => ({
+  const ends = endingsAt(answer).map((end) => ({
     key: `${end.node}→${end.outcome}`,
-    position: end.steps_done,
+    position: end.position + 1,
     from: titles.get(end.node),
     to: OUTCOMES[end.outcome],
     journeys: end.journeys,
     share: end.share,
     ofNode: end.share_of_node,
     mean: null,
+    active: null,
     isEnd: true,
     figure: endedSo(end),
   }));
@@ -65,6 +69,7 @@ export function FlowTable({ answer, change }: { answer: Sankey; change: Change }
         { title: "Of all", isNumber: true },
         { title: "Of those there", isNumber: true },
         { title: "Mean time", isNumber: true },
+        { title: "Mean since shown", isNumber: true },
       ]}
       rows={rowsOf(answer).map((row) => ({
         key: row.key,
@@ -76,6 +81,7 @@ export function FlowTable({ answer, change }: { answer: Sankey; change: Change }
           share(row.share),
           share(row.ofNode),
           duration(row.mean),
+          duration(row.active),
         ],
       }))}
     />

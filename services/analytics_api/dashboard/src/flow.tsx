@@ -1,7 +1,7 @@
 /** The view of the Sankey: the chart or its table, what is pinned, and the figures of what is chosen. */
 
 import type { JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Sankey } from "./api";
 import { walkthroughPath } from "./api";
 import { useAnswer, useAsked } from "./data";
@@ -9,6 +9,7 @@ import { FlowPanel } from "./flow-panel";
 import { FlowTable } from "./flow-table";
 import { FlowToolbar } from "./flow-toolbar";
 import { many } from "./format";
+import { withTimes } from "./overlay";
 import { Answered } from "./parts";
 import { isPinned, toggled } from "./pins";
 import { SankeyChart } from "./sankey";
@@ -33,6 +34,18 @@ export function FlowView({ api, view, tick, change }: ViewProps): JSX.Element {
     (signal) => (hasPins ? api.get(path, pinQuery, signal) : Promise.resolve(null)),
     false,
   );
+  const [wantsTimes, setWantsTimes] = useState(false);
+  const times = useAsked<Sankey | null>(
+    JSON.stringify([path, wantsTimes ? { ...query, times: 1 } : null]),
+    wantsTimes ? tick : 0,
+    (signal) => (wantsTimes ? api.get(path, { ...query, times: "true" }, signal) : Promise.resolve(null)),
+    false,
+  );
+  // Percentiles are read from the journeys: they are asked for when somebody looks at a flow.
+  const shown = useMemo(
+    () => (asked.data === null ? null : withTimes(asked.data, times.data)),
+    [asked.data, times.data],
+  );
   const [chosen, setChosen] = useState("");
   const panel = useRef<HTMLElement>(null);
   const clear = () => {
@@ -44,7 +57,11 @@ export function FlowView({ api, view, tick, change }: ViewProps): JSX.Element {
   return (
     <section aria-label="Flow">
       <FlowToolbar api={api} view={view} change={change} clear={clear} path={path} query={query} />
-      <Answered asked={asked} isEmpty={(answer) => answer.journeys === 0} empty={<Empty view={view} />}>
+      <Answered
+        asked={{ ...asked, data: shown }}
+        isEmpty={(answer) => answer.journeys === 0}
+        empty={<Empty view={view} />}
+      >
         {(answer) =>
           view.table ? (
             <FlowTable answer={answer} change={change} />
@@ -59,6 +76,7 @@ export function FlowView({ api, view, tick, change }: ViewProps): JSX.Element {
                 onChoose={setChosen}
                 onPin={(node) => change({ pins: toggled(view.pins, node) })}
                 onClear={clear}
+                onPoint={() => setWantsTimes(true)}
                 onMenu={() => window.setTimeout(() => panel.current?.querySelector("button")?.focus(), 30)}
               />
               {chosen && (

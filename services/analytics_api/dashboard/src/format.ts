@@ -59,6 +59,12 @@ export function duration(ms: number | null | undefined): string {
   return "–";
 }
 
+/** Of whom times are. */
+export const sampled = (of: { exact: boolean; every: number; journeys: number }): string =>
+  of.exact
+    ? "Times are of every journey."
+    : `Times are of every ${of.every}th person of ${count(of.journeys)}.`;
+
 export const time = (ms: number): string => dateTime.format(new Date(ms));
 
 export function ago(ms: number, now: number): string {

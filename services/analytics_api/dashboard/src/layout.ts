@@ -63,7 +63,29 @@ interface Graph {
 }
 
 /** The node in which the endings of one outcome after so many steps come together. */
-export const sinkOf = (ending: SankeyEnding): string => `${ending.steps_done + 1}:ended:${ending.outcome}`;
+export const sinkOf = (ending: SankeyEnding): string => `${ending.position + 2}:ended:${ending.outcome}`;
+
+/** A flow's name within a drawing: those who skipped the step that it leads to have one of their own. */
+export const flowId = (source: string, target: string, isSkipped = false): string =>
+  `${source}→${target}${isSkipped ? " skipped" : ""}`;
+
+/** The endings of each node and outcome, however many steps were skipped. */
+export function endingsAt({ endings }: Sankey): SankeyEnding[] {
+  const found = new Map<string, SankeyEnding>();
+  for (const ending of endings) {
+    const key = `${ending.node} ${ending.outcome}`;
+    const other = found.get(key);
+    found.set(key, other ? together(other, ending) : ending);
+  }
+  return [...found.values()];
+}
+
+const together = (a: SankeyEnding, b: SankeyEnding): SankeyEnding => ({
+  ...a,
+  journeys: a.journeys + b.journeys,
+  share: (a.share ?? 0) + (b.share ?? 0),
+  share_of_node: (a.share_of_node ?? 0) + (b.share_of_node ?? 0),
+});
 
 /** The title of a node of a drawing. */
 export const titleIn = (drawing: Drawing, id: string): string =>
@@ -91,14 +113,14 @@ function stepItems(answer: Sankey): Item[] {
 
 function sinkItems(answer: Sankey): Item[] {
   const sinks = new Map<string, Item>();
-  for (const ending of answer.endings) {
+  for (const ending of endingsAt(answer)) {
     const { outcome: kind, journeys } = ending;
     const id = sinkOf(ending);
     const sink = sinks.get(id);
     if (sink) {
       sink.drawn.journeys += journeys;
     } else {
-      const drawn = { id, column: ending.steps_done + 1, kind, title: OUTCOMES[kind], journeys, node: null };
+      const drawn = { id, column: ending.position + 2, kind, title: OUTCOMES[kind], journeys, node: null };
       sinks.set(id, itemOf(drawn, 10_000 + OUTCOME_NAMES.indexOf(kind)));
     }
   }
@@ -111,7 +133,8 @@ function flowOf(
   journeys: number,
   of: Pick<DrawnLink, "outcome" | "link" | "ending">,
 ): Flow {
-  const drawn = { id: `${source}→${target}`, source, target, journeys, path: "", width: 0, ...of };
+  const id = flowId(source, target, of.link?.skipped);
+  const drawn = { id, source, target, journeys, path: "", width: 0, ...of };
   return { source, target, value: journeys, drawn };
 }
 
@@ -119,11 +142,15 @@ function graphOf(answer: Sankey): Graph {
   const steps = answer.links.map((link) =>
     flowOf(link.source, link.target, link.journeys, { outcome: null, link, ending: null }),
   );
-  const ends = answer.endings.map((ending) =>
+  const ends = endingsAt(answer).map((ending) =>
     flowOf(ending.node, sinkOf(ending), ending.journeys, { outcome: ending.outcome, link: null, ending }),
   );
   return { items: [...stepItems(answer), ...sinkItems(answer)], flows: [...steps, ...ends] };
 }
+
+/** Where a flow leads, in words. */
+export const targetOf = (drawing: Drawing, { target, link }: DrawnLink): string =>
+  `${titleIn(drawing, target)}${link?.skipped ? " (skipped)" : ""}`;
 
 /** Draws an answer in `room` pixels, or wider where its columns need that. */
 export function draw(answer: Sankey, room: number, isCompact = false): Drawing {

@@ -67,6 +67,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/diagnose": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Diagnose
+         * @description Where people stop, what is slowest, what changed, and what to look at, with numbers. Concludes only what enough people show who had the time to go on.
+         */
+        get: operations["diagnose_v1_walkthroughs__walkthrough_id__diagnose_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}": {
         parameters: {
             query?: never;
@@ -76,7 +96,7 @@ export interface paths {
         };
         /**
          * Summary
-         * @description Completion rate, time to completion (median, 90th percentile), steps per session, how many resume or come back.
+         * @description Completion rate, now and of those who had the time; time to finish (median, 90th percentile), steps per session, how many resume or come back; its versions.
          */
         get: operations["summary_v1_walkthroughs__walkthrough_id__get"];
         put?: never;
@@ -96,7 +116,7 @@ export interface paths {
         };
         /**
          * Sankey
-         * @description The flow graph: nodes (position, step), links between them and endings by outcome. Can start or end at a step, leave steps out, and fold small ones. Without that it is read from the counts, in a time that does not grow with the number of completions.
+         * @description The flow graph: links between steps by position, with mean times, and endings by outcome. Can start or end at a step, leave steps out, and fold small ones.
          */
         get: operations["sankey_v1_walkthroughs__walkthrough_id__sankey_get"];
         put?: never;
@@ -116,7 +136,7 @@ export interface paths {
         };
         /**
          * Funnel
-         * @description The steps in display order, with how many people did each and all before it.
+         * @description The steps in display order, today's or a version's, with how many did each and all before it.
          */
         get: operations["funnel_v1_walkthroughs__walkthrough_id__funnel_get"];
         put?: never;
@@ -136,7 +156,7 @@ export interface paths {
         };
         /**
          * Steps
-         * @description By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before it. The step with the most dropped_here is where most people stop.
+         * @description By step: reached, completed, dropped here, and mean, median and 90th percentile of the time before it; the median since it was shown. The step with the most dropped_here is where most people stop.
          */
         get: operations["steps_v1_walkthroughs__walkthrough_id__steps_get"];
         put?: never;
@@ -167,6 +187,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/paths": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Paths
+         * @description Whole paths by how many took them: steps in order, outcome, share, median and 90th percentile of the time; and how many other paths there are.
+         */
+        get: operations["paths_v1_walkthroughs__walkthrough_id__paths_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}/trends": {
         parameters: {
             query?: never;
@@ -187,6 +227,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/versions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Versions
+         * @description Each edit of the steps made a version: when, what it changed, and how many journeys began with it.
+         */
+        get: operations["versions_v1_walkthroughs__walkthrough_id__versions_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/walkthroughs/{walkthrough_id}/time-to-finish": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Time To Finish
+         * @description The share of journeys that have finished, by the time since their beginning (Kaplan-Meier): those that are not finished count for as long as they have been on their way.
+         */
+        get: operations["time_to_finish_v1_walkthroughs__walkthrough_id__time_to_finish_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}/compare": {
         parameters: {
             query?: never;
@@ -196,10 +276,36 @@ export interface paths {
         };
         /**
          * Compare
-         * @description The same walkthrough over cohorts A and B: completion, every link and drop-off side by side, with the difference and whether it is more than chance.
+         * @description The same walkthrough over cohorts A and B, each journey after the same time: completion, steps, links and drop-offs, with the difference and whether it is more than chance.
          */
         get: operations["compare_v1_walkthroughs__walkthrough_id__compare_get"];
         put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/walkthroughs/{walkthrough_id}/finish-rule": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Finish Rule
+         * @description When journeys of a walkthrough count as finished.
+         */
+        get: operations["finish_rule_v1_walkthroughs__walkthrough_id__finish_rule_get"];
+        /**
+         * Set Finish Rule
+         * @description Sets when journeys of a walkthrough count as finished: figures follow at once, of all journeys.
+         *
+         *     The key has to be one of `stepstream keys create --may-edit`.
+         */
+        put: operations["set_finish_rule_v1_walkthroughs__walkthrough_id__finish_rule_put"];
         post?: never;
         delete?: never;
         options?: never;
@@ -217,6 +323,8 @@ export interface paths {
         /**
          * Journeys
          * @description The people behind a figure, the last active first; `Link` and `next` lead to the next page.
+         *
+         *     As CSV or JSON lines all of them are answered, by their ids, unless `limit` or `after` asks for a page.
          */
         get: operations["journeys_v1_walkthroughs__walkthrough_id__journeys_get"];
         put?: never;
@@ -297,7 +405,9 @@ export interface components {
     schemas: {
         /**
          * ComparedDrop
-         * @description Journeys that stopped (dropped) at a node; shares are of the journeys there.
+         * @description Journeys that had not gone on from a node `within_days` days after their beginning, nor were finished.
+         *
+         *     Shares are of the journeys there.
          */
         ComparedDrop: {
             /** Of A */
@@ -318,13 +428,23 @@ export interface components {
              */
             difference: number | null;
             /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20 (Newcombe, 1998, from Wilson's intervals). Null where it is not tested.
+             */
+            difference_low: number | null;
+            /**
+             * Difference High
+             * @description The difference is at most this, 19 times in 20.
+             */
+            difference_high: number | null;
+            /**
              * P Value
-             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where a side has no journeys.
+             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where it is not tested: a side has no journeys, or could not have done it, as a step was added since.
              */
             p_value: number | null;
             /**
              * P Adjusted
-             * @description Adjusted for how many were compared (Benjamini and Hochberg, 1995).
+             * @description Adjusted for how many of its kind were compared (Benjamini and Hochberg, 1995); what everybody or nobody of both sides did is none of them.
              */
             p_adjusted: number | null;
             /**
@@ -338,6 +458,42 @@ export interface components {
             step_id: string | null;
             /** Title */
             title: string;
+        };
+        /**
+         * ComparedFinding
+         * @description What a comparison concludes, or does not.
+         */
+        ComparedFinding: {
+            /**
+             * Kind
+             * @description `completion` always comes first, then each `step` that differs; `steps` and `places` say how many steps, and links and drop-offs, were compared and differ.
+             * @enum {string}
+             */
+            kind: "completion" | "step" | "steps" | "places";
+            /** Step Id */
+            step_id: string | null;
+            /** Title */
+            title: string | null;
+            /**
+             * Says
+             * @description In a sentence, with its numbers and interval.
+             */
+            says: string;
+            /**
+             * People
+             * @description How many journeys of both sides it is concluded from.
+             */
+            people: number;
+            /**
+             * P Value
+             * @description Adjusted for how many were compared; null without a test.
+             */
+            p_value: number | null;
+            /**
+             * Significant
+             * @description Whether that is below 0.05.
+             */
+            significant: boolean;
         };
         /**
          * ComparedLink
@@ -362,13 +518,23 @@ export interface components {
              */
             difference: number | null;
             /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20 (Newcombe, 1998, from Wilson's intervals). Null where it is not tested.
+             */
+            difference_low: number | null;
+            /**
+             * Difference High
+             * @description The difference is at most this, 19 times in 20.
+             */
+            difference_high: number | null;
+            /**
              * P Value
-             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where a side has no journeys.
+             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where it is not tested: a side has no journeys, or could not have done it, as a step was added since.
              */
             p_value: number | null;
             /**
              * P Adjusted
-             * @description Adjusted for how many were compared (Benjamini and Hochberg, 1995).
+             * @description Adjusted for how many of its kind were compared (Benjamini and Hochberg, 1995); what everybody or nobody of both sides did is none of them.
              */
             p_adjusted: number | null;
             /**
@@ -386,24 +552,132 @@ export interface components {
             to_step_id: string;
             /** To Title */
             to_title: string;
+            /**
+             * Skipped
+             * @description Whether the step that it leads to was skipped.
+             */
+            skipped: boolean;
             /** Mean Ms A */
             mean_ms_a: number | null;
             /** Mean Ms B */
             mean_ms_b: number | null;
         };
         /**
+         * ComparedStep
+         * @description Of those who reached a step within `within_days` days, how many did it by then, at whatever place.
+         *
+         *     Reached: completed or skipped it, or had it as the first step left in today's order.
+         */
+        ComparedStep: {
+            /** Of A */
+            of_a: number;
+            /** In A */
+            in_a: number;
+            /** Share A */
+            share_a: number | null;
+            /** Of B */
+            of_b: number;
+            /** In B */
+            in_b: number;
+            /** Share B */
+            share_b: number | null;
+            /**
+             * Difference
+             * @description share_b - share_a.
+             */
+            difference: number | null;
+            /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20 (Newcombe, 1998, from Wilson's intervals). Null where it is not tested.
+             */
+            difference_low: number | null;
+            /**
+             * Difference High
+             * @description The difference is at most this, 19 times in 20.
+             */
+            difference_high: number | null;
+            /**
+             * P Value
+             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where it is not tested: a side has no journeys, or could not have done it, as a step was added since.
+             */
+            p_value: number | null;
+            /**
+             * P Adjusted
+             * @description Adjusted for how many of its kind were compared (Benjamini and Hochberg, 1995); what everybody or nobody of both sides did is none of them.
+             */
+            p_adjusted: number | null;
+            /**
+             * Significant
+             * @description Whether `p_adjusted` is below 0.05.
+             */
+            significant: boolean;
+            /** Place */
+            place: number;
+            /** Step Id */
+            step_id: string;
+            /** Title */
+            title: string;
+        };
+        /**
          * Comparison
-         * @description The same walkthrough over two cohorts.
+         * @description The same walkthrough over two cohorts, each journey as it stood `within_days` days after its beginning.
+         *
+         *     Three families of tests are each adjusted by themselves: completion; steps; links and drops together.
          */
         Comparison: {
+            /**
+             * Within Days
+             * @description Journeys are judged as they stood so many days after their beginning.
+             */
+            within_days: number;
+            /**
+             * Within Because
+             * @description Why so many, in a sentence.
+             */
+            within_because: string;
+            /**
+             * Judged At
+             * @description Judged are journeys that began `within_days` days before this, or earlier: the beginning of the UTC day.
+             */
+            judged_at: number;
             walkthrough: components["schemas"]["Walkthrough"];
-            /** Journeys A */
+            /**
+             * Says
+             * @description What is compared, in a sentence.
+             */
+            says: string;
+            /**
+             * Findings
+             * @description What it comes to, the headline first.
+             */
+            findings: components["schemas"]["ComparedFinding"][];
+            /**
+             * Unknown
+             * @description What is not compared, and why.
+             */
+            unknown: string[];
+            /**
+             * Journeys A
+             * @description Journeys of A that are judged, in the view.
+             */
             journeys_a: number;
             /** Journeys B */
             journeys_b: number;
-            outcomes_a: components["schemas"]["Outcomes"];
-            outcomes_b: components["schemas"]["Outcomes"];
+            /**
+             * Too Young A
+             * @description Journeys of A that began later than is judged, whatever the view shows; they are in nothing else.
+             */
+            too_young_a: number;
+            /** Too Young B */
+            too_young_b: number;
+            outcomes_a: components["schemas"]["OutcomesWithin"];
+            outcomes_b: components["schemas"]["OutcomesWithin"];
             completion: components["schemas"]["CompletionDifference"];
+            /**
+             * Steps
+             * @description In display order, of whole paths.
+             */
+            steps: components["schemas"]["ComparedStep"][];
             /** Links */
             links: components["schemas"]["ComparedLink"][];
             /** Drops */
@@ -433,13 +707,23 @@ export interface components {
              */
             difference: number | null;
             /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20 (Newcombe, 1998, from Wilson's intervals). Null where it is not tested.
+             */
+            difference_low: number | null;
+            /**
+             * Difference High
+             * @description The difference is at most this, 19 times in 20.
+             */
+            difference_high: number | null;
+            /**
              * P Value
-             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where a side has no journeys.
+             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where it is not tested: a side has no journeys, or could not have done it, as a step was added since.
              */
             p_value: number | null;
             /**
              * P Adjusted
-             * @description Adjusted for how many were compared (Benjamini and Hochberg, 1995).
+             * @description Adjusted for how many of its kind were compared (Benjamini and Hochberg, 1995); what everybody or nobody of both sides did is none of them.
              */
             p_adjusted: number | null;
             /**
@@ -447,6 +731,54 @@ export interface components {
              * @description Whether `p_adjusted` is below 0.05.
              */
             significant: boolean;
+        };
+        /**
+         * Diagnosis
+         * @description Where people stop, what is slowest, what changed, and what to look at, as far as can be concluded.
+         */
+        Diagnosis: {
+            walkthrough: components["schemas"]["Walkthrough"];
+            /** @description Whose journeys are judged: they had `active_days` whole days or more, so that each could have stopped. */
+            period: components["schemas"]["Period"];
+            /** Journeys */
+            journeys: number;
+            /** Finished */
+            finished: number;
+            /** In Progress */
+            in_progress: number;
+            /** Dropped */
+            dropped: number;
+            /**
+             * Too Young
+             * @description Journeys that began later, and are not judged.
+             */
+            too_young: number;
+            /**
+             * Steps
+             * @description Most `dropped_here` first.
+             */
+            steps: components["schemas"]["StepStops"][];
+            times: components["schemas"]["Sampling"];
+            earlier: components["schemas"]["Period"];
+            recent: components["schemas"]["Period"];
+            /** @description Journeys that were finished within `active_days` of their beginning, in the earlier period (A) and the recent one (B); null where that cannot be compared. */
+            completion: components["schemas"]["CompletionDifference"] | null;
+            /**
+             * Changes
+             * @description Steps done within `active_days` of the journey's beginning, of those reached by then; those alone that can be compared.
+             */
+            changes: components["schemas"]["StepChange"][];
+            /**
+             * Findings
+             * @description What to look at first comes first.
+             */
+            findings: components["schemas"]["Finding"][];
+            /**
+             * Unknown
+             * @description What is not concluded, and why.
+             */
+            unknown: string[];
+            freshness: components["schemas"]["Freshness"];
         };
         /**
          * EndingFigures
@@ -481,7 +813,7 @@ export interface components {
         };
         /**
          * Event
-         * @description Something that somebody did.
+         * @description Something that somebody did, or that was shown to them for the first time.
          */
         Event: {
             /** At */
@@ -492,7 +824,12 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "started" | "completed";
+            kind: "started" | "completed" | "skipped" | "shown";
+            /**
+             * Reason
+             * @description Why it was skipped, where somebody said so.
+             */
+            reason: string | null;
             /** Walkthrough Id */
             walkthrough_id: string;
             /** Walkthrough */
@@ -554,6 +891,161 @@ export interface components {
             hints: string[];
         };
         /**
+         * Finding
+         * @description Something that the figures allow to be concluded.
+         */
+        Finding: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "most_stop_here" | "stop_at_several" | "loses_largest_share" | "slowest" | "completion_changed" | "step_changed";
+            /** Step Id */
+            step_id: string | null;
+            /** Title */
+            title: string | null;
+            /**
+             * Says
+             * @description The finding in a sentence, with its numbers and period.
+             */
+            says: string;
+            /**
+             * People
+             * @description How many journeys it is concluded from.
+             */
+            people: number;
+            /**
+             * P Value
+             * @description Adjusted for how many were compared; null without a test.
+             */
+            p_value: number | null;
+            /**
+             * Look At
+             * @description The route that shows the people, or the figures, behind it.
+             */
+            look_at: string;
+        };
+        /**
+         * FinishPoint
+         * @description How many have finished by a time after their beginning.
+         */
+        FinishPoint: {
+            /** Ms */
+            ms: number;
+            /**
+             * Share
+             * @description Of all who began.
+             */
+            share: number;
+            /**
+             * Low
+             * @description It is at least this, 19 times in 20; null where all finished.
+             */
+            low: number | null;
+            /**
+             * High
+             * @description The share is at most this, 19 times in 20.
+             */
+            high: number | null;
+        };
+        /**
+         * FinishRule
+         * @description When journeys of a walkthrough count as finished, in every figure of it.
+         */
+        FinishRule: {
+            /** Walkthrough Id */
+            walkthrough_id: string;
+            /**
+             * Finished Means
+             * @description The rule in words, with the steps as they are now.
+             */
+            finished_means: string;
+            /**
+             * Goal Step Ids
+             * @description As they were set.
+             */
+            goal_step_ids: string[];
+            /**
+             * Optional Step Ids
+             * @description As they were set.
+             */
+            optional_step_ids: string[];
+            /**
+             * End Step Ids
+             * @description As they were set.
+             */
+            end_step_ids: string[];
+        };
+        /**
+         * FinishRuleQuestion
+         * @description When journeys of a walkthrough are to count as finished; nothing given is as if nothing were set.
+         */
+        FinishRuleQuestion: {
+            /**
+             * Goal Step Ids
+             * @description Completing one of these finishes a journey, and passing every step does no more.
+             */
+            goal_step_ids?: string[];
+            /**
+             * Optional Step Ids
+             * @description Steps that need not be passed, beside those that are optional for agents.
+             */
+            optional_step_ids?: string[];
+            /**
+             * End Step Ids
+             * @description A journey whose last step is one of these is finished: it did not stop there.
+             */
+            end_step_ids?: string[];
+        };
+        /**
+         * FinishTimes
+         * @description How long journeys take to finish, by the Kaplan-Meier estimate.
+         *
+         *     Journeys that are not finished are in it for as long as they have been on their way until `as_of`
+         *     (censored), the dropped ones too: whether they finish later is not known of any of them.
+         */
+        FinishTimes: {
+            /**
+             * As Of
+             * @description The time of the newest event that is counted, or the beginning of the UTC day if later.
+             */
+            as_of: number;
+            /**
+             * Finished
+             * @description Journeys that are finished; of those that were read, see `times`.
+             */
+            finished: number;
+            /**
+             * Censored
+             * @description Journeys that are not.
+             */
+            censored: number;
+            /**
+             * Median Ms
+             * @description Half of all who began have finished within this time; null where fewer do.
+             */
+            median_ms: number | null;
+            /**
+             * Median Low Ms
+             * @description It is at least this, 19 times in 20.
+             */
+            median_low_ms: number | null;
+            /**
+             * Median High Ms
+             * @description It is at most this; null: no limit is known.
+             */
+            median_high_ms: number | null;
+            /**
+             * P90 Ms
+             * @description Nine in ten of all who began have finished within this time.
+             */
+            p90_ms: number | null;
+            /** P90 Low Ms */
+            p90_low_ms: number | null;
+            /** P90 High Ms */
+            p90_high_ms: number | null;
+        };
+        /**
          * FoldedStep
          * @description A step within an `other` node.
          */
@@ -564,6 +1056,28 @@ export interface components {
             title: string;
             /** Journeys */
             journeys: number;
+        };
+        /**
+         * FrequentPaths
+         * @description The paths that most journeys took, from beginning to end.
+         */
+        FrequentPaths: {
+            walkthrough: components["schemas"]["Walkthrough"];
+            /** Journeys */
+            journeys: number;
+            /**
+             * All Paths
+             * @description How many different paths there are.
+             */
+            all_paths: number;
+            /**
+             * Paths
+             * @description The most frequent first.
+             */
+            paths: components["schemas"]["PathFigures"][];
+            other: components["schemas"]["PathsBeyond"];
+            times: components["schemas"]["Sampling"];
+            freshness: components["schemas"]["Freshness"];
         };
         /**
          * Freshness
@@ -610,14 +1124,24 @@ export interface components {
         };
         /**
          * Funnel
-         * @description How many people get how far, in display order.
+         * @description How many people get how far, in display order: today's, or that of the version that is asked about.
          */
         Funnel: {
             walkthrough: components["schemas"]["Walkthrough"];
             /** Started */
             started: number;
+            /**
+             * Order Of
+             * @description The version whose order it is, by number: the newest of those asked about.
+             */
+            order_of: number;
             /** Stages */
             stages: components["schemas"]["FunnelStage"][];
+            /**
+             * Removed
+             * @description Steps of that version that were removed since, and with them what people did: they are no stages.
+             */
+            removed: components["schemas"]["Step"][];
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -640,8 +1164,13 @@ export interface components {
              */
             completed: number;
             /**
+             * Skipped
+             * @description Journeys that have skipped it, and not done it.
+             */
+            skipped: number;
+            /**
              * Through
-             * @description Journeys that have done this step and all before it, in any order.
+             * @description Journeys that have done or skipped this step and all before it, in any order.
              */
             through: number;
             /**
@@ -688,22 +1217,44 @@ export interface components {
             last_active_at: number;
             /** Steps Done */
             steps_done: number;
+            /** Steps Skipped */
+            steps_skipped: number;
             outcome: components["schemas"]["Outcome"];
             /**
              * Step Ids
-             * @description In the order in which they were done.
+             * @description In the order in which they were completed or skipped.
              */
             step_ids: string[];
             /**
+             * Skipped Step Ids
+             * @description Those of them that were skipped.
+             */
+            skipped_step_ids: string[];
+            /**
              * Next Step Id
-             * @description The step that would be shown next.
+             * @description What was shown last and is neither completed nor skipped; null of a finished journey.
              */
             next_step_id: string | null;
+            /**
+             * Next Step Assumed
+             * @description No showing is known: it is the first step that is not passed, in the order of `version_ended`; in today's where nothing is left of that.
+             */
+            next_step_assumed: boolean;
             /**
              * Duration Ms
              * @description From the beginning to the last step.
              */
             duration_ms: number;
+            /**
+             * Version Began
+             * @description The number of the walkthrough's version when it began.
+             */
+            version_began: number;
+            /**
+             * Version Ended
+             * @description That at its last activity.
+             */
+            version_ended: number;
         };
         /**
          * JourneyDetail
@@ -731,6 +1282,11 @@ export interface components {
              * @description Given as `after` it leads on; null on the last page.
              */
             next: string | null;
+            /**
+             * Of
+             * @description How many there are on all pages; null where only reading all of them would say.
+             */
+            of: number | null;
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -783,6 +1339,24 @@ export interface components {
             went_on: number;
         };
         /**
+         * OutcomesWithin
+         * @description Journeys by how they stood `within_days` days after their beginning.
+         */
+        OutcomesWithin: {
+            /** Finished */
+            finished: number;
+            /**
+             * Not Finished
+             * @description They stood after their last step by then; some finished later.
+             */
+            not_finished: number;
+            /**
+             * Reached
+             * @description At the step at which the view ends.
+             */
+            reached: number;
+        };
+        /**
          * Overview
          * @description All walkthroughs of an organization, or those of a server.
          */
@@ -809,6 +1383,11 @@ export interface components {
             status: string | null;
             /** Steps */
             steps: number;
+            /**
+             * Finished Means
+             * @description When a journey is finished, in words.
+             */
+            finished_means: string;
             /**
              * Mcp Server Id
              * @description Null in the row over all servers.
@@ -847,6 +1426,11 @@ export interface components {
             /** Steps */
             steps: number;
             /**
+             * Finished Means
+             * @description When a journey is finished, in words.
+             */
+            finished_means: string;
+            /**
              * Mcp Server Id
              * @description Null in the row over all servers.
              */
@@ -869,6 +1453,84 @@ export interface components {
             last_active_on: string | null;
             /** Servers */
             servers: components["schemas"]["OverviewRow"][];
+        };
+        /**
+         * PathFigures
+         * @description A whole path, and who took it.
+         */
+        PathFigures: {
+            /**
+             * Place
+             * @description From 1, by how many took it.
+             */
+            place: number;
+            /**
+             * Step Ids
+             * @description In the order in which they were completed or skipped.
+             */
+            step_ids: string[];
+            /**
+             * Skipped Step Ids
+             * @description Those of them that were skipped.
+             */
+            skipped_step_ids: string[];
+            outcome: components["schemas"]["Outcome"];
+            /** Journeys */
+            journeys: number;
+            /**
+             * Share
+             * @description Of all journeys.
+             */
+            share: number | null;
+            /**
+             * Started
+             * @description Of how many of them it is known when they started.
+             */
+            started: number;
+            /**
+             * Median Ms
+             * @description From the beginning, which is the start where that is known, to the last step.
+             */
+            median_ms: number | null;
+            /** P90 Ms */
+            p90_ms: number | null;
+            /**
+             * Timed
+             * @description Of how many journeys the times are: not of those with one step whose start is not known.
+             */
+            timed: number;
+        };
+        /**
+         * PathsBeyond
+         * @description Paths that fewer took than those of the answer.
+         */
+        PathsBeyond: {
+            /** Paths */
+            paths: number;
+            /** Journeys */
+            journeys: number;
+            /**
+             * Share
+             * @description Of all journeys.
+             */
+            share: number | null;
+        };
+        /**
+         * Period
+         * @description UTC days on which journeys began.
+         */
+        Period: {
+            /**
+             * Since
+             * @description The first day; null where it is the first there is.
+             */
+            since: string | null;
+            /**
+             * Until
+             * Format: date
+             * @description The last day.
+             */
+            until: string;
         };
         /**
          * RefusedClass
@@ -921,6 +1583,16 @@ export interface components {
              * @description Those of `refused`, and those that send events of this organization alone; at most 200 of the latter.
              */
             sources: components["schemas"]["EventSource"][];
+            /**
+             * Classes Left Out
+             * @description How many classes more there are, refused before those of `refused`; up to 10,000.
+             */
+            classes_left_out: number;
+            /**
+             * Sources Left Out
+             * @description How many more sources send events of this organization alone; up to 10,000.
+             */
+            sources_left_out: number;
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -984,10 +1656,17 @@ export interface components {
             endings: components["schemas"]["SankeyEnding"][];
             /**
              * Read From
-             * @description Figures of paths as they are come from the counts; a view that changes paths reads the journeys.
+             * @description Figures of paths as they are come from the counts; a view that changes paths reads the journeys, and so do one of some versions and a finish rule that the counts do not know.
              * @enum {string}
              */
             read_from: "counts" | "journeys";
+            /** @description Of whom percentiles and histograms are; null without `times`. */
+            times?: components["schemas"]["Sampling"] | null;
+            /**
+             * Bounds Ms
+             * @description Where the bins of histograms begin.
+             */
+            bounds_ms?: number[] | null;
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -995,8 +1674,21 @@ export interface components {
          * @description Journeys that end at a node.
          */
         SankeyEnding: {
-            /** Steps Done */
+            /**
+             * Steps Done
+             * @description Steps of the view completed; passed, where it went on.
+             */
             steps_done: number;
+            /**
+             * Steps Skipped
+             * @description Steps of the view skipped, and not completed.
+             */
+            steps_skipped: number;
+            /**
+             * Position
+             * @description Of the node; -1 is the start.
+             */
+            position: number;
             /**
              * Step Id
              * @description Null where no step is done, and at an `other` node.
@@ -1064,6 +1756,51 @@ export interface components {
              * @description Of how many journeys that is the mean.
              */
             timed_journeys: number;
+            /**
+             * Skipped
+             * @description Whether the step that it leads to was skipped.
+             */
+            skipped: boolean;
+            /**
+             * Mean Active Ms
+             * @description Mean time from when the step that it leads to was shown to when it was done or skipped: without the time away before that.
+             */
+            mean_active_ms?: number | null;
+            /**
+             * Active Journeys
+             * @description Of how many journeys that is the mean.
+             * @default 0
+             */
+            active_journeys: number;
+            /**
+             * Median Ms
+             * @description As `mean_ms`; null without `times`.
+             */
+            median_ms?: number | null;
+            /** P90 Ms */
+            p90_ms?: number | null;
+            /**
+             * Timed
+             * @description Of how many journeys these are.
+             */
+            timed?: number | null;
+            /**
+             * Median Active Ms
+             * @description As `mean_active_ms`; null without `times`.
+             */
+            median_active_ms?: number | null;
+            /** P90 Active Ms */
+            p90_active_ms?: number | null;
+            /**
+             * Active
+             * @description Of how many journeys these are.
+             */
+            active?: number | null;
+            /**
+             * Histogram
+             * @description Of the `timed` journeys, how many took less than the first of `bounds_ms`, then from each to the next, and from the last on.
+             */
+            histogram?: number[] | null;
         };
         /**
          * SankeyNode
@@ -1124,6 +1861,13 @@ export interface components {
             server: string;
             /** Mcp Server User Id */
             mcp_server_user_id: string | null;
+            /**
+             * Client
+             * @description The agent, as it calls itself; null where it told nothing.
+             */
+            client: string | null;
+            /** Client Version */
+            client_version: string | null;
             /** Connected At */
             connected_at: number | null;
             /** Duration Ms */
@@ -1141,6 +1885,63 @@ export interface components {
             id: string;
             /** Title */
             title: string;
+            /**
+             * Optional
+             * @description It need not be passed to finish.
+             */
+            optional: boolean;
+        };
+        /**
+         * StepChange
+         * @description Of those who reached a step in time, how many did it: A is the earlier period, B the recent one.
+         */
+        StepChange: {
+            /** Of A */
+            of_a: number;
+            /** In A */
+            in_a: number;
+            /** Share A */
+            share_a: number | null;
+            /** Of B */
+            of_b: number;
+            /** In B */
+            in_b: number;
+            /** Share B */
+            share_b: number | null;
+            /**
+             * Difference
+             * @description share_b - share_a.
+             */
+            difference: number | null;
+            /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20 (Newcombe, 1998, from Wilson's intervals). Null where it is not tested.
+             */
+            difference_low: number | null;
+            /**
+             * Difference High
+             * @description The difference is at most this, 19 times in 20.
+             */
+            difference_high: number | null;
+            /**
+             * P Value
+             * @description Fisher's exact test, two-sided; with more than 1,000 journeys, Pearson's chi-squared test where every expected count is at least 5. Null where it is not tested: a side has no journeys, or could not have done it, as a step was added since.
+             */
+            p_value: number | null;
+            /**
+             * P Adjusted
+             * @description Adjusted for how many of its kind were compared (Benjamini and Hochberg, 1995); what everybody or nobody of both sides did is none of them.
+             */
+            p_adjusted: number | null;
+            /**
+             * Significant
+             * @description Whether `p_adjusted` is below 0.05.
+             */
+            significant: boolean;
+            /** Step Id */
+            step_id: string;
+            /** Title */
+            title: string;
         };
         /**
          * StepFigures
@@ -1155,19 +1956,24 @@ export interface components {
             title: string;
             /**
              * Reached
-             * @description Journeys that did it, or to which it would be shown next.
+             * @description Journeys that completed or skipped it, or stand at it.
              */
             reached: number;
             /** Completed */
             completed: number;
             /**
+             * Skipped
+             * @description Journeys that skipped it, and did not complete it.
+             */
+            skipped: number;
+            /**
              * Dropped Here
-             * @description Dropped journeys to which it would be shown next.
+             * @description Dropped journeys that stand at it.
              */
             dropped_here: number;
             /**
              * In Progress Here
-             * @description Journeys in progress to which it would be shown next.
+             * @description Journeys in progress that stand at it.
              */
             in_progress_here: number;
             /**
@@ -1189,10 +1995,80 @@ export interface components {
              * @description Of how many journeys the times are.
              */
             timed: number;
+            /**
+             * Histogram
+             * @description Of these journeys, how many took less than the first of `bounds_ms`, then from each to the next, and from the last on.
+             */
+            histogram: number[];
+            /**
+             * Mean Active Ms
+             * @description Mean time from when it was shown to when it was done: without the time away before that.
+             */
+            mean_active_ms: number | null;
+            /** Median Active Ms */
+            median_active_ms: number | null;
+            /** P90 Active Ms */
+            p90_active_ms: number | null;
+            /**
+             * Active
+             * @description Of how many journeys the active times are.
+             */
+            active: number;
+        };
+        /**
+         * StepStops
+         * @description Where people stop: at a step that would be shown to them next.
+         */
+        StepStops: {
+            /** Place */
+            place: number;
+            /** Step Id */
+            step_id: string;
+            /** Title */
+            title: string;
+            /**
+             * Reached
+             * @description Journeys that completed or skipped it, or stand at it.
+             */
+            reached: number;
+            /** Dropped Here */
+            dropped_here: number;
+            /**
+             * Share
+             * @description `dropped_here` of `reached`.
+             */
+            share: number | null;
+            /**
+             * Share Low
+             * @description The share is at least this, 19 times in 20.
+             */
+            share_low: number | null;
+            /**
+             * Share High
+             * @description The share is at most this, 19 times in 20.
+             */
+            share_high: number | null;
+            /**
+             * Median Ms
+             * @description Time before it was done, since the step before.
+             */
+            median_ms: number | null;
+            /** P90 Ms */
+            p90_ms: number | null;
+            /**
+             * Timed
+             * @description Of how many journeys the times are.
+             */
+            timed: number;
         };
         /**
          * Steps
          * @description The steps in display order.
+         *
+         *     An unfinished journey stands at the step that was shown last of those that it has neither completed nor
+         *     skipped. Where no showing is known, it is assumed to stand at the first of these in the order that the
+         *     walkthrough had at its last activity; steps that were removed since are passed over, and where it had
+         *     passed all others, it is the first of today's order.
          */
         Steps: {
             walkthrough: components["schemas"]["Walkthrough"];
@@ -1200,7 +2076,17 @@ export interface components {
             started: number;
             /** Steps */
             steps: components["schemas"]["StepFigures"][];
+            /**
+             * Assumed
+             * @description Of how many unfinished journeys it is assumed where they stand.
+             */
+            assumed: number;
             times: components["schemas"]["Sampling"];
+            /**
+             * Bounds Ms
+             * @description Where the bins of histograms begin.
+             */
+            bounds_ms: number[];
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -1208,6 +2094,21 @@ export interface components {
          * @description A walkthrough in a few figures.
          */
         Summary: {
+            /**
+             * Within Days
+             * @description Journeys are judged as they stood so many days after their beginning.
+             */
+            within_days: number;
+            /**
+             * Within Because
+             * @description Why so many, in a sentence.
+             */
+            within_because: string;
+            /**
+             * Judged At
+             * @description Judged are journeys that began `within_days` days before this, or earlier: the beginning of the UTC day.
+             */
+            judged_at: number;
             walkthrough: components["schemas"]["Walkthrough"];
             /** Started */
             started: number;
@@ -1220,13 +2121,39 @@ export interface components {
             /** Completion Rate */
             completion_rate: number | null;
             /**
+             * Had Time
+             * @description Journeys that began `within_days` days ago, or earlier.
+             */
+            had_time: number;
+            /**
+             * Finished Within
+             * @description Of `had_time`, how many finished within `within_days` days of their beginning.
+             */
+            finished_within: number;
+            /**
+             * Completion Rate Within
+             * @description `finished_within` of `had_time`.
+             */
+            completion_rate_within: number | null;
+            /**
+             * Completion Rate Within Low
+             * @description The rate is at least this, 19 times in 20.
+             */
+            completion_rate_within_low: number | null;
+            /**
+             * Completion Rate Within High
+             * @description The rate is at most this, 19 times in 20.
+             */
+            completion_rate_within_high: number | null;
+            /**
              * Average Progress
              * @description Mean share of the steps that journeys have done.
              */
             average_progress: number | null;
+            time_to_finish: components["schemas"]["FinishTimes"];
             /**
              * Mean To Finish Ms
-             * @description From the beginning to the last step.
+             * @description From the beginning to the last step, of those who finished.
              */
             mean_to_finish_ms: number | null;
             /** Median To Finish Ms */
@@ -1248,6 +2175,79 @@ export interface components {
              * @description Journeys of people active on more than one UTC day.
              */
             return_rate: number | null;
+            times: components["schemas"]["Sampling"];
+            /**
+             * Version Count
+             * @description How many versions edits made of it.
+             */
+            version_count: number;
+            /**
+             * Newest Versions
+             * @description At most ten, the newest first.
+             */
+            newest_versions: components["schemas"]["VersionInShort"][];
+            freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * TimeToFinish
+         * @description The share of journeys that have finished, by the time since their beginning.
+         */
+        TimeToFinish: {
+            /**
+             * As Of
+             * @description The time of the newest event that is counted, or the beginning of the UTC day if later.
+             */
+            as_of: number;
+            /**
+             * Finished
+             * @description Journeys that are finished; of those that were read, see `times`.
+             */
+            finished: number;
+            /**
+             * Censored
+             * @description Journeys that are not.
+             */
+            censored: number;
+            /**
+             * Median Ms
+             * @description Half of all who began have finished within this time; null where fewer do.
+             */
+            median_ms: number | null;
+            /**
+             * Median Low Ms
+             * @description It is at least this, 19 times in 20.
+             */
+            median_low_ms: number | null;
+            /**
+             * Median High Ms
+             * @description It is at most this; null: no limit is known.
+             */
+            median_high_ms: number | null;
+            /**
+             * P90 Ms
+             * @description Nine in ten of all who began have finished within this time.
+             */
+            p90_ms: number | null;
+            /** P90 Low Ms */
+            p90_low_ms: number | null;
+            /** P90 High Ms */
+            p90_high_ms: number | null;
+            walkthrough: components["schemas"]["Walkthrough"];
+            /**
+             * Journeys
+             * @description `finished` and `censored`.
+             */
+            journeys: number;
+            /**
+             * Points
+             * @description The share holds from one point until the next. At most 200, evenly from all.
+             */
+            points: components["schemas"]["FinishPoint"][];
+            /**
+             * Points In All
+             * @description At how many times somebody finished.
+             */
+            points_in_all: number;
             times: components["schemas"]["Sampling"];
             freshness: components["schemas"]["Freshness"];
         };
@@ -1277,6 +2277,26 @@ export interface components {
              */
             completion_rate: number | null;
             /**
+             * Had Time
+             * @description Of those that began then, how many began `within_days` days ago.
+             */
+            had_time: number;
+            /**
+             * Finished Within
+             * @description Of `had_time`, how many finished within `within_days` days of their beginning.
+             */
+            finished_within: number;
+            /**
+             * Completion Rate Within
+             * @description `finished_within` of `had_time`.
+             */
+            completion_rate_within: number | null;
+            /**
+             * Complete
+             * @description Whether all of the period is so long ago, so that all who began then had the time.
+             */
+            complete: boolean;
+            /**
              * Finished Then
              * @description Journeys that did their last step then, whenever they began.
              */
@@ -1292,6 +2312,21 @@ export interface components {
          * @description Figures over time; days without anything are in it with zeros.
          */
         Trends: {
+            /**
+             * Within Days
+             * @description Journeys are judged as they stood so many days after their beginning.
+             */
+            within_days: number;
+            /**
+             * Within Because
+             * @description Why so many, in a sentence.
+             */
+            within_because: string;
+            /**
+             * Judged At
+             * @description Judged are journeys that began `within_days` days before this, or earlier: the beginning of the UTC day.
+             */
+            judged_at: number;
             walkthrough: components["schemas"]["Walkthrough"];
             /**
              * By
@@ -1301,6 +2336,61 @@ export interface components {
             /** Points */
             points: components["schemas"]["TrendPoint"][];
             freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * VersionChange
+         * @description What an edit did to a step; places are from 1, and null where it was none.
+         */
+        VersionChange: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "added" | "removed" | "moved" | "renamed" | "edited";
+            /** Step Id */
+            step_id: string;
+            /** Title */
+            title: string;
+            /** From Place */
+            from_place: number | null;
+            /** To Place */
+            to_place: number | null;
+        };
+        /**
+         * VersionInShort
+         * @description A version, and what made it.
+         */
+        VersionInShort: {
+            /** Number */
+            number: number;
+            /**
+             * Since
+             * @description Null of the first, which counts for all before the second.
+             */
+            since: number | null;
+            /**
+             * Says
+             * @description What the edit changed, in words.
+             */
+            says: string;
+        };
+        /**
+         * VersionStep
+         * @description A step of a version.
+         */
+        VersionStep: {
+            /** Step Id */
+            step_id: string;
+            /**
+             * Title
+             * @description What it was called then.
+             */
+            title: string;
+            /**
+             * Removed
+             * @description Whether it is no step any more, so that nothing is known of it.
+             */
+            removed: boolean;
         };
         /**
          * Walkthrough
@@ -1317,8 +2407,73 @@ export interface components {
             status: string | null;
             /** Steps */
             steps: components["schemas"]["Step"][];
+            /**
+             * Finished Means
+             * @description When a journey is finished, in words.
+             */
+            finished_means: string;
+            /**
+             * Goal Step Ids
+             * @description Where there are any, completing one of these finishes it, and nothing else does.
+             */
+            goal_step_ids: string[];
+            /**
+             * End Step Ids
+             * @description A journey whose last step is one of these is finished as well.
+             */
+            end_step_ids: string[];
             /** Servers */
             servers: components["schemas"]["Server"][];
+        };
+        /**
+         * WalkthroughVersion
+         * @description The steps of a walkthrough between two edits.
+         */
+        WalkthroughVersion: {
+            /** Number */
+            number: number;
+            /**
+             * Since
+             * @description When the edit was committed; null of the first version, which counts for all before the second.
+             */
+            since: number | null;
+            /**
+             * Until
+             * @description When the next began; null of the newest.
+             */
+            until: number | null;
+            /**
+             * Made At
+             * @description As `since`; of the first version when its steps were first noted: what was edited before is not known.
+             */
+            made_at: number | null;
+            /**
+             * Says
+             * @description What the edit changed, in words.
+             */
+            says: string;
+            /** Changes */
+            changes: components["schemas"]["VersionChange"][];
+            /**
+             * Steps
+             * @description In display order.
+             */
+            steps: components["schemas"]["VersionStep"][];
+            /**
+             * Journeys
+             * @description Journeys that began with it; with 0 nobody met it.
+             */
+            journeys: number;
+        };
+        /**
+         * WalkthroughVersions
+         * @description What edits made of a walkthrough, the first version first.
+         */
+        WalkthroughVersions: {
+            walkthrough: components["schemas"]["Walkthrough"];
+            /** Versions */
+            versions: components["schemas"]["WalkthroughVersion"][];
+            freshness: components["schemas"]["Freshness"];
         };
     };
     responses: never;
@@ -2032,6 +3187,247 @@ export interface operations {
             };
         };
     };
+    diagnose_v1_walkthroughs__walkthrough_id__diagnose_get: {
+        parameters: {
+            query?: {
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                /** @description How many days each of the two periods has that are compared: the last ones of which everybody had the time, and those before. */
+                days?: number;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Diagnosis"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
     summary_v1_walkthroughs__walkthrough_id__get: {
         parameters: {
             query?: {
@@ -2043,6 +3439,9 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                within_days?: number | null;
             };
             header?: never;
             path: {
@@ -2288,12 +3687,18 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
                 /** @description Show so many positions; what goes on from the last one ends there as `went_on`. */
                 positions?: number | null;
                 /** @description Show so many steps at each position, the largest; the rest is folded into one node, `other`. */
                 nodes?: number | null;
+                /** @description Fold steps that fewer than this share of all journeys came to at their position. */
+                min_share?: number | null;
                 /** @description Positions at which nothing is folded. */
                 unfold?: number[];
+                /** @description Also percentiles and a histogram of the times of each link. They are read from the journeys, which takes longer than the counts. */
+                times?: boolean;
             };
             header?: never;
             path: {
@@ -2531,6 +3936,8 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
             };
             header?: never;
             path: {
@@ -2768,6 +4175,8 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
             };
             header?: never;
             path: {
@@ -3013,6 +4422,8 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
             };
             header?: never;
             path: {
@@ -3239,6 +4650,255 @@ export interface operations {
             };
         };
     };
+    paths_v1_walkthroughs__walkthrough_id__paths_get: {
+        parameters: {
+            query?: {
+                /** @description Only journeys that did this step, shown from it on. */
+                start_at?: string | null;
+                /** @description Only journeys that did this step (after `start_at`), shown up to it. */
+                end_at?: string | null;
+                /** @description Steps left out: the steps before and after are joined, and the times added up. */
+                exclude?: string[];
+                /** @description Only journeys with this step at this position of the view, as in `2:wts_a`; of several at the same position one is enough. */
+                through?: string[];
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                /** @description So many paths, the most frequent. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FrequentPaths"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
     trends_v1_walkthroughs__walkthrough_id__trends_get: {
         parameters: {
             query?: {
@@ -3250,8 +4910,11 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
                 /** @description Weeks begin on Monday. */
                 by?: "day" | "week";
+                within_days?: number | null;
             };
             header?: never;
             path: {
@@ -3268,6 +4931,482 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Trends"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    versions_v1_walkthroughs__walkthrough_id__versions_get: {
+        parameters: {
+            query?: {
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WalkthroughVersions"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    time_to_finish_v1_walkthroughs__walkthrough_id__time_to_finish_get: {
+        parameters: {
+            query?: {
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TimeToFinish"];
                     "text/csv": string;
                 };
             };
@@ -3501,6 +5640,11 @@ export interface operations {
                 from_b?: string | null;
                 /** @description Last day of B. */
                 to_b?: string | null;
+                /** @description Versions with which A began; none is all. */
+                version_a?: number[];
+                /** @description Versions with which B began; none is all. */
+                version_b?: number[];
+                within_days?: number | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
             };
@@ -3729,6 +5873,483 @@ export interface operations {
             };
         };
     };
+    finish_rule_v1_walkthroughs__walkthrough_id__finish_rule_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FinishRule"];
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    set_finish_rule_v1_walkthroughs__walkthrough_id__finish_rule_put: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["FinishRuleQuestion"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FinishRule"];
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
     journeys_v1_walkthroughs__walkthrough_id__journeys_get: {
         parameters: {
             query?: {
@@ -3748,23 +6369,29 @@ export interface operations {
                 to?: string | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
                 /** @description Those with a step at this position of the view. */
                 position?: number | null;
                 /** @description At `position`, or as the last one with `ended_after`, one of these steps. */
                 step?: string[];
                 /** @description The step before `position` is one of these. */
                 from_step?: string[];
-                /** @description Those that stand after so many steps of the view. */
+                /** @description The step at `position` was skipped, or was not. */
+                skipped?: boolean | null;
+                /** @description Those that stand after so many steps of the view, completed or skipped. */
                 ended_after?: number | null;
                 /** @description Those that end so. */
                 outcome?: components["schemas"]["Outcome"][];
-                /** @description Unfinished ones to which this step would be shown next. */
+                /** @description Those whose path in the view is exactly these steps in this order, each as `done:STEP` or `skipped:STEP`. */
+                path?: string[];
+                /** @description Unfinished ones that stand at this step, as `next_step_id` says. */
                 next_step?: string | null;
                 /** @description Last active on this UTC day or later. */
                 active_from?: string | null;
                 /** @description Last active on this UTC day or before. */
                 active_to?: string | null;
-                /** @description How many a page has at most. */
+                /** @description How many a page has at most. CSV and JSON lines have no pages without it, but all. */
                 limit?: number;
                 /** @description `next` of the page before, to go on behind it. */
                 after?: string | null;
@@ -3777,7 +6404,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description As JSON, or as CSV. */
+            /** @description As JSON a page. As CSV, or as a line of JSON for each, all of them, or the page that `limit` or `after` asks for. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -3785,6 +6412,7 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["Journeys"];
                     "text/csv": string;
+                    "application/x-ndjson": string;
                 };
             };
             /** @description Nothing has changed since the given ETag. */

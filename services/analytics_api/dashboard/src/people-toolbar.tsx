@@ -7,13 +7,13 @@ import { Download } from "./parts";
 import type { Query } from "./state";
 import type { ViewProps } from "./view";
 
-interface Props extends Omit<ViewProps, "tick"> {
+interface Props extends Omit<ViewProps, "tick" | "versions"> {
   path: string;
   query: Query;
 }
 
 /** Parameters that say where people are; a figure has one sort of them. */
-const PLACES = ["next_step", "position", "step", "from_step", "ended_after"];
+export const PLACES = ["next_step", "position", "skipped", "step", "from_step", "ended_after"];
 
 export function PeopleToolbar({ api, view, walkthrough, change, path, query }: Props): JSX.Element {
   const { figure } = view;
@@ -81,7 +81,7 @@ export function PeopleToolbar({ api, view, walkthrough, change, path, query }: P
           Everybody
         </button>
       )}
-      <Download api={api} path={path} query={{ ...query, limit: 500 }} />
+      <Download api={api} path={path} query={query} />
     </div>
   );
 }

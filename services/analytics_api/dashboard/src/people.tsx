@@ -71,7 +71,7 @@ function PeopleList({ api, view, walkthrough, tick, change }: ViewProps): JSX.El
               <PeopleTable journeys={journeys} walkthrough={walkthrough} change={change} />
               <p class="hint">
                 {next
-                  ? `The last active ${count(journeys.length)}. `
+                  ? `The last active ${count(journeys.length)}${first.of === null ? "" : ` of ${count(first.of)}`}. `
                   : `${many(journeys.length, "person", "people")}. `}
                 {next && (
                   <button type="button" onClick={() => void loadMore(next)}>
@@ -129,6 +129,7 @@ function rowOf(journey: Journey, titles: Names, servers: Names, change: Change) 
     <>
       <span class={`badge ${journey.outcome}`}>{OUTCOMES[journey.outcome]}</span>
       {journey.next_step_id && <> before {titles.get(journey.next_step_id)}</>}
+      {journey.next_step_assumed && <i> (assumed)</i>}
     </>
   );
   return {
@@ -138,7 +139,7 @@ function rowOf(journey: Journey, titles: Names, servers: Names, change: Change) 
       servers.get(journey.mcp_server_id) ?? journey.mcp_server_id,
       time(journey.began_at),
       time(journey.last_active_at),
-      count(journey.steps_done),
+      `${count(journey.steps_done)}${journey.steps_skipped ? ` and ${count(journey.steps_skipped)} skipped` : ""}`,
       stands,
       duration(journey.duration_ms),
     ],

@@ -47,6 +47,12 @@ export function RefusedView({ api, answer }: { api: Api; answer: RefusedEvents }
             letters; an operator can send them again.
           </p>
           <Classes answer={answer} />
+          {answer.classes_left_out > 0 && (
+            <p class="hint">
+              {many(answer.classes_left_out, "more class", "more classes")} refused before these are not
+              shown.
+            </p>
+          )}
           <div class="toolbar">
             <Download api={api} path={PATH} query={{}} />
           </div>

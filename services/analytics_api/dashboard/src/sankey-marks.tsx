@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import type { Sankey } from "./api";
 import { count, share, shorten } from "./format";
 import type { Drawing, DrawnLink, DrawnNode } from "./layout";
-import { titleIn } from "./layout";
+import { targetOf, titleIn } from "./layout";
 import { rowsOf } from "./words";
 
 /** How something is drawn, and what is heard of it. */
@@ -28,7 +28,7 @@ export function LinkMark(props: MarkProps & { link: DrawnLink }): JSX.Element {
   const chosen = props.isChosen ? "chosen" : "";
   const partWidth = part === null ? 0 : (link.width * part) / link.journeys;
   return (
-    <g class={`flow ${link.outcome ?? "on"} ${faint} ${chosen}`}>
+    <g class={`flow ${link.outcome ?? (link.link?.skipped ? "skipped" : "on")} ${faint} ${chosen}`}>
       <path class="band" d={link.path} stroke-width={Math.max(1, link.width)} />
       {part !== null && (
         <path class="part" d={link.path} stroke-width={partWidth && Math.max(1, partWidth)} />
@@ -126,8 +126,7 @@ interface TipProps {
 }
 
 export function Tip({ drawing, item, at, room, answer, part }: TipProps): JSX.Element {
-  const head =
-    "path" in item ? `${titleIn(drawing, item.source)} → ${titleIn(drawing, item.target)}` : item.title;
+  const head = "path" in item ? `${titleIn(drawing, item.source)} → ${targetOf(drawing, item)}` : item.title;
   const rows = rowsOf(drawing, item, answer);
   if (part !== null) rows.push(["Through what is pinned", count(part)]);
   const place = { left: `${Math.min(at.x + 14, Math.max(0, room - 290))}px`, top: `${at.y + 14}px` };

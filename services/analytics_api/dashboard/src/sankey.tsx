@@ -24,6 +24,8 @@ interface Props {
   onPin: (node: DrawnNode) => void;
   onClear: () => void;
   onMenu: () => void;
+  /** Something is pointed at, or reached by a key. */
+  onPoint?: () => void;
 }
 
 const KEYS = "Arrow keys walk along the flows, Enter pins, M opens the actions, Escape clears.";
@@ -100,12 +102,16 @@ export function SankeyChart(props: Props): JSX.Element {
     isChosen: chosen === item.id,
     isReached: focus === item.id,
     onPoint: (event: MouseEvent) => {
+      props.onPoint?.();
       setPointed(item.id);
       const frame = box.current?.getBoundingClientRect();
       if (frame) setTip({ x: event.clientX - frame.left, y: event.clientY - frame.top });
     },
     onLeave: leave,
-    onFocus: () => setWalked(item.id),
+    onFocus: () => {
+      props.onPoint?.();
+      setWalked(item.id);
+    },
   });
 
   return (

@@ -1,9 +1,10 @@
 /** The two sides of a comparison, and what they can be chosen from. */
 
-import type { Walkthrough } from "./api";
+import type { Version, Walkthrough } from "./api";
 import { daysAgo } from "./format";
 import type { Query, View } from "./state";
 import { cohort } from "./state";
+import { nameOf } from "./versions";
 
 export interface Side {
   name: string;
@@ -28,39 +29,55 @@ const PERIODS: Period[] = [
   { id: "before30", name: "the 30 days before", first: 59, last: 30 },
 ];
 
-/** Places among the options of what is compared while nothing is chosen. */
+/** Places among the options of what is compared while nothing is chosen; from the end where they are negative. */
 const DEFAULTS: Record<View["compare"], Record<Letter, number>> = {
   servers: { a: 0, b: 1 },
   periods: { a: 1, b: 0 },
+  versions: { a: -2, b: -1 },
 };
 
 /** What a side can be. */
-export const optionsOf = (view: View, walkthrough: Walkthrough): Option[] =>
-  (view.compare === "periods" ? PERIODS : walkthrough.servers).map(({ id, name }) => [id, name] as const);
+export function optionsOf(view: View, walkthrough: Walkthrough, versions: Version[]): Option[] {
+  if (view.compare === "versions") return versions.map((v) => [String(v.number), nameOf(v)] as const);
+  return (view.compare === "periods" ? PERIODS : walkthrough.servers).map(
+    ({ id, name }) => [id, name] as const,
+  );
+}
 
 /** The id of what is chosen for a side, or else of its default. */
 export function chosenFor(letter: Letter, view: View, options: readonly Option[]): string {
   const value = view[letter];
   if (options.some(([id]) => id === value)) return value;
-  return options[DEFAULTS[view.compare][letter]]?.[0] ?? "";
+  return options.at(DEFAULTS[view.compare][letter])?.[0] ?? "";
 }
 
-function sideOf(letter: Letter, view: View, walkthrough: Walkthrough): Side | null {
-  const chosen = chosenFor(letter, view, optionsOf(view, walkthrough));
+function sideOf(letter: Letter, view: View, walkthrough: Walkthrough, versions: Version[]): Side | null {
+  const options = optionsOf(view, walkthrough, versions);
+  const chosen = chosenFor(letter, view, options);
+  if (view.compare === "versions") {
+    const name = options.find(([id]) => id === chosen)?.[1];
+    return name ? { name, query: { ...cohort(view), version: [Number(chosen)] } } : null;
+  }
   if (view.compare === "periods") {
     const period = PERIODS.find(({ id }) => id === chosen);
     if (!period) return null;
     const { name, first, last } = period;
-    return { name, query: { server: view.servers, from: daysAgo(first), to: daysAgo(last) } };
+    const days = { from: daysAgo(first), to: daysAgo(last) };
+    return { name, query: { server: view.servers, version: view.versions, ...days } };
   }
   const server = walkthrough.servers.find(({ id }) => id === chosen);
   return server ? { name: server.name, query: { ...cohort(view), server: [server.id] } } : null;
 }
 
-/** Both sides; null where a walkthrough on one server has no other to be compared with. */
-export function sidesOf(view: View, walkthrough: Walkthrough): { a: Side; b: Side } | null {
+/** Both sides; null where one server, or one version, has no other to be compared with. */
+export function sidesOf(
+  view: View,
+  walkthrough: Walkthrough,
+  versions: Version[] = [],
+): { a: Side; b: Side } | null {
   if (view.compare === "servers" && walkthrough.servers.length < 2) return null;
-  const a = sideOf("a", view, walkthrough);
-  const b = sideOf("b", view, walkthrough);
+  if (view.compare === "versions" && versions.length < 2) return null;
+  const a = sideOf("a", view, walkthrough, versions);
+  const b = sideOf("b", view, walkthrough, versions);
   return a && b ? { a, b } : null;
 }

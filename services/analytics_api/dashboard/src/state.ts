@@ -2,13 +2,14 @@
 
 import { daysAgo } from "./format";
 
-export const TABS = ["flow", "steps", "trends", "compare", "people"] as const;
+export const TABS = ["flow", "paths", "steps", "trends", "compare", "people"] as const;
 export type Tab = (typeof TABS)[number];
 /** What is shown of the organization while no walkthrough is. */
 export const PAGES = ["walkthroughs", "refused"] as const;
 export type Page = (typeof PAGES)[number];
 export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
 export type Period = (typeof PERIODS)[number];
+export const COMPARED = ["servers", "periods", "versions"] as const;
 
 /** The people behind a figure: parameters of the journeys route, in their order. */
 export type Entry = [name: string, value: string];
@@ -19,6 +20,7 @@ export interface View {
   page: Page;
   tab: Tab;
   servers: string[];
+  versions: number[];
   period: Period;
   from: string;
   to: string;
@@ -31,7 +33,9 @@ export interface View {
   pins: string[];
   table: boolean;
   by: "day" | "week";
-  compare: "servers" | "periods";
+  /** After how many days journeys are judged; 0: as the server proposes. */
+  within: number;
+  compare: (typeof COMPARED)[number];
   a: string;
   b: string;
   figure: Figure;
@@ -45,6 +49,7 @@ export const NOTHING: View = {
   page: "walkthroughs",
   tab: "flow",
   servers: [],
+  versions: [],
   period: "all",
   from: "",
   to: "",
@@ -57,6 +62,7 @@ export const NOTHING: View = {
   pins: [],
   table: false,
   by: "day",
+  within: 0,
   compare: "servers",
   a: "",
   b: "",
@@ -78,6 +84,7 @@ export function readView(search: string): View {
   const text = (name: string) => given.get(name) ?? "";
   const detail = Number(given.get("detail") ?? NOTHING.detail);
   const places = Number(given.get("places") ?? NOTHING.places);
+  const within = Number(given.get("within") ?? NOTHING.within);
   const from = text("from");
   const to = text("to");
   return {
@@ -85,6 +92,10 @@ export function readView(search: string): View {
     page: oneOf(PAGES, given.get("page"), NOTHING.page),
     tab: oneOf(TABS, given.get("tab"), NOTHING.tab),
     servers: given.getAll("server"),
+    versions: given
+      .getAll("version")
+      .map(Number)
+      .filter((n) => Number.isInteger(n) && n >= 1 && n <= 1_000_000),
     period: oneOf(PERIODS, given.get("period"), NOTHING.period),
     from: isDay(from) ? from : "",
     to: isDay(to) ? to : "",
@@ -100,7 +111,8 @@ export function readView(search: string): View {
     pins: given.getAll("pin").filter((pin) => /^\d{1,4}:./.test(pin)),
     table: given.get("table") === "1",
     by: oneOf(["day", "week"] as const, given.get("by"), NOTHING.by),
-    compare: oneOf(["servers", "periods"] as const, given.get("compare"), NOTHING.compare),
+    within: Number.isInteger(within) && within >= 0 && within <= 366 ? within : NOTHING.within,
+    compare: oneOf(COMPARED, given.get("compare"), NOTHING.compare),
     a: text("a"),
     b: text("b"),
     figure: [...new URLSearchParams(text("people"))],
@@ -120,6 +132,7 @@ export function writeView(view: View): string {
   put("page", view.page, NOTHING.page);
   put("tab", view.tab, NOTHING.tab);
   for (const server of view.servers) out.append("server", server);
+  for (const version of view.versions) out.append("version", String(version));
   put("period", view.period, NOTHING.period);
   if (view.period === "custom") {
     put("from", view.from);
@@ -134,6 +147,7 @@ export function writeView(view: View): string {
   for (const pin of view.pins) out.append("pin", pin);
   put("table", view.table ? "1" : "");
   put("by", view.by, NOTHING.by);
+  put("within", String(view.within), String(NOTHING.within));
   put("compare", view.compare, NOTHING.compare);
   put("a", view.a);
   put("b", view.b);
@@ -153,8 +167,15 @@ function days(view: View): Query {
   return { from: daysAgo(Number(view.period) - 1) };
 }
 
-/** Which journeys: servers and days. */
-export const cohort = (view: View): Query => ({ server: view.servers, ...days(view) });
+/** Which journeys: servers, versions and days. */
+export const cohort = (view: View): Query => ({
+  server: view.servers,
+  version: view.versions.length > 0 ? view.versions : undefined,
+  ...days(view),
+});
+
+/** After how many days journeys are judged. */
+export const within = (view: View): Query => ({ within_days: view.within || undefined });
 
 /** Which journeys, and which part of them. */
 export function paths(view: View): Query {

@@ -1,11 +1,13 @@
 /** What became of each step: the funnel, where people stop, and how long steps take. */
 
 import type { JSX } from "preact";
+import { useState } from "preact/hooks";
 import type { Funnel, Steps } from "./api";
 import { walkthroughPath } from "./api";
 import { useAnswer } from "./data";
 import { entries, peopleBehind } from "./figure";
-import { count, duration, many, share } from "./format";
+import { count, duration, many, sampled, share } from "./format";
+import { HistogramChart } from "./histogram";
 import { Answered, Download, Table } from "./parts";
 import { cohort } from "./state";
 import { FunnelChart, TimeChart } from "./step-charts";
@@ -50,16 +52,17 @@ export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
                 <TimeChart steps={answer} />
               </figure>
             </div>
+            <TimesOfStep answer={answer} />
             <div class="toolbar">
               <Download api={api} path={path} query={query} />
             </div>
             <StepsTable answer={answer} toWaiting={toWaiting} />
             <p class="hint">
-              Reached: did the step, or would be shown it next. Stopped: not active for 7 days. Time: since
-              the step before, or since the start.{" "}
-              {answer.times.exact
-                ? "Times are of every journey."
-                : `Times are of every ${answer.times.every}th person of ${count(answer.times.journeys)}.`}
+              Reached: did or skipped the step, or stands before it, as it was shown last.{" "}
+              {answer.assumed > 0 &&
+                `Of ${many(answer.assumed, "person", "people")} it is not known what was shown: the first step that is left in today's order is assumed. `}
+              Stopped: not active for 7 days. Time: since the step before, or since the start. Since shown:
+              from when the step was shown, so without the time away before that. {sampled(answer.times)}
             </p>
           </>
         )}
@@ -112,6 +115,40 @@ function Findings({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting }
   );
 }
 
+/** How many took how long for one step: at first the slowest. */
+function TimesOfStep({ answer }: { answer: Steps }): JSX.Element | null {
+  const [chosen, setChosen] = useState("");
+  const timed = answer.steps.filter((s) => s.timed > 0);
+  const step = timed.find((s) => s.step_id === chosen) ?? slowestOf(timed);
+  if (!step) return null;
+  return (
+    <figure>
+      <figcaption>
+        <label>
+          How many people took how long before{" "}
+          <select value={step.step_id} onChange={(e) => setChosen(e.currentTarget.value)}>
+            {timed.map((s) => (
+              <option key={s.step_id} value={s.step_id}>
+                {s.place}. {s.title}
+              </option>
+            ))}
+          </select>
+        </label>{" "}
+        was done: half within {duration(step.median_ms)} (line), nine in ten within {duration(step.p90_ms)}
+        {step.median_active_ms !== null &&
+          `; since it was shown, half within ${duration(step.median_active_ms)}`}
+      </figcaption>
+      <HistogramChart
+        label={`How many people took how long before ${step.title}`}
+        bins={step.histogram}
+        bounds={answer.bounds_ms}
+        median={step.median_ms}
+        height={180}
+      />
+    </figure>
+  );
+}
+
 function StepsTable({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting }): JSX.Element {
   const worst = worstOf(answer.steps);
   return (
@@ -121,12 +158,14 @@ function StepsTable({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting
         { title: "Step" },
         { title: "Reached", isNumber: true },
         { title: "Completed", isNumber: true },
+        { title: "Skipped", isNumber: true },
         { title: "Completed of reached", isNumber: true },
         { title: "Stopped here", isNumber: true },
         { title: "In progress here", isNumber: true },
         { title: "Median time", isNumber: true },
         { title: "Mean time", isNumber: true },
         { title: "9 in 10 within", isNumber: true },
+        { title: "Median since shown", isNumber: true },
       ]}
       rows={answer.steps.map((step) => {
         const waiting = (n: number, outcome: string, what: string) => (
@@ -139,12 +178,14 @@ function StepsTable({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting
             `${step.place}. ${step.title}`,
             count(step.reached),
             count(step.completed),
+            count(step.skipped),
             share(step.completion_rate),
             waiting(step.dropped_here, "dropped", "stopped"),
             waiting(step.in_progress_here, "in_progress", "are in progress"),
             duration(step.median_ms),
             duration(step.mean_ms),
             duration(step.p90_ms),
+            duration(step.median_active_ms),
           ],
         };
       })}

@@ -28,16 +28,27 @@ export function Timeline({ events, onSession, withWalkthrough = false }: Props):
                 </button>
               </span>
             )}
-            <b>
-              {event.kind === "started"
-                ? `Opened ${event.walkthrough}`
-                : `Did ${event.step ?? event.step_id}`}
-            </b>
+            <b>{textOf(event)}</b>
             <time dateTime={new Date(event.at).toISOString()}>{time(event.at)}</time>
-            {withWalkthrough && event.kind === "completed" && <i>{event.walkthrough}</i>}
+            {event.reason && <i>“{event.reason}”</i>}
+            {withWalkthrough && event.kind !== "started" && <i>{event.walkthrough}</i>}
           </li>
         );
       })}
     </ol>
   );
+}
+
+function textOf({ kind, step, step_id, walkthrough }: Event): string {
+  const what = step ?? step_id ?? "";
+  switch (kind) {
+    case "started":
+      return `Opened ${walkthrough}`;
+    case "completed":
+      return `Did ${what}`;
+    case "skipped":
+      return `Skipped ${what}`;
+    case "shown":
+      return `Was shown ${what}`;
+  }
 }

@@ -1,7 +1,7 @@
 /** The view in the address: read at the beginning and when somebody goes back, written at each change. */
 
 import { useEffect, useState } from "preact/hooks";
-import type { Api, Walkthrough } from "./api";
+import type { Api, Version, Walkthrough } from "./api";
 import type { View } from "./state";
 import { readView, writeView } from "./state";
 
@@ -13,6 +13,8 @@ export interface ViewProps {
   api: Api;
   view: View;
   walkthrough: Walkthrough;
+  /** What edits made of it, the first version first; nothing until that is known. */
+  versions: Version[];
   /** Grows when figures change. */
   tick: number;
   change: Change;

@@ -1,11 +1,14 @@
 /** A walkthrough: which journeys, its key figures, and one of its views. */
 
 import type { JSX } from "preact";
-import type { Summary } from "./api";
+import type { Summary, Versions } from "./api";
+import { walkthroughPath } from "./api";
 import { CompareView } from "./compare";
+import { useAnswer } from "./data";
 import { Filters } from "./filters";
 import { FlowView } from "./flow";
 import { KeyFigures } from "./key-figures";
+import { PathsView } from "./paths";
 import { PeopleView } from "./people";
 import type { Tab } from "./state";
 import { TABS } from "./state";
@@ -15,6 +18,7 @@ import type { ViewProps } from "./view";
 
 const TAB_NAMES: Record<Tab, string> = {
   flow: "Flow",
+  paths: "Paths",
   steps: "Steps",
   trends: "Trends",
   compare: "Compare",
@@ -23,15 +27,20 @@ const TAB_NAMES: Record<Tab, string> = {
 
 const TAB_VIEWS: Record<Tab, (props: ViewProps) => JSX.Element> = {
   flow: FlowView,
+  paths: PathsView,
   steps: StepsView,
   trends: TrendsView,
   compare: CompareView,
   people: PeopleView,
 };
 
-export function WalkthroughPage(props: Omit<ViewProps, "walkthrough"> & { answer: Summary }): JSX.Element {
+type Props = Omit<ViewProps, "walkthrough" | "versions"> & { answer: Summary };
+
+export function WalkthroughPage(props: Props): JSX.Element {
   const { answer, view, change } = props;
   const { walkthrough } = answer;
+  const asked = useAnswer<Versions>(props.api, walkthroughPath(walkthrough.id, "versions"), {}, props.tick);
+  const versions = asked.data?.versions ?? [];
   const open = (tab: Tab) => {
     const everybody = tab === "people" ? { figure: [], label: "" } : {};
     change({ tab, journey: "", session: "", ...everybody }, true);
@@ -40,7 +49,7 @@ export function WalkthroughPage(props: Omit<ViewProps, "walkthrough"> & { answer
   return (
     <>
       <h1 class="lead">{walkthrough.title}</h1>
-      <Filters view={view} walkthrough={walkthrough} change={change} />
+      <Filters view={view} walkthrough={walkthrough} versions={versions} change={change} />
       <KeyFigures answer={answer} change={change} />
       <nav class="tabs" aria-label="Views">
         {TABS.map((tab) => (
@@ -54,7 +63,14 @@ export function WalkthroughPage(props: Omit<ViewProps, "walkthrough"> & { answer
           </button>
         ))}
       </nav>
-      <TabView api={props.api} view={view} walkthrough={walkthrough} tick={props.tick} change={change} />
+      <TabView
+        api={props.api}
+        view={view}
+        walkthrough={walkthrough}
+        versions={versions}
+        tick={props.tick}
+        change={change}
+      />
     </>
   );
 }

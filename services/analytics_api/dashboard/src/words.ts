@@ -1,9 +1,9 @@
 /** What a node or a flow of a drawn Sankey is, in words. */
 
-import type { Sankey } from "./api";
+import type { Sankey, SankeyLink } from "./api";
 import { count, duration, many, OUTCOMES, share, shorten } from "./format";
 import type { Drawing, DrawnLink, DrawnNode } from "./layout";
-import { titleIn } from "./layout";
+import { targetOf, titleIn } from "./layout";
 
 /** What a screen reader is told. */
 export function inWords(drawing: Drawing, item: DrawnNode | DrawnLink, answer: Sankey): string {
@@ -15,8 +15,7 @@ export function inWords(drawing: Drawing, item: DrawnNode | DrawnLink, answer: S
       return `${OUTCOMES[item.ending.outcome]} after ${source}: ${people}, ${there} of those there`;
     }
     const there = `${share(item.link?.share_of_node)} of those there`;
-    const mean = duration(item.link?.mean_ms);
-    return `From ${source} to ${titleIn(drawing, item.target)}: ${people}, ${there}, mean time ${mean}`;
+    return `From ${source} to ${targetOf(drawing, item)}: ${people}, ${there}, ${timesInWords(item.link)}`;
   }
   if (!item.node) return `${item.title}: ${people}, ${share(item.journeys / answer.journeys)} of all`;
   const place = item.kind === "start" ? "" : `, place ${item.column}`;
@@ -24,7 +23,16 @@ export function inWords(drawing: Drawing, item: DrawnNode | DrawnLink, answer: S
   return `${item.title}${place}: ${people}, ${share(item.node.share)} of all, ${stopped}`;
 }
 
-type Row = [name: string, value: string];
+/** How long a flow takes: half of the people and nine in ten where that was asked for, else the mean. */
+function timesInWords(link: SankeyLink | null): string {
+  const active = link?.mean_active_ms == null ? "" : `, mean since shown ${duration(link.mean_active_ms)}`;
+  if (link?.median_ms == null) return `mean time ${duration(link?.mean_ms)}${active}`;
+  const half = `half within ${duration(link.median_ms)}, nine in ten within ${duration(link.p90_ms)}`;
+  if (link.median_active_ms == null) return half;
+  return `${half}, since it was shown half within ${duration(link.median_active_ms)}`;
+}
+
+export type Row = [name: string, value: string];
 
 /** What a tooltip shows. */
 export function rowsOf(drawing: Drawing, item: DrawnNode | DrawnLink, answer: Sankey): Row[] {
@@ -40,8 +48,29 @@ function linkRows(drawing: Drawing, { source, journeys, link }: DrawnLink): Row[
   const rows: Row[] = [
     [`Of those at ${shorten(titleIn(drawing, source), 24)}`, share(from ? journeys / from.journeys : null)],
   ];
-  if (link) rows.push(["Mean time", duration(link.mean_ms)]);
-  return rows;
+  if (!link) return rows;
+  const active = activeRows(link).map(([name, value]): Row => [`${name}, since shown`, value]);
+  return [...rows, ...timeRows(link), ...active];
+}
+
+/** How long a flow takes from the step before; half of the people and nine in ten where that was asked for. */
+export const timeRows = (link: SankeyLink): Row[] => spread(link.median_ms, link.p90_ms, link.mean_ms);
+
+/** How much of that since its step was shown; nothing where that is not known. */
+export const activeRows = (link: SankeyLink): Row[] =>
+  link.mean_active_ms == null ? [] : spread(link.median_active_ms, link.p90_active_ms, link.mean_active_ms);
+
+type Ms = number | null | undefined;
+
+function spread(median: Ms, p90: Ms, mean: Ms): Row[] {
+  const rows: Row[] =
+    median == null
+      ? []
+      : [
+          ["Half within", duration(median)],
+          ["9 in 10 within", duration(p90)],
+        ];
+  return [...rows, ["Mean time", duration(mean)]];
 }
 
 function nodeRows(drawing: Drawing, drawn: DrawnNode): Row[] {
@@ -53,7 +82,11 @@ function nodeRows(drawing: Drawing, drawn: DrawnNode): Row[] {
   if (ended.finished) rows.push(["Finished here", count(ended.finished)]);
   const mean = meanInto(drawing, drawn);
   if (mean !== null) rows.push(["Mean time before it", duration(mean)]);
-  for (const step of (folded ?? []).slice(0, 6)) rows.push([step.title, count(step.journeys)]);
+  const [shown, rest] = [(folded ?? []).slice(0, 6), (folded ?? []).slice(6)];
+  for (const step of shown) rows.push([step.title, count(step.journeys)]);
+  if (rest.length > 0) {
+    rows.push([`${many(rest.length, "other step")}`, count(rest.reduce((n, s) => n + s.journeys, 0))]);
+  }
   return rows;
 }
 

@@ -1,13 +1,15 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { cameTo, didNotGoOnFrom, endedSo, entries, queryOf, replaced, took, valuesOf } from "../src/figure";
-import { draw } from "../src/layout";
+import { draw, endingsAt } from "../src/layout";
+import { PLACES } from "../src/people-toolbar";
 import type { Entry } from "../src/state";
 import type { Walk } from "./flows";
-import { sankeyOf, walks } from "./flows";
+import { hasSkipped, sankeyOf, walks } from "./flows";
 
 interface Parameters {
   position?: string;
+  skipped?: string;
   ended_after?: string;
   step?: string[];
   from_step?: string[];
@@ -16,13 +18,14 @@ interface Parameters {
 
 /** Whether a walk is behind a figure, as the journeys route reads its parameters. */
 function isBehind(walk: Walk, query: ReturnType<typeof queryOf>): boolean {
-  const { position, ended_after, step, from_step, outcome } = query as Parameters;
+  const { position, skipped, ended_after, step, from_step, outcome } = query as Parameters;
   const at = position === undefined ? walk.steps.length - 1 : Number(position);
   const has = (wanted: string[] | undefined, value: string | undefined) =>
     wanted === undefined || (value !== undefined && wanted.includes(value));
   return (
     (ended_after === undefined || walk.steps.length === Number(ended_after)) &&
     (position === undefined || at < walk.steps.length) &&
+    (skipped === undefined || String(hasSkipped(walk, at)) === skipped) &&
     has(step, walk.steps[at]) &&
     has(from_step, walk.steps[at - 1]) &&
     has(outcome, walk.outcome)
@@ -69,7 +72,7 @@ describe("the people behind a figure are as many as it says:", () => {
   test("in an ending of the table", () => {
     fc.assert(
       fc.property(walks, (all) => {
-        for (const ending of sankeyOf(all).endings) {
+        for (const ending of endingsAt(sankeyOf(all))) {
           expect(behind(all, endedSo(ending) ?? [])).toBe(ending.journeys);
         }
       }),
@@ -100,6 +103,18 @@ test("what is put in the place of some names is read back, and the others stay",
       const next = replaced(figure, ["outcome"], entries("outcome", values));
       expect(valuesOf(next, "outcome")).toEqual(values.filter((value) => value !== ""));
       expect(valuesOf(next, "step")).toEqual(valuesOf(figure, "step"));
+    }),
+  );
+});
+
+test("to ask where people stand leaves nothing of a flow but what became of them", () => {
+  fc.assert(
+    fc.property(walks, (all) => {
+      const drawing = draw(sankeyOf(all), 900);
+      for (const link of drawing.links) {
+        const asked = replaced(took(drawing, link), PLACES, entries("next_step", ["a"]));
+        expect(asked.every(([name]) => name === "next_step" || name === "outcome")).toBe(true);
+      }
     }),
   );
 });

@@ -8,6 +8,8 @@ type Outcome = SankeyEnding["outcome"];
 export interface Walk {
   steps: string[];
   outcome: Outcome;
+  /** Those of the steps that were skipped. */
+  skipped?: string[];
 }
 
 export const STEPS = ["a", "b", "c", "d"];
@@ -18,9 +20,13 @@ export const walks: fc.Arbitrary<Walk[]> = fc.array(
   fc.record({
     steps: fc.uniqueArray(fc.constantFrom(...STEPS), { maxLength: STEPS.length }),
     outcome: fc.constantFrom(...outcomes),
+    skipped: fc.subarray(STEPS, { maxLength: 2 }),
   }),
   { minLength: 1, maxLength: 30 },
 );
+
+export const hasSkipped = (walk: Walk, position: number): boolean =>
+  walk.skipped?.includes(walk.steps[position] ?? "") ?? false;
 
 const idAt = (position: number, step: string | undefined): string =>
   step === undefined ? "start" : `${position}:step:${step}`;
@@ -53,13 +59,17 @@ function linkOf(walk: Walk, position: number): SankeyLink {
     share_of_node: null,
     mean_ms: null,
     timed_journeys: 0,
+    active_journeys: 0,
+    skipped: hasSkipped(walk, position),
   };
 }
 
 function endingOf(walk: Walk): SankeyEnding {
   const last = walk.steps.at(-1);
   return {
-    steps_done: walk.steps.length,
+    steps_done: walk.steps.filter((_, at) => !hasSkipped(walk, at)).length,
+    steps_skipped: walk.steps.filter((_, at) => hasSkipped(walk, at)).length,
+    position: walk.steps.length - 1,
     step_id: last ?? null,
     outcome: walk.outcome,
     journeys: 0,
@@ -87,11 +97,11 @@ export function sankeyOf(all: Walk[]): Sankey {
       if (position === walk.steps.length - 1) node.ended[walk.outcome] += 1;
       if (position >= 0) {
         const link = linkOf(walk, position);
-        add(links, `${link.source}→${link.target}`, link);
+        add(links, `${link.source}→${link.target} ${link.skipped}`, link);
       }
     }
     const ending = endingOf(walk);
-    add(endings, `${ending.node}→${ending.outcome}`, ending);
+    add(endings, `${ending.node}→${ending.outcome} ${ending.steps_skipped}`, ending);
   }
   return {
     walkthrough: {
@@ -99,7 +109,10 @@ export function sankeyOf(all: Walk[]): Sankey {
       title: "W",
       type: null,
       status: null,
-      steps: STEPS.map((id) => ({ id, title: `title of ${id}` })),
+      steps: STEPS.map((id) => ({ id, title: `title of ${id}`, optional: false })),
+      finished_means: "every step is completed or skipped",
+      goal_step_ids: [],
+      end_step_ids: [],
       servers: [],
     },
     journeys: all.length,

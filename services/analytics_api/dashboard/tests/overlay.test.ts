@@ -2,8 +2,9 @@ import fc from "fast-check";
 import { expect, test } from "vitest";
 import type { Sankey, SankeyNode } from "../src/api";
 import { draw } from "../src/layout";
-import { within } from "../src/overlay";
+import { within, withTimes } from "../src/overlay";
 import { isPinned, toggled } from "../src/pins";
+import type { Walk } from "./flows";
 import { sankeyOf, walks } from "./flows";
 
 test("all journeys laid over themselves fill every node and flow", () => {
@@ -60,6 +61,27 @@ test("what is folded counts for the node that shows it", () => {
   expect(counts.get("start→0:other")).toBe(3);
   expect(counts.get("0:other→1:step:c")).toBe(2);
   expect(counts.get("0:other→2:ended:dropped")).toBe(1);
+});
+
+test("percentiles of one answer are shown with the counts of another", () => {
+  const walk: Walk = { steps: ["a", "b"], outcome: "finished" };
+  const before = sankeyOf([walk]);
+  const times = { exact: true, every: 1, journeys: 1 };
+  const timed: Sankey = {
+    ...before,
+    times,
+    bounds_ms: [1000],
+    links: before.links.map((link, i) => ({ ...link, median_ms: i, timed: 1, histogram: [1, 0] })),
+  };
+  const now = sankeyOf([walk, walk, { steps: ["b"], outcome: "dropped" }]);
+  const shown = withTimes(now, timed);
+  expect(shown.times).toEqual(times);
+  expect(shown.links.map((link) => link.journeys)).toEqual(now.links.map((link) => link.journeys));
+  const medians = new Map(shown.links.map((link) => [`${link.source} ${link.target}`, link.median_ms]));
+  expect(medians.get("start 0:step:a")).toBe(0);
+  expect(medians.get("0:step:a 1:step:b")).toBe(1);
+  expect(medians.get("start 0:step:b")).toBeUndefined();
+  expect(withTimes(now, null)).toBe(now);
 });
 
 test("a click pins a step in the place of its neighbours, and a second one lets go of it", () => {

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import type { Walkthrough } from "../src/api";
+import type { Version, Walkthrough } from "../src/api";
 import { chosenFor, optionsOf, sidesOf } from "../src/sides";
 import { NOTHING } from "../src/state";
 
@@ -9,6 +9,9 @@ const walkthrough = (...servers: string[]): Walkthrough => ({
   type: null,
   status: null,
   steps: [],
+  finished_means: "every step is completed or skipped",
+  goal_step_ids: [],
+  end_step_ids: [],
   servers: servers.map((id) => ({ id, name: `name of ${id}`, slug: id })),
 });
 
@@ -38,10 +41,40 @@ describe("periods", () => {
   });
 
   test("what is shown as chosen is what is compared", () => {
-    const options = optionsOf(view, walkthrough());
+    const options = optionsOf(view, walkthrough(), []);
     expect(options.map(([id]) => id)).toEqual(["last7", "before7", "last30", "before30"]);
     expect(chosenFor("a", view, options)).toBe("before7");
     expect(chosenFor("a", { ...view, a: "last30" }, options)).toBe("last30");
     expect(chosenFor("b", { ...view, b: "nope" }, options)).toBe("last7");
+  });
+});
+
+describe("versions", () => {
+  const view = { ...NOTHING, compare: "versions" as const, servers: ["x"], versions: [9] };
+  const version = (number: number): Version => ({
+    number,
+    since: number === 1 ? null : number * 1000,
+    until: null,
+    made_at: null,
+    says: "",
+    changes: [],
+    steps: [],
+    journeys: 0,
+  });
+  const three = [1, 2, 3].map(version);
+
+  test("one alone has nothing to be compared with", () => {
+    expect(sidesOf(view, walkthrough("x"), three.slice(0, 1))).toBeNull();
+  });
+
+  test("the newest is compared with the one before it, unless others are chosen", () => {
+    const sides = sidesOf(view, walkthrough("x"), three);
+    expect([sides?.a.query, sides?.b.query]).toEqual([
+      { server: ["x"], version: [2] },
+      { server: ["x"], version: [3] },
+    ]);
+    const chosen = sidesOf({ ...view, a: "1", b: "2" }, walkthrough("x"), three);
+    expect([chosen?.a.query.version, chosen?.b.query.version]).toEqual([[1], [2]]);
+    expect(sidesOf({ ...view, a: "7" }, walkthrough("x"), three)?.a.query.version).toEqual([2]);
   });
 });

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { Entry, View } from "../src/state";
-import { cohort, NOTHING, PAGES, PERIODS, paths, readView, TABS, writeView } from "../src/state";
+import { COMPARED, cohort, NOTHING, PAGES, PERIODS, paths, readView, TABS, writeView } from "../src/state";
 
 const text = fc.string({ unit: "binary", maxLength: 12 });
 const texts = fc.array(text, { maxLength: 3 });
@@ -16,6 +16,7 @@ const views: fc.Arbitrary<View> = fc
     page: fc.constantFrom(...PAGES),
     tab: fc.constantFrom(...TABS),
     servers: texts,
+    versions: fc.array(fc.integer({ min: 1, max: 1_000_000 }), { maxLength: 3 }),
     period: fc.constantFrom(...PERIODS),
     from: fc.oneof(day, fc.constant("")),
     to: fc.oneof(day, fc.constant("")),
@@ -28,7 +29,8 @@ const views: fc.Arbitrary<View> = fc
     pins: fc.array(fc.tuple(fc.nat(9_999), fc.stringMatching(/^[\w:&=%+ ]+$/)).map((pin) => pin.join(":"))),
     table: fc.boolean(),
     by: fc.constantFrom("day", "week"),
-    compare: fc.constantFrom("servers", "periods"),
+    within: fc.nat(366),
+    compare: fc.constantFrom(...COMPARED),
     a: text,
     b: text,
     figure: fc.array(entry, { maxLength: 4 }),

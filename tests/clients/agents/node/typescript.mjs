@@ -1,6 +1,6 @@
 // The TypeScript SDK. Arguments: package (of version 1 or 2), address of the server, and the id of a client that is
 // registered already, or "-".
-import { createServer } from "node:http";
+import { signIn } from "./sign_in.mjs";
 
 const [version, url, id] = process.argv.slice(2);
 const { Client, StreamableHTTPClientTransport, UnauthorizedError } =
@@ -14,32 +14,7 @@ async function first() {
   return { ...client, ...transport, ...auth };
 }
 
-let returned;
-const back = new Promise((resolve) => (returned = resolve));
-const listener = createServer((request, response) => {
-  returned(new URL(request.url, "http://127.0.0.1").searchParams);
-  response.end("signed in");
-});
-await new Promise((resolve) => listener.listen(0, "127.0.0.1", resolve));
-const redirectUrl = `http://127.0.0.1:${listener.address().port}/callback`;
-
-const kept = { client: id === "-" ? undefined : { client_id: id } };
-const provider = {
-  redirectUrl,
-  clientMetadata: {
-    client_name: "agent",
-    redirect_uris: [redirectUrl],
-    token_endpoint_auth_method: "none",
-  },
-  clientInformation: () => kept.client,
-  saveClientInformation: (client) => (kept.client = client),
-  tokens: () => kept.tokens,
-  saveTokens: (tokens) => (kept.tokens = tokens),
-  codeVerifier: () => kept.verifier,
-  saveCodeVerifier: (verifier) => (kept.verifier = verifier),
-  redirectToAuthorization: (address) => console.log(`browse ${address}`),
-};
-
+const { provider, back, end } = await signIn(id);
 const transport = () => new StreamableHTTPClientTransport(new URL(url), { authProvider: provider });
 const client = () => new Client({ name: "agent", version: "1" });
 const before = transport();
@@ -53,7 +28,7 @@ await client()
   );
 const parameters = await back;
 await before.finishAuth(version === "2" ? parameters : parameters.get("code"));
-listener.close();
+end();
 
 const agent = client();
 await agent.connect(transport());

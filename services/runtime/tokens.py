@@ -1,4 +1,4 @@
-"""Bearer tokens: JWTs signed by a key of the issuer, for this server, not expired."""
+"""Bearer tokens: JWTs signed by a key of the issuer, for this address, not expired."""
 
 import asyncio
 import functools
@@ -15,7 +15,6 @@ from cachetools import TTLCache
 from mcp.server.auth.provider import AccessToken
 
 from services.runtime.bounds import Seldom
-from services.walkthrough_mcp.people import Server
 
 log = logging.getLogger("stepstream.mcp")
 
@@ -222,7 +221,7 @@ async def _read(url: httpx2.URL | str) -> dict[str, Any]:
     Raises:
         httpx2.HTTPError: there is no good answer.
         TimeoutError: it took too long.
-        ValueError: it is no object, or too large.
+        ValueError: it is no object, too large, or nested too deeply.
     """
     read = bytearray()
     async with (
@@ -241,7 +240,10 @@ async def _read(url: httpx2.URL | str) -> dict[str, Any]:
             read += part
             if len(read) > _MAX_BYTES:
                 raise ValueError("it is too large")
-    found = json.loads(read)
+    try:
+        found = json.loads(read)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("it is no object")  # noqa: TRY004 - as what is no JSON at all
     return found
@@ -277,14 +279,14 @@ class Verifier:
     """Verifies the tokens of one server.
 
     `resource` is the server's address, which the token must have as an audience (RFC 8707, RFC 9068), so
-    that a token for one server opens no other.
+    that a token for one server opens no other. `name` is the server's in the log.
     """
 
-    def __init__(self, issuers: Issuers, issuer: str, resource: str, server: Server) -> None:
+    def __init__(self, issuers: Issuers, issuer: str, resource: str, name: str) -> None:
         self._issuers = issuers
         self._issuer = issuer
         self._resource = resource
-        self._server = server
+        self._name = name
 
     async def verify_token(self, token: str) -> AccessToken:
         """Who the token is of.
@@ -293,21 +295,30 @@ class Verifier:
             TokenRefusedError: it is not good.
             IssuerAwayError: that cannot be told right now.
         """
-        try:
-            claims = await self._claims_of(token)
-        except TokenRefusedError as error:
-            self._issuers.refused.warn(f"{self._server.slug} ({error})")
-            raise
+        claims = await self.claims(token)
         client = str(claims.get("client_id") or claims.get("azp") or "")
         return AccessToken(
             token="",  # nobody needs it any more, so it is in no log and no core dump
-            client_id=f"{self._server.slug} {client}",
+            client_id=f"{self._name} {client}",
             scopes=str(claims.get("scope", "")).split(),
             expires_at=int(claims["exp"]) + LEEWAY_SECONDS,
             resource=self._resource,
             subject=claims["sub"],
             claims={"iss": _name_of_issuer(self._issuer), "email": claims.get("email")},
         )
+
+    async def claims(self, token: str) -> dict[str, Any]:
+        """What the token says.
+
+        Raises:
+            TokenRefusedError: it is not good.
+            IssuerAwayError: that cannot be told right now.
+        """
+        try:
+            return await self._claims_of(token)
+        except TokenRefusedError as error:
+            self._issuers.refused.warn(f"{self._name} ({error})")
+            raise
 
     async def _claims_of(self, token: str) -> dict[str, Any]:
         try:
