@@ -61,6 +61,23 @@ _ONCE = {
     "test_mcp_stdio.py": "pipes, between client and service",
     "test_slow_clients.py": "HTTP, between client and service",
     "test_tracing.py": "spans, between service and collector",
+    # What is read of the same tables by the same statements.
+    "test_analytics.py": "answers over HTTP",
+    "test_analytics_live.py": "answers over HTTP",
+    "test_analytics_versions.py": "answers over HTTP",
+    "test_exports.py": "answers over HTTP",
+    "test_findings.py": "answers over HTTP",
+    "test_finish_rules.py": "answers over HTTP",
+    "test_had_time.py": "answers over HTTP",
+    "test_fairness.py": "HTTP, between client and service",
+    "test_errors_are_seen.py": "what is logged and answered",
+    "test_mcp_introduction.py": "what a server tells of itself",
+    "test_mcp_pages.py": "what a server tells of itself",
+    "test_mcp_round_trips.py": "statements that are counted",
+    "test_catalog.py": "which walkthroughs are offered",
+    "test_import_export.py": "files, and rows of the platform's tables",
+    "test_commands.py": "what commands print",
+    "test_clients_of_sessions.py": "rows of the platform's tables",
 }
 _left_out = pytest.StashKey[int]()
 

@@ -10,7 +10,7 @@ import pytest
 from services.devstack.processes import free_port
 from tests.integration.test_import_export import OURS, REAL
 from tests.support.agents import GENERATIONS, HELLO, agent, endings_of, post, transitions_of
-from tests.support.world import MCP, RELAY, World, eventually
+from tests.support.world import PATIENCE, MCP, RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -122,7 +122,7 @@ async def test_sigterm_ends_a_stream_and_gives_up_a_request_that_does_not_come_w
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"POST /mcp/srv_1 HTTP/1.1\r\nhost: 127.0.0.1:1\r\ncontent-length: 50\r\n\r\n{")
     async with (
-        httpx2.AsyncClient(timeout=30) as http,
+        httpx2.AsyncClient(timeout=PATIENCE) as http,
         http.stream("GET", url, headers=session | {"accept": "text/event-stream"}) as stream,
     ):
         assert stream.status_code == 200

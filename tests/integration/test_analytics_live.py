@@ -28,7 +28,7 @@ from tests.support.figures import Figures
 from tests.support.issuer import Issuer
 from tests.support.logs import NAMES, needs_logs, oracle, path
 from tests.support.proxy import proxied
-from tests.support.world import API, Api, World, completed, eventually, moment
+from tests.support.world import PATIENCE, API, Api, World, completed, eventually, moment
 
 pytestmark = pytest.mark.integration
 WT = f"walkthroughs/{WALKTHROUGH}"
@@ -427,7 +427,7 @@ async def test_the_tools_tell_what_the_routes_do_and_need_the_same_key(world: Wo
     }
     assert asked.keys() == TOOLS.keys()
     for mode in ("2026-07-28", "legacy"):
-        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE)
         transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
         async with http, Client(transport, mode=mode, cache=None) as agent:
             listed = {tool.name: tool for tool in (await agent.list_tools()).tools}
@@ -473,7 +473,7 @@ async def test_an_agent_names_things_by_title_and_hears_what_is_left_out(world: 
     await gather(world)
     api = await world.start_api()
     await world.db.execute("update walkthroughs set title = 'Install Bun' where id = $1", WALKTHROUGH)
-    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE)
     async with (
         http,
         Client(streamable_http_client(f"{api.url}/mcp/analytics", http_client=http), cache=None) as agent,
@@ -538,7 +538,7 @@ async def test_an_agent_signs_in_and_sees_what_its_organization_has(world: World
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
         return await post(f"{public}{path}", call, authorization=f"Bearer {token}")
 
-    async with httpx2.AsyncClient(base_url=public) as http:
+    async with httpx2.AsyncClient(base_url=public, timeout=PATIENCE) as http:
         told = (await http.get("/.well-known/oauth-protected-resource/mcp/analytics")).json()
         assert (told["resource"], told["authorization_servers"]) == (resource, [issuer.url])
         assert told["scopes_supported"] == ["figures"]
@@ -561,7 +561,7 @@ async def test_an_agent_signs_in_and_sees_what_its_organization_has(world: World
             assert 'error="invalid_token"' in answer.headers["www-authenticate"]
     good = issuer.token(resource, organization_id="org")
     headers = {"Authorization": f"Bearer {good}"}
-    async with httpx2.AsyncClient(base_url=public, headers=headers, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=public, headers=headers, timeout=PATIENCE) as http:
         assert (await http.get(f"/v1/{WT}")).status_code == 401, "a token opens the tools alone"
         transport = streamable_http_client(resource, http_client=http)
         async with Client(transport, cache=None) as agent:

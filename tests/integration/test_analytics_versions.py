@@ -16,7 +16,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
-from tests.support.world import Api, World
+from tests.support.world import PATIENCE, Api, World
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 WT = f"walkthroughs/{WALKTHROUGH}"
@@ -301,7 +301,7 @@ async def test_a_version_that_is_none_is_said_to_be_none(
 
 
 async def test_agents_are_told_the_same(api: Api, truth: Edited) -> None:
-    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE)
     transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
     async with http, Client(transport, cache=None) as agent:
         summary = await asked(agent, "get_summary", version=[1])

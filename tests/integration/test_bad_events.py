@@ -285,4 +285,4 @@ async def test_a_header_name_that_is_not_utf_8_harms_nothing(world: World, *, co
     fed = await world.invoke("replay", "--group", RECORDER, *ranges)
     assert json.loads(fed.stdout)["events"] == 8
     verified = await world.invoke("verify", "--against-topic", "-o", "json")
-    assert (verified.returncode, json.loads(verified.stdout)["events"]) == (0, 8)
+    assert (verified.returncode, json.loads(verified.stdout)["events"]) == (0, 8), verified.stdout

@@ -30,6 +30,7 @@ from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.crowd import WALKTHROUGH
 from tests.support.world import (
+    PATIENCE,
     AGGREGATOR,
     API,
     MCP,
@@ -162,7 +163,7 @@ async def test_a_key_that_cannot_be_looked_up_is_a_fault_for_agents_of_the_team_
 async def test_a_tool_of_the_team_that_fails_tells_its_id(world: World, generation: str) -> None:
     api, service = await api_process(world)
     await world.db.execute("alter table sankey_transitions rename journeys to elsewhere")
-    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE)
     transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
     async with http, Client(transport, mode=generation, cache=None) as team:
         with pytest.raises(MCPError) as caught:
@@ -185,7 +186,7 @@ async def test_what_no_row_can_hold_is_not_found_or_refused(world: World) -> Non
         assert (await api.ask(re.sub(r"\{\w+\}", "a%00b", route))).status_code == 404, route
     cursor = base64.urlsafe_b64encode(b'[1,"\\ud800"]').decode()
     assert (await api.ask(f"{WT}/journeys", after=cursor)).status_code == 422
-    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30) as http:
+    async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE) as http:
         transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
         async with Client(transport, mode=GENERATIONS[0], cache=None) as team:
             for arguments in ({"walkthrough_id": "a\0b"}, {"walkthrough_id": WALKTHROUGH, "after": cursor}):
@@ -332,7 +333,7 @@ async def test_a_request_that_fails_before_a_tool_runs_is_an_error_of_the_protoc
     base, service = await mcp_process(world)
     await world.db.execute("alter table mcp_servers rename auth_type to elsewhere")
     answers = [await post(f"{base}/mcp/srv_1/{ANN}?x={ANN}", HELLO, authorization="Bearer of-ann")]
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         answers.append(await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1"))
     for answer in answers:
         assert answer.status_code == 500
@@ -419,7 +420,7 @@ async def nobody_writes_events(
 async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world: World) -> None:
     base, service = await mcp_process(world)
     url = f"{base}/mcp/srv_1"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         session = await opened(url)
         async with nobody_writes_events(world, service) as until_waiting:
             call = asyncio.create_task(post(url, start_call(5), **session))
@@ -475,7 +476,7 @@ async def test_a_call_that_its_client_cancels_leaves_no_error_in_the_log(world: 
 async def test_where_people_sign_in_and_no_issuer_is_set_that_is_said(world: World) -> None:
     base, service = await mcp_process(world)
     await world.db.execute("update mcp_servers set auth_type = 'custom_oauth'")
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         for _ in range(3):
             answer = await http.get(f"{base}/.well-known/oauth-protected-resource/mcp/srv_1")
             assert answer.status_code == 404
@@ -546,7 +547,7 @@ async def test_a_question_that_a_stop_cuts_off_is_told_to_come_again(world: Worl
 @pytest.mark.parametrize("name", [RECORDER, AGGREGATOR, RELAY, MCP, API])
 async def test_every_answer_of_every_port_has_an_id(world: World, name: str) -> None:
     service = await world.start(name).ready()
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}") as http:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=PATIENCE) as http:
         paths = ("/health/live", "/health/ready", "/metrics", "/nowhere")
         answers = [await http.get(path) for path in paths]
     assert [a.status_code for a in answers] == [200, 200, 200, 404]

@@ -19,17 +19,22 @@ from services.walkthrough_mcp.routes import McpEndpoint
 from services.walkthrough_mcp.snapshots import Names, Snapshot
 from tests.support.agents import GENERATIONS, Agent, agent, post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
-from tests.support.world import Api, World, completed, eventually
+from tests.support.world import PATIENCE, Api, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 WT = f"walkthroughs/{WALKTHROUGH}"
+#: A service whose questions wait for as long as a test holds them up.
+HELD: dict[str, Any] = {"api_statement_seconds": 120, "api_lock_seconds": 120}
 #: The other organization's.
 WT_B = "walkthroughs/wt_b"
 
 
 @pytest.fixture
 def large_reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a hundred journeys on a read is large; trends of our walkthrough wait for a lock."""
+    """From a hundred journeys on a read is large; trends of our walkthrough wait for a lock.
+
+    The service has to be started with HELD: by default it waits for a lock for half a second.
+    """
     monkeypatch.setattr(store, "_LARGE_JOURNEYS", 100)
     slow = store.SQL["active_people"].replace(
         "from sankey_journeys as journey",
@@ -64,7 +69,7 @@ async def test_small_questions_are_answered_while_large_ones_wait(
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api(api_large_reads=2, api_statement_seconds=120)
+    api = await world.start_api(api_large_reads=2, **HELD)
     theirs = await other(world, api, "org_b")
     async with large_questions(world, api, 12) as large:
 
@@ -85,7 +90,7 @@ async def test_messages_of_agents_take_turns_before_they_are_read(
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api(api_statement_seconds=120)
+    api = await world.start_api(**HELD)
     theirs = await other(world, api, "org_b")
 
     async def send(by: Api, message: bytes) -> int:
@@ -126,7 +131,7 @@ async def test_large_questions_over_the_share_of_their_key_are_refused_and_anoth
     world: World, large_reads_wait: None
 ) -> None:
     await gather(world)
-    api = await world.start_api(api_large_reads=2, api_organization_large_reads=4)
+    api = await world.start_api(api_large_reads=2, api_organization_large_reads=4, **HELD)
     colleague = await other(world, api, "org")
     async with large_questions(world, api, 3) as large:
         done, _ = await asyncio.wait(large, return_when=asyncio.FIRST_COMPLETED)
@@ -313,7 +318,7 @@ async def test_calls_of_one_address_leave_room_for_others_at_the_same_server(
                 call.exception()
             )
         transport = httpx2.AsyncHTTPTransport(local_address="127.0.0.5")
-        async with httpx2.AsyncClient(transport=transport, timeout=30) as http:
+        async with httpx2.AsyncClient(transport=transport, timeout=PATIENCE) as http:
             other = streamable_http_client(f"{base}/srv_1", http_client=http)
             async with Client(other, mode=GENERATIONS[0], cache=None) as client:
                 held.let_go(9)

@@ -17,7 +17,7 @@ from schemas import StepCompleted, WalkthroughStarted, decode
 from services.walkthrough_mcp.prose import Guidance
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.proxy import round_robin
-from tests.support.world import RELAY, World, completed, eventually, metric
+from tests.support.world import PATIENCE, RELAY, World, completed, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -424,7 +424,7 @@ async def test_a_known_person_who_names_the_session_of_another_has_one_of_their_
     sessions = await world.db.fetch("select * from mcp_server_session")
     assert len({row["mcp_server_user_id"] for row in sessions}) == 4
     assert [e.mcp_server_session_id for e in await outbox(world)].count(session) == 1
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         stream = await http.get(f"{url}/ann", headers={"accept": "text/event-stream"})
     assert (stream.status_code, stream.headers["allow"]) == (405, "POST")
 

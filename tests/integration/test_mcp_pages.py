@@ -4,7 +4,7 @@ import httpx2
 import pytest
 
 from tests.support.agents import HELLO, post
-from tests.support.world import World
+from tests.support.world import PATIENCE, World
 
 pytestmark = pytest.mark.integration
 
@@ -15,7 +15,7 @@ SENT = "authorization, content-type, mcp-method, mcp-name, mcp-protocol-version,
 
 async def preflight(url: str, origin: str, method: str = "POST") -> httpx2.Response:
     asked = {"access-control-request-method": method, "access-control-request-headers": SENT}
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         return await http.options(url, headers={"origin": origin, **asked})
 
 
@@ -46,7 +46,7 @@ async def test_a_page_of_a_named_origin_may_call_and_read_what_clients_need(worl
         assert "mcp-protocol-version" in answer.headers["access-control-expose-headers"].lower()
         assert answer.headers["access-control-allow-origin"] == PAGE
         assert "access-control-allow-credentials" not in answer.headers
-    async with httpx2.AsyncClient(headers={"origin": PAGE}) as http:
+    async with httpx2.AsyncClient(headers={"origin": PAGE}, timeout=PATIENCE) as http:
         assert (await http.get(sign_in)).headers["access-control-allow-origin"] == PAGE
         assert (await http.get(f"{sign_in}/")).json()["resource"] == f"{base}/mcp/srv_1"
         assert "access-control-allow-origin" not in (await http.get(f"{base}/health/live")).headers

@@ -15,7 +15,7 @@ from services.runtime import tokens
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.issuer import Issuer
 from tests.support.sign_in import CALLBACK, Memory, signing_in
-from tests.support.world import MCP, Service, World, metric
+from tests.support.world import PATIENCE, MCP, Service, World, metric
 
 pytestmark = pytest.mark.integration
 
@@ -158,7 +158,7 @@ async def test_an_issuer_that_can_be_none_is_a_sign_in_that_is_not_set_up(
     await world.db.execute("update mcp_servers set oauth_issuer_url = $1 where slug = 'secure'", url)
     token = f"Bearer {issuer.token(f'{base}/secure')}"
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         answers = [
             await post(f"{base}/secure", HELLO, authorization=token),
             await http.get(metadata),
@@ -180,7 +180,7 @@ async def test_a_server_without_issuer_has_no_description_of_its_sign_in(
     """Where clients look for the issuer, there is none: that is no fault of a moment."""
     service, base = await prepare(world, issuer, oauth_issuer="")
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         answer = await http.get(f"{metadata}/other")
         assert (await http.get(f"{metadata}/secure")).status_code == 200
     assert answer.status_code == 404
@@ -239,7 +239,7 @@ async def test_clients_learn_which_scopes_to_ask_for(world: World, issuer: Issue
         world, issuer, oauth_scopes="openid steps:read", oauth_server_scopes="secure=steps, nobody="
     )
     for slug, scopes in (("other", ["openid", "steps:read"]), ("secure", ["steps"])):
-        async with httpx2.AsyncClient(timeout=30) as http:
+        async with httpx2.AsyncClient(timeout=PATIENCE) as http:
             told = await http.get(
                 f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/{slug}"
             )
@@ -255,7 +255,7 @@ async def test_clients_learn_which_scopes_to_ask_for(world: World, issuer: Issue
 
 async def test_a_server_may_have_no_scopes_though_others_have(world: World, issuer: Issuer) -> None:
     service, base = await prepare(world, issuer, oauth_scopes="steps", oauth_server_scopes="secure=")
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         told = await http.get(
             f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
         )
@@ -266,7 +266,7 @@ async def test_a_server_may_have_no_scopes_though_others_have(world: World, issu
 async def test_how_to_sign_in_is_asked_as_often_as_an_address_may(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, mcp_address_rate="3/minute")
     metadata = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp/secure"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         answers = [await http.get(metadata) for _ in range(4)]
     assert [a.status_code for a in answers] == [200, 200, 200, 429]
     assert answers[-1].headers["retry-after"]
@@ -325,7 +325,7 @@ async def test_tokens_that_are_not_good_open_nothing(world: World, issuer: Issue
 async def test_an_agent_finds_out_where_to_sign_in(world: World, issuer: Issuer) -> None:
     service, base = await prepare(world, issuer)
     well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         told = await http.get(f"{well_known}/secure")
         missing = [(await http.get(f"{well_known}/{slug}")).status_code for slug in ("srv_1", "nothing")]
     assert told.json() == {
@@ -343,7 +343,7 @@ async def test_issuer_and_resource_are_sent_as_they_are_written(world: World, is
     issuer.url = "https://Issuer.example:443"
     service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
     well_known = f"http://127.0.0.1:{service.port}/.well-known/oauth-protected-resource/mcp"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         of_all = (await http.get(f"{well_known}/other")).json()
         assert of_all["authorization_servers"] == ["https://Issuer.example:443"]
         assert of_all["resource"] == "https://Mcp.example:443/mcp/other"
@@ -359,7 +359,7 @@ async def test_issuer_and_resource_are_sent_as_they_are_written(world: World, is
 async def test_a_token_for_the_resource_that_was_sent_is_good(world: World, issuer: Issuer) -> None:
     service, _ = await prepare(world, issuer, public_url="https://Mcp.example:443")
     here = f"http://127.0.0.1:{service.port}"
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         told = (await http.get(f"{here}/.well-known/oauth-protected-resource/mcp/secure")).json()
     token = issuer.token(told["resource"])
     answer = await post(f"{here}/mcp/secure", HELLO, authorization=f"Bearer {token}")

@@ -13,7 +13,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from services.devstack.processes import free_port
 from tests.support.agents import HELLO, Agent, agent, post
-from tests.support.world import API, MCP, Service, World, eventually, metric
+from tests.support.world import PATIENCE, API, MCP, Service, World, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ async def older_agent(url: str, address: str) -> AsyncIterator[Agent]:
     """An agent of the protocol with sessions, at an address of its own."""
     transport = httpx2.AsyncHTTPTransport(local_address=address)
     async with (
-        httpx2.AsyncClient(transport=transport, timeout=30) as http,
+        httpx2.AsyncClient(transport=transport, timeout=PATIENCE) as http,
         Client(streamable_http_client(url, http_client=http), mode="legacy", cache=None) as client,
     ):
         yield Agent(client)
@@ -41,7 +41,7 @@ def silent(port: int, many: int, address: str = "127.0.0.1") -> list[socket.sock
 
 
 async def get(port: int, path: str, **headers: str) -> httpx2.Response:
-    async with httpx2.AsyncClient(timeout=30) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
         return await http.get(f"http://127.0.0.1:{port}{path}", headers=headers)
 
 

@@ -106,7 +106,7 @@ async def agent(
     """An agent that is connected to an MCP server."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with (
-        httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=30, verify=_TLS) as http,
+        httpx2.AsyncClient(headers=headers, auth=sign_in, timeout=90, verify=_TLS) as http,
         contextlib.AsyncExitStack() as stack,
     ):
 
@@ -124,7 +124,7 @@ async def post(url: str, body: Any, **headers: str) -> httpx2.Response:
     """A bare HTTP request, as no client of the SDK would make it."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     plain = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
-    async with httpx2.AsyncClient(timeout=30, verify=_TLS) as http:
+    async with httpx2.AsyncClient(timeout=90, verify=_TLS) as http:
         return await http.post(url, content=content, headers=plain | headers)
 
 

@@ -5,6 +5,7 @@ Kafka keeps no copy of a batch: it sends what is in the file.
 
 import gzip
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,14 @@ def length_of_nothing(batch: bytearray) -> None:
 
 
 def with_odd_header_names(messages: Sequence[Message], *, compressed: bool) -> bytes:
-    """A batch of these, in which each has a header whose name is not UTF-8."""
+    """A batch of these, in which each has a header whose name is not UTF-8.
+
+    It is of now: Kafka removes what is older than a week when it next looks, every five minutes.
+    """
     builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 2**20)
+    now = int(time.time() * 1000)
     for number, message in enumerate(messages):
-        builder.append(number, 1_764_000_000_000 + number, message.key, message.value, [("odd12", b"value")])
+        builder.append(number, now + number, message.key, message.value, [("odd12", b"value")])
     batch = bytearray(bytes(builder.build()).replace(b"odd12", b"odd\xff\xfe"))
     if compressed:
         batch[_RECORDS:] = gzip.compress(bytes(batch[_RECORDS:]))

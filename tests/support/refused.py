@@ -71,6 +71,8 @@ MESSAGES = [
     step("/theirs", "nobody", "a", **OURS),
     sent("/stranger", b"garbage"),
 ]
+#: Readable events of /ours name one organization, and those of four others name both.
+ORGANIZATIONS = 9
 
 
 async def refuse(world: World) -> None:
@@ -80,7 +82,13 @@ async def refuse(world: World) -> None:
     world.start(RECORDER)
 
     async def is_counted() -> bool:
-        counted: int = await world.db.fetchval("select coalesce(sum(events), 0) from event_sources")
-        return counted == len(MESSAGES)
+        counted = await world.db.fetchrow(
+            """
+            select
+              (select coalesce(sum(events), 0) from event_sources) as events,
+              (select count(*) from source_organizations) as organizations
+            """
+        )
+        return tuple(counted) == (len(MESSAGES), ORGANIZATIONS)
 
-    await eventually(is_counted, "all events are recorded and counted")
+    await eventually(is_counted, "all events are recorded and counted, and whose sources they are is known")

@@ -36,7 +36,7 @@ def signing_in(url: str, memory: Memory) -> OAuthClientProvider:
     returned: list[dict[str, str]] = []
 
     async def browse(address: str) -> None:
-        async with httpx2.AsyncClient(follow_redirects=False, timeout=30) as browser:
+        async with httpx2.AsyncClient(follow_redirects=False, timeout=90) as browser:
             while not address.startswith(f"{CALLBACK}?"):
                 answer = await browser.get(address)
                 address = str(answer.url.join(answer.headers["location"]))

@@ -224,7 +224,7 @@ class Api:
         self.world = world
         self.url = url
         self.key = ""
-        self.http = httpx2.AsyncClient(base_url=url, timeout=60)
+        self.http = httpx2.AsyncClient(base_url=url, timeout=PATIENCE)
 
     async def ask(
         self, path: str, *, key: str | None = None, headers: dict[str, str] | None = None, **query: Any
