@@ -10,7 +10,7 @@ import pytest
 from services.devstack.processes import free_port
 from tests.integration.test_import_export import OURS, REAL
 from tests.support.agents import GENERATIONS, HELLO, agent, endings_of, post, transitions_of
-from tests.support.world import PATIENCE, MCP, RELAY, World, eventually
+from tests.support.world import MCP, PATIENCE, RELAY, World, eventually
 
 pytestmark = pytest.mark.integration
 

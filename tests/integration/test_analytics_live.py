@@ -28,7 +28,7 @@ from tests.support.figures import Figures
 from tests.support.issuer import Issuer
 from tests.support.logs import NAMES, needs_logs, oracle, path
 from tests.support.proxy import proxied
-from tests.support.world import PATIENCE, API, Api, World, completed, eventually, moment
+from tests.support.world import API, PATIENCE, Api, World, completed, eventually, moment
 
 pytestmark = pytest.mark.integration
 WT = f"walkthroughs/{WALKTHROUGH}"

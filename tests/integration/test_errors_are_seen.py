@@ -30,11 +30,11 @@ from tests.integration.test_analytics_live import WT, begin, listening
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.crowd import WALKTHROUGH
 from tests.support.world import (
-    PATIENCE,
     AGGREGATOR,
     API,
     MCP,
     OPERATOR,
+    PATIENCE,
     RECORDER,
     RELAY,
     ROLES,

@@ -15,7 +15,7 @@ from services.runtime import tokens
 from tests.support.agents import GENERATIONS, HELLO, agent, post
 from tests.support.issuer import Issuer
 from tests.support.sign_in import CALLBACK, Memory, signing_in
-from tests.support.world import PATIENCE, MCP, Service, World, metric
+from tests.support.world import MCP, PATIENCE, Service, World, metric
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ from mcp.client.streamable_http import streamable_http_client
 
 from services.devstack.processes import free_port
 from tests.support.agents import HELLO, Agent, agent, post
-from tests.support.world import PATIENCE, API, MCP, Service, World, eventually, metric
+from tests.support.world import API, MCP, PATIENCE, Service, World, eventually, metric
 
 pytestmark = pytest.mark.integration
 
