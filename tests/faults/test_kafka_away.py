@@ -77,7 +77,7 @@ def test_a_write_to_a_connection_that_just_broke_is_kafka_away(one: Cluster, ser
             assert any(isinstance(answer, KafkaError) for answer in answered)
 
     with asyncio.Runner(loop_factory=cli.event_loop_of(cli.Service(service))) as runner:
-        runner.run(asyncio.wait_for(write_all_the_time(), 20))
+        runner.run(asyncio.wait_for(write_all_the_time(), 90))
 
 
 async def running(world: World, **more: Any) -> list[Service]:

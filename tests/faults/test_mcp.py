@@ -83,7 +83,7 @@ async def test_the_mcp_layer_is_killed_again_and_again_and_no_step_is_lost_or_sk
         current: str | None = None
         while True:
             try:
-                async with asyncio.timeout(20), agent(url) as who:
+                async with asyncio.timeout(PATIENCE), agent(url) as who:
                     answer = await (who.next(current_step_id=current) if current else who.start())
                     while answer["step"]:
                         current = answer["step"]["id"]

@@ -62,7 +62,7 @@ async def prepare(world: World) -> None:
 
 def get(port: int, path: str) -> int:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -108,7 +108,7 @@ async def test_the_aggregator_waits_for_the_recorder_alive_and_goes_on_by_itself
         def look() -> bool:
             if get(aggregator.port, "/health/live") != 200:
                 return False
-            with urllib.request.urlopen(f"http://127.0.0.1:{aggregator.port}/metrics", timeout=5) as metrics:
+            with urllib.request.urlopen(f"http://127.0.0.1:{aggregator.port}/metrics", timeout=60) as metrics:
                 return b"stepstream_aggregator_waiting 1.0" in metrics.read()
 
         return await asyncio.to_thread(look)

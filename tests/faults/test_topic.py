@@ -271,7 +271,7 @@ async def test_a_topic_that_vanishes_is_waited_for_and_readiness_says_so(
 
     def said(port: int) -> str:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=60) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             return error.read().decode()

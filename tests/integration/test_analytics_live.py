@@ -44,7 +44,7 @@ class Heard:
     async def next(self, name: str) -> dict[str, Any]:
         """The data of the next event of that name."""
         event, data = "", ""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             async for line in self._lines:
                 if line.startswith("event: "):
                     event = line[7:]
@@ -147,7 +147,7 @@ async def test_no_more_streams_than_allowed(world: World) -> None:
         # The service ends though a stream is open.
         server, task = world.serving.pop()
         server.should_exit = True
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, PATIENCE)
 
 
 async def test_sigterm_ends_a_process_that_streams(world: World) -> None:

@@ -168,9 +168,8 @@ async def test_live_streams_have_shares_for_keys_and_organizations(world: World)
             assert told in refused.json()["detail"]
         theirs = await other(world, api, "org_b")
         assert (await open_stream(stack, theirs, WT_B)).status_code == 200
-        await asyncio.wait_for(
-            streams[0].aread(), 20
-        )  # all were taken: it ends, whole, and its client returns
+        # All were taken: it ends, whole, and its client returns.
+        await asyncio.wait_for(streams[0].aread(), PATIENCE)
 
     async def is_free_again() -> bool:
         async with contextlib.AsyncExitStack() as stack:

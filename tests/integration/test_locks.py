@@ -40,6 +40,7 @@ from tests.support.agents import agent
 from tests.support.world import (
     AGGREGATOR,
     OPERATOR,
+    PATIENCE,
     RECORDER,
     Message,
     Service,
@@ -388,7 +389,7 @@ async def test_a_consumer_that_hangs_in_its_transaction_lets_its_locks_go(
                     await hand(world, pool, [completed("bob", "b", 1)], partition=partition)
             else:
                 follow = counting.recount_from_events(await world.aggregator_pool(), {("ann", "wt_a")})
-                await asyncio.wait_for(follow, 30)
+                await asyncio.wait_for(follow, PATIENCE)
             return True
         return False
 

@@ -26,6 +26,7 @@ from tests.support.truth import differences
 from tests.support.world import (
     AGGREGATOR,
     OPERATOR,
+    PATIENCE,
     RECORDER,
     Message,
     World,
@@ -309,9 +310,8 @@ async def test_of_two_at_once_one_works_and_the_other_is_told_who(counted: World
 
         await eventually(surveying, "the first one has begun")
         second = asyncio.create_task(counted.invoke("rebuild", "--execute"))
-        done, _ = await asyncio.wait(
-            {second}, timeout=20
-        )  # without the lock it waits for the first one's table
+        # Without the lock it waits for the first one's table.
+        done, _ = await asyncio.wait({second}, timeout=PATIENCE)
         await transaction.rollback()
     assert (await first).returncode == 0, (await first).stderr
     refused = await second
@@ -416,7 +416,7 @@ async def test_it_gives_up_behind_a_lock_that_somebody_forgot(
     async with counted.connection() as other, other.transaction():
         await other.execute("select from sankey_journeys limit 1 for update")
         with pytest.raises(StepstreamError, match="somebody else has locked"):
-            await asyncio.wait_for(rebuilding.rebuild(settings, execute=True), 30)
+            await asyncio.wait_for(rebuilding.rebuild(settings, execute=True), PATIENCE)
     await rebuilding.rebuild(settings, execute=True)
     await counted.assert_exact()
 

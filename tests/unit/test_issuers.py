@@ -92,15 +92,16 @@ async def site() -> AsyncIterator[Site]:
 async def test_an_issuer_that_drips_its_keys_holds_up_nobody_and_not_for_ever(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tokens, "_TIMEOUT_SECONDS", 600.0)
     issuers, dripping = Issuers(), f"{site.base}/drips"
     waits = [asyncio.create_task(issuers.key(dripping + slashes, TOKEN)) for slashes in _slashes(40)]
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(60):
         assert await issuers.key(f"{site.base}/good", TOKEN) == KEY.public_key()
     for wait in waits:
         wait.cancel()
     await asyncio.wait(waits)
     monkeypatch.setattr(tokens, "_TIMEOUT_SECONDS", 0.2)
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(60):
         with pytest.raises(IssuerAwayError, match="TimeoutError"):
             await issuers.key(dripping, TOKEN)
 
@@ -130,7 +131,7 @@ async def test_a_key_that_is_known_waits_for_nobody_and_one_that_is_not_is_looke
         with pytest.raises(jwt.PyJWTError):
             await issuers.key(good, other)
     assert len(site.read) == 2
-    async with issuers._locks[good], asyncio.timeout(4):  # somebody's token has the issuer asked
+    async with issuers._locks[good], asyncio.timeout(60):  # somebody's token has the issuer asked
         await issuers.key(good, TOKEN)
     monkeypatch.setattr(tokens, "_LOOK_AGAIN_SECONDS", 0.0)
     with pytest.raises(jwt.PyJWTError):
