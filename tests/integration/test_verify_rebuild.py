@@ -131,17 +131,17 @@ async def test_corrupted_in_every_way_and_rebuilt_under_traffic(world: World) ->
 
     async with traffic(world, people, 1):
         await eventually(are_counted, "journeys of three steps are counted")
-        clean = await world.invoke("verify", "--wait", "60s")
+        clean = await world.invoke("verify", "--wait", "10m")
         assert clean.returncode == 0, clean.stdout + clean.stderr
         for name, statement in CORRUPTIONS.items():
             await do(world, statement)
             if name in {"counts too high", "other steps", "everything gone"}:
-                seen = await world.invoke("verify", "--wait", "60s")
+                seen = await world.invoke("verify", "--wait", "10m")
                 assert seen.returncode == 3, name
             built = await world.invoke("rebuild", "--execute", "-o", "json")
             assert built.returncode == 0, built.stderr
             assert json.loads(built.stdout)["differing"] > 0, name
-            after = await world.invoke("verify", "--wait", "60s")
+            after = await world.invoke("verify", "--wait", "10m")
             assert after.returncode == 0, (name, after.stdout, after.stderr)
     await world.drained()
     await world.assert_exact()
@@ -511,7 +511,7 @@ async def test_verify_waits_for_what_is_on_its_way(world: World) -> None:
         return await world.recorded() == 50
 
     await eventually(recorded, "all is recorded")
-    waiting = asyncio.create_task(world.invoke("verify", "--wait", "60s"))
+    waiting = asyncio.create_task(world.invoke("verify", "--wait", "10m"))
 
     async def looks() -> bool:
         return bool(await leftovers(world))
