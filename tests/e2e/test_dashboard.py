@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 # The first comparison imports SciPy, which takes longer than Playwright's five seconds on a busy machine.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=90_000)
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
 
 
