@@ -68,6 +68,7 @@ async def refusing(addresses: tuple[str, str], template: str) -> AsyncIterator[A
 async def opened(browser: Browser, api: Api, **how: Any) -> AsyncIterator[Page]:
     """A page that must not complain, nor ask anybody else for anything."""
     context = await browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **how})
+    context.set_default_timeout(90_000)
     page = await context.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -427,9 +428,9 @@ async def test_a_change_appears_by_itself_and_nothing_jumps(page: Page, api: Api
     await full.people(["newcomer"])
     await full.insert(completed("newcomer", "a", int(time.time() * 1000)))
     await full.drain_marks()
-    await expect(figures).to_have_text(f"{before + 1}started", timeout=15_000)
+    await expect(figures).to_have_text(f"{before + 1}started")
     await expect(page.locator('.node[data-id="start"]')).to_have_attribute(
-        "aria-label", re.compile(f"Start: {before + 1} people"), timeout=15_000
+        "aria-label", re.compile(f"Start: {before + 1} people")
     )
     assert await page.evaluate("window.scrollY") == scrolled
     assert await page.locator(".node").evaluate_all(places) == drawn_before
@@ -452,7 +453,7 @@ async def test_when_the_server_is_away_it_says_so_and_comes_back(page: Page, api
     await page.get_by_role("button", name="30 days").click()
     await expect(page.get_by_role("alert").first).to_contain_text("does not answer")
     await page.context.set_offline(False)
-    await expect(page.locator(".sankey .node").first).to_be_visible(timeout=20_000)
+    await expect(page.locator(".sankey .node").first).to_be_visible()
 
 
 async def test_while_it_loads_it_says_so(page: Page, api: Api) -> None:
@@ -513,6 +514,7 @@ async def test_axe_finds_nothing_in_what_was_refused(
 @pytest.mark.parametrize("theme", ["light", "dark"])
 async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: Any) -> None:
     context = await browser.new_context(viewport=size, color_scheme=theme, reduced_motion="reduce")
+    context.set_default_timeout(90_000)
     page = await context.new_page()
     try:
         for name, query, ready in (
