@@ -49,6 +49,8 @@ Row: TypeAlias = tuple[Cell, ...]
 
 #: How much of a title is told, in characters.
 _TITLE: Final = 60
+#: And of the reason for a skip.
+_REASON: Final = 200
 #: How many titles are told in a fact.
 _NAMED: Final = 10
 #: So many steps that differ are told in sentences.
@@ -780,7 +782,7 @@ def _(answer: JourneyDetail) -> Brief:
             "version_ended": journey.version_ended,
             "sessions": answer.sessions,
         },
-        ("at", "after", "what", "step", "server", "session"),
+        ("at", "after", "what", "reason", "step", "server", "session"),
         [
             (*_happened(e), labels(e.step_id, "–"), e.mcp_server_id, e.mcp_server_session_id)
             for e in answer.events
@@ -801,7 +803,7 @@ def _(answer: Session) -> Brief:
             "connected_at": _moment(answer.connected_at),
             "duration": _duration(answer.duration_ms),
         },
-        ("at", "after", "what", "walkthrough", "step", "person"),
+        ("at", "after", "what", "reason", "walkthrough", "step", "person"),
         [
             (
                 *_happened(e),
@@ -815,4 +817,6 @@ def _(answer: Session) -> Brief:
 
 
 def _happened(event: Event) -> Row:
-    return _moment(event.at), _duration(event.since_previous_ms), event.kind
+    """When, how long after the event before, what, and why a step was skipped."""
+    reason = None if event.reason is None else one_line(event.reason, _REASON)
+    return _moment(event.at), _duration(event.since_previous_ms), event.kind, reason
