@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import singledispatch
 from typing import Any, Final, TypeAlias
 
@@ -42,6 +42,7 @@ from services.analytics_api.models import (
     WalkthroughVersions,
 )
 from services.journeys.flow import Outcome
+from services.runtime.text import format_time
 from services.runtime.titles import one_line
 
 Cell: TypeAlias = str | int | float | bool | None
@@ -185,7 +186,7 @@ def _told(cell: Cell) -> str:
 
 
 def _moment(at: int | None) -> str | None:
-    return None if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
+    return None if at is None else format_time(at).replace("T", " ")
 
 
 def _share(value: float | None) -> float | None:
