@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import singledispatch
 from typing import Any, Final, TypeAlias
 
@@ -42,6 +42,7 @@ from services.analytics_api.models import (
     WalkthroughVersions,
 )
 from services.journeys.flow import Outcome
+from services.runtime.text import format_time
 from services.runtime.titles import one_line
 
 Cell: TypeAlias = str | int | float | bool | None
@@ -49,6 +50,8 @@ Row: TypeAlias = tuple[Cell, ...]
 
 #: How much of a title is told, in characters.
 _TITLE: Final = 60
+#: And of the reason for a skip.
+_REASON: Final = 200
 #: How many titles are told in a fact.
 _NAMED: Final = 10
 #: So many steps that differ are told in sentences.
@@ -183,7 +186,7 @@ def _told(cell: Cell) -> str:
 
 
 def _moment(at: int | None) -> str | None:
-    return None if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}Z"
+    return None if at is None else format_time(at).replace("T", " ")
 
 
 def _share(value: float | None) -> float | None:
@@ -780,7 +783,7 @@ def _(answer: JourneyDetail) -> Brief:
             "version_ended": journey.version_ended,
             "sessions": answer.sessions,
         },
-        ("at", "after", "what", "step", "server", "session"),
+        ("at", "after", "what", "reason", "step", "server", "session"),
         [
             (*_happened(e), labels(e.step_id, "–"), e.mcp_server_id, e.mcp_server_session_id)
             for e in answer.events
@@ -801,7 +804,7 @@ def _(answer: Session) -> Brief:
             "connected_at": _moment(answer.connected_at),
             "duration": _duration(answer.duration_ms),
         },
-        ("at", "after", "what", "walkthrough", "step", "person"),
+        ("at", "after", "what", "reason", "walkthrough", "step", "person"),
         [
             (
                 *_happened(e),
@@ -815,4 +818,6 @@ def _(answer: Session) -> Brief:
 
 
 def _happened(event: Event) -> Row:
-    return _moment(event.at), _duration(event.since_previous_ms), event.kind
+    """When, how long after the event before, what, and why a step was skipped."""
+    reason = None if event.reason is None else one_line(event.reason, _REASON)
+    return _moment(event.at), _duration(event.since_previous_ms), event.kind, reason

@@ -1,3 +1,5 @@
+-- Titles and names are read up to 500 characters: an answer has each many times, and whoever writes them may be hostile.
+
 -- name: find_key
 select
   organization_id,
@@ -19,7 +21,7 @@ limit $1;
 -- have journeys in it, and the number that changes with its counts and with its steps.
 select
   walkthroughs.id,
-  walkthroughs.title,
+  left(walkthroughs.title, 500) as title,
   walkthroughs.type::text,
   walkthroughs.status::text,
   coalesce(sankey_freshness.changes, 0) as changes,
@@ -40,7 +42,7 @@ cross join lateral (
       jsonb_agg(
         jsonb_build_object(
           'id', step.id,
-          'title', step.title,
+          'title', left(step.title, 500),
           'optional', step.is_optional or coalesce(step.id = any(rule.optional_step_ids), false)
         )
         order by step.display_order, step.created_at nulls first, step.id collate "C"
@@ -65,7 +67,7 @@ cross join lateral (
   ) as step
 ) as steps
 cross join lateral (
-  select coalesce(jsonb_agg(jsonb_build_object('id', id, 'name', name, 'slug', slug) order by name, id), '[]') as listed
+  select coalesce(jsonb_agg(jsonb_build_object('id', id, 'name', left(name, 500), 'slug', slug) order by name, id), '[]') as listed
   from mcp_servers
   where organization_id = walkthroughs.organization_id and id in (
     select mcp_server_id from mcp_server_walkthroughs
@@ -623,11 +625,11 @@ order by events.at, array_position(array['started', 'completed', 'skipped', 'sho
 -- A session on a server of the organization.
 select
   mcp_server_session.mcp_server_session_id as id,
-  mcp_server_session.title,
+  left(mcp_server_session.title, 500) as title,
   mcp_server_session.mcp_server_user_id,
   mcp_server_session.connection_timestamp,
   mcp_servers.id as mcp_server_id,
-  mcp_servers.name as server,
+  left(mcp_servers.name, 500) as server,
   client.name as client,
   client.version as client_version
 from mcp_server_session
@@ -646,8 +648,8 @@ select
   events.mcp_server_session_id,
   events.at,
   events.reason,
-  walkthroughs.title as walkthrough,
-  walkthrough_steps.title as step
+  left(walkthroughs.title, 500) as walkthrough,
+  left(walkthrough_steps.title, 500) as step
 from (
   select
     'completed' as kind,
@@ -701,7 +703,7 @@ limit $3;
 -- name: organization
 select
   id,
-  name
+  left(name, 500) as name
 from organization
 where id = $1;
 
@@ -717,18 +719,18 @@ order by title, id;
 -- name: servers
 select
   id,
-  name,
+  left(name, 500) as name,
   slug
 from mcp_servers
 where organization_id = $1
-order by name, id;
+order by mcp_servers.name, id;
 
 -- name: overview
 -- Each walkthrough of an organization with its journeys by server; a walkthrough without any has one row, and so has one
 -- whose finish rule takes more than the cells have: `overview_by_rule` reads it.
 select
   walkthroughs.id,
-  walkthroughs.title,
+  left(walkthroughs.title, 500) as title,
   walkthroughs.type::text,
   walkthroughs.status::text,
   coalesce(sankey_freshness.changes, 0) as changes,
@@ -753,9 +755,9 @@ cross join lateral (
     coalesce(array_agg(step.id) filter (where not step.is_optional), array_agg(step.id), '{}') as required,
     coalesce(array_agg(step.id) filter (where step.id = any(given.goal_step_ids)), '{}') as goal,
     coalesce(
-      array_agg(step.title order by step.place) filter (where step.id = any(given.goal_step_ids)), '{}'
+      array_agg(left(step.title, 500) order by step.place) filter (where step.id = any(given.goal_step_ids)), '{}'
     ) as goal_titles,
-    coalesce(array_agg(step.title order by step.place) filter (where step.id = any(given.end_step_ids)), '{}') as end_titles
+    coalesce(array_agg(left(step.title, 500) order by step.place) filter (where step.id = any(given.end_step_ids)), '{}') as end_titles
   from (
     select
       id,
@@ -1095,7 +1097,7 @@ select
   id,
   made_at,
   step_ids,
-  titles,
+  array(select left(title, 500) from unnest(titles) with ordinality as step (title, place) order by place) as titles,
   contents
 from walkthrough_versions
 where walkthrough_id = $1 and step_ids is not null

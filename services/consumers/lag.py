@@ -15,8 +15,7 @@ from aiokafka.errors import KafkaError
 from services.consumers.batches import UnreadableError
 from services.consumers.reader import read_first, reader
 from services.consumers.reading import Unreadable, unreadable_of
-from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import Record, admin_client, check_codecs, unreachable
+from services.runtime.kafka import Record, admin_client, check_codecs, describe_topics, unreachable
 from services.runtime.settings import Settings
 
 log = logging.getLogger("stepstream.lag")
@@ -106,10 +105,9 @@ async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[TopicPar
 
     Raises:
         ConfigurationError: there is no such topic.
+        TopicAuthorizationFailedError: Kafka does not tell us whether there is.
     """
-    (described,) = await admin.describe_topics([topic])
-    if described["error_code"]:
-        raise ConfigurationError(f"Kafka has no topic {topic}: run `stepstream migrate` first")
+    (described,) = await describe_topics(admin, topic)
     return [TopicPartition(topic, n) for n in sorted(p["partition"] for p in described["partitions"])]
 
 

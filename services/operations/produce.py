@@ -10,8 +10,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from schemas import EventError, Rejection, StepCorrected, UserErased, decode
-from services.runtime.errors import StepstreamError
-from services.runtime.kafka import admin_client
+from services.runtime.kafka import admin_client, describe_topics, unreachable
 from services.runtime.producer import producer
 from services.runtime.settings import Settings
 
@@ -43,8 +42,10 @@ async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
 
 async def _check_topic(settings: Settings) -> None:
     async with admin_client(settings) as admin:
-        if settings.topic not in await admin.list_topics():
-            raise StepstreamError(f"Kafka has no topic {settings.topic}: run `stepstream migrate` first")
+        try:
+            await describe_topics(admin, settings.topic)
+        except KafkaError as error:
+            raise unreachable(settings, error) from error
 
 
 async def send_values(

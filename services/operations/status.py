@@ -55,6 +55,8 @@ _UNREADABLE = (asyncpg.SyntaxOrAccessError, asyncpg.QueryCanceledError)
 SERVICES = (*GROUPS, "outbox-relay", "walkthrough-mcp", "analytics-api")
 #: A producer's transaction that is open for longer holds up others.
 _LONG_TRANSACTION_MS = 60_000
+#: A transaction in PostgreSQL that is open for longer keeps old rows; what reads for long is of minutes.
+OLD_SNAPSHOT_SECONDS = 900
 #: How many ranges of what is gone it names.
 _SHOWN_GONE = 10
 #: Not needed for counting, and maybe at a replica, where it cannot be seen.
@@ -242,7 +244,8 @@ async def _read_parts(db: Connection, settings: Settings, database: dict[str, An
             database[lockers] = [dict(r) for r in await db.fetch(SQL[query], ids)] if ids else []
     positions = await _read(db, seen, "locked positions", SQL["status_positions"], settings.topic)
     shards = await _read(db, seen, "locked shards of the outbox", SQL["status_shards"])
-    database |= {name: json.loads(rows) for name, rows in {**positions, **shards}.items()}
+    old = await _read(db, seen, "open transactions", SQL["status_snapshots"], OLD_SNAPSHOT_SECONDS)
+    database |= {name: json.loads(rows) for name, rows in {**positions, **shards, **old}.items()}
 
 
 async def _read_agreement(settings: Settings, seen: Status) -> None:
@@ -324,6 +327,12 @@ def _judge(seen: Status) -> None:
         f"{_describe_locker(row)} is open for {format_duration(row['seconds'])}: it keeps what it has "
         "locked, and vacuum from old rows"
         for row in seen.database.get("prepared_transactions", ())
+    ]
+    seen.problems += [
+        f"{_describe_locker(row)} has a transaction open for {format_duration(row['seconds'])}: vacuum "
+        "removes nothing that was changed since, and counting gets slower. "
+        f"`select pg_terminate_backend({row['pid']})` ends it"
+        for row in seen.database.get("old_snapshots", ())
     ]
     seen.problems += [
         f"the row of partition {row['partition']} in {TABLES[row['service']]} is locked by "

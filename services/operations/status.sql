@@ -95,6 +95,26 @@ from (
   limit 10
 ) as forgotten;
 
+-- name: status_snapshots
+-- Transactions that are open for more than $1 seconds, and keep vacuum from removing what was changed since. Of other
+-- roles PostgreSQL shows them to superusers and to members of pg_read_all_stats.
+select coalesce(jsonb_agg(to_jsonb(open_) order by open_.seconds desc), '[]') as old_snapshots
+from (
+  select
+    pid,
+    usename as role,
+    application_name as application,
+    extract(epoch from clock_timestamp() - xact_start)::double precision as seconds
+  from pg_stat_activity
+  where
+    datname = current_database()
+    and pid <> pg_backend_pid()
+    and (backend_xmin is not null or backend_xid is not null)
+    and xact_start < clock_timestamp() - make_interval(secs => $1)
+  order by xact_start
+  limit 10
+) as open_;
+
 -- name: status_positions
 -- Positions that somebody but the services has locked: their partitions stand still.
 select coalesce(jsonb_agg(to_jsonb(locked) order by locked.service, locked.partition), '[]') as positions_locked

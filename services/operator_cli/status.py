@@ -95,6 +95,7 @@ def _as_json(seen: "Status") -> dict[str, Any]:
         "prepared_transactions": None
         if seen.database is None
         else seen.database.get("prepared_transactions"),
+        "old_snapshots": None if seen.database is None else seen.database.get("old_snapshots"),
         "newest": None
         if seen.database is None
         else {

@@ -56,8 +56,9 @@ class RelayProcess(Process[Relay]):
         """What keeps events from being sent: no database, pending migrations, or no Kafka."""
         if problem := await super().problem_of_readiness():
             return problem
-        is_connected = self.handler.is_connected
-        return None if is_connected else "Kafka is away; steps complete and their events wait"
+        if self.handler.is_connected:
+            return None
+        return f"{self.handler.not_allowed or 'Kafka is away'}; steps complete and their events wait"
 
     def application(self) -> ASGIApp:
         """Health and metrics; the relay runs while they are served."""

@@ -16,6 +16,7 @@ from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool, connect
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
+from services.runtime.kafka import NOT_ALLOWED, unreachable
 from services.runtime.process import Handler, Process, Stopped
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
@@ -40,6 +41,8 @@ class Relay:
         #: Which database has what this relay knows to be in Kafka.
         self._database: DatabaseIdentity | None = None
         self.progress = time.monotonic()
+        #: What Kafka does not allow us, until it does.
+        self.not_allowed: str | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -53,7 +56,7 @@ class Relay:
                 self._wake.clear()
                 async for attempt in retrying(SERVICE, self._back_off, _passes, self.pool):
                     with attempt:
-                        handled = await self._stoppable(self._round())
+                        handled = await self._stoppable(self._told_round())
                 if not handled:
                     await self._process.until(self._wake, self._settings.relay_poll_seconds)
         await self._sender.stop()
@@ -80,6 +83,19 @@ class Relay:
     async def _back_off(self, seconds: float) -> None:
         await self._sender.stop()
         await self._process.sleep(seconds)
+
+    async def _told_round(self) -> int:
+        """A round; what Kafka does not allow us is told once."""
+        try:
+            handled = await self._round()
+        except NOT_ALLOWED as error:
+            problem = str(unreachable(self._settings, error))
+            if problem != self.not_allowed:
+                log.error("%s. Events wait in the outbox until it has that right", problem)  # noqa: TRY400 - it is whole
+            self.not_allowed = problem
+            raise
+        self.not_allowed = None
+        return handled
 
     async def _round(self) -> int:
         """Sends one load; returns how many messages left the outbox."""

@@ -28,6 +28,10 @@ class _TooManyError(Exception):
     """A client sends more requests than may wait."""
 
 
+class _HostError(Exception):
+    """A request does not say once, and once alone, which host it is for."""
+
+
 class TimedProtocol(HttpToolsProtocol):
     """A connection whose client may take so long, and no longer.
 
@@ -133,7 +137,15 @@ class TimedProtocol(HttpToolsProtocol):
             super().on_header(name, value.strip(_BLANKS))
 
     def on_headers_complete(self) -> None:
-        """A head has come; the request may have to wait for the answer to the one before."""
+        """A head has come; the request may have to wait for the answer to the one before.
+
+        Raises:
+            _HostError: it names several hosts, or none (RFC 9112, section 3.2): a proxy might go by another
+                one than we do. It ends the reading.
+        """
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise _HostError
         self.scope[ARRIVED] = time.monotonic()  # type: ignore[typeddict-unknown-key]
         self._part = "body"
         self._head_bytes = 0

@@ -12,16 +12,20 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     CommitFailedError,
+    GroupAuthorizationFailedError,
     IllegalStateError,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     RebalanceInProgressError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from services.runtime.bounds import Seldom
@@ -49,6 +53,12 @@ Offsets: TypeAlias = Mapping[TopicPartition, int]
 DEAD_LETTER_MAX_BYTES = 2 * 1024 * 1024
 _CLEANUP = "cleanup.policy"
 _KNOWN_SECONDS = 10.0
+#: What Kafka answers to whoever has signed in, and may not do what is asked.
+NOT_ALLOWED = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
 #: The codecs of Kafka, and whether this installation has what reads them.
 _CODECS = {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}
 
@@ -100,6 +110,26 @@ async def refuse_compacted(admin: AIOKafkaAdminClient, topics: Sequence[str]) ->
                     f"the topic {name} is compacted: Kafka removes all but the last event of a person, read "
                     f"or not. Set its {_CLEANUP} to delete; what is gone already has to be sent again"
                 )
+
+
+async def describe_topics(admin: AIOKafkaAdminClient, *topics: str) -> list[dict[str, Any]]:
+    """What Kafka says of topics that there have to be. A broker that makes each that is asked for makes none.
+
+    Raises:
+        ConfigurationError: there is none of a name.
+        TopicAuthorizationFailedError: Kafka does not tell us whether there is.
+    """
+    request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
+    answer = await admin._send_request(request)  # noqa: SLF001 - `describe_topics` there lets brokers make them
+    described: list[dict[str, Any]] = answer.to_object()["topics"]
+    codes = {topic["topic"]: topic["error_code"] for topic in described}
+    if hidden := [t for t in topics if codes.get(t) == TopicAuthorizationFailedError.errno]:
+        raise TopicAuthorizationFailedError(" and ".join(hidden))
+    if absent := [t for t in topics if codes.get(t, UnknownTopicOrPartitionError.errno)]:
+        raise ConfigurationError(
+            f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
+        )
+    return described
 
 
 async def _known(admin: AIOKafkaAdminClient, topics: list[str]) -> None:
@@ -208,9 +238,12 @@ def check_codecs() -> None:
 
 
 def unreachable(settings: Settings, error: Exception) -> StepstreamError:
-    """What to say when no broker answers."""
+    """What to say when no broker answers, or one refuses."""
     hint = ""
-    if settings.kafka_security_protocol != "PLAINTEXT":
+    if isinstance(error, NOT_ALLOWED):
+        user = f"The user {settings.kafka_username}" if settings.kafka_username else "Our user"
+        hint = f". {user} lacks a right: docs/security.md has those of each service"
+    elif settings.kafka_security_protocol != "PLAINTEXT":
         hint = (
             ". Are STEPSTREAM_KAFKA_SECURITY_PROTOCOL, user, password and STEPSTREAM_KAFKA_CA_FILE right? "
             "The lines before this one say what each broker answered"

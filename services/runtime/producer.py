@@ -8,8 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from services.runtime.errors import ConfigurationError
-from services.runtime.kafka import connection, unreachable
+from services.runtime.kafka import admin_client, connection, describe_topics, unreachable
 from services.runtime.settings import Settings
 
 _STOP_SECONDS = 5.0
@@ -68,7 +67,7 @@ class Producer:
         none.
 
         Raises:
-            KafkaError: Kafka cannot be reached.
+            KafkaError: Kafka cannot be reached, or does not allow it.
             ConfigurationError: there is no such topic.
         """
         if self._producer is None:
@@ -83,7 +82,7 @@ class Producer:
             try:
                 await made.start()
                 if self._topic is not None:
-                    await _require_topic(made, self._topic)
+                    await _require_topic(made, self._settings, self._topic)
             except BaseException:
                 await _end(made)
                 raise
@@ -97,10 +96,11 @@ class Producer:
             await _end(made)
 
 
-async def _require_topic(made: AIOKafkaProducer, topic: str) -> None:
+async def _require_topic(made: AIOKafkaProducer, settings: Settings, topic: str) -> None:
     metadata = await made.client.fetch_all_metadata()
     if topic not in metadata.topics():
-        raise ConfigurationError(f"Kafka has no topic {topic}: run `stepstream migrate` first")
+        async with admin_client(settings) as admin:
+            await describe_topics(admin, topic)
 
 
 async def _end(made: AIOKafkaProducer) -> None:

@@ -70,6 +70,8 @@ def host_and_port(addresses: list[str]) -> list[str]:
 
 def origins(text: str) -> str:
     """Origins of pages, as browsers write them (RFC 6454), separated by commas, or empty."""
+    if "@" in text:  # a password may be before it
+        raise ValueError("an origin is https://example.com, without a user")
     for origin in parts_at_commas(text):
         if not _ORIGIN.fullmatch(origin):
             raise ValueError(

@@ -228,7 +228,8 @@ class Settings(BaseSettings):
     mcp_sessions: int = Field(
         default=4_000,
         ge=1,
-        description="The most sessions of MCP clients in a process; one takes up to 50 KB.",
+        description="The most sessions of MCP clients in a process; one takes 50 to 100 KB, and up to 250 KB "
+        "where its client wants.",
     )
     mcp_server_sessions: int = Field(
         default=2_000, ge=1, description="The most sessions of MCP clients at one server."

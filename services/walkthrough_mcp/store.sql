@@ -155,14 +155,15 @@ cross join lateral (
 ) as live;
 
 -- name: offers
--- What a server offers: ids and titles only, the content of the one step comes with the write.
+-- What a server offers: ids and titles only, the content of the one step comes with the write. Of a title 500 characters,
+-- for an answer has the titles of all steps.
 select
   coalesce(
     jsonb_agg(
       jsonb_build_object(
         'walkthrough_id', walkthroughs.id,
-        'title', walkthroughs.title,
-        'description', walkthroughs.description,
+        'title', left(walkthroughs.title, 500),
+        'description', left(walkthroughs.description, 4000),
         'type', walkthroughs.type,
         'minutes', walkthroughs.estimated_duration_minutes,
         'tags', walkthroughs.tags,
@@ -182,7 +183,7 @@ cross join lateral (
     jsonb_agg(
       jsonb_build_array(
         id,
-        title,
+        left(title, 500),
         display_order,
         step_is_optional(metadata, title)
       )

@@ -269,6 +269,9 @@ async def test_trends_count_days_and_weeks(api: Api, truth: Figures) -> None:
     points = (await api.get(f"{WT}/trends", **days_))["points"]
     assert len(points) == 16
     assert sum(p["started"] for p in points) == len(within.walks)
+    for by in ("day", "week"):
+        for first in ("9999-12-30", "9999-01-01"):
+            assert (await api.get(f"{WT}/trends", from_=first, by=by))["points"] == []
 
 
 async def test_the_summary_is_what_a_plain_walk_says(api: Api, truth: Figures) -> None:

@@ -352,9 +352,11 @@ ROWS_OF: dict[str, Callable[[dict[str, Any]], list[tuple[Any, ...]]]] = {
         (j["mcp_server_user_id"], j["outcome"], j["steps_done"], titled(j["next_step_id"], "–"))
         for j in route["journeys"]
     ],
-    "get_journey": lambda route: [(e["kind"], titled(e["step_id"], "–")) for e in route["events"]],
+    "get_journey": lambda route: [
+        (e["kind"], titled(e["step_id"], "–"), e["reason"]) for e in route["events"]
+    ],
     "get_session": lambda route: [
-        (e["kind"], e["step_id"] and titled(e["step_id"])) for e in route["events"]
+        (e["kind"], e["step_id"] and titled(e["step_id"]), e["reason"]) for e in route["events"]
     ],
 }
 #: Which columns these are.
@@ -373,8 +375,8 @@ COMPARED = {
     ),
     "compare": ("position", "from", "to", "a"),
     "find_journeys": ("person", "outcome", "steps_done", "next_step"),
-    "get_journey": ("what", "step"),
-    "get_session": ("what", "step"),
+    "get_journey": ("what", "step", "reason"),
+    "get_session": ("what", "step", "reason"),
 }
 
 
@@ -405,7 +407,12 @@ async def tell_of_times(agent: Client, api: Api) -> None:
 async def test_the_tools_tell_what_the_routes_do_and_need_the_same_key(world: World) -> None:
     await gather(world)
     api = await world.start_api()
-    user = "u001"
+    user = str(
+        await world.db.fetchval(
+            "update walkthrough_step_skips set reason = 'does|it ' || step_id returning mcp_server_user_id"
+        )
+    )
+    await world.drain_marks()
     asked: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "get_overview": ({}, "organization", {}),
         "diagnose": ({"days": 10}, f"{WT}/diagnose", {"days": 10}),
@@ -444,6 +451,9 @@ async def test_the_tools_tell_what_the_routes_do_and_need_the_same_key(world: Wo
                 rows = [tuple(row[place] for place in places) for row in answer["rows"]]
                 assert Counter(rows) == Counter(ROWS_OF[name](told)), name
                 assert all(str(row[0]) in result.content[0].text for row in rows)
+                assert result.content[0].text.count("does\\|it") == sum(
+                    event["reason"] is not None for event in told.get("events", ())
+                )
                 assert answer["facts"].get("started", told.get("started")) == told.get("started")
                 if name == "compare":
                     said = [*[f["says"] for f in told["findings"]], *told["unknown"], told["says"]]

@@ -64,7 +64,7 @@ async def test_a_line_too_large_for_kafka_is_named_and_the_rest_is_sent(world: W
     ("args", "more", "code", "told"),
     [
         (("produce", "nowhere.ndjson"), {}, 2, "nowhere.ndjson: No such file"),
-        (("produce", "-"), {"topic": "no-such-topic"}, 1, "no-such-topic: run `stepstream migrate`"),
+        (("produce", "-"), {"topic": "no-such-topic"}, 2, "no-such-topic: run `stepstream migrate`"),
         (("produce", "-"), {"kafka_bootstrap_servers": "127.0.0.1:1"}, 1, "Kafka at 127.0.0.1:1"),
         (("migrate",), {"kafka_bootstrap_servers": "127.0.0.1:1"}, 1, "Kafka at 127.0.0.1:1"),
         (("verify",), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),

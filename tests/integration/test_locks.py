@@ -45,6 +45,7 @@ from tests.support.world import (
     Message,
     Service,
     World,
+    as_role,
     completed,
     eventually,
     metric,
@@ -454,6 +455,25 @@ async def test_a_forgotten_lock_on_one_person_stops_nobody_else(world: World) ->
     await world.drained()
     assert of_whom(await world.completions()) == dict.fromkeys(PEOPLE, 3)
     await world.assert_exact()
+
+
+async def test_a_transaction_that_stays_open_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It locks nothing, and keeps vacuum from what is changed; one that has read nothing keeps nothing."""
+    other = await asyncpg.connect(as_role(world.settings.dsn, OPERATOR, world.base))
+    try:
+        await other.execute("begin isolation level repeatable read; select count(*) from sankey_endings")
+        for seconds, is_named in ((900, False), (0, True)):
+            monkeypatch.setattr("services.operations.status.OLD_SNAPSHOT_SECONDS", seconds)
+            done = await world.invoke("status", "-o", "json")
+            seen = json.loads(done.stdout)
+            pids = [row["pid"] for row in seen["old_snapshots"]]
+            assert pids == ([other.get_server_pid()] if is_named else [])
+            told = f"pg_terminate_backend({other.get_server_pid()})" in " ".join(seen["problems"])
+            assert told is is_named
+        await other.execute("rollback; begin")
+        assert json.loads((await world.invoke("status", "-o", "json")).stdout)["old_snapshots"] == []
+    finally:
+        await other.close()
 
 
 @contextlib.asynccontextmanager

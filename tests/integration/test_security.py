@@ -21,11 +21,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
+import httpx2
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -180,6 +182,8 @@ def _start_kafka(folder: Path) -> tuple[Process, tuple[int, ...]]:
             "listener.name.scram.scram-sha-256.sasl.jaas.config": _SCRAM_MODULE,
             "listener.name.mutual.ssl.client.auth": "required",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            # What Kafka does by default: a topic that somebody asks for is made.
+            "auto.create.topics.enable": "true",
             "super.users": "User:ANONYMOUS;User:stepstream;User:rotating;User:CN=client",
             **tls,
         },
@@ -309,7 +313,7 @@ _ACL = re.compile(
 )
 
 
-def give_rights_of_the_page(world: World, secure: Secure) -> None:
+def rights_of_the_page(world: World) -> list[AclBinding]:
     """Every ACL that docs/security.md shows, for the topic and the groups of this world."""
     page = (Path(__file__).parents[2] / "docs" / "security.md").read_text("utf-8")
     assert page.count("kafka-acls.sh $ADMIN --add") == len(_ACL.findall(page)) > 10
@@ -328,6 +332,10 @@ def give_rights_of_the_page(world: World, secure: Secure) -> None:
             )
             for operation in operations.replace("--operation", "").split()
         ]
+    return bindings
+
+
+def give_rights(secure: Secure, bindings: list[AclBinding]) -> None:
     admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
     for done in admin.create_acls(bindings).values():
         done.result(30)
@@ -344,7 +352,7 @@ async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, se
         OPERATOR: "stepstream_operator",
     }
     await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users.values(), "my_producer")
-    await asyncio.to_thread(give_rights_of_the_page, world, secure)
+    await asyncio.to_thread(give_rights, secure, rights_of_the_page(world))
 
     def options(service: str) -> dict[str, str]:
         database = "stepstream" if service == "owner" else ROLES[service]
@@ -385,6 +393,78 @@ async def test_the_acls_of_the_page_are_enough_for_each_service(world: World, se
     for service in world.services:
         assert await asyncio.to_thread(service.terminate) == 0
     await run("replay", "--group", RECORDER, "--from-beginning", "--execute")
+
+
+def take_rights(secure: Secure, bindings: list[AclBinding]) -> None:
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"})
+    filters = [
+        AclBindingFilter(
+            b.restype, b.name, b.resource_pattern_type, b.principal, b.host, b.operation, b.permission_type
+        )
+        for b in bindings
+    ]
+    for done in admin.delete_acls(filters).values():
+        done.result(30)
+
+
+async def test_a_right_that_is_missing_at_kafka_is_named(world: World, secure: Secure) -> None:
+    """A consumer ends and says whose right it is; the relay waits, says so, and goes on when it has it."""
+    users = [ROLES[name] for name in (RECORDER, RELAY)]
+    await asyncio.to_thread(set_kafka_password, secure, PASSWORD, *users)
+    rights = rights_of_the_page(world)
+    await asyncio.to_thread(give_rights, secure, rights)
+
+    def options(user: str) -> dict[str, str]:
+        own = scram(world, secure, user, kafka_password=PASSWORD, database_password=PASSWORD)
+        return own | {"kafka_username": user}
+
+    async def run(*command: str, user: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(world.command, *command, **options(user))
+
+    migrated = await run("migrate", user="stepstream")
+    assert migrated.returncode == 0, migrated.stderr
+    await world.db.execute(ROLES_SQL)
+    await world.db.execute("set role stepstream")
+    for kind in (ResourceType.TOPIC, ResourceType.GROUP):
+        one = [b for b in rights if b.principal == f"User:{ROLES[RECORDER]}" and b.restype is kind]
+        await asyncio.to_thread(take_rights, secure, one)
+        ended = await run("run", RECORDER, "--port", "0", user=ROLES[RECORDER])
+        assert ended.returncode == 1, ended.stderr
+        assert f"The user {ROLES[RECORDER]} lacks a right: docs/security.md" in ended.stderr
+        assert "stepstream migrate" not in ended.stderr
+        await asyncio.to_thread(give_rights, secure, one)
+
+    relay = await world.start(RELAY, **options(ROLES[RELAY])).ready()
+    of_relay = [b for b in rights if b.principal == f"User:{ROLES[RELAY]}"]
+    await asyncio.to_thread(take_rights, secure, of_relay)
+    await world.put_in_outbox([("ann", json.dumps(completed("ann", "a", 1)))])
+
+    async def told() -> bool:
+        async with httpx2.AsyncClient(timeout=30) as http:
+            ready = await http.get(f"http://127.0.0.1:{relay.port}/health/ready")
+        return ready.status_code == 503 and f"The user {ROLES[RELAY]} lacks a right" in ready.text
+
+    await eventually(told, "the relay says what is missing")
+    await asyncio.to_thread(give_rights, secure, of_relay)
+    await world.relayed()
+    assert await world.db.fetchval("select count(*) from outbox_set_aside") == 0
+    assert len(await world.events()) == 1
+    assert await asyncio.to_thread(relay.terminate) == 0
+
+
+async def test_who_asks_for_a_topic_that_there_is_none_of_makes_none(world: World, secure: Secure) -> None:
+    """Also where brokers make each topic that is asked for: it would have one partition."""
+    good = scram(world, secure, kafka_password=PASSWORD, database_password=PASSWORD)
+    migrated = await asyncio.to_thread(world.command, "migrate", **good)
+    assert migrated.returncode == 0, migrated.stderr
+    name = f"{world.settings.topic}.mistyped"
+    commands = (("status",), ("lag",), ("dlq", "list"), ("verify", "--against-topic"), ("produce", "-"))
+    for command in (*commands, ("run", RECORDER, "--port", "0")):
+        done = await asyncio.to_thread(world.command, *command, **(good | {"topic": name}))
+        assert done.returncode in {1, 2}, (command, done.stderr)
+        assert f"Kafka has no topic {name}" in " ".join((done.stdout + done.stderr).split()), command
+    topics = AdminClient({"bootstrap.servers": f"127.0.0.1:{secure.plain}"}).list_topics(timeout=30).topics
+    assert [topic for topic in topics if topic.startswith(name)] == []
 
 
 def a_producer_may_only_send_events(world: World, secure: Secure) -> None:

@@ -323,6 +323,24 @@ async def test_what_is_no_http_is_refused() -> None:
         assert b"x-content-type-options: nosniff" in answer
 
 
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        (b"GET / HTTP/1.1", b"host: a\r\nhost: b\r\n", b"400"),
+        (b"GET / HTTP/1.1", b"host: a\r\nx: y\r\nHost: a\r\n", b"400"),
+        (b"GET / HTTP/1.1", b"x: y\r\n", b"400"),
+        (b"GET / HTTP/1.0", b"host: a\r\nhost: b\r\n", b"400"),
+        (b"GET / HTTP/1.0", b"", b"200"),
+        (b"GET / HTTP/1.1", b"host: a\r\nconnection: close\r\n", b"200"),
+    ],
+)
+async def test_a_request_names_one_host(request_line: bytes, headers: bytes, status: bytes) -> None:
+    async with served(PATIENT) as site:
+        answer = await (await site.client(request_line + b"\r\n" + headers + b"\r\n")).all()
+        assert answer.split(b" ", 2)[1] == status
+        assert site.ended == (["/"] if status == b"200" else []), "what is refused reaches nobody"
+
+
 async def test_pipelined_requests_are_answered_in_turn() -> None:
     async with served(PATIENT) as site:
         client = await site.client(ASKS * 3)

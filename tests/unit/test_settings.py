@@ -92,6 +92,16 @@ def test_a_file_for_tls_that_the_url_names_is_told_where_it_cannot_be_used(
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["STEPSTREAM_MCP_CORS_ORIGINS", "STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"])
+def test_an_address_with_a_password_is_refused_and_not_repeated(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    environment.setenv(name, "https://user:secret@example.com")
+    with pytest.raises(ConfigurationError, match=rf"^{name}: .*without a user") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_file_for_tls_that_goes_while_a_service_runs_is_told(
     environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -133,7 +133,8 @@ def days_between(known: Collection[date], question: TrendsQuestion, today: date)
     if not known and question.since is None:
         return []
     first = question.since or min(known)
-    last = question.until or max([*known, min(today, first + timedelta(days=366))])
+    days = min(366, (date.max - first).days)
+    last = question.until or max([*known, min(today, first + timedelta(days=days))])
     step = timedelta(days=7 if question.by == "week" else 1)
     if question.by == "week":
         first -= timedelta(days=first.weekday())
