@@ -118,6 +118,7 @@ async def describe_topics(admin: AIOKafkaAdminClient, *topics: str) -> list[dict
     Raises:
         ConfigurationError: there is none of a name.
         TopicAuthorizationFailedError: Kafka does not tell us whether there is.
+        KafkaError: it has something else against one of them.
     """
     request = MetadataRequest(list(topics), allow_auto_topic_creation=False)
     answer = await admin._send_request(request)  # noqa: SLF001 - `describe_topics` there lets brokers make them
@@ -125,10 +126,14 @@ async def describe_topics(admin: AIOKafkaAdminClient, *topics: str) -> list[dict
     codes = {topic["topic"]: topic["error_code"] for topic in described}
     if hidden := [t for t in topics if codes.get(t) == TopicAuthorizationFailedError.errno]:
         raise TopicAuthorizationFailedError(" and ".join(hidden))
-    if absent := [t for t in topics if codes.get(t, UnknownTopicOrPartitionError.errno)]:
+    unknown = UnknownTopicOrPartitionError.errno
+    if absent := [t for t in topics if codes.get(t, unknown) == unknown]:
         raise ConfigurationError(
             f"Kafka has no topic {' and no topic '.join(absent)}: run `stepstream migrate` first"
         )
+    for topic in topics:
+        if codes[topic]:
+            raise for_code(codes[topic])(topic)
     return described
 
 
