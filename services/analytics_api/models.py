@@ -7,12 +7,23 @@ milliseconds. Days are UTC days. Shares are between 0 and 1, and null where ther
 from datetime import date
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.journeys.flow import Outcome
+from services.journeys.segments import parsed
 from services.journeys.versions import Kind
+from services.runtime.database import can_be_stored
 
 MAX_PAGE: Final = 500
+#: How long a condition of a segment may be, in characters.
+MAX_SEGMENT: Final = 200
+
+
+def _segment_text(text: str) -> str:
+    if not can_be_stored(text):
+        raise ValueError("it is no text that can be stored")
+    parsed(text)
+    return text
 
 
 Identifier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]+$")]
@@ -38,6 +49,11 @@ WithinDays = Annotated[
 
 
 VersionNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+#: One condition of a segment. `Segment.of` says what they are.
+SegmentText = Annotated[
+    str, Field(min_length=1, max_length=MAX_SEGMENT, pattern=r"^[^\x00]+$"), AfterValidator(_segment_text)
+]
+Segments = Annotated[list[SegmentText], Field(max_length=20)]
 
 
 class _Model(BaseModel):
@@ -74,12 +90,19 @@ class Cohort(BaseModel):
 
 
 class VersionedCohort(Cohort):
-    """Which journeys of a walkthrough: by the version, too, with which they began."""
+    """Which journeys of a walkthrough: by the version, too, with which they began, and by segment."""
 
     version: list[VersionNumber] = Field(
         default_factory=list,
         max_length=100,
         description="Only journeys that began with these versions, by number; none is all.",
+    )
+    segment: Segments = Field(
+        default_factory=list,
+        description="Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or "
+        "`metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and "
+        "of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before "
+        "it, none of these.",
     )
 
 
@@ -182,7 +205,7 @@ class TrendsQuestion(VersionedCohort):
 
 
 class CompareQuestion(Paths):
-    """Two cohorts of one walkthrough, A and B: two servers, periods or versions, or several.
+    """Two cohorts of one walkthrough, A and B: two servers, periods, versions or segments, or several.
 
     Both are judged after the same time, `within_days`, so `active_days` only matters where nobody finished:
     then it is proposed.
@@ -206,6 +229,12 @@ class CompareQuestion(Paths):
     version_b: list[VersionNumber] = Field(
         default_factory=list, max_length=100, description="Versions with which B began; none is all."
     )
+    segment_a: Segments = Field(
+        default_factory=list, description="Only journeys of A for which each of these holds; as `segment`."
+    )
+    segment_b: Segments = Field(
+        default_factory=list, description="Only journeys of B for which each of these holds."
+    )
     within_days: WithinDays | None = None
     active_days: ActiveDays = 7
 
@@ -226,6 +255,7 @@ class CompareQuestion(Paths):
                 "from": getattr(self, f"from_{which}"),
                 "to": getattr(self, f"to_{which}"),
                 "version": getattr(self, f"version_{which}"),
+                "segment": getattr(self, f"segment_{which}"),
                 "active_days": self.active_days,
                 "start_at": self.start_at,
                 "end_at": self.end_at,
@@ -299,7 +329,7 @@ class JourneysQuestion(FlowQuestion):
 
     @property
     def is_cohort(self) -> bool:
-        """Whether nothing but servers, days and versions narrow it."""
+        """Whether nothing but servers, days, versions and segments narrow it."""
         cohort = {*VersionedCohort.model_fields, "limit", "after"}
         narrowing = JourneysQuestion.model_fields.keys() - cohort
         return not any(getattr(self, name) not in (None, []) for name in narrowing)

@@ -182,7 +182,7 @@ QUESTIONS: Final[dict[str, Question]] = {
         is_tool=False,
     ),
     "compare": Question(
-        "Compare two servers, periods or versions",
+        "Compare servers, periods, versions, segments",
         "The same walkthrough over cohorts A and B, each journey after the same time: completion, steps, "
         "links and drop-offs, with the difference and whether it is more than chance.",
         CompareQuestion,

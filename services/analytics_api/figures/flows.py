@@ -68,9 +68,7 @@ def sankey(
             for stop in drawn.stops
         ],
         read_from="journeys"
-        if context.began_within is not None
-        or context.rule.needs_journeys
-        or view_of(context, question).changes_paths
+        if not context.only.is_all or context.rule.needs_journeys or view_of(context, question).changes_paths
         else "counts",
         times=None if timing is None else timing.sampling,
         bounds_ms=None if timing is None else list(BOUNDS_MS),

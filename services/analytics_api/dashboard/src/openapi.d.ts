@@ -3200,6 +3200,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description How many days each of the two periods has that are compared: the last ones of which everybody had the time, and those before. */
                 days?: number;
             };
@@ -3441,6 +3443,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 within_days?: number | null;
             };
             header?: never;
@@ -3689,6 +3693,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Show so many positions; what goes on from the last one ends there as `went_on`. */
                 positions?: number | null;
                 /** @description Show so many steps at each position, the largest; the rest is folded into one node, `other`. */
@@ -3938,6 +3944,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4177,6 +4185,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4424,6 +4434,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4671,6 +4683,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description So many paths, the most frequent. */
                 limit?: number;
             };
@@ -4912,6 +4926,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Weeks begin on Monday. */
                 by?: "day" | "week";
                 within_days?: number | null;
@@ -5391,6 +5407,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -5644,6 +5662,10 @@ export interface operations {
                 version_a?: number[];
                 /** @description Versions with which B began; none is all. */
                 version_b?: number[];
+                /** @description Only journeys of A for which each of these holds; as `segment`. */
+                segment_a?: string[];
+                /** @description Only journeys of B for which each of these holds. */
+                segment_b?: string[];
                 within_days?: number | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
@@ -6371,6 +6393,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Those with a step at this position of the view. */
                 position?: number | null;
                 /** @description At `position`, or as the last one with `ended_after`, one of these steps. */
