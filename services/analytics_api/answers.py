@@ -15,6 +15,7 @@ from services.analytics_api.fair import Turn
 from services.analytics_api.figures import comparisons, diagnoses, overviews, people, producers, steps
 from services.analytics_api.figures import flows as flow_figures
 from services.analytics_api.figures import paths as path_figures
+from services.analytics_api.figures import segments as segment_figures
 from services.analytics_api.figures import within as within_figures
 from services.analytics_api.figures.common import outcomes_of, share, titles_of, view_of
 from services.analytics_api.figures.segments import of_segment
@@ -54,6 +55,8 @@ from services.analytics_api.models import (
     Sampling,
     Sankey,
     SankeyQuestion,
+    Segments,
+    SegmentsQuestion,
     Session,
     Steps,
     Summary,
@@ -280,6 +283,23 @@ class Answers:
         of = comparisons.Cohorts(within, a, b, await self.store.steps_since(context))
         tell = partial(comparisons.comparison, context, question, of, self.fresh(context))
         return await self.store.work(context, tell, _COMPARING * (len(a.flows.links) + len(b.flows.links)))
+
+    async def segments(self, context: Context, question: SegmentsQuestion) -> Segments:
+        """What tells apart those who finish, or who come to a step and do not go on."""
+        began = await self.store.days_to_finish(context, question, self.judged_at)
+        within = within_figures.within_of(question.within_days, [began], question.active_days, self.judged_at)
+        keys = segment_figures.Keys(*segment_figures.key_asked(question))
+        if question.by is None:
+            _, every = await self.store.every(context, question, self._sample_people)
+            found = await self.store.metadata_keys(context, question, every)
+            keys = segment_figures.keys_of([tuple(row) for row in found])
+        by = segment_figures.divided(context, question, keys)
+        found = await self.store.by_segment(context, question, within.days, self.judged_at, by)
+        rows = [dict(row) for row in found]
+        tell = partial(
+            segment_figures.segments, context, question, within, began, keys, rows, self.fresh(context)
+        )
+        return await self.store.work(context, tell, _COMPARING * len(rows))
 
     async def _within(
         self, days: int | None, cohorts: Sequence[tuple[Context, Cohort]], otherwise: int

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.journeys.flow import Outcome
+from services.journeys.segments import Kind as SegmentKind
 from services.journeys.segments import parsed
 from services.journeys.versions import Kind
 from services.runtime.database import can_be_stored
@@ -53,7 +54,7 @@ VersionNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 SegmentText = Annotated[
     str, Field(min_length=1, max_length=MAX_SEGMENT, pattern=r"^[^\x00]+$"), AfterValidator(_segment_text)
 ]
-Segments = Annotated[list[SegmentText], Field(max_length=20)]
+SegmentTexts = Annotated[list[SegmentText], Field(max_length=20)]
 
 
 class _Model(BaseModel):
@@ -97,7 +98,7 @@ class VersionedCohort(Cohort):
         max_length=100,
         description="Only journeys that began with these versions, by number; none is all.",
     )
-    segment: Segments = Field(
+    segment: SegmentTexts = Field(
         default_factory=list,
         description="Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or "
         "`metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and "
@@ -229,10 +230,10 @@ class CompareQuestion(Paths):
     version_b: list[VersionNumber] = Field(
         default_factory=list, max_length=100, description="Versions with which B began; none is all."
     )
-    segment_a: Segments = Field(
+    segment_a: SegmentTexts = Field(
         default_factory=list, description="Only journeys of A for which each of these holds; as `segment`."
     )
-    segment_b: Segments = Field(
+    segment_b: SegmentTexts = Field(
         default_factory=list, description="Only journeys of B for which each of these holds."
     )
     within_days: WithinDays | None = None
@@ -270,6 +271,24 @@ class CompareQuestion(Paths):
             if since is not None and until is not None and since > until:
                 raise ValueError(f"from_{which} ({since}) is after to_{which} ({until})")
         return self
+
+
+class SegmentsQuestion(VersionedCohort):
+    """Which journeys, and what is to be told apart of them."""
+
+    step: Identifier | None = Field(
+        default=None,
+        description="Who came to this step and did not go on; without it, who finished.",
+    )
+    by: (
+        Annotated[str, Field(max_length=150, pattern=r"^(agent|agent_version|did|metadata\.[^\x00:]+)$")]
+        | None
+    ) = Field(
+        default=None,
+        description="By this alone: `agent`, `agent_version`, `metadata.KEY` or `did`. Without it by all; by "
+        "the steps that were done only with a `step`: those that were done before it.",
+    )
+    within_days: WithinDays | None = None
 
 
 class DiagnoseQuestion(VersionedCohort):
@@ -948,6 +967,71 @@ class Comparison(_Within):
     steps: list[ComparedStep] = Field(description="In display order, of whole paths.")
     links: list[ComparedLink]
     drops: list[ComparedDrop]
+    freshness: Freshness
+
+
+class SegmentFigures(_Model):
+    """The journeys of a segment beside the others.
+
+    `those` are the ones who finished or, with a step, came to it and did not go on.
+    """
+
+    kind: SegmentKind
+    key: str | None = Field(description="Of metadata.")
+    value: str = Field(description="Empty where there is none; the id of a step.")
+    title: str = Field(description="What to show for it.")
+    segment: list[str] = Field(description="What asks for it, as `segment`.")
+    rest: list[str] = Field(
+        description="What asks for the others: all of them, or the other versions of the same agent."
+    )
+    journeys: int
+    those: int
+    share: float | None = Field(description="`those` of `journeys`.")
+    rest_journeys: int
+    rest_those: int
+    rest_share: float | None
+    difference: float | None = Field(description="`share` less `rest_share`.")
+    difference_low: float | None = Field(description="The difference is at least this, 19 times in 20.")
+    difference_high: float | None
+    p_value: float | None = Field(
+        description="Adjusted for all that were tested; null where a side has fewer than 30 journeys."
+    )
+    significant: bool = Field(description="Whether that is below 0.05.")
+    explains: float | None = Field(
+        description="So many journeys fewer would be lost at the others' share; negative: more."
+    )
+    may_be_outcome: bool = Field(
+        description="Whether it may be an outcome of what it is to explain, as steps that were done may be."
+    )
+    says: str = Field(description="In a sentence, with its numbers and interval.")
+
+
+class SegmentsRest(_Model):
+    """Values that are not listed, with their size."""
+
+    kind: SegmentKind
+    key: str | None
+    values: int = Field(description="How many; of a key that is left out at least so many.")
+    journeys: int | None
+    says: str
+
+
+class Segments(_Within):
+    """What tells apart those who stop, or who finish: a difference is no cause."""
+
+    walkthrough: Walkthrough
+    step_id: str | None
+    title: str | None
+    says: str = Field(description="What is compared, in a sentence.")
+    journeys: int = Field(description="Journeys that are judged; with a step those that came to it.")
+    those: int = Field(description="Those of them who finished or, with a step, did not go on.")
+    share: float | None
+    too_young: int = Field(description="Journeys that began later than is judged; they are in nothing else.")
+    tested: int
+    segments: list[SegmentFigures] = Field(
+        description="What is more than chance comes first, of that what loses most; untested ones come last."
+    )
+    left_out: list[SegmentsRest]
     freshness: Freshness
 
 

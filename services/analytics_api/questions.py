@@ -29,6 +29,8 @@ from services.analytics_api.models import (
     PathsQuestion,
     Sankey,
     SankeyQuestion,
+    Segments,
+    SegmentsQuestion,
     Session,
     Steps,
     Summary,
@@ -180,6 +182,17 @@ QUESTIONS: Final[dict[str, Question]] = {
         Answers.time_to_finish,
         "/time-to-finish",
         is_tool=False,
+    ),
+    "get_segments": Question(
+        "What tells apart who stops",
+        "By agent, its version, metadata of the first event and steps done before: how many of each finished "
+        "or, with a step, came to it and did not go on, beside the others; the largest certain differences "
+        "first.",
+        SegmentsQuestion,
+        Segments,
+        Answers.segments,
+        "/segments",
+        is_tool=False,  # the list of tools has no room for it; compare takes segments
     ),
     "compare": Question(
         "Compare servers, periods, versions, segments",

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.analytics_api.finishing import expanded
 from services.journeys.segments import Condition, Segment
 from services.runtime.database import load_queries
 
-_BEGAN_WITH: Final = load_queries(__file__)["began_with"].rstrip("; \n")
+_SQL: Final = expanded(load_queries(__file__))
+_BEGAN_WITH: Final = _SQL["began_with"].rstrip("; \n")
 _EVERYBODY: Final = Segment(())
 _NEVER_MS: Final = 2**62
 #: Steps that were completed: of most journeys nothing was skipped.
@@ -36,22 +38,28 @@ class Only:
         return self.began_within is None and not self.segment.conditions
 
 
+#: Statements that read what journeys began with.
+BEGINNINGS: Final = {name: _SQL[name] for name in ("by_segment", "metadata_keys")}
 #: All of them.
 ALL: Final = Only()
 
 
-def selected(query: str, arguments: Sequence[Any], only: Only) -> tuple[str, list[Any]]:
+def selected(
+    query: str, arguments: Sequence[Any], only: Only, *, with_beginnings: bool = False
+) -> tuple[str, list[Any]]:
     """A query that reads `from sankey_journeys` those alone that are asked for, and its arguments.
 
     The first argument is the walkthrough. What people wrote is an argument behind the others, never text.
+    With `with_beginnings` journeys have `agent`, `agent_version` and `metadata` as well.
     """
-    if only.is_all:
+    if only.is_all and not with_beginnings:
         return query, list(arguments)
     given = list(arguments)
     wanted = [*_windows(only), *(_holds(condition, given) for condition in only.segment.conditions)]
-    began_with = any(condition.kind != "did" for condition in only.segment.conditions)
+    began_with = with_beginnings or any(of.kind != "did" for of in only.segment.conditions)
     source = f"({_BEGAN_WITH}) as begun" if began_with else "sankey_journeys"
-    chosen = f"(select * from {source} where {' and '.join(wanted)})"  # noqa: S608 - of numbers and parameters
+    where = " and ".join(wanted) or "true"
+    chosen = f"(select * from {source} where {where})"  # noqa: S608 - of numbers and parameters
     return query.replace("from sankey_journeys", f"from {chosen}"), given
 
 

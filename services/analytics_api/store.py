@@ -17,7 +17,7 @@ from services.analytics_api.finishing import expanded
 from services.analytics_api.freshness import Backlog, Held, Marks, Newest
 from services.analytics_api.models import Cohort, Paths, Server, Step, Walkthrough
 from services.analytics_api.outcomes import outcome_of
-from services.analytics_api.selecting import ALL, Only, selected
+from services.analytics_api.selecting import ALL, BEGINNINGS, Only, selected
 from services.consumers.stored_positions import TABLES, read_positions
 from services.journeys.finishing import FinishRule
 from services.journeys.flow import Ending, Flows, Link, Variant, flows
@@ -29,7 +29,7 @@ from services.runtime.database import Connection, Pool, bounded, fetch_one, load
 from services.runtime.finish_rules import finished_means
 from services.runtime.sources import NO_SOURCE, OTHERS
 
-SQL = expanded(load_queries(__file__))
+SQL = {**expanded(load_queries(__file__)), **BEGINNINGS}
 _EPOCH: Final = date(1970, 1, 1)
 _DAY_MS: Final = 86_400_000
 #: Variants kept in memory, in steps: of some 50 bytes each.
@@ -176,6 +176,22 @@ class StepSince:
 
     at: int | None
     is_made_then: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """By what journeys are divided, and what is counted of them.
+
+    With a `step`, who came to it; `before` are the steps that somebody has passed who stands at it, for each
+    version. `did` are steps, `keys` those of metadata, `most` how many values of each are told.
+    """
+
+    step: str | None
+    before: list[list[str]]
+    did: list[str]
+    keys: list[str]
+    kinds: list[str]
+    most: int
 
 
 def _days(of: Cohort) -> tuple[list[str] | None, date | None, date | None]:
@@ -539,6 +555,30 @@ class Store:
         key = name, context.id, context.version, context.only, plain
         return await self._once(self._figures, context, key, read)
 
+    async def metadata_keys(self, context: Context, cohort: Cohort, every: int) -> list[asyncpg.Record]:
+        """The keys of metadata that journeys began with, over every so many-th person."""
+        return await self._heavy(context, "metadata_keys", *_times(cohort), every)
+
+    async def by_segment(
+        self, context: Context, cohort: Cohort, days: int, judged_at: int, by: Divided
+    ) -> list[asyncpg.Record]:
+        """How journeys stood so many days after they began, by value of what may tell them apart."""
+        return await self._heavy(
+            context,
+            "by_segment",
+            *_times(cohort),
+            days * _DAY_MS,
+            judged_at - days * _DAY_MS,
+            context.versions.sinces,
+            *_rule_arguments(context),
+            by.step,
+            json.dumps(by.before),
+            by.did,
+            by.keys,
+            by.kinds,
+            by.most,
+        )
+
     @contextlib.asynccontextmanager
     async def journeys(
         self, context: Context, *arguments: Any
@@ -703,7 +743,7 @@ def _size(variants: list[Variant]) -> int:
 
 def _query(context: Context, name: str, *arguments: Any) -> tuple[str, list[Any]]:
     """A query that reads journeys, with its arguments: those alone that are asked for."""
-    return selected(SQL[name], arguments, context.only)
+    return selected(SQL[name], arguments, context.only, with_beginnings=name in BEGINNINGS)
 
 
 def version_of(row: asyncpg.Record) -> str:

@@ -4,13 +4,17 @@ Pure. What a journey began with are the agent and the metadata of its first even
 it. Whether a step was done is as it is known now: it may be an outcome of anything that came before.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, TypeVar, get_args
+
+from services.journeys.comparison import Compared, Shares, compare
+from services.journeys.diagnosis import ENOUGH
 
 Kind = Literal["agent", "agent_version", "metadata", "did"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _NOT: Final = "not_"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +86,55 @@ def written(kind: Kind, value: str, key: str = "", *, is_not: bool = False) -> s
     """The text that asks for it."""
     name = f"metadata.{key}" if kind == "metadata" else kind
     return f"{_NOT if is_not else ''}{name}:{value}"
+
+
+class Told(NamedTuple):
+    """The others (A) and a segment (B) compared.
+
+    `loses` is how many journeys of the segment fewer would be lost at the share of the others; negative, how
+    many more. None where the others are nobody.
+    """
+
+    compared: Compared
+    loses: float | None
+
+
+def tell_apart(all_shares: Sequence[tuple[T, Shares]], *, is_loss: bool) -> list[tuple[T, Told]]:
+    """Segments, each against others: what is more than chance first, of that what loses most.
+
+    One family of tests. With fewer than ENOUGH journeys on a side there is none.
+
+    Args:
+        all_shares: of the others (A) and the segment (B), how many did something.
+        is_loss: whether that is bad.
+    """
+    tested = [min(of.of_a, of.of_b) >= ENOUGH for _, of in all_shares]
+    compared = compare([of for _, of in all_shares], tested)
+    found = [
+        (name, Told(of, _loses(of.shares, is_loss)))
+        for (name, _), of in zip(all_shares, compared, strict=True)
+    ]
+    return sorted(found, key=lambda pair: _order(pair[1]))
+
+
+def _loses(of: Shares, is_loss: bool) -> float | None:
+    if not of.of_a:
+        return None
+    excess = of.in_b - of.of_b * of.in_a / of.of_a
+    return excess if is_loss else -excess
+
+
+def _order(told: Told) -> tuple[bool, bool, bool, float]:
+    loses = told.loses or 0.0
+    return not told.compared.is_significant, told.compared.p_value is None, loses <= 0, -abs(loses)
+
+
+def passed_before(step: str, then: Sequence[str], today: Sequence[str]) -> list[str]:
+    """The steps that somebody has passed for whom the first open step is this one.
+
+    As `versions.first_open`: by the order of that time, of steps that are still there, and then by today's.
+    """
+    left = set(today)
+    ours = [s for s in then if s in left]
+    order = ours if step in ours else [*ours, *(s for s in today if s not in set(ours))]
+    return order[: order.index(step)]

@@ -354,3 +354,206 @@ async def test_the_links_of_a_diagnosis_keep_the_segment(api: Api) -> None:
         assert "segment" in finding["look_at"]
         response = await api.http.get(finding["look_at"], headers={"Authorization": f"Bearer {api.key}"})
         assert response.status_code == 200
+
+
+# --- what tells them apart -----------------------------------------------------------------------------
+
+
+@dataclass
+class Stood:
+    """A journey as it stood some days after its beginning, with the values that it is counted under."""
+
+    walk: Walk
+    step: str | None
+    order: list[str]
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.walk.steps) == len(self.order)
+
+    @property
+    def is_counted(self) -> bool:
+        if self.step is None or self.step in self.walk.steps:
+            return True
+        left = [s for s in self.order if s not in self.walk.steps]
+        return not self.is_finished and left[0] == self.step
+
+    @property
+    def is_one(self) -> bool:
+        return self.is_finished if self.step is None else self.step not in self.walk.steps
+
+    @property
+    def done(self) -> set[str]:
+        steps = self.walk.steps
+        before = steps[: steps.index(self.step)] if self.step in steps else steps
+        return set(before) - self.walk.skipped
+
+
+def stood(truth: Began, of: Figures, days: int, judged_at: int, step: str | None) -> list[Stood]:
+    def by_then(walk: Walk) -> Walk:
+        seen = sum(at < walk.began_at + days * DAY for at in walk.times)
+        return replace(walk, steps=walk.steps[:seen], times=walk.times[:seen])
+
+    walks = [by_then(w) for w in of.walks if w.began_at + days * DAY <= judged_at]
+    found = [Stood(walk, step, truth.figures.order) for walk in walks]
+    return [one for one in found if one.is_counted]
+
+
+def holds(truth: Began, one: Stood, segment: list[str]) -> bool:
+    return all(
+        (text.partition(":")[2] in one.done) != text.startswith("not_")
+        if "did:" in text
+        else truth.has(one.walk, text)
+        for text in segment
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "groups"),
+    [
+        ({}, ()),
+        ({"step": "c", "within_days": 3}, ()),
+        ({"step": "e", "within_days": 9, "segment": "agent:cursor"}, (("agent:cursor",),)),
+        ({"by": "did", "within_days": 5}, ()),
+        ({"by": "metadata.plan", "step": "b", "within_days": 1}, ()),
+        ({"by": "agent", "within_days": 2, "segment": "did:b"}, (("did:b",),)),
+    ],
+    ids=str,
+)
+async def test_each_segment_is_compared_with_the_others(
+    api: Api, truth: Began, query: dict[str, Any], groups: tuple[tuple[str, ...], ...]
+) -> None:
+    answer = await api.get(f"{WT}/segments", **query)
+    of = truth.of(*groups)
+    everybody = stood(truth, of, answer["within_days"], answer["judged_at"], query.get("step"))
+    assert (answer["journeys"], answer["those"]) == (len(everybody), sum(s.is_one for s in everybody))
+    had_time = stood(truth, of, answer["within_days"], answer["judged_at"], None)
+    assert answer["too_young"] == len(of.walks) - len(had_time)
+    for got in answer["segments"]:
+        sides = {
+            name: [one for one in everybody if holds(truth, one, got[texts])]
+            for name, texts in (("", "segment"), ("rest_", "rest"))
+        }
+        for name, side in sides.items():
+            told = got[f"{name}journeys"], got[f"{name}those"]
+            assert told == (len(side), sum(one.is_one for one in side)), (got["segment"], name)
+        is_enough = min(map(len, sides.values())) >= 30
+        assert (got["p_value"] is not None) == is_enough, got["segment"]
+        assert got["explains"] == pytest.approx(loses(sides, query.get("step")))
+    values = {(got["kind"], got["key"], got["value"]) for got in answer["segments"]}
+    assert values == true_values(truth, everybody, query)
+
+
+def loses(sides: dict[str, list[Stood]], step: str | None) -> float | None:
+    if not sides["rest_"]:
+        return None
+    share = sum(one.is_one for one in sides["rest_"]) / len(sides["rest_"])
+    excess = sum(one.is_one for one in sides[""]) - share * len(sides[""])
+    return excess if step is not None else -excess
+
+
+def true_values(
+    truth: Began, everybody: list[Stood], query: dict[str, Any]
+) -> set[tuple[str, str | None, str]]:
+    by, step = query.get("by"), query.get("step")
+    found: set[tuple[str, str | None, str]] = set()
+    versions: dict[str, set[str]] = {}
+    for one in everybody:
+        agent, version, metadata = truth.by_user[one.walk.user]
+        if by in {None, "agent"}:
+            found.add(("agent", None, agent or ""))
+        if agent is not None:
+            versions.setdefault(agent, set()).add(version or "")
+        for key in ("plan", "number", "flag", "deep"):
+            if by in {None, f"metadata.{key}"}:
+                kept = metadata.get(key)
+                text = "" if kept is None else kept if isinstance(kept, str) else json.dumps(kept)
+                found.add(("metadata", key, text))
+        before = "abcde"[: "abcde".index(step)] if step else "abcde" if by == "did" else ""
+        if by in {None, "did"}:
+            found |= {("did", None, done) for done in one.done & set(before)}
+    if by is None:
+        found |= {
+            ("agent_version", None, version)
+            for told in versions.values()
+            if len(told) > 1
+            for version in told
+        }
+    return found
+
+
+async def test_what_is_left_out_of_segments_is_said_with_its_size(
+    world: World, api: Api, truth: Began
+) -> None:
+    answer = await api.get(f"{WT}/segments")
+    (key,) = [left for left in answer["left_out"] if left["key"] == "a'b\"$1:c"]
+    assert "cannot be asked for" in key["says"]
+    assert any("ask by did" in left["says"] for left in answer["left_out"])
+    table = await api.ask(f"{WT}/segments", headers={"Accept": "text/csv"})
+    assert len(table.text.splitlines()) == 1 + len(answer["segments"])
+    assert "see the JSON" in table.headers["X-Left-Out"]
+    assert FOREIGN not in json.dumps(answer)
+
+
+async def test_values_and_keys_are_bounded(world: World) -> None:
+    """Whoever makes up names makes the answer no longer."""
+    names = [f"p{i:03}" for i in range(300)]
+    await world.offer("wt_m", ("m1",))
+    await world.people(names)
+    await world.db.execute(
+        """
+        insert into mcp_session_clients
+        select 's_p' || lpad(i::text, 3, '0'), case when i < 120 then 'agent ' || i else repeat('x', 100) end, repeat('1', 100)
+        from generate_series(0, 298) as i;
+        insert into walkthrough_starts (id, mcp_server_user_id, walkthrough_id, mcp_server_id, mcp_server_session_id,
+          started_at, metadata)
+        select 'wtst_p' || i, 'p' || lpad(i::text, 3, '0'), 'wt_m', 'srv_1', 's_p' || lpad(i::text, 3, '0'), 1700000000000 + i,
+          (select jsonb_object_agg('k' || k, case when k = 0 then 'v' || i when k = 1 then 'v' || i % 60 else 'v' end)
+            from generate_series(0, 30) as k) || jsonb_build_object(repeat('k', 200), 'v')
+        from generate_series(0, 299) as i;
+        """
+    )
+    await world.drain_marks()
+    answer = await (await world.start_api()).get("walkthroughs/wt_m/segments", within_days=1)
+    by_kind = Counter((s["kind"], s["key"]) for s in answer["segments"])
+    assert by_kind["agent", None] == 50
+    assert by_kind["metadata", "k1"] == 50
+    assert len([key for kind, key in by_kind if kind == "metadata"]) == 20
+    left = {(x["kind"], x["key"]): x for x in answer["left_out"]}
+    listed = sum(s["journeys"] for s in answer["segments"] if s["kind"] == "agent")
+    rest = left["agent", None]
+    assert (rest["values"], rest["journeys"]) == (122 - 50, 300 - listed)
+    assert (left["metadata", "k1"]["values"], left["metadata", "k1"]["journeys"]) == (10, 50)
+    assert "more than 200 values" in left["metadata", "k0"]["says"]
+    assert left["metadata", "k" * 100]["says"].endswith(
+        "it cannot be asked for: it is too long, or has a colon"
+    )
+    asked_for = await (await world.start_api()).get(
+        "walkthroughs/wt_m/segments", within_days=1, by="metadata.k0"
+    )
+    assert asked_for["segments"] == []
+    assert asked_for["left_out"][0]["values"] == 300
+
+
+@pytest.mark.parametrize(
+    ("query", "where", "told"),
+    [
+        ({"step": "b_1"}, "query.step", "no step `b_1`"),
+        ({"by": "metadata."}, "query.by", "match pattern"),
+        ({"by": "server"}, "query.by", "match pattern"),
+        ({"segment": "did:zz"}, "query.segment", "no step `zz`"),
+        ({"within_days": 0}, "query.within_days", "greater than"),
+    ],
+)
+async def test_what_cannot_be_told_apart_is_said(
+    api: Api, query: dict[str, Any], where: str, told: str
+) -> None:
+    response = await api.ask(f"{WT}/segments", **query)
+    assert response.status_code == 422
+    assert where in response.text
+    assert told in response.text
+
+
+async def test_nobody_is_told_apart_where_nobody_is(api: Api) -> None:
+    answer = await api.get(f"{WT}/segments", segment="agent:nobody")
+    assert (answer["journeys"], answer["segments"]) == (0, [])

@@ -1,5 +1,6 @@
 """What a segment asks for: texts as they are written, and what of them is text of a statement."""
 
+import random
 import re
 
 import pytest
@@ -9,7 +10,17 @@ from pydantic import ValidationError
 
 from services.analytics_api.models import CompareQuestion, VersionedCohort
 from services.analytics_api.selecting import ALL, Only, selected
-from services.journeys.segments import KINDS, Condition, Segment, parsed, written
+from services.journeys.comparison import Shares
+from services.journeys.segments import (
+    KINDS,
+    Condition,
+    Segment,
+    parsed,
+    passed_before,
+    tell_apart,
+    written,
+)
+from services.journeys.versions import first_open
 
 QUERY = "select count(*) from sankey_journeys where walkthrough_id = $1 and ($2::bigint is null or began_at >= $2)"
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60)
@@ -77,3 +88,72 @@ def _harmless(segment: Segment) -> Segment:
 def test_everybody_is_read_as_before() -> None:
     assert selected(QUERY, ["wt", None], ALL) == (QUERY, ["wt", None])
     assert Only(segment=Segment.of([])).is_all
+
+
+# --- what tells journeys apart -------------------------------------------------------------------------
+
+
+def halves(chance: random.Random, people: int, rate: float) -> list[tuple[str, Shares]]:
+    """By a key that means nothing, of two values: each against the other."""
+    counts = {"x": [0, 0], "y": [0, 0]}
+    for _ in range(people):
+        side = counts[chance.choice("xy")]
+        side[0] += 1
+        side[1] += chance.random() < rate
+    (of_x, in_x), (of_y, in_y) = counts["x"], counts["y"]
+    return [("x", Shares(of_y, in_y, of_x, in_x)), ("y", Shares(of_x, in_x, of_y, in_y))]
+
+
+@pytest.mark.parametrize(("people", "rate"), [(300, 0.3), (900, 0.1), (5_000, 0.4)])
+def test_a_key_that_means_nothing_tells_nobody_apart(people: int, rate: float) -> None:
+    chance, called = random.Random(2), 0
+    for _ in range(200):
+        called += any(
+            told.compared.is_significant for _, told in tell_apart(halves(chance, people, rate), is_loss=True)
+        )
+    assert called < 0.05 * 200
+
+
+def test_many_keys_that_mean_nothing_tell_nobody_apart_either() -> None:
+    chance, called = random.Random(1), 0
+    for _ in range(50):
+        family = [of for _ in range(20) for of in halves(chance, 400, 0.3)]
+        called += any(told.compared.is_significant for _, told in tell_apart(family, is_loss=False))
+    assert called <= 0.1 * 50
+
+
+def test_what_is_certain_comes_first_and_of_that_what_loses_most() -> None:
+    found = tell_apart(
+        [
+            ("few", Shares(1_000, 100, 20, 20)),
+            ("chance", Shares(1_000, 100, 1_000, 110)),
+            ("gains", Shares(500, 250, 2_000, 200)),
+            ("loses little", Shares(2_000, 200, 100, 60)),
+            ("loses much", Shares(2_000, 200, 1_000, 300)),
+        ],
+        is_loss=True,
+    )
+    assert [name for name, _ in found] == ["loses much", "loses little", "gains", "chance", "few"]
+    loses = {name: told.loses for name, told in found}
+    assert loses == pytest.approx(
+        {"loses much": 200, "loses little": 50, "gains": -800, "chance": 10, "few": 18}
+    )
+    by_name = dict(found)
+    assert by_name["few"].compared.p_value is None, "too few to test"
+    assert [name for name, told in found if told.compared.is_significant] == [
+        "loses much",
+        "loses little",
+        "gains",
+    ]
+    finished = dict(tell_apart([("a", Shares(100, 80, 100, 40))], is_loss=False))
+    assert finished["a"].loses == pytest.approx(40), "to finish is no loss, not to finish is"
+
+
+@given(st.permutations("abcde"), st.permutations("abcdx"), st.sets(st.sampled_from("abcdex")))
+def test_who_stands_at_a_step_has_passed_those_before_it(
+    today: list[str], then: list[str], passed: set[str]
+) -> None:
+    at = first_open(then, today, passed)
+    for step in today:
+        stands = step not in passed and set(passed_before(step, then, today)) <= passed
+        assert stands == (step == at)
