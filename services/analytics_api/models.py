@@ -508,6 +508,11 @@ class SankeyNode(_Model):
     share: float | None = Field(description="Of all journeys.")
     ended: Outcomes
     folded: list[FoldedStep] = Field(default_factory=list)
+    median_ms: float | None = Field(
+        default=None, description="Of the times of all links into it, with `times`; null where none is known."
+    )
+    p90_ms: float | None = None
+    timed: int | None = Field(default=None, description="Over how many journeys that is.")
 
 
 class SankeyLink(_Model):

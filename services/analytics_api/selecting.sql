@@ -133,6 +133,8 @@ stood as (
     and ($3::bigint is null or journey.began_at >= $3)
     and ($4::bigint is null or journey.began_at < $4)
     and journey.began_at <= $6::bigint
+  -- A fence: what is computed is computed once, and not in each place that names it.
+  offset 0
 ),
 judged as (
   select
@@ -140,6 +142,7 @@ judged as (
     is_finished($8, $9, $10, $11) as is_finished,
     array_position(step_ids, $12::text) as place
   from stood
+  offset 0
 ),
 counted as materialized (
   select
@@ -148,6 +151,7 @@ counted as materialized (
     judged.metadata,
     case when $12 is null then judged.is_finished else judged.place is null end as is_one,
     case
+      when cardinality($14::text[]) = 0 then '{}'
       when judged.skipped is null then judged.step_ids[1:(coalesce(judged.place, 1 + cardinality(judged.step_ids)) - 1)]
       else array(
         select passed.id from unnest(judged.step_ids, judged.skipped) with ordinality as passed (id, is_skip, number)
@@ -210,7 +214,7 @@ valued as (
     count(*) filter (where counted.is_one)
   from counted
   cross join unnest(counted.done) as step (id)
-  where step.id = any($14::text[])
+  where step.id = any($14)
   group by step.id
 ),
 ranked as (

@@ -88,7 +88,7 @@ def written(kind: Kind, value: str, key: str = "", *, is_not: bool = False) -> s
     return f"{_NOT if is_not else ''}{name}:{value}"
 
 
-class Told(NamedTuple):
+class SegmentDifference(NamedTuple):
     """The others (A) and a segment (B) compared.
 
     `loses` is how many journeys of the segment fewer would be lost at the share of the others; negative, how
@@ -99,7 +99,9 @@ class Told(NamedTuple):
     loses: float | None
 
 
-def tell_apart(all_shares: Sequence[tuple[T, Shares]], *, is_loss: bool) -> list[tuple[T, Told]]:
+def compare_segments(
+    all_shares: Sequence[tuple[T, Shares]], *, is_loss: bool
+) -> list[tuple[T, SegmentDifference]]:
     """Segments, each against others: what is more than chance first, of that what loses most.
 
     One family of tests. With fewer than ENOUGH journeys on a side there is none.
@@ -111,7 +113,7 @@ def tell_apart(all_shares: Sequence[tuple[T, Shares]], *, is_loss: bool) -> list
     tested = [min(of.of_a, of.of_b) >= ENOUGH for _, of in all_shares]
     compared = compare([of for _, of in all_shares], tested)
     found = [
-        (name, Told(of, _loses(of.shares, is_loss)))
+        (name, SegmentDifference(of, _loses(of.shares, is_loss)))
         for (name, _), of in zip(all_shares, compared, strict=True)
     ]
     return sorted(found, key=lambda pair: _order(pair[1]))
@@ -124,7 +126,7 @@ def _loses(of: Shares, is_loss: bool) -> float | None:
     return excess if is_loss else -excess
 
 
-def _order(told: Told) -> tuple[bool, bool, bool, float]:
+def _order(told: SegmentDifference) -> tuple[bool, bool, bool, float]:
     loses = told.loses or 0.0
     return not told.compared.is_significant, told.compared.p_value is None, loses <= 0, -abs(loses)
 

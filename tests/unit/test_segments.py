@@ -15,9 +15,9 @@ from services.journeys.segments import (
     KINDS,
     Condition,
     Segment,
+    compare_segments,
     parsed,
     passed_before,
-    tell_apart,
     written,
 )
 from services.journeys.versions import first_open
@@ -109,7 +109,8 @@ def test_a_key_that_means_nothing_tells_nobody_apart(people: int, rate: float) -
     chance, called = random.Random(2), 0
     for _ in range(200):
         called += any(
-            told.compared.is_significant for _, told in tell_apart(halves(chance, people, rate), is_loss=True)
+            told.compared.is_significant
+            for _, told in compare_segments(halves(chance, people, rate), is_loss=True)
         )
     assert called < 0.05 * 200
 
@@ -118,12 +119,12 @@ def test_many_keys_that_mean_nothing_tell_nobody_apart_either() -> None:
     chance, called = random.Random(1), 0
     for _ in range(50):
         family = [of for _ in range(20) for of in halves(chance, 400, 0.3)]
-        called += any(told.compared.is_significant for _, told in tell_apart(family, is_loss=False))
+        called += any(told.compared.is_significant for _, told in compare_segments(family, is_loss=False))
     assert called <= 0.1 * 50
 
 
 def test_what_is_certain_comes_first_and_of_that_what_loses_most() -> None:
-    found = tell_apart(
+    found = compare_segments(
         [
             ("few", Shares(1_000, 100, 20, 20)),
             ("chance", Shares(1_000, 100, 1_000, 110)),
@@ -145,7 +146,7 @@ def test_what_is_certain_comes_first_and_of_that_what_loses_most() -> None:
         "loses little",
         "gains",
     ]
-    finished = dict(tell_apart([("a", Shares(100, 80, 100, 40))], is_loss=False))
+    finished = dict(compare_segments([("a", Shares(100, 80, 100, 40))], is_loss=False))
     assert finished["a"].loses == pytest.approx(40), "to finish is no loss, not to finish is"
 
 

@@ -21,9 +21,9 @@ from services.journeys.segments import (
     Condition,
     Kind,
     Segment,
-    Told,
+    SegmentDifference,
+    compare_segments,
     passed_before,
-    tell_apart,
     written,
 )
 from services.journeys.within import Began, judged
@@ -168,7 +168,7 @@ def segments(
     ]
     shares = [(_value(row), _shares(row, everybody)) for row in listed]
     shares = [(value, of) for value, of in shares if of.of_a or value.kind != "agent_version"]
-    found = tell_apart(shares, is_loss=question.step is not None)
+    found = compare_segments(shares, is_loss=question.step is not None)
     words = _Words(context, question, within)
     return Segments(
         walkthrough=context.walkthrough,
@@ -209,7 +209,7 @@ def _too_many(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
     return {key for key, count in differing.items() if count > _MOST_DIFFERING}
 
 
-def _figures(value: _Value, told: Told, words: "_Words") -> SegmentFigures:
+def _figures(value: _Value, told: SegmentDifference, words: "_Words") -> SegmentFigures:
     of, figures = told.compared.shares, told.compared.figures()
     segment, rest = _asked_for(value)
     return SegmentFigures(
@@ -280,7 +280,7 @@ class _Words:
     def may_be_outcome(self, value: _Value) -> bool:
         return value.kind == "did" and self._step is None
 
-    def finding(self, value: _Value, told: Told) -> str:
+    def finding(self, value: _Value, told: SegmentDifference) -> str:
         """A segment beside the others."""
         of = told.compared.shares
         who = ("" if value.kind == "did" else "with ") + said_of(
@@ -302,7 +302,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.1%}"
 
 
-def _judgement(told: Told) -> str:
+def _judgement(told: SegmentDifference) -> str:
     figures, p = told.compared.figures(), told.compared.p_adjusted
     if p is None:
         return "too few to compare"

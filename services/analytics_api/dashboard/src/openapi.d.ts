@@ -1853,6 +1853,18 @@ export interface components {
             ended: components["schemas"]["Outcomes"];
             /** Folded */
             folded?: components["schemas"]["FoldedStep"][];
+            /**
+             * Median Ms
+             * @description Of the times of all links into it, with `times`; null where none is known.
+             */
+            median_ms?: number | null;
+            /** P90 Ms */
+            p90_ms?: number | null;
+            /**
+             * Timed
+             * @description Over how many journeys that is.
+             */
+            timed?: number | null;
         };
         /**
          * SegmentFigures
