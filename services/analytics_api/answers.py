@@ -285,7 +285,7 @@ class Answers:
         return await self.store.work(context, tell, _COMPARING * (len(a.flows.links) + len(b.flows.links)))
 
     async def segments(self, context: Context, question: SegmentsQuestion) -> Segments:
-        """What tells apart those who finish, or who come to a step and do not go on."""
+        """What tells apart those who finish, or who come to a step and do not get past it."""
         began = await self.store.days_to_finish(context, question, self.judged_at)
         within = within_figures.within_of(question.within_days, [began], question.active_days, self.judged_at)
         keys = segment_figures.Keys(*segment_figures.key_asked(question))

@@ -278,7 +278,7 @@ class SegmentsQuestion(VersionedCohort):
 
     step: Identifier | None = Field(
         default=None,
-        description="Who came to this step and did not go on; without it, who finished.",
+        description="Who came to this step and did not get past it; without it, who finished.",
     )
     by: (
         Annotated[str, Field(max_length=150, pattern=r"^(agent|agent_version|did|metadata\.[^\x00:]+)$")]
@@ -978,7 +978,7 @@ class Comparison(_Within):
 class SegmentFigures(_Model):
     """The journeys of a segment beside the others.
 
-    `those` are the ones who finished or, with a step, came to it and did not go on.
+    `those` are the ones who finished or, with a step, came to it and did not get past it.
     """
 
     kind: SegmentKind
@@ -1029,7 +1029,7 @@ class Segments(_Within):
     title: str | None
     says: str = Field(description="What is compared, in a sentence.")
     journeys: int = Field(description="Journeys that are judged; with a step those that came to it.")
-    those: int = Field(description="Those of them who finished or, with a step, did not go on.")
+    those: int = Field(description="Those of them who finished or, with a step, did not get past it.")
     share: float | None
     too_young: int = Field(description="Journeys that began later than is judged; they are in nothing else.")
     tested: int

@@ -186,8 +186,8 @@ QUESTIONS: Final[dict[str, Question]] = {
     "get_segments": Question(
         "What tells apart who stops",
         "By agent, its version, metadata of the first event and steps done before: how many of each finished "
-        "or, with a step, came to it and did not go on, beside the others; the largest certain differences "
-        "first.",
+        "or, with a step, came to it and did not get past it, beside the others; the largest certain "
+        "differences first.",
         SegmentsQuestion,
         Segments,
         Answers.segments,

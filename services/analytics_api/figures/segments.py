@@ -255,7 +255,7 @@ class _Words:
         self._step = question.step
         self._days = days_text(within.days)
         step = None if question.step is None else self._titles(question.step)
-        self._did = "finished" if step is None else f"did not go on from “{_short(step)}”"
+        self._did = "finished" if step is None else f"did not get past “{_short(step)}”"
         self._of = "" if step is None else " who came to it"
         self._segment = said_of(Segment.of(question.segment), self._titles)
 

@@ -105,11 +105,6 @@ function StepFigures(props: PartProps & { drawn: DrawnNode; node: SankeyNode }):
             change={change}
           />
         )}
-        {node.step_id && dropped + inProgress > 0 && (
-          <button type="button" onClick={() => change({ explain: node.step_id ?? "" }, true)}>
-            What tells apart who stops
-          </button>
-        )}
         <PathActions {...props} />
       </div>
     </>

@@ -276,7 +276,7 @@ export interface paths {
         };
         /**
          * Segments
-         * @description By agent, its version, metadata of the first event and steps done before: how many of each finished or, with a step, came to it and did not go on, beside the others; the largest certain differences first.
+         * @description By agent, its version, metadata of the first event and steps done before: how many of each finished or, with a step, came to it and did not get past it, beside the others; the largest certain differences first.
          */
         get: operations["segments_v1_walkthroughs__walkthrough_id__segments_get"];
         put?: never;
@@ -1870,7 +1870,7 @@ export interface components {
          * SegmentFigures
          * @description The journeys of a segment beside the others.
          *
-         *     `those` are the ones who finished or, with a step, came to it and did not go on.
+         *     `those` are the ones who finished or, with a step, came to it and did not get past it.
          */
         SegmentFigures: {
             /**
@@ -1993,7 +1993,7 @@ export interface components {
             journeys: number;
             /**
              * Those
-             * @description Those of them who finished or, with a step, did not go on.
+             * @description Those of them who finished or, with a step, did not get past it.
              */
             those: number;
             /** Share */
@@ -5852,7 +5852,7 @@ export interface operations {
                 version?: number[];
                 /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
                 segment?: string[];
-                /** @description Who came to this step and did not go on; without it, who finished. */
+                /** @description Who came to this step and did not get past it; without it, who finished. */
                 step?: string | null;
                 /** @description By this alone: `agent`, `agent_version`, `metadata.KEY` or `did`. Without it by all; by the steps that were done only with a `step`: those that were done before it. */
                 by?: string | null;

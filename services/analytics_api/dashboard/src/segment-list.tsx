@@ -38,7 +38,7 @@ export function SegmentList({ api, view, walkthrough, tick, change }: Props): JS
             <option value={FINISH}>who finish</option>
             {walkthrough.steps.map(({ id, title }) => (
               <option key={id} value={id}>
-                who stop at {title}
+                who stop before {title}
               </option>
             ))}
           </select>
