@@ -465,7 +465,7 @@ async def test_any_days_can_be_compared(page: Page, api: Api) -> None:
     await show(page, api, f"?w={WALKTHROUGH}&tab=compare&detail=0")
     await page.get_by_role("button", name="Chosen days").click()
     for label, day in zip(("A from", "A to", "B from", "B to"), days, strict=True):
-        await page.get_by_label(label).fill(day)
+        await page.get_by_label(label, exact=True).fill(day)
     query = dict(zip(("from_a", "to_a", "from_b", "to_b"), days, strict=True))
     compared = await api.get(f"walkthroughs/{WALKTHROUGH}/compare", **query)
     await expect(page.locator(".compared")).to_have_text(compared["says"])
