@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import asyncpg
 from pydantic import BaseModel
@@ -15,8 +15,10 @@ from services.analytics_api.fair import Turn
 from services.analytics_api.figures import comparisons, diagnoses, overviews, people, producers, steps
 from services.analytics_api.figures import flows as flow_figures
 from services.analytics_api.figures import paths as path_figures
+from services.analytics_api.figures import segments as segment_figures
 from services.analytics_api.figures import within as within_figures
 from services.analytics_api.figures.common import outcomes_of, share, titles_of, view_of
+from services.analytics_api.figures.segments import of_segment
 from services.analytics_api.figures.versions import (
     newest_versions,
     of_versions,
@@ -53,6 +55,8 @@ from services.analytics_api.models import (
     Sampling,
     Sankey,
     SankeyQuestion,
+    Segments,
+    SegmentsQuestion,
     Session,
     Steps,
     Summary,
@@ -139,12 +143,14 @@ class Answers:
 
     @staticmethod
     def asked(context: Context, question: BaseModel) -> Context:
-        """The walkthrough, with the journeys of those versions alone that a question is about, if it is.
+        """The walkthrough, with the journeys alone of the versions and the segment that a question names.
 
         Raises:
-            ProblemError: it has no version of a number.
+            ProblemError: it has no version of a number, or no such step.
         """
-        return of_versions(context, question.version) if isinstance(question, VersionedCohort) else context
+        if not isinstance(question, VersionedCohort):
+            return context
+        return of_segment(of_versions(context, question.version), question.segment)
 
     async def _read_backlog(self, turn: Turn) -> Backlog:
         if self._freshness.is_watching:
@@ -179,7 +185,7 @@ class Answers:
     async def _flows(
         self, context: Context, cohort: Cohort, view: View, *, with_active: bool = False
     ) -> Flows:
-        if view.changes_paths or context.began_within is not None:
+        if view.changes_paths or not context.only.is_all:
             variants = await self.store.variants(context, cohort, self.today, with_active=with_active)
             return await self.store.compute(context, view.flows, variants)
         return await self.store.counts(context, cohort, self.today)
@@ -265,10 +271,7 @@ class Answers:
     async def compare(self, context: Context, question: CompareQuestion) -> Comparison:
         """Two cohorts side by side, each journey as it stood so many days after its beginning."""
         view, order = view_of(context, question), [step.id for step in context.steps]
-        cohorts = [
-            (of_versions(context, question.version_a, "query.version_a"), question.side("a")),
-            (of_versions(context, question.version_b, "query.version_b"), question.side("b")),
-        ]
+        cohorts = [_side(context, question, "a"), _side(context, question, "b")]
         within = await self._within(question.within_days, cohorts, question.active_days)
         sides = []
         for began, cohort in cohorts:
@@ -280,6 +283,23 @@ class Answers:
         of = comparisons.Cohorts(within, a, b, await self.store.steps_since(context))
         tell = partial(comparisons.comparison, context, question, of, self.fresh(context))
         return await self.store.work(context, tell, _COMPARING * (len(a.flows.links) + len(b.flows.links)))
+
+    async def segments(self, context: Context, question: SegmentsQuestion) -> Segments:
+        """What tells apart those who finish, or who come to a step and do not get past it."""
+        began = await self.store.days_to_finish(context, question, self.judged_at)
+        within = within_figures.within_of(question.within_days, [began], question.active_days, self.judged_at)
+        keys = segment_figures.Keys(*segment_figures.key_asked(question))
+        if question.by is None:
+            _, every = await self.store.every(context, question, self._sample_people)
+            found = await self.store.metadata_keys(context, question, every)
+            keys = segment_figures.keys_of([tuple(row) for row in found])
+        by = segment_figures.divided(context, question, keys)
+        found = await self.store.by_segment(context, question, within.days, self.judged_at, by)
+        rows = [dict(row) for row in found]
+        tell = partial(
+            segment_figures.segments, context, question, within, began, keys, rows, self.fresh(context)
+        )
+        return await self.store.work(context, tell, _COMPARING * len(rows))
 
     async def _within(
         self, days: int | None, cohorts: Sequence[tuple[Context, Cohort]], otherwise: int
@@ -680,6 +700,15 @@ class Answers:
             sources_left_out=max(0, sources - len(alone)),
             freshness=backlog.freshness(Newest(), turn.asker.organization),
         )
+
+
+def _side(
+    context: Context, question: CompareQuestion, which: Literal["a", "b"]
+) -> tuple[Context, FlowQuestion]:
+    """One of two cohorts, and the walkthrough with its journeys alone."""
+    side = question.side(which)
+    began = of_versions(context, side.version, f"query.version_{which}")
+    return of_segment(began, side.segment, f"query.segment_{which}"), side
 
 
 def _finish_rule(walkthrough: str, of: FinishRuleOf) -> FinishRule:

@@ -9,6 +9,7 @@ from services.analytics_api.models import (
     RefusedEvents,
     Sampling,
     Sankey,
+    Segments,
 )
 
 #: The header of a table that says it.
@@ -31,6 +32,8 @@ def left_out(answer: BaseModel) -> str | None:
         case Journeys() if answer.next is not None:
             of = "" if answer.of is None else f" of {answer.of} journeys"
             said.append(f"this is a page of {len(answer.journeys)}{of}, and others follow: see Link")
+        case Segments() if answer.left_out:
+            said.append(f"values of {len(answer.left_out)} kinds or keys: see the JSON")
         case RefusedEvents():
             if answer.classes_left_out:
                 said.append(f"{answer.classes_left_out} classes that were refused before these")

@@ -7,12 +7,24 @@ milliseconds. Days are UTC days. Shares are between 0 and 1, and null where ther
 from datetime import date
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from services.journeys.flow import Outcome
+from services.journeys.segments import Kind as SegmentKind
+from services.journeys.segments import parsed
 from services.journeys.versions import Kind
+from services.runtime.database import can_be_stored
 
 MAX_PAGE: Final = 500
+#: How long a condition of a segment may be, in characters.
+MAX_SEGMENT: Final = 200
+
+
+def _segment_text(text: str) -> str:
+    if not can_be_stored(text):
+        raise ValueError("it is no text that can be stored")
+    parsed(text)
+    return text
 
 
 Identifier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]+$")]
@@ -38,6 +50,11 @@ WithinDays = Annotated[
 
 
 VersionNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+#: One condition of a segment. `Segment.of` says what they are.
+SegmentText = Annotated[
+    str, Field(min_length=1, max_length=MAX_SEGMENT, pattern=r"^[^\x00]+$"), AfterValidator(_segment_text)
+]
+SegmentTexts = Annotated[list[SegmentText], Field(max_length=20)]
 
 
 class _Model(BaseModel):
@@ -74,12 +91,19 @@ class Cohort(BaseModel):
 
 
 class VersionedCohort(Cohort):
-    """Which journeys of a walkthrough: by the version, too, with which they began."""
+    """Which journeys of a walkthrough: by the version, too, with which they began, and by segment."""
 
     version: list[VersionNumber] = Field(
         default_factory=list,
         max_length=100,
         description="Only journeys that began with these versions, by number; none is all.",
+    )
+    segment: SegmentTexts = Field(
+        default_factory=list,
+        description="Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or "
+        "`metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and "
+        "of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before "
+        "it, none of these.",
     )
 
 
@@ -182,7 +206,7 @@ class TrendsQuestion(VersionedCohort):
 
 
 class CompareQuestion(Paths):
-    """Two cohorts of one walkthrough, A and B: two servers, periods or versions, or several.
+    """Two cohorts of one walkthrough, A and B: two servers, periods, versions or segments, or several.
 
     Both are judged after the same time, `within_days`, so `active_days` only matters where nobody finished:
     then it is proposed.
@@ -206,6 +230,12 @@ class CompareQuestion(Paths):
     version_b: list[VersionNumber] = Field(
         default_factory=list, max_length=100, description="Versions with which B began; none is all."
     )
+    segment_a: SegmentTexts = Field(
+        default_factory=list, description="Only journeys of A for which each of these holds; as `segment`."
+    )
+    segment_b: SegmentTexts = Field(
+        default_factory=list, description="Only journeys of B for which each of these holds."
+    )
     within_days: WithinDays | None = None
     active_days: ActiveDays = 7
 
@@ -226,6 +256,7 @@ class CompareQuestion(Paths):
                 "from": getattr(self, f"from_{which}"),
                 "to": getattr(self, f"to_{which}"),
                 "version": getattr(self, f"version_{which}"),
+                "segment": getattr(self, f"segment_{which}"),
                 "active_days": self.active_days,
                 "start_at": self.start_at,
                 "end_at": self.end_at,
@@ -240,6 +271,24 @@ class CompareQuestion(Paths):
             if since is not None and until is not None and since > until:
                 raise ValueError(f"from_{which} ({since}) is after to_{which} ({until})")
         return self
+
+
+class SegmentsQuestion(VersionedCohort):
+    """Which journeys, and what is to be told apart of them."""
+
+    step: Identifier | None = Field(
+        default=None,
+        description="Who came to this step and did not get past it; without it, who finished.",
+    )
+    by: (
+        Annotated[str, Field(max_length=150, pattern=r"^(agent|agent_version|did|metadata\.[^\x00:]+)$")]
+        | None
+    ) = Field(
+        default=None,
+        description="By this alone: `agent`, `agent_version`, `metadata.KEY` or `did`. Without it by all; by "
+        "the steps that were done only with a `step`: those that were done before it.",
+    )
+    within_days: WithinDays | None = None
 
 
 class DiagnoseQuestion(VersionedCohort):
@@ -299,7 +348,7 @@ class JourneysQuestion(FlowQuestion):
 
     @property
     def is_cohort(self) -> bool:
-        """Whether nothing but servers, days and versions narrow it."""
+        """Whether nothing but servers, days, versions and segments narrow it."""
         cohort = {*VersionedCohort.model_fields, "limit", "after"}
         narrowing = JourneysQuestion.model_fields.keys() - cohort
         return not any(getattr(self, name) not in (None, []) for name in narrowing)
@@ -459,6 +508,11 @@ class SankeyNode(_Model):
     share: float | None = Field(description="Of all journeys.")
     ended: Outcomes
     folded: list[FoldedStep] = Field(default_factory=list)
+    median_ms: float | None = Field(
+        default=None, description="Of the times of all links into it, with `times`; null where none is known."
+    )
+    p90_ms: float | None = None
+    timed: int | None = Field(default=None, description="Over how many journeys that is.")
 
 
 class SankeyLink(_Model):
@@ -918,6 +972,71 @@ class Comparison(_Within):
     steps: list[ComparedStep] = Field(description="In display order, of whole paths.")
     links: list[ComparedLink]
     drops: list[ComparedDrop]
+    freshness: Freshness
+
+
+class SegmentFigures(_Model):
+    """The journeys of a segment beside the others.
+
+    `those` are the ones who finished or, with a step, came to it and did not get past it.
+    """
+
+    kind: SegmentKind
+    key: str | None = Field(description="Of metadata.")
+    value: str = Field(description="Empty where there is none; the id of a step.")
+    title: str = Field(description="What to show for it.")
+    segment: list[str] = Field(description="What asks for it, as `segment`.")
+    rest: list[str] = Field(
+        description="What asks for the others: all of them, or the other versions of the same agent."
+    )
+    journeys: int
+    those: int
+    share: float | None = Field(description="`those` of `journeys`.")
+    rest_journeys: int
+    rest_those: int
+    rest_share: float | None
+    difference: float | None = Field(description="`share` less `rest_share`.")
+    difference_low: float | None = Field(description="The difference is at least this, 19 times in 20.")
+    difference_high: float | None
+    p_value: float | None = Field(
+        description="Adjusted for all that were tested; null where a side has fewer than 30 journeys."
+    )
+    significant: bool = Field(description="Whether that is below 0.05.")
+    explains: float | None = Field(
+        description="So many journeys fewer would be lost at the others' share; negative: more."
+    )
+    may_be_outcome: bool = Field(
+        description="Whether it may be an outcome of what it is to explain, as steps that were done may be."
+    )
+    says: str = Field(description="In a sentence, with its numbers and interval.")
+
+
+class SegmentsRest(_Model):
+    """Values that are not listed, with their size."""
+
+    kind: SegmentKind
+    key: str | None
+    values: int = Field(description="How many; of a key that is left out at least so many.")
+    journeys: int | None
+    says: str
+
+
+class Segments(_Within):
+    """What tells apart those who stop, or who finish: a difference is no cause."""
+
+    walkthrough: Walkthrough
+    step_id: str | None
+    title: str | None
+    says: str = Field(description="What is compared, in a sentence.")
+    journeys: int = Field(description="Journeys that are judged; with a step those that came to it.")
+    those: int = Field(description="Those of them who finished or, with a step, did not get past it.")
+    share: float | None
+    too_young: int = Field(description="Journeys that began later than is judged; they are in nothing else.")
+    tested: int
+    segments: list[SegmentFigures] = Field(
+        description="What is more than chance comes first, of that what loses most; untested ones come last."
+    )
+    left_out: list[SegmentsRest]
     freshness: Freshness
 
 

@@ -12,6 +12,9 @@ from services.runtime.titles import Titles, one_line
 _STEP: Final = ("start_at", "end_at", "next_step")
 _STEPS: Final = ("exclude", "step", "from_step")
 _BEHIND_COLON: Final = ("through", "path")
+#: Of these only what is behind the colon of `did:` and `not_did:` is a step.
+_SEGMENTS: Final = ("segment", "segment_a", "segment_b")
+_DID: Final = ("did:", "not_did:")
 _SERVERS: Final = ("server", "server_a", "server_b")
 #: Longer names are nobody's, and so many of one argument are looked up.
 _MOST: Final = 500
@@ -87,6 +90,9 @@ def with_steps(context: Context, arguments: dict[str, Any]) -> dict[str, Any]:
     for name in _BEHIND_COLON:
         if name in found:
             found[name] = _each(found[name], partial(_found_behind_colon, lookups, name, known))
+    for name in _SEGMENTS:
+        if name in found:
+            found[name] = _each(found[name], partial(_found_in_segment, lookups, name, known))
     return found
 
 
@@ -106,6 +112,10 @@ def _server(lookups: _Lookups, where: str, slugs: Mapping[str, str], known: _Kno
 def _found_behind_colon(lookups: _Lookups, where: str, known: _Known, text: str) -> str:
     before, colon, step = text.partition(":")
     return f"{before}:{_found(lookups, where, known, step)}" if colon else text
+
+
+def _found_in_segment(lookups: _Lookups, where: str, known: _Known, text: str) -> str:
+    return _found_behind_colon(lookups, where, known, text) if text.startswith(_DID) else text
 
 
 def _found(lookups: _Lookups, where: str, known: _Known, given: Any) -> Any:

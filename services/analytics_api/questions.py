@@ -29,6 +29,8 @@ from services.analytics_api.models import (
     PathsQuestion,
     Sankey,
     SankeyQuestion,
+    Segments,
+    SegmentsQuestion,
     Session,
     Steps,
     Summary,
@@ -181,8 +183,19 @@ QUESTIONS: Final[dict[str, Question]] = {
         "/time-to-finish",
         is_tool=False,
     ),
+    "get_segments": Question(
+        "What tells apart who stops",
+        "By agent, its version, metadata of the first event and steps done before: how many of each finished "
+        "or, with a step, came to it and did not get past it, beside the others; the largest certain "
+        "differences first.",
+        SegmentsQuestion,
+        Segments,
+        Answers.segments,
+        "/segments",
+        is_tool=False,  # the list of tools has no room for it; compare takes segments
+    ),
     "compare": Question(
-        "Compare two servers, periods or versions",
+        "Compare servers, periods, versions, segments",
         "The same walkthrough over cohorts A and B, each journey after the same time: completion, steps, "
         "links and drop-offs, with the difference and whether it is more than chance.",
         CompareQuestion,

@@ -17,6 +17,7 @@ from services.analytics_api.finishing import expanded
 from services.analytics_api.freshness import Backlog, Held, Marks, Newest
 from services.analytics_api.models import Cohort, Paths, Server, Step, Walkthrough
 from services.analytics_api.outcomes import outcome_of
+from services.analytics_api.selecting import ALL, BEGINNINGS, Only, selected
 from services.consumers.stored_positions import TABLES, read_positions
 from services.journeys.finishing import FinishRule
 from services.journeys.flow import Ending, Flows, Link, Variant, flows
@@ -28,10 +29,9 @@ from services.runtime.database import Connection, Pool, bounded, fetch_one, load
 from services.runtime.finish_rules import finished_means
 from services.runtime.sources import NO_SOURCE, OTHERS
 
-SQL = expanded(load_queries(__file__))
+SQL = {**expanded(load_queries(__file__)), **BEGINNINGS}
 _EPOCH: Final = date(1970, 1, 1)
 _DAY_MS: Final = 86_400_000
-_NEVER_MS: Final = 2**62
 #: Variants kept in memory, in steps: of some 50 bytes each.
 _KEPT_STEPS: Final = 2_000_000
 #: Journeys with their times that are kept in memory, in steps: of some 100 bytes each.
@@ -107,8 +107,7 @@ class Context:
     """A walkthrough as it is now, with the number that changes with its figures.
 
     `look` is from before: events that were handled by then are in what is read of the context. `turn` is the
-    question's. Where it is about some `versions` alone, `began_within` is from when until before when the
-    journeys began that are read, in milliseconds; the counts by day do not know them.
+    question's, and `only` says which journeys it is about.
     """
 
     turn: Turn
@@ -118,7 +117,7 @@ class Context:
     version: str
     rule: FinishRule
     versions: Versions
-    began_within: tuple[tuple[int | None, int | None], ...] | None = None
+    only: Only = ALL
 
     @property
     def id(self) -> str:
@@ -177,6 +176,22 @@ class StepSince:
 
     at: int | None
     is_made_then: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """By what journeys are divided, and what is counted of them.
+
+    With a `step`, who came to it; `before` are the steps that somebody has passed who stands at it, for each
+    version. `did` are steps, `keys` those of metadata, `most` how many values of each are told.
+    """
+
+    step: str | None
+    before: list[list[str]]
+    did: list[str]
+    keys: list[str]
+    kinds: list[str]
+    most: int
 
 
 def _days(of: Cohort) -> tuple[list[str] | None, date | None, date | None]:
@@ -301,7 +316,7 @@ class Store:
         key = (
             context.id,
             context.version,
-            context.began_within,
+            context.only,
             today,
             cohort.active_days,
             tuple(cohort.server),
@@ -406,7 +421,7 @@ class Store:
             rows = await self._read_paths("variants_within", context, *arguments, sinces)
             return await asyncio.to_thread(_within_of, rows, context.rule)
 
-        of = context.id, context.version, context.began_within
+        of = context.id, context.version, context.only
         key = ("within", *of, tuple(cohort.server), *arguments[1:])
         return await self._once(self._within, context, key, read, lambda within: _size(within.variants))
 
@@ -418,13 +433,14 @@ class Store:
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             known = await fetch_one(connection, SQL["most_steps"], context.id)
-            query = _with_sums(_query(context, name), known["steps"], with_active and known["is_shown"])
-            rows: list[asyncpg.Record] = await connection.fetch(query, context.id, *arguments)
+            query, given = _query(context, name, context.id, *arguments)
+            query = _with_sums(query, known["steps"], with_active and known["is_shown"])
+            rows: list[asyncpg.Record] = await connection.fetch(query, *given)
             return rows
 
     async def every(self, context: Context, cohort: Cohort, most_people: int) -> tuple[int, int]:
         """How many journeys a cohort has, and every how many-th person is read so that they are not more."""
-        if context.began_within is None:
+        if context.only.is_all:
             journeys = await self.pool.fetchval(SQL["journeys_counted"], context.id, *_days(cohort))
         else:
             ((journeys,),) = await self._heavy(context, "number_of_journeys", *_times(cohort))
@@ -448,7 +464,7 @@ class Store:
 
         Both are kept for as long as nothing changes: what is made by the function and the view.
         """
-        of = context.id, context.version, context.began_within
+        of = context.id, context.version, context.only
         key = (*of, today, cohort.active_days, every, tuple(cohort.server))
         key_of_journeys = (*key, *_days(cohort)[1:])
         function = work.func if isinstance(work, partial) else work
@@ -468,9 +484,9 @@ class Store:
         recent_ms = day_ms(today - timedelta(days=cohort.active_days), 1)
 
         async def read() -> list[Timed]:
-            query = _query(context, "timed_journeys")
             arguments = *_times(cohort), every, recent_ms, context.versions.sinces, context.rule.added
-            rows = await self.pool.fetch(query, context.id, *arguments)
+            query, given = _query(context, "timed_journeys", context.id, *arguments)
+            rows = await self.pool.fetch(query, *given)
             return await asyncio.to_thread(_timed_of, rows, context.rule)
 
         return await self._once(self._timed, context, ("timed", key), read, _size_of_timed)
@@ -492,11 +508,11 @@ class Store:
         arguments = *_times(cohort), every, *_rule_arguments(context), judged_at
 
         async def read() -> Curve:
-            query = _query(context, "finish_times")
-            row = await fetch_one(self.pool, query, context.id, *arguments)
+            query, given = _query(context, "finish_times", context.id, *arguments)
+            row = await fetch_one(self.pool, query, *given)
             return await asyncio.to_thread(curve_of, row["finished_ms"], row["unfinished_ms"])
 
-        of = context.id, context.version, context.began_within
+        of = context.id, context.version, context.only
         key = ("finish_times", *of, tuple(cohort.server), *_times(cohort)[1:], every, judged_at)
         return await self._once(self._curves, context, key, read, lambda curve: 1 + len(curve.points))
 
@@ -514,7 +530,7 @@ class Store:
 
     async def trends(self, context: Context, cohort: Cohort, by: str) -> list[asyncpg.Record]:
         """Begun and finished journeys by day or week."""
-        if context.rule.needs_journeys or context.began_within is not None:
+        if context.rule.needs_journeys or not context.only.is_all:
             return await self._heavy(context, "trends_by_rule", *_days(cohort), by, *_rule_arguments(context))
         ends = sorted(context.rule.ends)
         rows: list[asyncpg.Record] = await self.pool.fetch(
@@ -531,12 +547,37 @@ class Store:
         """What reads the journeys of a walkthrough: kept for as long as nothing changes."""
 
         async def read() -> list[asyncpg.Record]:
-            rows: list[asyncpg.Record] = await self.pool.fetch(_query(context, name), context.id, *arguments)
+            query, given = _query(context, name, context.id, *arguments)
+            rows: list[asyncpg.Record] = await self.pool.fetch(query, *given)
             return rows
 
         plain = tuple(tuple(a) if isinstance(a, list) else a for a in arguments)
-        key = name, context.id, context.version, context.began_within, plain
+        key = name, context.id, context.version, context.only, plain
         return await self._once(self._figures, context, key, read)
+
+    async def metadata_keys(self, context: Context, cohort: Cohort, every: int) -> list[asyncpg.Record]:
+        """The keys of metadata that journeys began with, over every so many-th person."""
+        return await self._heavy(context, "metadata_keys", *_times(cohort), every)
+
+    async def by_segment(
+        self, context: Context, cohort: Cohort, days: int, judged_at: int, by: Divided
+    ) -> list[asyncpg.Record]:
+        """How journeys stood so many days after they began, by value of what may tell them apart."""
+        return await self._heavy(
+            context,
+            "by_segment",
+            *_times(cohort),
+            days * _DAY_MS,
+            judged_at - days * _DAY_MS,
+            context.versions.sinces,
+            *_rule_arguments(context),
+            by.step,
+            json.dumps(by.before),
+            by.did,
+            by.keys,
+            by.kinds,
+            by.most,
+        )
 
     @contextlib.asynccontextmanager
     async def journeys(
@@ -550,7 +591,7 @@ class Store:
             self.pool.acquire() as connection,
             connection.transaction(readonly=True),
         ):
-            yield aiter(_cursor(connection, _query(context, "journeys"), arguments))
+            yield aiter(_cursor(connection, *_query(context, "journeys", *arguments)))
 
     async def journeys_after(
         self, context: Context, user: str, arguments: Sequence[Any]
@@ -561,13 +602,14 @@ class Store:
             context.turn.away() if is_large else contextlib.nullcontext(),
             self._room(context.turn, is_large),
         ):
-            given = [*arguments[:8], None, user, *arguments[10:]]
-            rows: list[asyncpg.Record] = await self.pool.fetch(_query(context, "journeys_by_person"), *given)
+            following = *arguments[:8], None, user
+            query, given = _query(context, "journeys_by_person", *following)
+            rows: list[asyncpg.Record] = await self.pool.fetch(query, *given)
         return rows
 
     async def journeys_counted(self, context: Context, servers: list[str], cohort: Cohort) -> int:
         """How many journeys of these servers a cohort has."""
-        if context.began_within is not None:
+        if not context.only.is_all:
             times = _times(cohort)[1:]
             ((journeys,),) = await self._heavy(context, "number_of_journeys", servers, *times)
             return int(journeys)
@@ -699,16 +741,9 @@ def _size(variants: list[Variant]) -> int:
     return 1 + sum(3 + len(v.step_ids) for v in variants)
 
 
-def _query(context: Context, name: str) -> str:
-    """A query that reads journeys: those alone that began with the versions that are asked about."""
-    if context.began_within is None:
-        return SQL[name]
-    windows = [
-        f"began_at >= {since or 0:d} and began_at < {until or _NEVER_MS:d}"
-        for since, until in context.began_within
-    ]
-    of_versions = f"(select * from sankey_journeys where {' or '.join(windows)})"  # noqa: S608 - of numbers
-    return SQL[name].replace("from sankey_journeys", f"from {of_versions}")
+def _query(context: Context, name: str, *arguments: Any) -> tuple[str, list[Any]]:
+    """A query that reads journeys, with its arguments: those alone that are asked for."""
+    return selected(SQL[name], arguments, context.only, with_beginnings=name in BEGINNINGS)
 
 
 def version_of(row: asyncpg.Record) -> str:

@@ -29,6 +29,8 @@ from services.analytics_api.models import (
     RefusedEvents,
     RefusedExample,
     Sankey,
+    SegmentFigures,
+    Segments,
     Session,
     StepFigures,
     Steps,
@@ -105,6 +107,7 @@ _PLAIN: Final[Mapping[type[BaseModel], tuple[str, type[BaseModel]]]] = {
     Session: ("events", Event),
     Diagnosis: ("findings", Finding),
     TimeToFinish: ("points", FinishPoint),
+    Segments: ("segments", SegmentFigures),
 }
 
 

@@ -34,10 +34,24 @@ async def full(addresses: tuple[str, str], template: str) -> AsyncIterator[World
     world = await World.make(*addresses, template)
     try:
         await gather(world)
+        await _with_agents(world)
         await world.offer("wt_empty", ("x", "y"))
         yield world
     finally:
         await world.close()
+
+
+async def _with_agents(world: World) -> None:
+    """Everybody of an even number came by one agent, and everybody with a start has a plan."""
+    await world.db.execute(
+        """
+        insert into mcp_session_clients
+        select mcp_server_session_id, case when right(mcp_server_user_id, 1)::integer % 2 = 0 then 'even' else 'odd' end, '1'
+        from mcp_server_session where mcp_server_user_id like 'u%';
+        update walkthrough_starts set metadata = jsonb_build_object('plan', right(mcp_server_user_id, 1));
+        """
+    )
+    await world.drain_marks()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -397,6 +411,82 @@ async def test_two_servers_side_by_side(page: Page, api: Api, full: World) -> No
         await expect(start).to_have_attribute("aria-label", re.compile(f"Start: {len(side.walks)} people"))
 
 
+def is_even(user: str) -> bool:
+    return int(user[1:]) % 2 == 0
+
+
+async def test_a_segment_narrows_everything_and_is_compared_with_the_others(
+    page: Page, api: Api, full: World
+) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    await flow(page, api)
+    await page.get_by_role("button", name="Segment", exact=True).click()
+    segments = page.locator("#segments")
+    answer = await api.get(f"walkthroughs/{WALKTHROUGH}/segments")
+    await expect(segments.locator("tbody tr")).to_have_count(len(answer["segments"]))
+    await expect(segments.locator(".compared")).to_have_text(answer["says"])
+    await segments.get_by_role("button", name="Only Agent: even").click()
+    of = truth.only(lambda w: is_even(w.user))
+
+    async def is_so() -> bool:
+        return await drawn(page) == nodes(of)
+
+    await eventually(is_so, "narrowed")
+    assert "segment=agent%3Aeven" in page.url
+    await page.reload()
+    await eventually(is_so, "the address says it")
+    await page.get_by_role("button", name="Agent: even: remove").click()
+    await expect(page.locator(".chip")).to_have_count(0)
+    await segments.get_by_role("button", name="Compare Agent: even with the others").click()
+    compared = await api.get(
+        f"walkthroughs/{WALKTHROUGH}/compare", segment_a="agent:even", segment_b="not_agent:even"
+    )
+    says = page.locator("section[aria-label=Compare] .compared")
+    await expect(says).to_have_text(compared["says"])
+
+
+async def test_who_stops_before_a_step_is_told_apart(page: Page, api: Api) -> None:
+    steps = await api.get(f"walkthroughs/{WALKTHROUGH}/steps")
+    worst = max(steps["steps"], key=lambda step: step["dropped_here"])
+    answer = await api.get(f"walkthroughs/{WALKTHROUGH}/segments", step=worst["step_id"])
+    await show(page, api, f"?w={WALKTHROUGH}&tab=steps")
+    await page.get_by_role("button", name="What tells them apart?").click()
+    await expect(page.locator("#segments .compared")).to_have_text(answer["says"])
+    rows = page.locator("#segments tbody tr")
+    await expect(rows).to_have_count(len(answer["segments"]))
+    of = answer["segments"][0]
+    await expect(rows.nth(0).locator("td").nth(0)).to_contain_text(f"({of['those']} of {of['journeys']})")
+    await page.get_by_role("button", name="Close segments").click()
+    await expect(page.locator("#segments")).to_have_count(0)
+
+
+async def test_any_days_can_be_compared(page: Page, api: Api) -> None:
+    today = int(time.time() * 1000) // DAY
+    days = [time.strftime("%Y-%m-%d", time.gmtime((today - ago) * DAY // 1000)) for ago in (29, 16, 15, 9)]
+    await show(page, api, f"?w={WALKTHROUGH}&tab=compare&detail=0")
+    await page.get_by_role("button", name="Chosen days").click()
+    for label, day in zip(("A from", "A to", "B from", "B to"), days, strict=True):
+        await page.get_by_label(label, exact=True).fill(day)
+    query = dict(zip(("from_a", "to_a", "from_b", "to_b"), days, strict=True))
+    compared = await api.get(f"walkthroughs/{WALKTHROUGH}/compare", **query)
+    await expect(page.locator(".compared")).to_have_text(compared["says"])
+    assert f"a={days[0]}..{days[1]}" in page.url
+
+
+async def test_a_step_that_is_pointed_at_has_the_median_of_all_flows_into_it(page: Page, api: Api) -> None:
+    answer = await api.get(f"walkthroughs/{WALKTHROUGH}/sankey", times="true")
+    node = max((n for n in answer["nodes"] if n["timed"]), key=lambda n: n["timed"])
+    into = [link for link in answer["links"] if link["target"] == node["id"]]
+    assert node["timed"] == sum(link["timed"] for link in into)
+    assert min(x["median_ms"] for x in into if x["timed"]) <= node["median_ms"]
+    assert node["median_ms"] <= max(x["median_ms"] for x in into if x["timed"])
+    await flow(page, api)
+    await page.locator(f"[data-id='{node['id']}']").dispatch_event(
+        "mousemove", {"clientX": 400, "clientY": 400}
+    )
+    await expect(page.locator(".tip")).to_contain_text("Half came within")
+
+
 async def test_servers_and_days_narrow_everything(page: Page, api: Api, full: World) -> None:
     truth = await Figures.read(full.db, WALKTHROUGH)
     await flow(page, api)
@@ -527,6 +617,9 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("paths", f"?w={WALKTHROUGH}&tab=paths", ".steps-of-path"),
             ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
             ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
+            ("segments", f"?w={WALKTHROUGH}&explain=c", "#segments tbody tr"),
+            ("days", f"?w={WALKTHROUGH}&tab=compare&compare=days", ".sankeys .node"),
+            ("no segment", f"?w={WALKTHROUGH}&tab=compare&compare=segments", ".empty"),
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),
             ("journey", f"?w={WALKTHROUGH}&tab=people&journey=u001", ".timeline"),
             ("empty", "?w=wt_empty", ".empty"),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from services.analytics_api.figures.common import titles_of
+from services.analytics_api.figures.segments import said_of
 from services.analytics_api.figures.within import Within, days_text
 from services.analytics_api.models import (
     ComparedDrop,
@@ -22,6 +23,7 @@ from services.analytics_api.models import (
 from services.analytics_api.store import Context, StepSince, VariantsWithin
 from services.journeys.comparison import Compared
 from services.journeys.flow import Flows, Outcome
+from services.journeys.segments import Segment
 from services.journeys.within import Differences, Side, differences
 from services.runtime.titles import one_line
 
@@ -113,13 +115,13 @@ def _outcomes(of: Flows) -> OutcomesWithin:
 def _added(context: Context, asked: CompareQuestion, of: Cohorts) -> set[str]:
     """The steps that not everybody of both sides could do, as they were added after somebody had begun.
 
-    Over the same days, with the same versions, both sides have such people alike. Of an imported step that no
-    edit is known to have added it is only known when it was first done: it is one of these where all of a
-    side had had their days by then.
+    Over the same days, with the same versions and segments, both sides have such people alike. Of an imported
+    step that no edit is known to have added it is only known when it was first done: it is one of these where
+    all of a side had had their days by then.
     """
     a, b = (
-        (asked.from_a, asked.to_a, set(asked.version_a)),
-        (asked.from_b, asked.to_b, set(asked.version_b)),
+        (asked.from_a, asked.to_a, set(asked.version_a), Segment.of(asked.segment_a)),
+        (asked.from_b, asked.to_b, set(asked.version_b), Segment.of(asked.segment_b)),
     )
     if a == b:
         return set()
@@ -190,7 +192,8 @@ class _Told:
         version = ""
         if of.version:
             version = f" with version {_listed(map(str, of.version), 'versions')}"
-        return f"{days} on {_listed(names, 'servers') if names else 'any server'}{version}"
+        segment = f", {said}" if (said := said_of(Segment.of(of.segment), self._titles)) else ""
+        return f"{days} on {_listed(names, 'servers') if names else 'any server'}{version}{segment}"
 
     def _view(self) -> Iterator[str]:
         asked = self._asked

@@ -159,6 +159,8 @@ class _Told:
             "server_b": self._asked.server,
             "version_a": self._asked.version,
             "version_b": self._asked.version,
+            "segment_a": self._asked.segment,
+            "segment_b": self._asked.segment,
             "within_days": self._asked.active_days,
         }
         if completion is not None and (figures := completion.figures())["significant"]:
@@ -261,6 +263,7 @@ class _Told:
             "from": self._of.period.since,
             "to": self._of.period.until,
             "version": self._asked.version,
+            "segment": self._asked.segment,
         }
 
     def _people(self, step: str) -> str:

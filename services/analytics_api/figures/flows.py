@@ -46,12 +46,13 @@ def sankey(
     """The flow graph as it is drawn, with rare steps folded."""
     total = flows.journeys
     drawn = graph(flows, question.nodes, frozenset(question.unfold), (question.min_share or 0) * total)
-    spreads = {} if timing is None else _spreads(drawn, timing)
+    parts = {} if timing is None else _parts(drawn, timing)
+    spreads = {ends: _spread(of[0] if len(of) == 1 else Durations.of(of)) for ends, of in parts.items()}
     return Sankey(
         walkthrough=context.walkthrough,
         journeys=total,
         outcomes=outcomes_of(flows),
-        nodes=list(_nodes(context, drawn, total)),
+        nodes=list(_nodes(context, drawn, total, _times_into(parts))),
         links=[_link(drawn, edge, total, spreads.get(_ends(edge), {})) for edge in drawn.edges],
         endings=[
             SankeyEnding(
@@ -68,9 +69,7 @@ def sankey(
             for stop in drawn.stops
         ],
         read_from="journeys"
-        if context.began_within is not None
-        or context.rule.needs_journeys
-        or view_of(context, question).changes_paths
+        if not context.only.is_all or context.rule.needs_journeys or view_of(context, question).changes_paths
         else "counts",
         times=None if timing is None else timing.sampling,
         bounds_ms=None if timing is None else list(BOUNDS_MS),
@@ -78,7 +77,9 @@ def sankey(
     )
 
 
-def _nodes(context: Context, drawn: Graph, total: int) -> Iterator[SankeyNode]:
+def _nodes(
+    context: Context, drawn: Graph, total: int, times: Mapping[NodeKey, Mapping[str, Any]]
+) -> Iterator[SankeyNode]:
     titles = titles_of(context)
     ended: dict[NodeKey, dict[str, int]] = {}
     for stop in drawn.stops:
@@ -96,6 +97,7 @@ def _nodes(context: Context, drawn: Graph, total: int) -> Iterator[SankeyNode]:
             share=share(node.journeys, total),
             ended=Outcomes(**ended.get(key, {})),
             folded=folded,
+            **times.get(key, {}),
         )
 
 
@@ -107,8 +109,8 @@ def _ends(edge: Edge) -> _Ends:
     return edge.source, edge.target, edge.skipped
 
 
-def _spreads(drawn: Graph, timing: Timing) -> dict[_Ends, dict[str, Any]]:
-    """Percentiles and histogram of each link that is drawn, those folded into it together."""
+def _parts(drawn: Graph, timing: Timing) -> dict[_Ends, list[Durations]]:
+    """The times of each link that is drawn, and of those that are folded into it."""
     homes = drawn.homes()
     parts: dict[_Ends, list[Durations]] = {_ends(edge): [] for edge in drawn.edges}
     for key, of in timing.links.items():
@@ -117,7 +119,19 @@ def _spreads(drawn: Graph, timing: Timing) -> dict[_Ends, dict[str, Any]]:
         # It is not drawn where a view is cut before it, or where it came between the two reads.
         if source and target and (source, target, key.skipped) in parts:
             parts[source, target, key.skipped].append(of)
-    return {ends: _spread(of[0] if len(of) == 1 else Durations.of(of)) for ends, of in parts.items()}
+    return parts
+
+
+def _times_into(parts: Mapping[_Ends, list[Durations]]) -> dict[NodeKey, dict[str, Any]]:
+    """Percentiles of the times before each node, whichever link they are of."""
+    into: dict[NodeKey, list[Durations]] = {}
+    for (_, target, _), of in parts.items():
+        into.setdefault(target, []).extend(of)
+    found = {}
+    for key, of in into.items():
+        elapsed = spread(Durations.of(of).elapsed)
+        found[key] = {"median_ms": elapsed.median_ms, "p90_ms": elapsed.p90_ms, "timed": elapsed.timed}
+    return found
 
 
 def _spread(of: Durations) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def of_versions(context: Context, numbers: Collection[int], where: str = "query.
     if missing := sorted(number for number in numbers if number > last):
         known = "version 1 alone" if last == 1 else f"versions 1 to {last}"
         raise unanswerable(f"the walkthrough has no version {missing[0]}: it has {known}", where)
-    return replace(context, began_within=tuple(context.versions.windows(numbers)))
+    windows = tuple(context.versions.windows(numbers))
+    return replace(context, only=replace(context.only, began_within=windows))
 
 
 def order_asked(context: Context, numbers: Collection[int]) -> tuple[Version, list[Step], list[Step]]:

@@ -1,4 +1,4 @@
-/** Two servers, periods or versions side by side, and which differences are more than chance. */
+/** Two servers, periods, versions or segments side by side, and which differences are more than chance. */
 
 import type { JSX } from "preact";
 import type { Api, Comparison, Sankey } from "./api";
@@ -9,10 +9,10 @@ import { many } from "./format";
 import { Answered, Download, Segments } from "./parts";
 import { SankeyChart } from "./sankey";
 import type { Side } from "./sides";
-import { chosenFor, optionsOf, sidesOf } from "./sides";
+import { chosenFor, daysOf, optionsOf, sidesOf, writeDays } from "./sides";
 import type { Query, View } from "./state";
 import { paths, within } from "./state";
-import type { ViewProps } from "./view";
+import type { Change, ViewProps } from "./view";
 import { WithinChoice } from "./within";
 
 export function CompareView({ api, view, walkthrough, versions, tick, change }: ViewProps): JSX.Element {
@@ -26,7 +26,9 @@ export function CompareView({ api, view, walkthrough, versions, tick, change }: 
           options={[
             ["servers", "Two servers"],
             ["periods", "Two periods"],
+            ["days", "Chosen days"],
             ["versions", "Two versions"],
+            ["segments", "Two segments"],
           ]}
           value={view.compare}
           onChange={(compare) => change({ compare, a: "", b: "" })}
@@ -47,14 +49,52 @@ export function CompareView({ api, view, walkthrough, versions, tick, change }: 
               </select>
             </label>
           ))}
+        {view.compare === "days" &&
+          (["a", "b"] as const).map((side) => (
+            <DaysOfSide key={side} side={side} view={view} change={change} />
+          ))}
         <WithinChoice view={view} change={change} />
       </div>
-      {sides === null ? <Alone of={view.compare} /> : <Both api={api} view={view} tick={tick} {...sides} />}
+      {sides === null ? (
+        <Alone of={view.compare} change={change} />
+      ) : (
+        <Both api={api} view={view} tick={tick} {...sides} />
+      )}
     </section>
   );
 }
 
-function Alone({ of }: { of: View["compare"] }): JSX.Element {
+function DaysOfSide({ side, view, change }: { side: "a" | "b"; view: View; change: Change }): JSX.Element {
+  const days = daysOf(view[side]);
+  const input = (end: "from" | "to") => (
+    <input
+      type="date"
+      aria-label={`${side.toUpperCase()} ${end}`}
+      value={days[end]}
+      max={end === "from" ? days.to || undefined : undefined}
+      min={end === "to" ? days.from || undefined : undefined}
+      onChange={(e) => change({ [side]: writeDays({ ...days, [end]: e.currentTarget.value }) })}
+    />
+  );
+  return (
+    <span class="days">
+      <span class={`side ${side}`}>{side.toUpperCase()}</span> {input("from")} to {input("to")}
+    </span>
+  );
+}
+
+function Alone({ of, change }: { of: View["compare"]; change: Change }): JSX.Element {
+  if (of === "segments") {
+    return (
+      <div class="empty">
+        <strong>No segment is chosen</strong>
+        <p>Each segment can be compared with the others from the list of what tells people apart.</p>
+        <button type="button" onClick={() => change({ explain: "finish" })}>
+          What tells apart who finishes
+        </button>
+      </div>
+    );
+  }
   return of === "versions" ? (
     <div class="empty">
       <strong>One version alone</strong>
@@ -95,6 +135,8 @@ function Both({
     to_b: b.query.to,
     version_a: a.query.version,
     version_b: b.query.version,
+    segment_a: a.query.segment,
+    segment_b: b.query.segment,
     ...within(view),
   };
   const asked = useAnswer<Comparison>(api, route, query, tick);

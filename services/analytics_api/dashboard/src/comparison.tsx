@@ -55,7 +55,10 @@ export function chanceOf({ of_a, of_b, p_adjusted, significant }: Difference): s
 }
 
 /** Between which differences the true one lies. */
-export function betweenOf({ difference_low, difference_high }: Difference): string {
+export function betweenOf({
+  difference_low,
+  difference_high,
+}: Pick<Difference, "difference_low" | "difference_high">): string {
   if (difference_low === null || difference_high === null) return "–";
   const [low, high] = [points(difference_low), points(difference_high)];
   return `${low.replace(" points", "")} to ${high}`;

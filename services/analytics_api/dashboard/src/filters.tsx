@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { Segments } from "./parts";
+import { nameOfSegment } from "./segments";
 import type { View } from "./state";
 import { PERIODS } from "./state";
 import { VersionChoice } from "./versions";
@@ -32,6 +33,21 @@ export function Filters({ view, walkthrough, versions, change }: Props): JSX.Ele
       {(versions.length > 1 || view.versions.length > 0) && (
         <VersionChoice view={view} versions={versions} change={change} />
       )}
+      <button
+        type="button"
+        aria-expanded={view.explain !== ""}
+        aria-controls="segments"
+        onClick={() => change({ explain: view.explain ? "" : "finish" })}
+      >
+        Segment
+      </button>
+      {view.segments.map((segment) => (
+        <Chip
+          key={segment}
+          text={nameOfSegment([segment], walkthrough)}
+          remove={() => change({ segments: view.segments.filter((s) => s !== segment) })}
+        />
+      ))}
       {view.startAt && (
         <Chip text={`Starts at ${title(view.startAt)}`} remove={() => change({ startAt: "" })} />
       )}

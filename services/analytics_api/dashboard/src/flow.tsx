@@ -114,7 +114,12 @@ function useEscape(act: () => void): void {
 }
 
 function Empty({ view }: { view: View }): JSX.Element {
-  const isNarrowed = view.period !== "all" || view.servers.length > 0 || view.startAt || view.endAt;
+  const isNarrowed =
+    view.period !== "all" ||
+    view.servers.length > 0 ||
+    view.segments.length > 0 ||
+    view.startAt ||
+    view.endAt;
   return (
     <>
       <strong>Nobody here</strong>

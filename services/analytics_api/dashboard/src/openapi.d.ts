@@ -267,6 +267,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/segments": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Segments
+         * @description By agent, its version, metadata of the first event and steps done before: how many of each finished or, with a step, came to it and did not get past it, beside the others; the largest certain differences first.
+         */
+        get: operations["segments_v1_walkthroughs__walkthrough_id__segments_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}/compare": {
         parameters: {
             query?: never;
@@ -1833,6 +1853,188 @@ export interface components {
             ended: components["schemas"]["Outcomes"];
             /** Folded */
             folded?: components["schemas"]["FoldedStep"][];
+            /**
+             * Median Ms
+             * @description Of the times of all links into it, with `times`; null where none is known.
+             */
+            median_ms?: number | null;
+            /** P90 Ms */
+            p90_ms?: number | null;
+            /**
+             * Timed
+             * @description Over how many journeys that is.
+             */
+            timed?: number | null;
+        };
+        /**
+         * SegmentFigures
+         * @description The journeys of a segment beside the others.
+         *
+         *     `those` are the ones who finished or, with a step, came to it and did not get past it.
+         */
+        SegmentFigures: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "agent" | "agent_version" | "metadata" | "did";
+            /**
+             * Key
+             * @description Of metadata.
+             */
+            key: string | null;
+            /**
+             * Value
+             * @description Empty where there is none; the id of a step.
+             */
+            value: string;
+            /**
+             * Title
+             * @description What to show for it.
+             */
+            title: string;
+            /**
+             * Segment
+             * @description What asks for it, as `segment`.
+             */
+            segment: string[];
+            /**
+             * Rest
+             * @description What asks for the others: all of them, or the other versions of the same agent.
+             */
+            rest: string[];
+            /** Journeys */
+            journeys: number;
+            /** Those */
+            those: number;
+            /**
+             * Share
+             * @description `those` of `journeys`.
+             */
+            share: number | null;
+            /** Rest Journeys */
+            rest_journeys: number;
+            /** Rest Those */
+            rest_those: number;
+            /** Rest Share */
+            rest_share: number | null;
+            /**
+             * Difference
+             * @description `share` less `rest_share`.
+             */
+            difference: number | null;
+            /**
+             * Difference Low
+             * @description The difference is at least this, 19 times in 20.
+             */
+            difference_low: number | null;
+            /** Difference High */
+            difference_high: number | null;
+            /**
+             * P Value
+             * @description Adjusted for all that were tested; null where a side has fewer than 30 journeys.
+             */
+            p_value: number | null;
+            /**
+             * Significant
+             * @description Whether that is below 0.05.
+             */
+            significant: boolean;
+            /**
+             * Explains
+             * @description So many journeys fewer would be lost at the others' share; negative: more.
+             */
+            explains: number | null;
+            /**
+             * May Be Outcome
+             * @description Whether it may be an outcome of what it is to explain, as steps that were done may be.
+             */
+            may_be_outcome: boolean;
+            /**
+             * Says
+             * @description In a sentence, with its numbers and interval.
+             */
+            says: string;
+        };
+        /**
+         * Segments
+         * @description What tells apart those who stop, or who finish: a difference is no cause.
+         */
+        Segments: {
+            /**
+             * Within Days
+             * @description Journeys are judged as they stood so many days after their beginning.
+             */
+            within_days: number;
+            /**
+             * Within Because
+             * @description Why so many, in a sentence.
+             */
+            within_because: string;
+            /**
+             * Judged At
+             * @description Judged are journeys that began `within_days` days before this, or earlier: the beginning of the UTC day.
+             */
+            judged_at: number;
+            walkthrough: components["schemas"]["Walkthrough"];
+            /** Step Id */
+            step_id: string | null;
+            /** Title */
+            title: string | null;
+            /**
+             * Says
+             * @description What is compared, in a sentence.
+             */
+            says: string;
+            /**
+             * Journeys
+             * @description Journeys that are judged; with a step those that came to it.
+             */
+            journeys: number;
+            /**
+             * Those
+             * @description Those of them who finished or, with a step, did not get past it.
+             */
+            those: number;
+            /** Share */
+            share: number | null;
+            /**
+             * Too Young
+             * @description Journeys that began later than is judged; they are in nothing else.
+             */
+            too_young: number;
+            /** Tested */
+            tested: number;
+            /**
+             * Segments
+             * @description What is more than chance comes first, of that what loses most; untested ones come last.
+             */
+            segments: components["schemas"]["SegmentFigures"][];
+            /** Left Out */
+            left_out: components["schemas"]["SegmentsRest"][];
+            freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * SegmentsRest
+         * @description Values that are not listed, with their size.
+         */
+        SegmentsRest: {
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "agent" | "agent_version" | "metadata" | "did";
+            /** Key */
+            key: string | null;
+            /**
+             * Values
+             * @description How many; of a key that is left out at least so many.
+             */
+            values: number;
+            /** Journeys */
+            journeys: number | null;
+            /** Says */
+            says: string;
         };
         /**
          * Server
@@ -3200,6 +3402,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description How many days each of the two periods has that are compared: the last ones of which everybody had the time, and those before. */
                 days?: number;
             };
@@ -3441,6 +3645,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 within_days?: number | null;
             };
             header?: never;
@@ -3689,6 +3895,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Show so many positions; what goes on from the last one ends there as `went_on`. */
                 positions?: number | null;
                 /** @description Show so many steps at each position, the largest; the rest is folded into one node, `other`. */
@@ -3938,6 +4146,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4177,6 +4387,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4424,6 +4636,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -4671,6 +4885,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description So many paths, the most frequent. */
                 limit?: number;
             };
@@ -4912,6 +5128,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Weeks begin on Monday. */
                 by?: "day" | "week";
                 within_days?: number | null;
@@ -5391,6 +5609,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
             };
             header?: never;
             path: {
@@ -5407,6 +5627,252 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["TimeToFinish"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    segments_v1_walkthroughs__walkthrough_id__segments_get: {
+        parameters: {
+            query?: {
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
+                /** @description Who came to this step and did not get past it; without it, who finished. */
+                step?: string | null;
+                /** @description By this alone: `agent`, `agent_version`, `metadata.KEY` or `did`. Without it by all; by the steps that were done only with a `step`: those that were done before it. */
+                by?: string | null;
+                within_days?: number | null;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Segments"];
                     "text/csv": string;
                 };
             };
@@ -5644,6 +6110,10 @@ export interface operations {
                 version_a?: number[];
                 /** @description Versions with which B began; none is all. */
                 version_b?: number[];
+                /** @description Only journeys of A for which each of these holds; as `segment`. */
+                segment_a?: string[];
+                /** @description Only journeys of B for which each of these holds. */
+                segment_b?: string[];
                 within_days?: number | null;
                 /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
                 active_days?: number;
@@ -6371,6 +6841,8 @@ export interface operations {
                 active_days?: number;
                 /** @description Only journeys that began with these versions, by number; none is all. */
                 version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
                 /** @description Those with a step at this position of the view. */
                 position?: number | null;
                 /** @description At `position`, or as the last one with `ended_after`, one of these steps. */

@@ -19,10 +19,17 @@ function homesIn(drawn: Sankey): Map<string, string> {
 export function withTimes(answer: Sankey, timed: Sankey | null): Sankey {
   if (timed === null) return answer;
   const links = new Map(timed.links.map((link) => [flowId(link.source, link.target, link.skipped), link]));
+  const nodes = new Map(timed.nodes.map((node) => [node.id, node]));
   return {
     ...answer,
     times: timed.times ?? null,
     bounds_ms: timed.bounds_ms ?? null,
+    nodes: answer.nodes.map((node) => {
+      const of = nodes.get(node.id);
+      return of
+        ? { ...node, median_ms: of.median_ms ?? null, p90_ms: of.p90_ms ?? null, timed: of.timed ?? null }
+        : node;
+    }),
     links: answer.links.map((link) => {
       const of = links.get(flowId(link.source, link.target, link.skipped));
       return of ? { ...link, ...timesOf(of) } : link;

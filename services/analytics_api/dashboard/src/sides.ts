@@ -2,8 +2,9 @@
 
 import type { Version, Walkthrough } from "./api";
 import { daysAgo } from "./format";
+import { decoded, nameOfSegment } from "./segments";
 import type { Query, View } from "./state";
-import { cohort } from "./state";
+import { cohort, group, isDay } from "./state";
 import { nameOf } from "./versions";
 
 export interface Side {
@@ -33,11 +34,14 @@ const PERIODS: Period[] = [
 const DEFAULTS: Record<View["compare"], Record<Letter, number>> = {
   servers: { a: 0, b: 1 },
   periods: { a: 1, b: 0 },
+  days: { a: 0, b: 0 },
+  segments: { a: 0, b: 0 },
   versions: { a: -2, b: -1 },
 };
 
 /** What a side can be. */
 export function optionsOf(view: View, walkthrough: Walkthrough, versions: Version[]): Option[] {
+  if (view.compare === "days" || view.compare === "segments") return [];
   if (view.compare === "versions") return versions.map((v) => [String(v.number), nameOf(v)] as const);
   return (view.compare === "periods" ? PERIODS : walkthrough.servers).map(
     ({ id, name }) => [id, name] as const,
@@ -51,7 +55,32 @@ export function chosenFor(letter: Letter, view: View, options: readonly Option[]
   return options.at(DEFAULTS[view.compare][letter])?.[0] ?? "";
 }
 
+const DAYS = "..";
+
+/** The first and the last day of a side; empty: the first, or the last, that there is. */
+export function daysOf(text: string): { from: string; to: string } {
+  const [from = "", to = ""] = text.split(DAYS);
+  return { from: isDay(from) ? from : "", to: isDay(to) ? to : "" };
+}
+
+export const writeDays = ({ from, to }: { from: string; to: string }): string => `${from}${DAYS}${to}`;
+
+function sideOfDays(text: string, view: View): Side {
+  const { from, to } = daysOf(text);
+  const name = from || to ? `${from || "the beginning"} to ${to || "today"}` : "all time";
+  return { name, query: { ...group(view), from: from || undefined, to: to || undefined } };
+}
+
+function sideOfSegment(text: string, view: View, walkthrough: Walkthrough): Side | null {
+  const segment = decoded(text);
+  if (segment.length === 0) return null;
+  const query = { ...cohort(view), segment: [...view.segments, ...segment] };
+  return { name: nameOfSegment(segment, walkthrough), query };
+}
+
 function sideOf(letter: Letter, view: View, walkthrough: Walkthrough, versions: Version[]): Side | null {
+  if (view.compare === "days") return sideOfDays(view[letter], view);
+  if (view.compare === "segments") return sideOfSegment(view[letter], view, walkthrough);
   const options = optionsOf(view, walkthrough, versions);
   const chosen = chosenFor(letter, view, options);
   if (view.compare === "versions") {
@@ -63,7 +92,7 @@ function sideOf(letter: Letter, view: View, walkthrough: Walkthrough, versions: 
     if (!period) return null;
     const { name, first, last } = period;
     const days = { from: daysAgo(first), to: daysAgo(last) };
-    return { name, query: { server: view.servers, version: view.versions, ...days } };
+    return { name, query: { ...group(view), ...days } };
   }
   const server = walkthrough.servers.find(({ id }) => id === chosen);
   return server ? { name: server.name, query: { ...cohort(view), server: [server.id] } } : null;

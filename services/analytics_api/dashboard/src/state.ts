@@ -9,7 +9,7 @@ export const PAGES = ["walkthroughs", "refused"] as const;
 export type Page = (typeof PAGES)[number];
 export const PERIODS = ["7", "30", "90", "all", "custom"] as const;
 export type Period = (typeof PERIODS)[number];
-export const COMPARED = ["servers", "periods", "versions"] as const;
+export const COMPARED = ["servers", "periods", "days", "versions", "segments"] as const;
 
 /** The people behind a figure: parameters of the journeys route, in their order. */
 export type Entry = [name: string, value: string];
@@ -21,6 +21,10 @@ export interface View {
   tab: Tab;
   servers: string[];
   versions: number[];
+  /** What has to hold for journeys, as the API's `segment` says it. */
+  segments: string[];
+  /** What segments are to explain: `finish`, or the step at which people stop; empty: they are not shown. */
+  explain: string;
   period: Period;
   from: string;
   to: string;
@@ -50,6 +54,8 @@ export const NOTHING: View = {
   tab: "flow",
   servers: [],
   versions: [],
+  segments: [],
+  explain: "",
   period: "all",
   from: "",
   to: "",
@@ -72,7 +78,8 @@ export const NOTHING: View = {
   session: "",
 };
 
-const isDay = (text: string): boolean => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
+export const isDay = (text: string): boolean =>
+  /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
 
 function oneOf<T extends string>(all: readonly T[], value: string | null, otherwise: T): T {
   return all.includes(value as T) ? (value as T) : otherwise;
@@ -96,6 +103,8 @@ export function readView(search: string): View {
       .getAll("version")
       .map(Number)
       .filter((n) => Number.isInteger(n) && n >= 1 && n <= 1_000_000),
+    segments: given.getAll("segment"),
+    explain: text("explain"),
     period: oneOf(PERIODS, given.get("period"), NOTHING.period),
     from: isDay(from) ? from : "",
     to: isDay(to) ? to : "",
@@ -133,6 +142,8 @@ export function writeView(view: View): string {
   put("tab", view.tab, NOTHING.tab);
   for (const server of view.servers) out.append("server", server);
   for (const version of view.versions) out.append("version", String(version));
+  for (const segment of view.segments) out.append("segment", segment);
+  put("explain", view.explain);
   put("period", view.period, NOTHING.period);
   if (view.period === "custom") {
     put("from", view.from);
@@ -167,10 +178,16 @@ function days(view: View): Query {
   return { from: daysAgo(Number(view.period) - 1) };
 }
 
-/** Which journeys: servers, versions and days. */
-export const cohort = (view: View): Query => ({
+/** Which journeys, but for their days: servers, versions and segment. */
+export const group = (view: View): Query => ({
   server: view.servers,
   version: view.versions.length > 0 ? view.versions : undefined,
+  segment: view.segments.length > 0 ? view.segments : undefined,
+});
+
+/** Which journeys: servers, versions, segment and days. */
+export const cohort = (view: View): Query => ({
+  ...group(view),
   ...days(view),
 });
 

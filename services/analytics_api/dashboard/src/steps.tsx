@@ -39,7 +39,11 @@ export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
       >
         {(answer) => (
           <>
-            <Findings answer={answer} toWaiting={toWaiting} />
+            <Findings
+              answer={answer}
+              toWaiting={toWaiting}
+              explain={({ step_id }) => change({ explain: step_id }, true)}
+            />
             <div class="two">
               <figure>
                 <figcaption>How many get how far, in the order of the walkthrough</figcaption>
@@ -81,7 +85,13 @@ export function worstOf(steps: readonly Step[]): Step | undefined {
 export const slowestOf = (steps: readonly Step[]): Step | undefined =>
   steps.filter((s) => s.median_ms !== null).sort((a, b) => (b.median_ms ?? 0) - (a.median_ms ?? 0))[0];
 
-function Findings({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting }): JSX.Element {
+interface FindingsProps {
+  answer: Steps;
+  toWaiting: ToWaiting;
+  explain: (step: Step) => void;
+}
+
+function Findings({ answer, toWaiting, explain }: FindingsProps): JSX.Element {
   const worst = worstOf(answer.steps);
   const slowest = slowestOf(answer.steps);
   return (
@@ -94,6 +104,9 @@ function Findings({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting }
             {share(worst.dropped_here / worst.reached)} of those who reached it.{" "}
             <button type="button" class="link" onClick={() => toWaiting(worst, ["dropped", "in_progress"])}>
               Who stands there?
+            </button>{" "}
+            <button type="button" class="link" onClick={() => explain(worst)}>
+              What tells them apart?
             </button>
           </>
         ) : (

@@ -10,6 +10,7 @@ import { FlowView } from "./flow";
 import { KeyFigures } from "./key-figures";
 import { PathsView } from "./paths";
 import { PeopleView } from "./people";
+import { SegmentList } from "./segment-list";
 import type { Tab } from "./state";
 import { TABS } from "./state";
 import { StepsView } from "./steps";
@@ -50,6 +51,15 @@ export function WalkthroughPage(props: Props): JSX.Element {
     <>
       <h1 class="lead">{walkthrough.title}</h1>
       <Filters view={view} walkthrough={walkthrough} versions={versions} change={change} />
+      {view.explain && (
+        <SegmentList
+          api={props.api}
+          view={view}
+          walkthrough={walkthrough}
+          tick={props.tick}
+          change={change}
+        />
+      )}
       <KeyFigures answer={answer} change={change} />
       <nav class="tabs" aria-label="Views">
         {TABS.map((tab) => (

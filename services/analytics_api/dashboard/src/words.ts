@@ -80,14 +80,28 @@ function nodeRows(drawing: Drawing, drawn: DrawnNode): Row[] {
   const rows: Row[] = [["Stopped here", `${count(dropped)} (${share(dropped / drawn.journeys)})`]];
   if (ended.in_progress) rows.push(["In progress here", count(ended.in_progress)]);
   if (ended.finished) rows.push(["Finished here", count(ended.finished)]);
-  const mean = meanInto(drawing, drawn);
-  if (mean !== null) rows.push(["Mean time before it", duration(mean)]);
+  rows.push(...timesBefore(drawing, drawn));
   const [shown, rest] = [(folded ?? []).slice(0, 6), (folded ?? []).slice(6)];
   for (const step of shown) rows.push([step.title, count(step.journeys)]);
   if (rest.length > 0) {
     rows.push([`${many(rest.length, "other step")}`, count(rest.reduce((n, s) => n + s.journeys, 0))]);
   }
   return rows;
+}
+
+/** How long it took to come to a step: half of the people and nine in ten where that was asked for. */
+function timesBefore(drawing: Drawing, drawn: DrawnNode): Row[] {
+  const mean = meanInto(drawing, drawn);
+  if (mean === null) return [];
+  const { median_ms, p90_ms } = drawn.node ?? {};
+  const rows: Row[] =
+    median_ms == null
+      ? []
+      : [
+          ["Half came within", duration(median_ms)],
+          ["9 in 10 within", duration(p90_ms)],
+        ];
+  return [...rows, ["Mean time before it", duration(mean)]];
 }
 
 /** Mean time before a step at its position, over all flows into it; null if none is timed. */

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
-import type { Version, Walkthrough } from "../src/api";
-import { chosenFor, optionsOf, sidesOf } from "../src/sides";
+import type { SegmentFigures, Version, Walkthrough } from "../src/api";
+import { againstTheOthers, nameOfSegment, onlyThese } from "../src/segments";
+import { chosenFor, daysOf, optionsOf, sidesOf, writeDays } from "../src/sides";
 import { NOTHING } from "../src/state";
 
 const walkthrough = (...servers: string[]): Walkthrough => ({
@@ -14,6 +15,11 @@ const walkthrough = (...servers: string[]): Walkthrough => ({
   end_step_ids: [],
   servers: servers.map((id) => ({ id, name: `name of ${id}`, slug: id })),
 });
+
+const found = {
+  segment: ["agent:x&y", "agent_version:1"],
+  rest: ["agent:x&y", "not_agent_version:1"],
+} as SegmentFigures;
 
 describe("servers", () => {
   test("one alone has nothing to be compared with", () => {
@@ -46,6 +52,53 @@ describe("periods", () => {
     expect(chosenFor("a", view, options)).toBe("before7");
     expect(chosenFor("a", { ...view, a: "last30" }, options)).toBe("last30");
     expect(chosenFor("b", { ...view, b: "nope" }, options)).toBe("last7");
+  });
+});
+
+describe("chosen days", () => {
+  const view = { ...NOTHING, compare: "days" as const, servers: ["x"], segments: ["agent:z"] };
+
+  test("each side has its own, whatever else is chosen", () => {
+    const sides = sidesOf({ ...view, a: "2026-01-01..2026-01-31", b: "2026-02-01.." }, walkthrough("x"));
+    expect(sides?.a).toEqual({
+      name: "2026-01-01 to 2026-01-31",
+      query: { server: ["x"], segment: ["agent:z"], from: "2026-01-01", to: "2026-01-31" },
+    });
+    expect(sides?.b.name).toBe("2026-02-01 to today");
+    expect(sides?.b.query.to).toBeUndefined();
+  });
+
+  test("what is none is left out", () => {
+    expect(daysOf("yesterday..2026-13-01")).toEqual({ from: "", to: "" });
+    expect(daysOf(writeDays({ from: "", to: "2026-01-02" }))).toEqual({ from: "", to: "2026-01-02" });
+  });
+});
+
+describe("segments", () => {
+  const view = { ...NOTHING, compare: "segments" as const, segments: ["did:a"] };
+
+  test("nothing is compared until one is chosen", () => {
+    expect(sidesOf(view, walkthrough("x"))).toBeNull();
+  });
+
+  test("both sides are of the segment that is chosen already", () => {
+    const sides = sidesOf({ ...view, ...againstTheOthers(found) }, walkthrough("x"));
+    expect(sides?.a.query.segment).toEqual(["did:a", "agent:x&y", "agent_version:1"]);
+    expect(sides?.b.query.segment).toEqual(["did:a", "agent:x&y", "not_agent_version:1"]);
+    expect(sides?.b.name).toBe("Agent: x&y, Agent version not: 1");
+  });
+
+  test("what narrows by one is there once", () => {
+    const once = { ...view, ...onlyThese(view, found) };
+    expect(onlyThese(once, found)).toEqual({ segments: ["did:a", "agent:x&y", "agent_version:1"] });
+  });
+
+  test("has a name for each kind", () => {
+    const of = (...segment: string[]) => nameOfSegment(segment, walkthrough());
+    expect(of("agent:")).toBe("Agent: none");
+    expect(of("metadata.plan:a:b")).toBe("plan: a:b");
+    expect(of("not_metadata.plan:free")).toBe("plan not: free");
+    expect(of("not_did:wts_1")).toBe("Did not do wts_1");
   });
 });
 

@@ -17,6 +17,8 @@ const views: fc.Arbitrary<View> = fc
     tab: fc.constantFrom(...TABS),
     servers: texts,
     versions: fc.array(fc.integer({ min: 1, max: 1_000_000 }), { maxLength: 3 }),
+    segments: texts,
+    explain: text,
     period: fc.constantFrom(...PERIODS),
     from: fc.oneof(day, fc.constant("")),
     to: fc.oneof(day, fc.constant("")),
