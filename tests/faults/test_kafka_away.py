@@ -205,11 +205,11 @@ async def test_200_people_at_once_lose_nothing_while_kafka_is_away(world: World,
     async def did(goal: int) -> bool:
         return everybody_did(goal)
 
-    await eventually(lambda: did(1), "everybody did a step")
+    await eventually(lambda: did(1), "everybody did a step", seconds=600)
     (broker,) = one.brokers
     broker.kill()
     kafka_is_away.set()
-    await eventually(lambda: did(3), "everybody did two more, without Kafka")
+    await eventually(lambda: did(3), "everybody did two more, without Kafka", seconds=600)
     assert await world.db.fetchval("select count(*) from outbox") >= 200
     assert relay.process.poll() is None
     one.start(broker)

@@ -804,7 +804,7 @@ async def test_too_many_requests_wait(full: World) -> None:
     assert codes == [401, 401, 429]
     codes = [(await api.ask("organization")).status_code for _ in range(4)]
     assert codes == [200, 200, 200, 429]
-    assert (await api.ask("organization")).headers["retry-after"] == "60"
+    assert 0 < int((await api.ask("organization")).headers["retry-after"]) <= 60
 
 
 @pytest.mark.parametrize(
