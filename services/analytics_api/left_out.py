@@ -33,7 +33,7 @@ def left_out(answer: BaseModel) -> str | None:
             of = "" if answer.of is None else f" of {answer.of} journeys"
             said.append(f"this is a page of {len(answer.journeys)}{of}, and others follow: see Link")
         case Segments() if answer.left_out:
-            said.append(f"values of {len(answer.left_out)} kinds or keys: see the JSON")
+            said.append(f"values that may tell apart, in {len(answer.left_out)} groups: see the JSON")
         case RefusedEvents():
             if answer.classes_left_out:
                 said.append(f"{answer.classes_left_out} classes that were refused before these")

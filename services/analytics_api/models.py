@@ -985,7 +985,10 @@ class SegmentFigures(_Model):
     key: str | None = Field(description="Of metadata.")
     value: str = Field(description="Empty where there is none; the id of a step.")
     title: str = Field(description="What to show for it.")
-    segment: list[str] = Field(description="What asks for it, as `segment`.")
+    segment: list[str] = Field(
+        description="What asks for it, as `segment`. Empty for steps: `did` asks for what is done by now, "
+        "here it counts within the days, and before the step."
+    )
     rest: list[str] = Field(
         description="What asks for the others: all of them, or the other versions of the same agent."
     )
@@ -1002,7 +1005,7 @@ class SegmentFigures(_Model):
         description="Adjusted for all that were tested; null where a side has fewer than 30 journeys."
     )
     significant: bool = Field(description="Whether that is below 0.05.")
-    explains: float | None = Field(
+    excess: float | None = Field(
         description="So many journeys fewer would be lost at the others' share; negative: more."
     )
     may_be_outcome: bool = Field(

@@ -87,4 +87,5 @@ def _holds(condition: Condition, arguments: list[Any]) -> str:
         condition.kind if condition.kind != "metadata" else f"metadata ->> {argument(condition.key)}::text"
     )
     one_of = f"coalesce({found}, '') = any({argument(values)}::text[])"
-    return f"not {one_of}" if condition.is_not else one_of
+    holds = f"not {one_of}" if condition.is_not else one_of
+    return f"is_told and {holds}" if condition.kind == "metadata" else holds

@@ -1,7 +1,8 @@
 -- name: began_with
 -- The journeys of a walkthrough with what each began with: the agent and the metadata of its start or, without one, of its
--- first step, or of what was shown first. A client counts where its session is on a server of the organization. Starts,
--- sessions and clients are joined by hash; what is needed for journeys without a start alone is read by its keys.
+-- first event. A showing has no metadata, so there it is not known whether there would be some: `is_told` says so. A client
+-- counts where its session is on a server of the organization. Starts, sessions and clients are joined by hash; what is
+-- needed for journeys without a start alone is read by its keys.
 select
   begun.*,
   client.name as agent,
@@ -10,7 +11,8 @@ from (
   select
     journey.*,
     start.mcp_server_session_id,
-    start.metadata
+    start.metadata,
+    true as is_told
   from sankey_journeys as journey
   left join walkthrough_starts as start on journey.mcp_server_user_id = start.mcp_server_user_id
     and start.walkthrough_id = $1
@@ -19,13 +21,16 @@ from (
   select
     journey.*,
     earliest.mcp_server_session_id,
-    earliest.metadata
+    earliest.metadata,
+    earliest.is_told
   from sankey_journeys as journey
   left join lateral (
     (
       select
         done.mcp_server_session_id,
-        done.metadata
+        done.metadata,
+        true as is_told,
+        done.completed_at as at
       from walkthrough_step_completions as done
       where
         journey.skipped[1] is not true
@@ -37,7 +42,9 @@ from (
     (
       select
         skip.mcp_server_session_id,
-        skip.metadata
+        skip.metadata,
+        true,
+        skip.skipped_at
       from walkthrough_step_skips as skip
       where
         journey.skipped[1]
@@ -49,15 +56,17 @@ from (
     (
       select
         showing.mcp_server_session_id,
-        null
+        null,
+        false,
+        showing.first_shown_at
       from walkthrough_step_showings as showing
-      where
-        journey.first_shown_at is not null
-        and showing.mcp_server_user_id = journey.mcp_server_user_id
-        and showing.walkthrough_id = $1
+      where showing.mcp_server_user_id = journey.mcp_server_user_id and showing.walkthrough_id = $1
       order by showing.first_shown_at, showing.first_id collate "C"
       limit 1
     )
+    -- What is done in the millisecond in which it is shown is done after that.
+    order by at, is_told
+    limit 1
   ) as earliest on true
   where journey.walkthrough_id = $1 and journey.started_at is null
 ) as begun
@@ -77,7 +86,7 @@ left join (
 -- The keys of metadata that journeys began with, over every $5th person: how many journeys have each, and how many
 -- values it has. At most 1,000, those that most have.
 select
-  told.key,
+  left(told.key, 101) as key,
   count(*) as journeys,
   count(distinct told.value) as differing
 from sankey_journeys as journey
@@ -92,15 +101,16 @@ where
   and ($4::bigint is null or journey.began_at < $4)
   and ($5::bigint = 1 or hashtextextended(journey.mcp_server_user_id, 0) % $5 = 0)
   and told.value is not null
-group by told.key
-order by count(*) desc, told.key collate "C"
+group by 1
+order by count(*) desc, 1 collate "C"
 limit 1000;
 
 -- name: by_segment
 -- Journeys as they stood $5 milliseconds after their beginning, of those that began at $6 or before, by what they began
 -- with and by the steps of $14 that were done. Of each value how many journeys there are, and how many of them were
 -- finished; or, with a step $12, how many came to it and how many of them did not pass it. $13 are the steps that somebody
--- has to have passed who stands at it, for each version. $15 are keys of metadata, $16 the kinds that are asked for. The
+-- has to have passed who stands at it, for each version. By steps that were done only those are divided who had passed all
+-- of these: who jumps over a step cannot stop at one behind it, so all who stop would have done it. $15 are keys of metadata, $16 the kinds that are asked for. The
 -- $17 most frequent values of each are told, and the others as one: too long ones too. `all` has everybody.
 with before_it as materialized (
   select
@@ -113,6 +123,7 @@ stood as (
     journey.agent,
     journey.agent_version,
     journey.metadata,
+    journey.is_told,
     journey.step_ids[1:(within.steps)] as step_ids,
     case when true = any(journey.skipped[1:(within.steps)]) then journey.skipped[1:(within.steps)] end as skipped,
     coalesce(journey.completed_at[(within.steps)], journey.began_at) as last_active_at,
@@ -149,6 +160,8 @@ counted as materialized (
     judged.agent,
     judged.agent_version,
     judged.metadata,
+    judged.is_told,
+    $12 is null or judged.step_ids[1:(coalesce(judged.place, 1 + cardinality(judged.step_ids)) - 1)] @> before_it.steps as is_in_order,
     case when $12 is null then judged.is_finished else judged.place is null end as is_one,
     case
       when cardinality($14::text[]) = 0 then '{}'
@@ -203,7 +216,19 @@ valued as (
     count(*) filter (where counted.is_one)
   from counted
   cross join unnest($15::text[]) as told (key)
+  where counted.is_told
   group by told.key, coalesce(counted.metadata ->> told.key, '')
+  union all
+  -- All that are divided by steps.
+  select
+    'did',
+    null,
+    '',
+    null,
+    count(*),
+    count(*) filter (where is_one)
+  from counted
+  where cardinality($14) > 0 and is_in_order
   union all
   select
     'did',
@@ -214,7 +239,7 @@ valued as (
     count(*) filter (where counted.is_one)
   from counted
   cross join unnest(counted.done) as step (id)
-  where step.id = any($14)
+  where step.id = any($14) and counted.is_in_order
   group by step.id
 ),
 ranked as (

@@ -40,6 +40,8 @@ _KEPT_TIMED_STEPS: Final = 500_000
 _KEPT_MADE_STEPS: Final = 2_000_000
 #: Answers of other questions that read journeys.
 _KEPT_FIGURES: Final = 500
+#: Of those with many rows, so many take the place of an answer.
+_ROWS_OF_ONE: Final = 20
 _KEPT_COUNTS: Final = 10_000
 #: Walkthroughs of which versions are kept.
 _KEPT_VERSIONS: Final = 500
@@ -543,8 +545,13 @@ class Store:
         rows = await self._heavy(context, "active_people", *_times(cohort), by)
         return {row["since"]: row["people"] for row in rows}
 
-    async def _heavy(self, context: Context, name: str, *arguments: Any) -> list[asyncpg.Record]:
-        """What reads the journeys of a walkthrough: kept for as long as nothing changes."""
+    async def _heavy(
+        self, context: Context, name: str, *arguments: Any, rows_of_one: int = 0
+    ) -> list[asyncpg.Record]:
+        """What reads the journeys of a walkthrough: kept for as long as nothing changes.
+
+        So many rows take a place among what is kept; 0: any number.
+        """
 
         async def read() -> list[asyncpg.Record]:
             query, given = _query(context, name, context.id, *arguments)
@@ -553,11 +560,12 @@ class Store:
 
         plain = tuple(tuple(a) if isinstance(a, list) else a for a in arguments)
         key = name, context.id, context.version, context.only, plain
-        return await self._once(self._figures, context, key, read)
+        size = (lambda rows: 1 + len(rows) // rows_of_one) if rows_of_one else (lambda _: 1)
+        return await self._once(self._figures, context, key, read, size)
 
     async def metadata_keys(self, context: Context, cohort: Cohort, every: int) -> list[asyncpg.Record]:
         """The keys of metadata that journeys began with, over every so many-th person."""
-        return await self._heavy(context, "metadata_keys", *_times(cohort), every)
+        return await self._heavy(context, "metadata_keys", *_times(cohort), every, rows_of_one=_ROWS_OF_ONE)
 
     async def by_segment(
         self, context: Context, cohort: Cohort, days: int, judged_at: int, by: Divided
@@ -577,6 +585,7 @@ class Store:
             by.keys,
             by.kinds,
             by.most,
+            rows_of_one=_ROWS_OF_ONE,
         )
 
     @contextlib.asynccontextmanager

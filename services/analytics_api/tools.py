@@ -55,7 +55,8 @@ INSTRUCTIONS: Final = (
     "ask for more with offset, rows to pass over, or max_bytes. Without servers and days it is of all. "
     "Shares are between 0 and 1; days and times are UTC. Who is idle for active_days is dropped. "
     "`segment` takes agent:NAME, agent_version:VERSION, metadata.KEY:VALUE (of a journey's first event) and "
-    "did:STEP, each also as not_agent: and so on; all have to hold, of several of a kind one."
+    "did:STEP, each also as not_agent: and so on. Of several agents, versions or values of a key one is "
+    "enough; of several steps all have to be done; and all of these have to hold."
 )
 #: How much of small steps is folded, and then how many positions are drawn, until a Sankey fits.
 _SHARES: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)

@@ -109,6 +109,8 @@ from (
   where
     datname = current_database()
     and pid <> pg_backend_pid()
+    and backend_type = 'client backend'
+    and query not ilike 'vacuum%'
     and (backend_xmin is not null or backend_xid is not null)
     and xact_start < clock_timestamp() - make_interval(secs => $1)
   order by xact_start

@@ -94,6 +94,9 @@ class Relay:
                 log.error("%s. Events wait in the outbox until it has that right", problem)  # noqa: TRY400 - it is whole
             self.not_allowed = problem
             raise
+        except BaseException:
+            self.not_allowed = None  # something else is wrong now
+            raise
         self.not_allowed = None
         return handled
 

@@ -617,7 +617,7 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("paths", f"?w={WALKTHROUGH}&tab=paths", ".steps-of-path"),
             ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
             ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
-            ("segments", f"?w={WALKTHROUGH}&explain=c", "#segments tbody tr"),
+            ("segments", f"?w={WALKTHROUGH}&explain=step%3Ac", "#segments tbody tr"),
             ("days", f"?w={WALKTHROUGH}&tab=compare&compare=days", ".sankeys .node"),
             ("no segment", f"?w={WALKTHROUGH}&tab=compare&compare=segments", ".empty"),
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),

@@ -17,34 +17,39 @@ from mcp.client.streamable_http import streamable_http_client
 
 from tests.support.crowd import WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures, Walk, day_of
-from tests.support.world import Api, World
+from tests.support.world import PATIENCE, Api, World
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 WT = f"walkthroughs/{WALKTHROUGH}"
 QUOTED = "x'); drop table sankey_journeys; --"
 FOREIGN = "foreign-agent"
 
-#: What people began with: the rows say it, whichever of them came first.
+#: What people began with: the start says it or, without one, whichever row came first. Showings have no metadata.
 BEGAN_WITH = """
 with events as (
-  select mcp_server_user_id as person, 0 as rank, started_at as at, id, mcp_server_session_id as session, metadata
+  select
+    mcp_server_user_id as person, 0 as rank, started_at as at, id, mcp_server_session_id as session, metadata,
+    true as is_told
   from walkthrough_starts where walkthrough_id = 'wt_a'
   union all
-  select mcp_server_user_id, 1, completed_at, id, mcp_server_session_id, metadata
+  select mcp_server_user_id, 1, first_shown_at, first_id, mcp_server_session_id, null, false
+  from walkthrough_step_showings where walkthrough_id = 'wt_a'
+  union all
+  select mcp_server_user_id, 2, completed_at, id, mcp_server_session_id, metadata, true
   from walkthrough_step_completions where walkthrough_id = 'wt_a'
   union all
-  select skip.mcp_server_user_id, 1, skip.skipped_at, skip.id, skip.mcp_server_session_id, skip.metadata
+  select skip.mcp_server_user_id, 2, skip.skipped_at, skip.id, skip.mcp_server_session_id, skip.metadata, true
   from walkthrough_step_skips as skip
   left join walkthrough_step_completions as done
   on skip.mcp_server_user_id = done.mcp_server_user_id and skip.step_id = done.step_id
   where skip.walkthrough_id = 'wt_a' and done.id is null
 )
-select distinct on (events.person) events.person, client.name, client.version, events.metadata
+select distinct on (events.person) events.person, client.name, client.version, events.metadata, events.is_told
 from events
 left join mcp_server_session as session on session.mcp_server_session_id = events.session
 left join mcp_session_clients as client
 on client.mcp_server_session_id = events.session and session.mcp_server_slug in ('srv_1', 'srv_2')
-order by events.person, events.at, events.rank, events.id collate "C"
+order by events.person, events.rank = 0 desc, events.at, events.rank, events.id collate "C"
 """
 
 
@@ -53,7 +58,7 @@ class Began:
     """What is true of them: the figures, and what each journey began with."""
 
     figures: Figures
-    by_user: dict[str, tuple[str | None, str | None, dict[str, Any]]]
+    by_user: dict[str, tuple[str | None, str | None, dict[str, Any] | None]]
 
     def has(self, walk: Walk, text: str) -> bool:
         agent, version, metadata = self.by_user[walk.user]
@@ -65,6 +70,8 @@ class Began:
                 found = (version or "") == value
             case "did":
                 found = value in walk.done
+            case _ if metadata is None:
+                return False
             case key:
                 kept = metadata.get(key.removeprefix("metadata."))
                 found = ("" if kept is None else kept if isinstance(kept, str) else json.dumps(kept)) == value
@@ -128,7 +135,11 @@ async def _tell(world: World) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def truth(world: World) -> Began:
     rows = await world.db.fetch(BEGAN_WITH)
-    by_user = {r["person"]: (r["name"], r["version"], json.loads(r["metadata"] or "{}")) for r in rows}
+    by_user = {
+        r["person"]: (r["name"], r["version"], json.loads(r["metadata"] or "{}") if r["is_told"] else None)
+        for r in rows
+    }
+    assert any(metadata is None for _, _, metadata in by_user.values()), "else nothing is tried"
     assert FOREIGN not in {agent for agent, _, _ in by_user.values()}
     return Began(await Figures.read(world.db, WALKTHROUGH), by_user)
 
@@ -335,7 +346,7 @@ async def test_a_segment_that_is_none_is_said_to_be_none(
 
 
 async def test_agents_ask_for_segments_by_the_titles_of_steps(api: Api, truth: Began) -> None:
-    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=30)
+    http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {api.key}"}, timeout=PATIENCE)
     transport = streamable_http_client(f"{api.url}/mcp/analytics", http_client=http)
     async with http, Client(transport, cache=None) as agent:
         for segment in (["did:title of c", "agent:cursor"], ["did:c", "agent:cursor"]):
@@ -379,6 +390,18 @@ class Stood:
         return not self.is_finished and left[0] == self.step
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether they had passed all steps before this one."""
+        if self.step is None:
+            return True
+        before = (
+            self.walk.steps[: self.walk.steps.index(self.step)]
+            if self.step in self.walk.steps
+            else self.walk.steps
+        )
+        return set(before) >= set(self.order[: self.order.index(self.step)])
+
+    @property
     def is_one(self) -> bool:
         return self.is_finished if self.step is None else self.step not in self.walk.steps
 
@@ -399,13 +422,19 @@ def stood(truth: Began, of: Figures, days: int, judged_at: int, step: str | None
     return [one for one in found if one.is_counted]
 
 
-def holds(truth: Began, one: Stood, segment: list[str]) -> bool:
-    return all(
-        (text.partition(":")[2] in one.done) != text.startswith("not_")
-        if "did:" in text
-        else truth.has(one.walk, text)
-        for text in segment
-    )
+def sides_of(truth: Began, everybody: list[Stood], got: dict[str, Any]) -> dict[str, list[Stood]]:
+    """Those of a segment, and the others: of steps those who had come in order."""
+    if got["kind"] == "did":
+        assert got["segment"] == got["rest"] == []
+        ours = [one for one in everybody if one.is_in_order]
+        return {
+            "": [one for one in ours if got["value"] in one.done],
+            "rest_": [one for one in ours if got["value"] not in one.done],
+        }
+    return {
+        name: [one for one in everybody if all(truth.has(one.walk, text) for text in got[texts])]
+        for name, texts in (("", "segment"), ("rest_", "rest"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -430,16 +459,13 @@ async def test_each_segment_is_compared_with_the_others(
     had_time = stood(truth, of, answer["within_days"], answer["judged_at"], None)
     assert answer["too_young"] == len(of.walks) - len(had_time)
     for got in answer["segments"]:
-        sides = {
-            name: [one for one in everybody if holds(truth, one, got[texts])]
-            for name, texts in (("", "segment"), ("rest_", "rest"))
-        }
+        sides = sides_of(truth, everybody, got)
         for name, side in sides.items():
             told = got[f"{name}journeys"], got[f"{name}those"]
             assert told == (len(side), sum(one.is_one for one in side)), (got["segment"], name)
         is_enough = min(map(len, sides.values())) >= 30
         assert (got["p_value"] is not None) == is_enough, got["segment"]
-        assert got["explains"] == pytest.approx(loses(sides, query.get("step")))
+        assert got["excess"] == pytest.approx(loses(sides, query.get("step")))
     values = {(got["kind"], got["key"], got["value"]) for got in answer["segments"]}
     assert values == true_values(truth, everybody, query)
 
@@ -465,13 +491,13 @@ def true_values(
         if agent is not None:
             versions.setdefault(agent, set()).add(version or "")
         for key in ("plan", "number", "flag", "deep"):
-            if by in {None, f"metadata.{key}"}:
+            if by in {None, f"metadata.{key}"} and metadata is not None:
                 kept = metadata.get(key)
                 text = "" if kept is None else kept if isinstance(kept, str) else json.dumps(kept)
                 found.add(("metadata", key, text))
         before = "abcde"[: "abcde".index(step)] if step else "abcde" if by == "did" else ""
         if by in {None, "did"}:
-            found |= {("did", None, done) for done in one.done & set(before)}
+            found |= {("did", None, done) for done in one.done & set(before) if one.is_in_order}
     if by is None:
         found |= {
             ("agent_version", None, version)

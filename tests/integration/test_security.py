@@ -54,6 +54,7 @@ from tests.support.world import (
     API,
     MCP,
     OPERATOR,
+    PATIENCE,
     RECORDER,
     RELAY,
     ROLES,
@@ -440,7 +441,7 @@ async def test_a_right_that_is_missing_at_kafka_is_named(world: World, secure: S
     await world.put_in_outbox([("ann", json.dumps(completed("ann", "a", 1)))])
 
     async def told() -> bool:
-        async with httpx2.AsyncClient(timeout=30) as http:
+        async with httpx2.AsyncClient(timeout=PATIENCE) as http:
             ready = await http.get(f"http://127.0.0.1:{relay.port}/health/ready")
         return ready.status_code == 503 and f"The user {ROLES[RELAY]} lacks a right" in ready.text
 

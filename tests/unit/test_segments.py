@@ -112,7 +112,7 @@ def test_a_key_that_means_nothing_tells_nobody_apart(people: int, rate: float) -
             told.compared.is_significant
             for _, told in compare_segments(halves(chance, people, rate), is_loss=True)
         )
-    assert called < 0.05 * 200
+    assert called <= 20, "10 are expected, of a fair test"
 
 
 def test_many_keys_that_mean_nothing_tell_nobody_apart_either() -> None:

@@ -59,10 +59,12 @@ class Cohorts:
 def comparison(context: Context, asked: CompareQuestion, of: Cohorts, fresh: Freshness) -> Comparison:
     """All of it."""
     titles = titles_of(context)
-    order = [step.id for step in context.steps if step.id not in asked.exclude]
+    chosen_by = {step for texts in (asked.segment_a, asked.segment_b) for step in Segment.of(texts).steps}
+    order = [step.id for step in context.steps if step.id not in asked.exclude and step.id not in chosen_by]
     added = _added(context, asked, of)
-    found = differences(order, of.a.side, of.b.side, added, can_finish=asked.end_at is None)
-    told = _Told(context, asked, of, found, added)
+    can_finish = asked.end_at is None and not chosen_by
+    found = differences(order, of.a.side, of.b.side, added, can_finish=can_finish)
+    told = _Told(context, asked, of, found, added, chosen_by)
     means = [{link.key: link.mean_ms for link in side.flows.links} for side in (of.a, of.b)]
     places = {step.id: place for place, step in enumerate(context.steps, start=1)}
     return Comparison(
@@ -152,9 +154,11 @@ class _Told:
         of: Cohorts,
         found: Differences,
         added: Collection[str],
+        chosen_by: Collection[str],
     ) -> None:
         self._context, self._asked, self._of, self._found = context, asked, of, found
         self._added = [step.id for step in context.steps if step.id in added]
+        self._chosen_by = [step.id for step in context.steps if step.id in chosen_by]
         self._titles = titles_of(context)
         self._servers = {server.id: server.name for server in context.walkthrough.servers}
         self._within = days_text(of.within.days)
@@ -238,6 +242,8 @@ class _Told:
                 yield f"{name} has no journey that can be judged"
         if self._asked.end_at is not None:
             yield "the view ends before"
+        if self._chosen_by:
+            yield "a side is chosen by steps that were done, and who finishes does more of them"
         if self._added:
             yield "steps were added since"
 
@@ -249,6 +255,12 @@ class _Told:
                 "days, or for fewer within_days."
             )
             return
+        if self._chosen_by:
+            named = _listed([self._named(step) for step in self._chosen_by], "steps")
+            yield (
+                f"How many finish, and how many do {named}: a side is chosen by what was done, at any time. "
+                "Other differences may be outcomes of it, or of what led to it."
+            )
         if self._added:
             named = _listed([self._named(step) for step in self._added], "steps")
             yield (

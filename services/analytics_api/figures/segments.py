@@ -159,17 +159,22 @@ def segments(
     fresh: Freshness,
 ) -> Segments:
     """All of it; `rows` are of the statement `by_segment`."""
-    everybody = next((row for row in rows if row["kind"] == "all"), {"journeys": 0, "those": 0})
+    nobody = {"journeys": 0, "those": 0}
+    everybody = next((row for row in rows if row["kind"] == "all"), nobody)
+    by_steps = next((row for row in rows if row["kind"] == "did" and row["value"] == ""), nobody)
     many = _too_many(rows)
     listed = [
         row
         for row in rows
-        if row["kind"] != "all" and row["value"] is not None and (row["kind"], row["key"]) not in many
+        if row["kind"] != "all"
+        and row is not by_steps
+        and row["value"] is not None
+        and (row["kind"], row["key"]) not in many
     ]
-    shares = [(_value(row), _shares(row, everybody)) for row in listed]
+    shares = [(_value(row), _shares(row, everybody, by_steps)) for row in listed]
     shares = [(value, of) for value, of in shares if of.of_a or value.kind != "agent_version"]
     found = compare_segments(shares, is_loss=question.step is not None)
-    words = _Words(context, question, within)
+    words = _Words(context, question, within, lists_steps=any(value.kind == "did" for value, _ in found))
     return Segments(
         walkthrough=context.walkthrough,
         **within.figures(),
@@ -191,11 +196,19 @@ def _value(row: Mapping[str, Any]) -> _Value:
     return _Value(row["kind"], row["key"], row["value"], row["agent"])
 
 
-def _shares(row: Mapping[str, Any], everybody: Mapping[str, Any]) -> Shares:
-    """The others (A) and those of a value (B): of an agent's version, the others are its other versions."""
-    of_all, those = everybody["journeys"], everybody["those"]
-    if row["kind"] == "agent_version":
-        of_all, those = row["of_all"], row["those_of_all"]
+def _shares(row: Mapping[str, Any], everybody: Mapping[str, Any], by_steps: Mapping[str, Any]) -> Shares:
+    """The others (A) and those of a value (B).
+
+    Of an agent's version, the others are its other versions; of metadata, those whose first event could have
+    some.
+    """
+    match row["kind"]:
+        case "agent":
+            of_all, those = everybody["journeys"], everybody["those"]
+        case "did":
+            of_all, those = by_steps["journeys"], by_steps["those"]
+        case _:
+            of_all, those = row["of_all"], row["those_of_all"]
     return Shares(of_all - row["journeys"], those - row["those"], row["journeys"], row["those"])
 
 
@@ -211,7 +224,8 @@ def _too_many(rows: Sequence[Mapping[str, Any]]) -> set[tuple[str, str | None]]:
 
 def _figures(value: _Value, told: SegmentDifference, words: "_Words") -> SegmentFigures:
     of, figures = told.compared.shares, told.compared.figures()
-    segment, rest = _asked_for(value)
+    # Nothing asks for steps that were done before a step, or within some days: `did` is as it is known now.
+    segment, rest = ([], []) if value.kind == "did" else _asked_for(value)
     return SegmentFigures(
         kind=value.kind,
         key=value.key,
@@ -230,7 +244,7 @@ def _figures(value: _Value, told: SegmentDifference, words: "_Words") -> Segment
         difference_high=figures["difference_high"],
         p_value=told.compared.p_adjusted,
         significant=told.compared.is_significant,
-        explains=told.loses,
+        excess=told.loses,
         may_be_outcome=words.may_be_outcome(value),
         says=words.finding(value, told),
     )
@@ -250,25 +264,41 @@ def _asked_for(value: _Value) -> tuple[list[str], list[str]]:
 class _Words:
     """What is compared, and what it comes to, in sentences."""
 
-    def __init__(self, context: Context, question: SegmentsQuestion, within: Within) -> None:
+    def __init__(
+        self, context: Context, question: SegmentsQuestion, within: Within, *, lists_steps: bool
+    ) -> None:
+        self._lists_steps = lists_steps
+        added = context.versions.added_in
+        self._added = [step.id for step in context.steps if step.id in added]
         self._titles = titles_of(context)
         self._step = question.step
         self._days = days_text(within.days)
         step = None if question.step is None else self._titles(question.step)
-        self._did = "finished" if step is None else f"did not get past “{_short(step)}”"
-        self._of = "" if step is None else " who came to it"
+        self._did = "finished" if step is None else "did not get past it"
+        self._of = "" if step is None else f" that came to “{_short(step)}”"
         self._segment = said_of(Segment.of(question.segment), self._titles)
 
     def what(self, journeys: int, those: int) -> str:
         """Whose journeys, how many, and what is told apart."""
-        of = f", {self._segment}," if self._segment else ""
-        told = f"Of {journeys} journeys{of}{self._of}, {those} {self._did} within {self._days}."
-        did = (
-            " A step counts as done where it was completed before."
-            if self._step is not None
-            else " Steps that were done may be outcomes: who gets further does more."
-        )
-        return f"{told} Each segment is compared with the others; a difference is no cause.{did}"
+        who = f" ({self._segment})" if self._segment else ""
+        told = f"Of {journeys} journeys{who}{self._of}, {those} {self._did} within {self._days} of beginning."
+        said = [told, "Each segment is compared with the others; a difference is no cause."]
+        if self._lists_steps and self._step is not None:
+            said.append(
+                "A step counts as done where it was completed before, of journeys that had passed all steps "
+                "before this one."
+            )
+        elif self._lists_steps:
+            said.append("Steps that were done may be outcomes: who gets further does more.")
+        if self._added and self._step is None:
+            said.append(f"{self._named_added()} added by an edit: who began later had more to do.")
+        return " ".join(said)
+
+    def _named_added(self) -> str:
+        named = ", ".join(f"“{_short(self._titles(step))}”" for step in self._added[:_NAMED])
+        more = len(self._added) - _NAMED
+        were = "was" if len(self._added) == 1 else "were"
+        return f"{named}{f' and {more} more' if more > 0 else ''} {were}"
 
     def title(self, value: _Value) -> str:
         """What to show for a value."""

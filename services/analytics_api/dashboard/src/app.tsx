@@ -77,13 +77,20 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
             openPage={(page) => change({ ...NOTHING, page }, true)}
           />
         ) : (
-          <Answered asked={summary}>
-            {(answer) =>
-              answer && (
-                <WalkthroughPage api={api} view={view} answer={answer} tick={live.tick} change={change} />
-              )
-            }
-          </Answered>
+          <>
+            {summary.error && summary.data === null && view.segments.length > 0 && (
+              <button type="button" onClick={() => change({ segments: [] })}>
+                Ask without the segment
+              </button>
+            )}
+            <Answered asked={summary}>
+              {(answer) =>
+                answer && (
+                  <WalkthroughPage api={api} view={view} answer={answer} tick={live.tick} change={change} />
+                )
+              }
+            </Answered>
+          </>
         )}
       </main>
     </>

@@ -1895,7 +1895,7 @@ export interface components {
             title: string;
             /**
              * Segment
-             * @description What asks for it, as `segment`.
+             * @description What asks for it, as `segment`. Empty for steps: `did` asks for what is done by now, here it counts within the days, and before the step.
              */
             segment: string[];
             /**
@@ -1941,10 +1941,10 @@ export interface components {
              */
             significant: boolean;
             /**
-             * Explains
+             * Excess
              * @description So many journeys fewer would be lost at the others' share; negative: more.
              */
-            explains: number | null;
+            excess: number | null;
             /**
              * May Be Outcome
              * @description Whether it may be an outcome of what it is to explain, as steps that were done may be.

@@ -7,11 +7,14 @@ import { betweenOf } from "./comparison";
 import { useAnswer } from "./data";
 import { count, points, share } from "./format";
 import { Answered, Download, Table } from "./parts";
-import { againstTheOthers, nameOfSegment, onlyThese } from "./segments";
+import { againstTheOthers, nameOfFound, onlyThese } from "./segments";
 import type { View } from "./state";
 import { cohort, within } from "./state";
 import type { Change } from "./view";
 import { WithinChoice } from "./within";
+
+/** What makes the list explain who stops at a step, as the address has it. */
+export const explainStep = (step: string): string => STEP + step;
 
 interface Props {
   api: Api;
@@ -22,10 +25,11 @@ interface Props {
 }
 
 const FINISH = "finish";
+const STEP = "step:";
 
 export function SegmentList({ api, view, walkthrough, tick, change }: Props): JSX.Element {
   const path = walkthroughPath(view.walkthrough, "segments");
-  const step = view.explain === FINISH ? undefined : view.explain;
+  const step = view.explain.startsWith(STEP) ? view.explain.slice(STEP.length) : undefined;
   const query = { ...cohort(view), ...within(view), step };
   const asked = useAnswer<Segments>(api, path, query, tick);
   return (
@@ -37,7 +41,7 @@ export function SegmentList({ api, view, walkthrough, tick, change }: Props): JS
           <select value={view.explain} onChange={(e) => change({ explain: e.currentTarget.value })}>
             <option value={FINISH}>who finish</option>
             {walkthrough.steps.map(({ id, title }) => (
-              <option key={id} value={id}>
+              <option key={id} value={explainStep(id)}>
                 who stop before {title}
               </option>
             ))}
@@ -60,7 +64,11 @@ export function SegmentList({ api, view, walkthrough, tick, change }: Props): JS
         empty={
           <>
             <strong>Nobody to tell apart</strong>
-            <p>No journey in these days began long enough ago, or nothing is known of how they began.</p>
+            <p>
+              {step
+                ? "Nobody came to this step who began long enough ago, or nothing is known of how they began."
+                : "No journey in these days began long enough ago, or nothing is known of how they began."}
+            </p>
           </>
         }
       >
@@ -92,20 +100,20 @@ function SegmentTable({ answer, view, walkthrough, change }: TableProps): JSX.El
         { title: "Difference", isNumber: true },
         { title: "Between (95 %)", isNumber: true },
         { title: "More than chance?" },
-        { title: "Lost by it", isNumber: true },
+        { title: "Lost beyond the others' share", isNumber: true },
         { title: "Look closer" },
       ]}
       rows={answer.segments.map((of) => ({
-        key: of.segment.join(" "),
+        key: of.segment.join(" ") || of.value,
         isStrong: of.significant,
         cells: [
-          nameOfSegment(of.segment, walkthrough),
+          nameOfFound(of, walkthrough),
           `${share(of.share)} (${count(of.those)} of ${count(of.journeys)})`,
           `${share(of.rest_share)} (${count(of.rest_those)} of ${count(of.rest_journeys)})`,
           points(of.difference),
           betweenOf(of),
           certaintyOf(of),
-          of.explains === null ? "–" : count(Math.round(of.explains)),
+          of.excess === null ? "–" : count(Math.round(of.excess)),
           <Actions key="actions" of={of} view={view} walkthrough={walkthrough} change={change} />,
         ],
       }))}
@@ -114,16 +122,17 @@ function SegmentTable({ answer, view, walkthrough, change }: TableProps): JSX.El
 }
 
 /** Whether a difference is more than chance, or why that is not asked. */
-export function certaintyOf({ p_value, significant, may_be_outcome }: SegmentFigures): string {
-  if (p_value === null) return "too few";
+export function certaintyOf({ p_value, significant, may_be_outcome, rest_journeys }: SegmentFigures): string {
+  if (p_value === null) return rest_journeys === 0 ? "no others" : "too few";
   const p = p_value < 0.001 ? "p below 0.001" : `p = ${p_value.toFixed(3)}`;
   return `${significant ? "yes" : "no"}, ${p}${may_be_outcome ? "; may be an outcome" : ""}`;
 }
 
 type ActionProps = Pick<Props, "view" | "walkthrough" | "change"> & { of: SegmentFigures };
 
-function Actions({ of, view, walkthrough, change }: ActionProps): JSX.Element {
-  const name = nameOfSegment(of.segment, walkthrough);
+function Actions({ of, view, walkthrough, change }: ActionProps): JSX.Element | null {
+  if (of.segment.length === 0) return null;
+  const name = nameOfFound(of, walkthrough);
   return (
     <>
       <button

@@ -26,9 +26,25 @@ function nameOf(text: string, walkthrough: Walkthrough): string {
 export const nameOfSegment = (segment: readonly string[], walkthrough: Walkthrough): string =>
   segment.map((text) => nameOf(text, walkthrough)).join(", ");
 
+/** What a segment of a list is called. */
+export const nameOfFound = (of: SegmentFigures, walkthrough: Walkthrough): string =>
+  of.kind === "did" ? `Did ${of.title}` : nameOfSegment(of.segment, walkthrough);
+
+/** What a text is about: one of several values of it is enough, but all steps have to be done. */
+function subjectOf(text: string): string {
+  const bare = text.replace(/^not_/, "");
+  return bare.startsWith("did:") ? bare : bare.slice(0, bare.indexOf(":"));
+}
+
+/** A segment narrowed by another: what that says of a subject stands in the place of what was said. */
+export function narrowed(segment: readonly string[], by: readonly string[]): string[] {
+  const subjects = new Set(by.map(subjectOf));
+  return [...segment.filter((text) => !subjects.has(subjectOf(text))), ...by];
+}
+
 /** The view of these journeys alone. */
 export const onlyThese = (view: View, { segment }: SegmentFigures): Partial<View> => ({
-  segments: [...new Set([...view.segments, ...segment])],
+  segments: narrowed(view.segments, segment),
 });
 
 /** The comparison of a segment (A) with the others (B). */

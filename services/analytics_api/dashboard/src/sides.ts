@@ -2,7 +2,7 @@
 
 import type { Version, Walkthrough } from "./api";
 import { daysAgo } from "./format";
-import { decoded, nameOfSegment } from "./segments";
+import { decoded, nameOfSegment, narrowed } from "./segments";
 import type { Query, View } from "./state";
 import { cohort, group, isDay } from "./state";
 import { nameOf } from "./versions";
@@ -74,7 +74,7 @@ function sideOfDays(text: string, view: View): Side {
 function sideOfSegment(text: string, view: View, walkthrough: Walkthrough): Side | null {
   const segment = decoded(text);
   if (segment.length === 0) return null;
-  const query = { ...cohort(view), segment: [...view.segments, ...segment] };
+  const query = { ...cohort(view), segment: narrowed(view.segments, segment) };
   return { name: nameOfSegment(segment, walkthrough), query };
 }
 

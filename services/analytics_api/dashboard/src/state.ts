@@ -23,7 +23,7 @@ export interface View {
   versions: number[];
   /** What has to hold for journeys, as the API's `segment` says it. */
   segments: string[];
-  /** What segments are to explain: `finish`, or the step at which people stop; empty: they are not shown. */
+  /** What segments are to explain: `finish`, or `step:` and where people stop; empty: they are not shown. */
   explain: string;
   period: Period;
   from: string;

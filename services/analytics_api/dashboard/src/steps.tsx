@@ -9,6 +9,7 @@ import { entries, peopleBehind } from "./figure";
 import { count, duration, many, sampled, share } from "./format";
 import { HistogramChart } from "./histogram";
 import { Answered, Download, Table } from "./parts";
+import { explainStep } from "./segment-list";
 import { cohort } from "./state";
 import { FunnelChart, TimeChart } from "./step-charts";
 import type { ViewProps } from "./view";
@@ -42,7 +43,7 @@ export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
             <Findings
               answer={answer}
               toWaiting={toWaiting}
-              explain={({ step_id }) => change({ explain: step_id }, true)}
+              explain={({ step_id }) => change({ explain: explainStep(step_id) }, true)}
             />
             <div class="two">
               <figure>

@@ -81,6 +81,15 @@ describe("segments", () => {
     expect(sidesOf(view, walkthrough("x"))).toBeNull();
   });
 
+  test("what is said of a subject stands in the place of what was said before", () => {
+    const even = { segment: ["agent:even"], rest: ["not_agent:even"] } as SegmentFigures;
+    const chosen = { ...view, segments: ["did:a", "agent:odd", "metadata.plan:pro"] };
+    expect(onlyThese(chosen, even)).toEqual({ segments: ["did:a", "metadata.plan:pro", "agent:even"] });
+    const sides = sidesOf({ ...chosen, ...againstTheOthers(even) }, walkthrough("x"));
+    expect(sides?.a.query.segment).toEqual(["did:a", "metadata.plan:pro", "agent:even"]);
+    expect(sides?.b.query.segment).toEqual(["did:a", "metadata.plan:pro", "not_agent:even"]);
+  });
+
   test("both sides are of the segment that is chosen already", () => {
     const sides = sidesOf({ ...view, ...againstTheOthers(found) }, walkthrough("x"));
     expect(sides?.a.query.segment).toEqual(["did:a", "agent:x&y", "agent_version:1"]);
