@@ -101,8 +101,8 @@ where
   and ($4::bigint is null or journey.began_at < $4)
   and ($5::bigint = 1 or hashtextextended(journey.mcp_server_user_id, 0) % $5 = 0)
   and told.value is not null
-group by 1
-order by count(*) desc, 1 collate "C"
+group by left(told.key, 101)
+order by count(*) desc, left(told.key, 101) collate "C"
 limit 1000;
 
 -- name: by_segment
