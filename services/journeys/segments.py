@@ -1,7 +1,7 @@
 """Segments: which journeys, by what they began with and by the steps that were done in them.
 
-Pure. What a journey began with are the agent and the metadata of its first event, which cannot be outcomes of
-it. Whether a step was done is as it is known now: it may be an outcome of anything that came before.
+Pure. What a journey began with are the agent and the metadata of its first event: nothing in the journey came
+before them. Whether a step was done is as it is known now: it may be an outcome of anything that came before.
 """
 
 from collections.abc import Iterable, Sequence
