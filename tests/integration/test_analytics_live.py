@@ -406,13 +406,13 @@ async def tell_of_times(agent: Client, api: Api) -> None:
 
 async def test_the_tools_tell_what_the_routes_do_and_need_the_same_key(world: World) -> None:
     await gather(world)
-    api = await world.start_api()
     user = str(
         await world.db.fetchval(
             "update walkthrough_step_skips set reason = 'does|it ' || step_id returning mcp_server_user_id"
         )
     )
     await world.drain_marks()
+    api = await world.start_api()  # a look from before would find marks
     asked: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "get_overview": ({}, "organization", {}),
         "diagnose": ({"days": 10}, f"{WT}/diagnose", {"days": 10}),

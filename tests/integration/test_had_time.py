@@ -66,14 +66,18 @@ def midnight() -> int:
 
 
 async def gather(world: World, today: int) -> None:
-    """One process over the last three weeks; only half of a week's last days have had three days."""
+    """One process over the last three weeks; only half of a week's last days have had three days.
+
+    Each person has chances of their own: what is cut off at now, which differs by the hour, changes nobody else.
+    """
     await world.offer(WALKTHROUGH, STEPS)
     await world.offer(WALKTHROUGH, STEPS, "srv_2")
-    chance, now = random.Random(11), int(time.time() * 1000)
+    now = int(time.time() * 1000)
     names = [f"u{n:03}" for n in range(360)]
     await world.people(names)
     events, starts, skips = [], [], []
     for name in names:
+        chance = random.Random(f"had time {name}")
         at = today - int(chance.random() * 21 * DAY)
         if chance.random() < 0.6:
             starts.append((f"wtst_{name}", name, WALKTHROUGH, "srv_1", f"s_{name}", at))
