@@ -324,6 +324,7 @@ class Answers:
             walkthrough=context.walkthrough,
             started=started,
             order_of=version.number,
+            order_since=None if len(cohort.version) == 1 else context.versions.order_since(version),
             removed=removed,
             stages=[
                 FunnelStage(
@@ -352,13 +353,15 @@ class Answers:
         times, sampling = await self._timed(context, cohort, Paths(), step_durations)
         count = partial(steps.count_by_step, context.versions)
         counted = await self.store.compute(context, count, variants)
+        figures = [
+            steps.step_figures(place, step.id, step.title, counted, times.get(step.id))
+            for place, step in enumerate(context.steps, start=1)
+        ]
         return Steps(
             walkthrough=context.walkthrough,
             started=sum(v.journeys for v in variants),
-            steps=[
-                steps.step_figures(place, step.id, step.title, counted, times.get(step.id))
-                for place, step in enumerate(context.steps, start=1)
-            ],
+            steps=figures,
+            most_stop=await asyncio.to_thread(steps.most_stop, figures),
             assumed=counted.assumed,
             times=sampling,
             bounds_ms=list(BOUNDS_MS),

@@ -521,6 +521,7 @@ def _(answer: Funnel) -> Brief:
         {
             "started": answer.started,
             "order_of_version": answer.order_of,
+            **({} if answer.order_since is None else {"in_this_order_since": _moment(answer.order_since)}),
             **_removed(answer.removed),
         },
         (
@@ -564,6 +565,7 @@ def _(answer: Steps) -> Brief:
         {
             "started": answer.started,
             "order": "most dropped_here first",
+            **_most_stop(answer, labels),
             **({"where_people_stand_is_assumed_of": answer.assumed} if answer.assumed else {}),
             **_sampled(answer.times.every),
         },
@@ -590,6 +592,19 @@ def _(answer: Steps) -> Brief:
         labels.ids,
         _route(answer.walkthrough, "/steps"),
     )
+
+
+def _most_stop(answer: Steps, labels: _Labels) -> dict[str, Cell]:
+    """Where most people stop is the first row; this is how far it can be told from the next."""
+    found = answer.most_stop
+    if found is None:
+        return {}
+    if found.like_it is None:
+        return {"most_dropped_here": f"too few stopped to tell: {found.dropped}"}
+    others = [labels(step) for step in found.like_it[:_NAMED]]
+    rest = len(found.like_it) - len(others)
+    more = f"; and {rest} more" if rest else ""
+    return {"may_be_first_by_chance_too": "; ".join(others) + more} if others else {}
 
 
 @brief_of.register

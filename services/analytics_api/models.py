@@ -661,6 +661,10 @@ class Funnel(_Model):
     order_of: int = Field(
         description="The version whose order it is, by number: the newest of those asked about."
     )
+    order_since: int | None = Field(
+        description="Since when the steps are in this order, where journeys of other versions are counted, "
+        "too: who began before had another order. Ask with `version` for theirs. Null: no other is known."
+    )
     stages: list[FunnelStage]
     removed: list[Step] = Field(
         description="Steps of that version that were removed since, and with them what people did: they are "
@@ -697,6 +701,18 @@ class StepFigures(_Model):
     active: int = Field(description="Of how many journeys the active times are.")
 
 
+class MostStop(_Model):
+    """The step that most of those who stopped stand at."""
+
+    step_id: str
+    dropped_here: int
+    dropped: int = Field(description="How many stopped, at whatever step.")
+    like_it: list[str] | None = Field(
+        description="The steps that by chance may as well be the first; null where fewer than 30 stopped, "
+        "which is too few to tell."
+    )
+
+
 class Steps(_Model):
     """The steps in display order.
 
@@ -709,6 +725,7 @@ class Steps(_Model):
     walkthrough: Walkthrough
     started: int
     steps: list[StepFigures]
+    most_stop: MostStop | None = Field(description="Null where nobody has stopped.")
     assumed: int = Field(description="Of how many unfinished journeys it is assumed where they stand.")
     times: Sampling
     bounds_ms: list[int] = Field(description="Where the bins of histograms begin.")

@@ -105,6 +105,15 @@ class Versions:
         """The display order of each."""
         return [version.order for version in self.all]
 
+    def order_since(self, version: Version) -> int | None:
+        """Since when the steps are in the order of a version; None where no other is known before it."""
+        since = version.since
+        for before in reversed(self.all[: version.number - 1]):
+            if before.order != version.order:
+                return since
+            since = before.since
+        return None
+
     def at(self, ms: int) -> Version:
         """The version of a time, in milliseconds."""
         return self.all[bisect_right(self.sinces, ms)]

@@ -26,7 +26,7 @@ from tests.support.agents import post
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.figures import Figures
 from tests.support.issuer import Issuer
-from tests.support.logs import NAMES, needs_logs, oracle, path
+from tests.support.logs import NAMES, copy_completions, needs_logs, oracle, path
 from tests.support.proxy import proxied
 from tests.support.world import API, PATIENCE, Api, World, completed, eventually, moment
 
@@ -707,27 +707,6 @@ async def test_every_answer_is_as_the_openapi_document_says(world: World) -> Non
 
 
 # --- the real logs -------------------------------------------------------------------------------------
-
-
-async def copy_completions(world: World, events: list[dict[str, Any]]) -> None:
-    """What the recorder would make of them; it is the reading that is tried here."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for e in sorted(events, key=lambda e: (e["completed_at"], e["event_id"])):
-        best.setdefault((e["mcp_server_user_id"], e["step_id"]), e)
-    columns = (
-        "mcp_server_user_id",
-        "walkthrough_id",
-        "step_id",
-        "mcp_server_id",
-        "mcp_server_session_id",
-        "completed_at",
-    )
-    await world.db.copy_records_to_table(
-        "walkthrough_step_completions",
-        columns=("id", *columns),
-        records=[("wtsc_" + e["event_id"], *(e[c] for c in columns)) for e in best.values()],
-    )
-    await world.drain_marks()
 
 
 @needs_logs

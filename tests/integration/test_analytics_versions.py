@@ -278,6 +278,12 @@ async def test_a_funnel_of_a_version_says_whose_order_it_has_and_what_was_remove
     assert (now["order_of"], now["removed"]) == (3, [])
     assert (then["order_of"], then["removed"]) == (1, [{"id": "x", "title": "title of x", "optional": False}])
     assert [s["title"] for s in then["stages"]][:2] == ["title of a", "new"], "by the titles of today"
+    assert then["order_since"] is None
+    both = await api.get(f"{WT}/funnel", version=[1, 2])
+    edit = await api.get(f"{WT}/versions")
+    assert both["order_since"] == now["order_since"] == edit["versions"][1]["since"], (
+        "the third renamed a step"
+    )
 
 
 @pytest.mark.parametrize(

@@ -40,3 +40,32 @@ async def test_a_change_that_is_more_than_chance_is_told_in_a_sentence_with_its_
         ).json()
         assert (shown["journeys_a"], shown["journeys_b"]) == (60, 60)
     assert found["most_stop_here"]["says"].startswith("55 of 55 people who stopped")
+
+
+@pytest.mark.parametrize(
+    ("stopped", "like_it"),
+    [((20, 22, 1), ["b"]), ((3, 60, 2), []), ((5, 9, 0), None), ((0, 0, 0), "nobody")],
+    ids=["as many elsewhere", "more than elsewhere", "too few to tell", "nobody"],
+)
+async def test_where_most_people_stop_is_told_from_chance(
+    world: World, stopped: tuple[int, ...], like_it: list[str] | str | None
+) -> None:
+    await world.offer(WALKTHROUGH, STEPS)
+    began = int(time.time() * 1000) - 20 * DAY
+    people = {f"{step}{n}": place for place, step in enumerate("bcd") for n in range(stopped[place])}
+    await world.people([*people, "new"])
+    await world.insert(
+        completed("new", "a", int(time.time() * 1000)),
+        *(
+            completed(name, step, began + at)
+            for name, place in people.items()
+            for at, step in enumerate(STEPS[: place + 1])
+        ),
+    )
+    await world.drain_marks()
+    api = await world.start_api()
+    found = (await api.get(f"{WT}/steps"))["most_stop"]
+    if like_it == "nobody":
+        assert found is None
+        return
+    assert found == {"step_id": "c", "dropped_here": stopped[1], "dropped": sum(stopped), "like_it": like_it}

@@ -5,13 +5,13 @@ import time
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
-from math import sqrt
 from typing import Any
 
 import pytest
 
 from tests.support.crowd import STEPS, WALKTHROUGH
 from tests.support.figures import DAY
+from tests.support.headlines import newcombe, wilson
 from tests.support.world import Api, World, completed
 
 pytestmark = pytest.mark.integration
@@ -110,20 +110,6 @@ async def gather(world: World, today: int) -> None:
 
 def day_of(ms: int) -> date:
     return datetime.fromtimestamp(ms / 1000, UTC).date()
-
-
-def wilson(part: int, whole: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    found = binomtest(part, whole).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def newcombe(in_a: int, of_a: int, in_b: int, of_b: int) -> tuple[float, float, float]:
-    (low_a, high_a), (low_b, high_b) = wilson(in_a, of_a), wilson(in_b, of_b)
-    a, b = in_a / of_a, in_b / of_b
-    below, above = sqrt((b - low_b) ** 2 + (high_a - a) ** 2), sqrt((high_b - b) ** 2 + (a - low_a) ** 2)
-    return b - a, b - a - below, b - a + above
 
 
 class Side:

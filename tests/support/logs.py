@@ -4,8 +4,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from tests.support.world import World
 
 SHARED = Path(__file__).parents[3] / "shared"
 NAMES = ("receipt", "helpdesk", "bpic2013_incidents")
@@ -29,3 +32,24 @@ def oracle() -> ModuleType:
     sys.modules["eventlog"] = module
     spec.loader.exec_module(module)
     return module
+
+
+async def copy_completions(world: World, events: list[dict[str, Any]]) -> None:
+    """What the recorder would make of them; it is the reading that is tried here."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in sorted(events, key=lambda e: (e["completed_at"], e["event_id"])):
+        best.setdefault((e["mcp_server_user_id"], e["step_id"]), e)
+    columns = (
+        "mcp_server_user_id",
+        "walkthrough_id",
+        "step_id",
+        "mcp_server_id",
+        "mcp_server_session_id",
+        "completed_at",
+    )
+    await world.db.copy_records_to_table(
+        "walkthrough_step_completions",
+        columns=("id", *columns),
+        records=[("wtsc_" + e["event_id"], *(e[c] for c in columns)) for e in best.values()],
+    )
+    await world.drain_marks()

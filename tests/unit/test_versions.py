@@ -123,3 +123,11 @@ def test_an_unfinished_journey_stands_by_the_order_of_its_time_as_far_as_that_is
     then: str, today: str, passed: str, stands: str | None
 ) -> None:
     assert first_open(then, today, passed) == stands
+
+
+def test_an_order_counts_since_the_last_edit_that_made_it() -> None:
+    edits = [(1, steps("ab")), (2, steps("ba")), (3, steps("ba", "y")), (4, steps("bac")), (5, steps("ba"))]
+    versions = Versions.of(edits, steps("ba"))
+    assert [versions.order_since(version) for version in versions.all] == [None, 2, 2, 4, 5]
+    alike = Versions.of([(1, steps("ab")), (2, steps("ab", "y"))], steps("ab"))
+    assert alike.order_since(alike.newest) is None

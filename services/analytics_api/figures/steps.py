@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 
 from services.analytics_api.figures.common import share
-from services.analytics_api.models import StepFigures, TrendsQuestion
+from services.analytics_api.models import MostStop, StepFigures, TrendsQuestion
 from services.analytics_api.problems import unanswerable
+from services.journeys.diagnosis import foremost
 from services.journeys.flow import Outcome, Variant
 from services.journeys.times import Durations, histogram, spread
 from services.journeys.versions import Versions, first_open
@@ -125,6 +126,21 @@ def step_figures(
         median_active_ms=active.median_ms,
         p90_active_ms=active.p90_ms,
         active=active.timed,
+    )
+
+
+def most_stop(of: Sequence[StepFigures]) -> MostStop | None:
+    """Where most people stop, as far as that can be told from chance."""
+    dropped = {step.step_id: step.dropped_here for step in of if step.dropped_here}
+    if not dropped:
+        return None
+    found = foremost(dropped)
+    step = max(dropped, key=lambda step: dropped[step]) if found is None else found.key
+    return MostStop(
+        step_id=step,
+        dropped_here=dropped[step],
+        dropped=sum(dropped.values()),
+        like_it=None if found is None else list(found.like_it),
     )
 
 

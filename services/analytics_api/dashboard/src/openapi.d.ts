@@ -1155,6 +1155,11 @@ export interface components {
              * @description The version whose order it is, by number: the newest of those asked about.
              */
             order_of: number;
+            /**
+             * Order Since
+             * @description Since when the steps are in this order, where journeys of other versions are counted, too: who began before had another order. Ask with `version` for theirs. Null: no other is known.
+             */
+            order_since: number | null;
             /** Stages */
             stages: components["schemas"]["FunnelStage"][];
             /**
@@ -1308,6 +1313,26 @@ export interface components {
              */
             of: number | null;
             freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * MostStop
+         * @description The step that most of those who stopped stand at.
+         */
+        MostStop: {
+            /** Step Id */
+            step_id: string;
+            /** Dropped Here */
+            dropped_here: number;
+            /**
+             * Dropped
+             * @description How many stopped, at whatever step.
+             */
+            dropped: number;
+            /**
+             * Like It
+             * @description The steps that by chance may as well be the first; null where fewer than 30 stopped, which is too few to tell.
+             */
+            like_it: string[] | null;
         };
         /**
          * Organization
@@ -2278,6 +2303,8 @@ export interface components {
             started: number;
             /** Steps */
             steps: components["schemas"]["StepFigures"][];
+            /** @description Null where nobody has stopped. */
+            most_stop: components["schemas"]["MostStop"] | null;
             /**
              * Assumed
              * @description Of how many unfinished journeys it is assumed where they stand.

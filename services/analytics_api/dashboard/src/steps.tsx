@@ -2,11 +2,11 @@
 
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import type { Funnel, Steps } from "./api";
+import type { Funnel, Steps, Version } from "./api";
 import { walkthroughPath } from "./api";
 import { useAnswer } from "./data";
 import { entries, peopleBehind } from "./figure";
-import { count, duration, many, sampled, share } from "./format";
+import { count, duration, many, sampled, share, time } from "./format";
 import { HistogramChart } from "./histogram";
 import { Answered, Download, Table } from "./parts";
 import { explainStep } from "./segment-list";
@@ -17,7 +17,7 @@ import type { ViewProps } from "./view";
 type Step = Steps["steps"][number];
 type ToWaiting = (step: Step, outcomes: string[]) => void;
 
-export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
+export function StepsView({ api, view, versions, tick, change }: ViewProps): JSX.Element {
   const path = walkthroughPath(view.walkthrough, "steps");
   const query = cohort(view);
   const steps = useAnswer<Steps>(api, path, query, tick);
@@ -47,7 +47,10 @@ export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
             />
             <div class="two">
               <figure>
-                <figcaption>How many get how far, in the order of the walkthrough</figcaption>
+                <figcaption>
+                  How many get how far, in the order of the walkthrough
+                  {funnel.data && orderText(funnel.data, versions)}
+                </figcaption>
                 <Answered asked={funnel}>{(f) => <FunnelChart funnel={f} />}</Answered>
               </figure>
               <figure>
@@ -77,14 +80,40 @@ export function StepsView({ api, view, tick, change }: ViewProps): JSX.Element {
 }
 
 /** The step before which most people stopped for good; none if nobody did. */
-export function worstOf(steps: readonly Step[]): Step | undefined {
-  const [worst] = [...steps].sort((a, b) => b.dropped_here - a.dropped_here);
-  return worst && worst.dropped_here > 0 ? worst : undefined;
+export const worstOf = ({ steps, most_stop }: Pick<Steps, "steps" | "most_stop">): Step | undefined =>
+  steps.find((s) => s.step_id === most_stop?.step_id);
+
+/** Of fewer people a median says little. */
+const ENOUGH = 30;
+
+/** The step with the longest median time; of so many people that it says something, where there is one. */
+export function slowestOf(steps: readonly Step[]): Step | undefined {
+  const timed = steps.filter((s) => s.median_ms !== null);
+  const enough = timed.filter((s) => s.timed >= ENOUGH);
+  return (enough.length > 0 ? enough : timed).sort((a, b) => (b.median_ms ?? 0) - (a.median_ms ?? 0))[0];
 }
 
-/** The step with the longest median time, if one is known. */
-export const slowestOf = (steps: readonly Step[]): Step | undefined =>
-  steps.filter((s) => s.median_ms !== null).sort((a, b) => (b.median_ms ?? 0) - (a.median_ms ?? 0))[0];
+/** How far it can be told from chance that most people stop at a step: nothing where it can. */
+export function chanceOfStops({ most_stop, steps }: Pick<Steps, "steps" | "most_stop">): string {
+  if (!most_stop?.like_it) return "; so few have stopped that it may be chance";
+  if (most_stop.like_it.length === 0) return "";
+  const others = steps.filter((s) => most_stop.like_it?.includes(s.step_id));
+  const named = others.slice(0, NAMED).map((s) => `${s.title} (${count(s.dropped_here)})`);
+  const rest = others.length - named.length;
+  return `; by chance it may as well be ${named.join(", ")}${rest > 0 ? ` and ${many(rest, "more step")}` : ""}`;
+}
+
+const NAMED = 3;
+
+/** Since when the steps are in the order of a funnel, where people began before: their way was another. */
+export function orderText(
+  { order_since }: Pick<Funnel, "order_since">,
+  versions: readonly Version[],
+): string {
+  const before = versions.filter((v) => order_since !== null && v.until !== null && v.until <= order_since);
+  if (order_since === null || !before.some((v) => v.journeys > 0)) return "";
+  return ` since ${time(order_since)}. Who began before had another order: “Began with” shows it.`;
+}
 
 interface FindingsProps {
   answer: Steps;
@@ -93,7 +122,7 @@ interface FindingsProps {
 }
 
 function Findings({ answer, toWaiting, explain }: FindingsProps): JSX.Element {
-  const worst = worstOf(answer.steps);
+  const worst = worstOf(answer);
   const slowest = slowestOf(answer.steps);
   return (
     <div class="findings">
@@ -101,8 +130,9 @@ function Findings({ answer, toWaiting, explain }: FindingsProps): JSX.Element {
         <span>Most people stop before</span>
         {worst ? (
           <>
-            <b>{worst.title}</b> {many(worst.dropped_here, "person", "people")},{" "}
-            {share(worst.dropped_here / worst.reached)} of those who reached it.{" "}
+            <b>{worst.title}</b> {count(worst.dropped_here)} of{" "}
+            {many(answer.most_stop?.dropped ?? 0, "person", "people")} who stopped,{" "}
+            {share(worst.dropped_here / worst.reached)} of those who reached it{chanceOfStops(answer)}.{" "}
             <button type="button" class="link" onClick={() => toWaiting(worst, ["dropped", "in_progress"])}>
               Who stands there?
             </button>{" "}
@@ -118,8 +148,8 @@ function Findings({ answer, toWaiting, explain }: FindingsProps): JSX.Element {
         <span>The slowest step is</span>
         {slowest ? (
           <>
-            <b>{slowest.title}</b> half of the people need more than {duration(slowest.median_ms)}, one in ten
-            more than {duration(slowest.p90_ms)}
+            <b>{slowest.title}</b> half of {many(slowest.timed, "person", "people")} needed more than{" "}
+            {duration(slowest.median_ms)}, one in ten more than {duration(slowest.p90_ms)}
           </>
         ) : (
           <b>not known yet</b>
@@ -164,7 +194,7 @@ function TimesOfStep({ answer }: { answer: Steps }): JSX.Element | null {
 }
 
 function StepsTable({ answer, toWaiting }: { answer: Steps; toWaiting: ToWaiting }): JSX.Element {
-  const worst = worstOf(answer.steps);
+  const worst = worstOf(answer);
   return (
     <Table
       caption="Steps"
