@@ -335,7 +335,8 @@ async def test_where_most_people_stop_and_which_step_is_slowest(page: Page, api:
     findings = page.locator(".findings")
     steps = truth.steps()
     most = max(s["dropped_here"] for s in steps.values())
-    await expect(findings).to_contain_text(f"{most} people")
+    total = sum(s["dropped_here"] for s in steps.values())
+    await expect(findings).to_contain_text(f"{most} of {total} people who stopped")
     slowest = max(steps, key=lambda s: steps[s]["median_ms"] or 0)
     await expect(findings).to_contain_text(f"title of {slowest}")
     rows = await page.locator("tbody tr").evaluate_all(

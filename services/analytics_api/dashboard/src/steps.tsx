@@ -97,7 +97,7 @@ export function slowestOf(steps: readonly Step[]): Step | undefined {
 export function chanceOfStops({ most_stop, steps }: Pick<Steps, "steps" | "most_stop">): string {
   if (!most_stop?.like_it) return "; so few have stopped that it may be chance";
   if (most_stop.like_it.length === 0) return "";
-  const others = steps.filter((s) => most_stop.like_it?.includes(s.step_id));
+  const others = most_stop.like_it.flatMap((id) => steps.find((s) => s.step_id === id) ?? []);
   const named = others.slice(0, NAMED).map((s) => `${s.title} (${count(s.dropped_here)})`);
   const rest = others.length - named.length;
   return `; by chance it may as well be ${named.join(", ")}${rest > 0 ? ` and ${many(rest, "more step")}` : ""}`;
