@@ -551,9 +551,12 @@ def _(answer: Funnel) -> Brief:
 
 
 def _removed(steps: Sequence[Step]) -> dict[str, Cell]:
-    titles = "; ".join(one_line(step.title, _TITLE) for step in steps[:_NAMED])
-    more = f"; and {len(steps) - _NAMED} more" if len(steps) > _NAMED else ""
-    return {"removed_since": f"{titles}{more}"} if steps else {}
+    return {"removed_since": _listed([one_line(step.title, _TITLE) for step in steps])} if steps else {}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return "; ".join([*names[:_NAMED], *more])
 
 
 @brief_of.register
@@ -601,10 +604,8 @@ def _most_stop(answer: Steps, labels: _Labels) -> dict[str, Cell]:
         return {}
     if found.like_it is None:
         return {"most_dropped_here": f"too few stopped to tell: {found.dropped}"}
-    others = [labels(step) for step in found.like_it[:_NAMED]]
-    rest = len(found.like_it) - len(others)
-    more = f"; and {rest} more" if rest else ""
-    return {"may_be_first_by_chance_too": "; ".join(others) + more} if others else {}
+    others = [labels(step) for step in found.like_it]
+    return {"may_be_first_by_chance_too": _listed(others)} if others else {}
 
 
 @brief_of.register

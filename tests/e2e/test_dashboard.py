@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,21 +10,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, expect
 
+from tests.support.browser import needs_chromium
 from tests.support.crowd import WALKTHROUGH, gather
 from tests.support.figures import DAY, Figures
 from tests.support.refused import refuse
 from tests.support.world import Api, World, completed, eventually
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
-# The first comparison imports SciPy, which takes longer than Playwright's five seconds on a busy machine.
-expect.set_options(timeout=90_000)
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module"), needs_chromium]
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 800}
 
 
@@ -57,14 +50,6 @@ async def _with_agents(world: World) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def api(full: World) -> Api:
     return await full.start_api()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        await opened.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 from scipy.stats import binomtest
 
 import services.demo
@@ -19,6 +18,7 @@ from services.demo.history import past_month
 from services.demo.people import Offer
 from services.demo.picture import SQL as DEMO
 from services.walkthrough_mcp.exchange import import_walkthrough, read_export
+from tests.support.browser import needs_chromium
 from tests.support.figures import DAY
 from tests.support.headlines import (
     SQL,
@@ -35,13 +35,7 @@ from tests.support.headlines import (
 from tests.support.logs import NAMES, copy_completions, needs_logs, oracle, path
 from tests.support.world import Api, World
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
-expect.set_options(timeout=90_000)
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module"), needs_chromium]
 SERVERS = {"hooks-docs": "srv_hooks", "query-coach": "srv_query"}
 
 
@@ -63,14 +57,6 @@ class Shown(NamedTuple):
     compare: str
     a: Side
     b: Side
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        opened = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        await opened.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -1,21 +1,16 @@
 """A page of another origin, in a real browser, that calls an MCP server."""
 
-import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from playwright.async_api import async_playwright
 
 from tests.support.agents import HELLO
+from tests.support.browser import chromium, needs_chromium
 from tests.support.world import World
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
+pytestmark = [pytest.mark.integration, needs_chromium]
 #: Opens a session and uses it, with the headers of a client; what the page could read, or why it could not.
 CLIENT = """async ([url, hello]) => {
   const headers = {"content-type": "application/json", accept: "application/json, text/event-stream"};
@@ -49,15 +44,13 @@ async def test_a_page_of_a_named_origin_is_a_client_and_that_of_another_is_not(w
     origin = f"http://localhost:{pages.server_port}"
     named = await world.start_mcp(mcp_cors_origins=origin)
     other = await world.start_mcp()
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    async with chromium() as browser:
         page = await browser.new_page()
         await page.goto(origin)
         read = [
             await page.evaluate(CLIENT, [f"http://127.0.0.1:{service.port}/mcp/srv_1", HELLO])
             for service in (named, other)
         ]
-        await browser.close()
     pages.shutdown()
     assert "start_walkthrough" in read[0], read
     assert "Failed to fetch" in read[1], read

@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -318,6 +318,10 @@ async def test_agents_are_told_the_same(api: Api, truth: Edited) -> None:
         funnel = await asked(agent, "get_funnel", version=[1])
         assert funnel["facts"]["order_of_version"] == 1
         assert funnel["facts"]["removed_since"] == "title of x"
+        assert "in_this_order_since" not in funnel["facts"], "which all of these had"
+        funnel = await asked(agent, "get_funnel")
+        since = datetime.fromtimestamp(truth.sinces[0] // 1000, UTC)
+        assert funnel["facts"]["in_this_order_since"].startswith(f"{since:%Y-%m-%d %H:%M:%S}")
         people = await asked(agent, "find_journeys", version=[2], limit=500, max_bytes=100_000)
         began = people["columns"].index("version_began")
         assert {row[began] for row in people["rows"]} == {2}

@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from services.analytics_api.briefs import brief_of
+from services.analytics_api.models import Steps
 from tests.support.crowd import STEPS, WALKTHROUGH
 from tests.support.figures import DAY
 from tests.support.world import World, completed
@@ -64,7 +66,11 @@ async def test_where_most_people_stop_is_told_from_chance(
     )
     await world.drain_marks()
     api = await world.start_api()
-    found = (await api.get(f"{WT}/steps"))["most_stop"]
+    answer = await api.get(f"{WT}/steps")
+    told = brief_of(Steps.model_validate(answer)).facts
+    assert told.get("may_be_first_by_chance_too") == ("title of b" if like_it == ["b"] else None)
+    assert told.get("most_dropped_here") == ("too few stopped to tell: 14" if like_it is None else None)
+    found = answer["most_stop"]
     if like_it == "nobody":
         assert found is None
         return

@@ -128,9 +128,8 @@ def _compared(context: Context, of: Figures) -> tuple[dict[str | None, Compared]
         )
     elif few := sum(1 for s in context.steps if s.id not in can and s.id not in added):
         why.append(f"Whether {few} steps changed: fewer than {ENOUGH} people of a period reached them.")
-    if (
-        added and of.before.journeys
-    ):  # without anybody before, all steps may have been added with the walkthrough
+    # Without anybody before, nobody missed them: all may have been added with the walkthrough.
+    if added and of.before.journeys:
         newest = max(added, key=lambda step: added[step])
         title = next(s.title for s in context.steps if s.id == newest)
         why.append(

@@ -93,6 +93,9 @@ export function slowestOf(steps: readonly Step[]): Step | undefined {
   return (enough.length > 0 ? enough : timed).sort((a, b) => (b.median_ms ?? 0) - (a.median_ms ?? 0))[0];
 }
 
+/** So many steps are named, and the others counted. */
+const NAMED = 3;
+
 /** How far it can be told from chance that most people stop at a step: nothing where it can. */
 export function chanceOfStops({ most_stop, steps }: Pick<Steps, "steps" | "most_stop">): string {
   if (!most_stop?.like_it) return "; so few have stopped that it may be chance";
@@ -102,8 +105,6 @@ export function chanceOfStops({ most_stop, steps }: Pick<Steps, "steps" | "most_
   const rest = others.length - named.length;
   return `; by chance it may as well be ${named.join(", ")}${rest > 0 ? ` and ${many(rest, "more step")}` : ""}`;
 }
-
-const NAMED = 3;
 
 /** Since when the steps are in the order of a funnel, where people began before: their way was another. */
 export function orderText(
