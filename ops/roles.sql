@@ -126,6 +126,9 @@ grant select, insert on gone_events to stepstream_recorder;
 grant select, insert, update, delete on sent_events to stepstream_recorder;
 grant select, delete on witnessed_events to stepstream_recorder;
 grant select on counted_offsets to stepstream_recorder;
+-- People and sessions of sources that may register on first sight.
+grant insert (id, first_seen_at) on mcp_server_user to stepstream_recorder;
+grant insert on mcp_server_session to stepstream_recorder;
 
 -- The aggregator: journeys, counts and marks.
 grant select, insert, update, delete on
@@ -162,6 +165,7 @@ grant select (id, mcp_server_user_id, walkthrough_id, step_id, completed_at) on 
 grant select (mcp_server_user_id, walkthrough_id, step_id, skipped_at) on walkthrough_step_skips to stepstream_mcp;
 grant insert on outbox to stepstream_mcp;
 grant select, insert on mcp_session_clients to stepstream_mcp;
+grant select on registered_people to stepstream_mcp;
 
 -- The API and the dashboard read.
 grant select on
@@ -175,6 +179,12 @@ grant select (id, mcp_server_user_id, walkthrough_id) on waiting_events to steps
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
 
+-- What comes in by HTTP: people and sessions, and the events that Kafka does not take right now.
+grant select, insert on registered_people to stepstream_api;
+grant select (id, distinct_id), insert (id, first_seen_at) on mcp_server_user to stepstream_api;
+grant insert on mcp_server_session, outbox to stepstream_api;
+grant select on erased_users to stepstream_api;
+
 -- Versions of walkthroughs are read. Triggers write them, whoever edits the steps.
 grant select on walkthrough_versions to stepstream_api, stepstream_operator;
 
@@ -186,6 +196,8 @@ grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;
 grant update (acknowledged_at) on gone_events to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
+grant select, insert on registered_people to stepstream_operator;
+grant insert (id, first_seen_at) on mcp_server_user to stepstream_operator;
 -- `erase` of a person who is a source.
 grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
