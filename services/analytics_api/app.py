@@ -29,6 +29,7 @@ from services.analytics_api.routes import Shared, router
 from services.analytics_api.sign_in import METADATA_PATH, PATH
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
+from services.analytics_api.writing import opened_writer
 from services.runtime import http_layers
 from services.runtime.database import Connection, Pool, Setup, opened_pool
 from services.runtime.faults import route_of
@@ -82,8 +83,13 @@ class AnalyticsProcess(Process[Shared]):
             servers.watch(freshness)
             answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
             changes = Changes(answers)
-            async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
-                yield Shared(answers, self.keys, changes, self.streams, self.stopping)
+            async with (
+                freshness.running(),
+                changes.running(),
+                watching_schema(pool, self.refusals),
+                opened_writer(settings, self.refusals) as writer,
+            ):
+                yield Shared(answers, self.keys, changes, self.streams, writer, self.stopping)
 
     def application(self) -> ASGIApp:
         """The API, its MCP tools, and the dashboard."""
@@ -155,7 +161,7 @@ def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
         return CORSMiddleware(
             app,
             allow_origins=origins,
-            allow_methods=["GET", "PUT"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=["Authorization", "Accept", "Content-Type", "If-None-Match", "Last-Event-ID"],
             expose_headers=["ETag", "Link", "Retry-After", LEFT_OUT, REQUEST_ID],
         )

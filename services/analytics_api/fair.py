@@ -42,6 +42,11 @@ _OF: Final = {
 }
 
 
+def writers(settings: Settings) -> int:
+    """How many connections there are for writing."""
+    return settings.api_write_database_pool_size
+
+
 class Lane(fair.Lane):
     """A line in which questions wait.
 
@@ -77,6 +82,8 @@ class Lanes:
         self.computing = Lane("computing", 1)
         #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
+        #: What writes: it has connections of its own, of which half are closed to any one organization.
+        self.writing = Lane("writing", writers(settings), most_each=max(1, writers(settings) // 2))
         #: Keys that nobody has used lately: they come from any number of addresses, and may not be good.
         self.strangers = Lane("strangers", 1)
         #: Streams that look whether their keys are still good: many may at the same moment.
@@ -240,17 +247,27 @@ class Rates:
     def __init__(self, most: int = _MOST_COUNTED) -> None:
         self._counts: LRUCache[Hashable, tuple[float, int]] = LRUCache(most)
 
-    def hit(self, rate: RateLimitItem, now: float, *name: str) -> float | None:
-        """Counts one; or, where that is more than the rate, how many seconds are left of the window."""
-        seconds = float(rate.get_expiry())
-        key = (rate, *name)
-        until, count = self._counts.get(key, (0.0, 0))
-        if now >= until:
-            until, count = now + seconds, 0
-        if count >= rate.amount:
-            return until - now
-        self._counts[key] = until, count + 1
-        return None
+    def hit(self, rate: RateLimitItem, now: float, *name: str, cost: int = 1) -> float | None:
+        """Counts `cost`; or, where that is more than the rate, how many seconds are left of the window."""
+        left = self.left(rate, now, *name, cost=cost)
+        if left is None:
+            until, count = self._window(rate, now, name)
+            self._counts[(rate, *name)] = until, count + cost
+        return left
+
+    def left(self, rate: RateLimitItem, now: float, *name: str, cost: int = 1) -> float | None:
+        """How many seconds to wait until `cost` may be counted; None is now.
+
+        What costs more than the whole rate has a window to itself.
+        """
+        until, count = self._window(rate, now, name)
+        is_too_much = count + cost > rate.amount and (count or not rate.amount)
+        return until - now if is_too_much else None
+
+    def _window(self, rate: RateLimitItem, now: float, name: tuple[str, ...]) -> tuple[float, int]:
+        """When the window ends, and what is counted in it."""
+        until, count = self._counts.get((rate, *name), (0.0, 0))
+        return (now + float(rate.get_expiry()), 0) if now >= until else (until, count)
 
 
 Kept = TypeVar("Kept")

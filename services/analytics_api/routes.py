@@ -18,7 +18,7 @@ from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
 from services.analytics_api.exports import Export, ExportResponse
 from services.analytics_api.fair import Turn
-from services.analytics_api.keys_and_rates import KeysAndRates
+from services.analytics_api.keys_and_rates import KeysAndRates, may_read
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.left_out import left_out
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
@@ -41,6 +41,7 @@ from services.analytics_api.questions import QUESTIONS, Answer, Question
 from services.analytics_api.store import Context
 from services.analytics_api.tables import JSON_LINES, csv_of, json_lines
 from services.analytics_api.tables import MEDIA_TYPE as CSV
+from services.analytics_api.writing import Writer
 from services.runtime.database import Pool, can_be_stored
 from services.runtime.fair import Asker
 
@@ -53,6 +54,7 @@ class Shared:
     keys: KeysAndRates
     changes: Changes
     streams: Streams
+    writer: Writer
     stopping: asyncio.Event
 
     @property
@@ -110,6 +112,7 @@ async def admitted(
         ProblemError: there is no key that is good; or an id is one that the database cannot have.
     """
     turn = await admit(uses, request)
+    may_read(turn.asker)
     for name, value in request.path_params.items():
         if not can_be_stored(value):
             raise not_found(name.removesuffix("_id"), value.replace("\0", "\\0"))
@@ -228,7 +231,7 @@ async def _is_admitted(request: Request, uses: Shared, asker: Asker) -> bool:
     text = request.headers["authorization"].split()[-1]
     async with turn_of(request.scope).lanes.keys.place(asker):
         now = await uses.keys.find(text)
-    return now is not None and now.organization == asker.organization
+    return now is not None and now.may_read and now.organization == asker.organization
 
 
 @router.get("/organization", response_model=Overview, responses=_TABLE)

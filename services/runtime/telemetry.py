@@ -175,7 +175,7 @@ API_CROWDED = Counter(
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public.",
+    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public, writing.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
