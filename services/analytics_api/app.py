@@ -21,6 +21,7 @@ from services.analytics_api.admission import Admission
 from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
+from services.analytics_api.intake.routes import router as intake_router
 from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.live import Changes, Streams
@@ -148,6 +149,7 @@ def describe() -> FastAPI:
         redirect_slashes=False,  # to where the Host header says, and a key would go along
     )
     app.include_router(router)
+    app.include_router(intake_router)
     return app
 
 

@@ -5,7 +5,7 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import limits
@@ -121,6 +121,25 @@ class KeysAndRates:
             self._check_asker(asker)
         return asker
 
+    def check_written(self, asker: Asker) -> None:
+        """Looks whether anything more may come in now; so that a body is not read for nothing.
+
+        Raises:
+            ProblemError: as `count_written`.
+        """
+        self._check_written(asker, 1)
+
+    def _check_written(self, asker: Asker, cost: int) -> None:
+        for rate, *name in self._written_by(asker):
+            if (left := self._rates.left(rate, time.monotonic(), *name, cost=cost)) is not None:
+                raise _too_many(rate, left, "events, people and sessions", _NOTHING_TAKEN)
+
+    def _written_by(self, asker: Asker) -> Iterator[tuple[limits.RateLimitItem, str, str, str]]:
+        """The rates that hold for what an asker writes, each with whose it is."""
+        if self._write_rate is not None:
+            yield self._write_rate, "written", "key", asker.key
+            yield _twice(self._write_rate), "written", "organization", asker.organization
+
     def count_written(self, asker: Asker, items: int) -> None:
         """Counts what came in with one request: events, people or sessions, and 1 where it has none.
 
@@ -129,16 +148,10 @@ class KeysAndRates:
         Raises:
             ProblemError: that is more than the key, or its organization, may send; nothing is counted.
         """
-        if self._write_rate is None:
-            return
-        now, cost = time.monotonic(), max(1, items)
-        of_key, of_organization = self._write_rate, _twice(self._write_rate)
-        counted = (of_key, "key", asker.key), (of_organization, "organization", asker.organization)
-        for rate, *name in counted:
-            if (left := self._rates.left(rate, now, "written", *name, cost=cost)) is not None:
-                raise _too_many(rate, left, "events, people and sessions", _NOTHING_TAKEN)
-        for rate, *name in counted:
-            self._rates.hit(rate, now, "written", *name, cost=cost)
+        cost = max(1, items)
+        self._check_written(asker, cost)
+        for rate, *name in self._written_by(asker):
+            self._rates.hit(rate, time.monotonic(), *name, cost=cost)
 
     async def _of_token(self, text: str) -> Asker:
         try:

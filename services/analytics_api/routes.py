@@ -18,7 +18,7 @@ from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
 from services.analytics_api.exports import Export, ExportResponse
 from services.analytics_api.fair import Turn
-from services.analytics_api.keys_and_rates import KeysAndRates, may_read
+from services.analytics_api.keys_and_rates import KeysAndRates, may_read, may_write
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.left_out import left_out
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
@@ -63,14 +63,15 @@ class Shared:
         return self.answers.store.pool
 
 
-def _problems(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+def problems_as(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Problems in OpenAPI, by status, each with what it means."""
     return {
         status: {"description": what, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
         for status, what in statuses
     }
 
 
-_COMMON: Final = _problems(
+_COMMON: Final = problems_as(
     (401, "No key, or none that is good"),
     (404, "There is none, or it is another organization's"),
     (422, "A parameter makes no sense"),
@@ -119,6 +120,22 @@ async def admitted(
     return turn
 
 
+async def admitted_to_write(
+    request: Request,
+    uses: Annotated[Shared, Depends(shared)],
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Turn:
+    """The turn of whoever's key the request has, which may write; nothing of its body is read before.
+
+    Raises:
+        ProblemError: there is no key that is good, or it may read alone.
+    """
+    turn = await admit(uses, request)
+    may_write(turn.asker)
+    uses.keys.check_written(turn.asker)
+    return turn
+
+
 async def admit(uses: Shared, request: Request) -> Turn:
     """The turn of a request, which is now of the one whose key it has.
 
@@ -132,6 +149,7 @@ async def admit(uses: Shared, request: Request) -> Turn:
 
 Uses = Annotated[Shared, Depends(shared)]
 Turned = Annotated[Turn, Depends(admitted)]
+TurnedToWrite = Annotated[Turn, Depends(admitted_to_write)]
 Id = Annotated[str, Path(min_length=1, max_length=64)]
 
 
@@ -296,7 +314,7 @@ async def finish_rule(uses: Uses, turn: Turned, walkthrough_id: Id) -> FinishRul
 @router.put(
     "/walkthroughs/{walkthrough_id}/finish-rule",
     response_model=FinishRule,
-    responses=_problems((403, "The key may read alone")),
+    responses=problems_as((403, "The key may read alone")),
 )
 async def set_finish_rule(
     uses: Uses, turn: Turned, walkthrough_id: Id, given: FinishRuleQuestion
