@@ -67,8 +67,9 @@ async def find_references(
 async def find_surpassed(db: Connection, reads: Sequence[Read]) -> set[int]:
     """Those of these completions and starts that change nothing, by index: an earlier one is recorded."""
     rows = [
-        (r.item.index, r.event.type, *r.of_what, r.event.happened_at, _PREFIXES[r.event.type] + r.event.event_id)
+        (r.item.index, kind, *r.of_what, r.event.happened_at, _PREFIXES[kind] + r.event.event_id)
         for r in reads
+        for kind in (r.event.type,)
     ]
     columns = [list(column) for column in zip(*rows, strict=True)]
     return {row["number"] for row in await db.fetch(SQL["find_surpassed"], *columns)}

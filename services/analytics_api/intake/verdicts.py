@@ -1,8 +1,8 @@
 """What becomes of each item of a batch of events: pure, the clock and what the database has are passed in.
 
-An item may have `distinct_id` and `session_id`, the producer's own, where the contract has the platform's ids,
-and leave the server out. It is read with something in the place of what is not known yet, by `schemas.decode`
-as the consumers do; then the database says what these mean, and `judge` what counts.
+An item may have `distinct_id` and `session_id`, ids of the producer's own, in place of the platform's, and
+leave the server out. It is read by `schemas.decode`, as by the consumers, with something in the place of what
+is not known yet; then the database says what that is, and `judge` what counts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -230,7 +230,7 @@ def _read(item: Item, organization: str, writing: Writing, now_ms: int) -> Read 
 
 
 def _names_of(given: Mapping[str, Any]) -> Sequence[str] | Refusal:
-    """The fields of an item's type; what is of no type is of the first of all, for the contract to explain."""
+    """The fields of an item's type; of an unknown type that one alone."""
     kind = given.get("type")
     if kind in _OF_OPERATORS:
         return Refusal(
