@@ -1,7 +1,9 @@
 """People and sessions that organizations register by ids of their own: each once, and nobody sees another's."""
 
 import asyncio
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -360,3 +362,109 @@ async def _live(api: Api, path: str, key: str) -> httpx2.Response:
     """The beginning of a stream's answer."""
     async with api.http.stream("GET", path, headers={"Authorization": f"Bearer {key}"}) as response:
         return response
+
+
+async def test_people_and_sessions_are_registered_by_command(world: World, tmp_path: Path) -> None:
+    await world.offer()
+    await world.db.execute("update organization set slug = 'acme'")
+    table = tmp_path / "people.csv"
+    table.write_text('\ufeffdistinct_id\nu-1\n\nu-2\n"u,3"\nu-1\n')
+    done = world.command("register", "people", str(table), "--organization", "acme")
+    assert done.returncode == 0, done.stderr
+    assert "4 registered, 3 of them new" in done.stderr
+    ids = dict(await world.db.fetch("select distinct_id, mcp_server_user_id from registered_people"))
+    assert set(ids) == {"u-1", "u-2", "u,3"}
+    assert all(distinct_id in done.stdout and user in done.stdout for distinct_id, user in ids.items())
+
+    lines = [
+        {"session_id": "s-1", "distinct_id": "u-1", "started_at": 1_764_000_000_000},
+        {"session_id": "s-2", "server": "srv_9"},
+        {"session_id": "s-3", "server": "srv_1", "distinct_id": "u-9"},
+    ]
+    given = "\n".join(json.dumps(line) for line in lines) + "\n{\n"
+    done = world.command(
+        "register", "sessions", "-", "--organization", "org", "-o", "ndjson", stdin=given.encode()
+    )
+    assert done.returncode == 1
+    assert "line 2: unknown-server: there is no server with the slug or id `srv_9`" in done.stderr
+    assert "line 4: not-json: the line is no JSON" in done.stderr
+    assert "2 of 4 were refused" in done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["status"] for r in results] == ["accepted", "refused", "accepted", "refused"]
+    users = {r["session_id"]: r["mcp_server_session_id"] for r in results if r["status"] == "accepted"}
+    kept = dict(
+        await world.db.fetch("select mcp_server_session_id, mcp_server_user_id from mcp_server_session")
+    )
+    assert kept[users["s-1"]] == ids["u-1"]
+    assert kept[users["s-3"]] == await world.db.fetchval(
+        "select mcp_server_user_id from registered_people where distinct_id = 'u-9'"
+    )
+    one = ("register", "sessions", "--organization", "org", "--session-id", "s-1", "-o", "json")
+    again = json.loads((await world.invoke(*one)).stdout)
+    assert (again[0]["mcp_server_session_id"], again[0]["created"]) == (users["s-1"], False)
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "code", "told"),
+    [
+        (("people",), b"", 2, "--distinct-id"),
+        (("people", "-", "--distinct-id", "u-1"), b"", 2, "one of them"),
+        (("people", "-"), b"", 2, "there are no people in it"),
+        (("people", "-"), b"name\nann\n", 2, "line 1: `name` is no column of people"),
+        (("people", "-"), b"distinct_id\n\xff\n", 2, "line 2: it is no UTF-8"),
+        (("people", "-"), b"distinct_id\na,b\nc\n", 1, "line 2: not-json: the line has 2 cells for 1 names"),
+        (("people", "nowhere.csv"), b"", 2, "nowhere.csv: No such file"),
+        (("sessions", "--server", "srv_1"), b"", 2, "--server is of one session"),
+        (("sessions", "-"), b"session_id,started_at\ns,soon\n", 1, "started_at"),
+    ],
+)
+async def test_what_cannot_be_registered_is_said_with_its_line(
+    world: World, args: tuple[str, ...], given: bytes, code: int, told: str
+) -> None:
+    await world.offer()
+    done = world.command("register", *args, "--organization", "org", stdin=given)
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+
+
+async def test_registering_for_an_organization_that_there_is_not_is_refused(world: World) -> None:
+    done = world.command("register", "people", "--organization", "acme", "--distinct-id", "u-1")
+    assert done.returncode == 2
+    assert "there is no organization with the id or slug `acme`" in done.stderr
+
+
+async def test_keys_are_made_and_listed_with_what_they_may(world: World) -> None:
+    await world.offer()
+    make = ("keys", "create", "--organization", "org", "--name")
+    assert (await world.invoke(*make, "reader")).returncode == 0
+    writer = await world.invoke(
+        *make, "writer", "--may-write", "--type", "step-completed", "--server", "srv_1", "--source", "/shop"
+    )
+    assert writer.returncode == 0, writer.stderr
+    assert (await world.invoke(*make, "both", "--may-write", "--may-read", "--may-register")).returncode == 0
+    rows = json.loads((await world.invoke("keys", "list", "-o", "json")).stdout)
+    assert {row["name"]: row["may"] for row in rows} == {
+        "reader": "read",
+        "writer": "write, only step-completed, only srv_1",
+        "both": "read, write, register",
+    }
+    (row,) = [row for row in rows if row["name"] == "writer"]
+    assert (row["write_types"], row["write_server_ids"], row["source"], row["may_read"]) == (
+        ["step-completed"],
+        ["srv_1"],
+        "/shop",
+        False,
+    )
+    assert "write, only" in (await world.invoke("keys", "list")).stdout
+    for more, told in (
+        (("--may-register",), "--may-write"),
+        (("--type", "step-completed"), "--may-write"),
+        (("--may-write", "--type", "user-erased"), "`user-erased` is none of"),
+        (("--may-write", "--server", "srv_9"), "no server with the slug or id `srv_9`"),
+        (("--may-write", "--source", "stepstream-operator"), "is trusted"),
+        (("--may-write", "--source", "x" * 101), "at most 100"),
+        (("--may-write", "--may-edit"), "--may-read"),
+    ):
+        refused = await world.invoke(*make, "wrong", *more)
+        assert (refused.returncode, told in refused.stderr) == (2, True), refused.stderr
+    trusted = await world.invoke(*make, "wrong", "--may-write", "--source", "/crm", trusted_sources="/crm")
+    assert trusted.returncode == 2
