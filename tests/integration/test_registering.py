@@ -1,10 +1,12 @@
 """People and sessions that organizations register by ids of their own: each once, and nobody sees another's."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx2
@@ -21,7 +23,9 @@ from services.analytics_api.registering import (
     register_people,
     register_sessions,
 )
-from tests.support.world import PATIENCE, Api, World
+from tests.integration.test_locks import locked
+from tests.support.agents import agent
+from tests.support.world import API, PATIENCE, Api, World, completed
 
 pytestmark = pytest.mark.integration
 
@@ -468,3 +472,136 @@ async def test_keys_are_made_and_listed_with_what_they_may(world: World) -> None
         assert (refused.returncode, told in refused.stderr) == (2, True), refused.stderr
     trusted = await world.invoke(*make, "wrong", "--may-write", "--source", "/crm", trusted_sources="/crm")
     assert trusted.returncode == 2
+
+
+async def test_who_is_registered_is_the_one_whom_agents_lead(world: World) -> None:
+    """By the tracking id in the address; at another organization's server the same id is another person."""
+    await world.offer()
+    await another_organization(world)
+    await world.db.execute(
+        "insert into walkthroughs (id, organization_id, title, status) values ('wt_o', 'other', 'o', 'published')"
+    )
+    await world.db.execute(
+        "insert into walkthrough_steps (id, walkthrough_id, title, content_fields) values ('o1', 'wt_o', 'o1', '{}')"
+    )
+    await world.db.execute(
+        "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id) values ('o', 'srv_2', 'wt_o')"
+    )
+    service = await world.start_mcp()
+    person = (await register_people(world.db, "org", ["u-1"]))["u-1"].user_id
+    for slug in ("srv_1", "srv_2-slug", "srv_1"):
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/{slug}/u-1") as client:
+            await client.call("start_walkthrough")
+    met = await world.db.fetch(
+        "select mcp_server_user_id as id, mcp_server_slug as slug from mcp_server_session"
+    )
+    users = {slug: {row["id"] for row in met if row["slug"] == slug} for slug in ("srv_1", "srv_2-slug")}
+    assert users["srv_1"] == {person}
+    assert len(users["srv_2-slug"]) == 1
+    assert person not in users["srv_2-slug"]
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
+    # Who came to a server before is known to its organization alone.
+    assert await find_people(world.db, "other", ["u-1"]) == {"u-1": users["srv_2-slug"].pop()}
+
+
+async def test_who_is_erased_is_forgotten_and_the_same_id_is_a_new_person(world: World) -> None:
+    await world.offer()
+    world.start_both()
+    api = await world.start_api()
+    key = await key_of(world, WRITES)
+
+    async def come(path: str, item: dict[str, Any]) -> dict[str, Any]:
+        answer = await post(api, path, item, key)
+        assert answer.status_code == 200, answer.text
+        (result,) = answer.json()["results"]
+        return dict(result)
+
+    first = (await come("people", {"distinct_id": "u-1"}))["mcp_server_user_id"]
+    session = (await come("sessions", {"session_id": "s-1", "distinct_id": "u-1"}))["mcp_server_session_id"]
+    await world.produce([completed(first, "a", 1, mcp_server_session_id=session)])
+    await world.drained()
+    assert await world.db.fetchval("select count(*) from walkthrough_step_completions") == 1
+    erased = await world.invoke("erase", first, "--execute")
+    assert erased.returncode == 0, erased.stderr
+    await world.drained()
+    for table in (
+        "registered_people",
+        "mcp_server_user",
+        "mcp_server_session",
+        "walkthrough_step_completions",
+    ):
+        assert await world.db.fetchval(f"select count(*) from {table}") == 0, table
+    again = await come("people", {"distinct_id": "u-1"})
+    assert again["created"]
+    assert again["mcp_server_user_id"] != first
+    # The session's id is free again, too: it is the new person's.
+    bound = await come("sessions", {"session_id": "s-1", "distinct_id": "u-1"})
+    assert (bound["mcp_server_session_id"], bound["created"]) == (session, True)
+
+
+async def test_many_at_once_come_in_and_each_is_one(world: World) -> None:
+    """People and sessions of the same ids, by several clients and keys."""
+    await world.offer()
+    api = await world.start_api()
+    keys = [await key_of(world, WRITES) for _ in range(3)]
+    ids = [f"u-{n}" for n in range(60)]
+
+    async def come(number: int) -> list[str]:
+        key = keys[number % len(keys)]
+        mixed = ids[number * 7 % 60 :] + ids[: number * 7 % 60]
+        people = await post(api, "people", [{"distinct_id": one} for one in mixed], key)
+        assert people.status_code == 200, people.text
+        given = [{"session_id": f"s-{one}", "distinct_id": one} for one in reversed(mixed)]
+        sessions = await post(api, "sessions", given, key)
+        assert sessions.status_code == 200, sessions.text
+        return sorted(r["mcp_server_session_id"] for r in sessions.json()["results"])
+
+    answers = await asyncio.gather(*(come(number) for number in range(9)))
+    assert all(answer == answers[0] for answer in answers)
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 60
+    assert await world.db.fetchval("select count(*) from mcp_server_session") == 60
+
+
+async def test_it_is_written_at_the_primary_wherever_figures_are_read(world: World) -> None:
+    """A role that may read alone stands for a replica: its connections refuse to write as well."""
+    await world.offer()
+    key = await key_of(world, WRITES)
+    writer = urlsplit(world.settings_of(API).dsn)
+    readers = urlunsplit(writer._replace(query="options=-c%20default_transaction_read_only%3Don"))
+    api = await world.start_api(api_database_url=readers)
+    assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200
+    async with reader_of(world) as reader:
+        alone = await world.start_api(database_url=reader)
+        refused = await post(alone, "people", {"distinct_id": "u-2"}, key)
+        assert (refused.status_code, "primary" in refused.json()["detail"]) == (501, True)
+    assert await world.db.fetchval("select count(*) from registered_people") == 1
+
+
+@contextlib.asynccontextmanager
+async def reader_of(world: World) -> AsyncIterator[str]:
+    """The database by a login that has the rights of the API but those to write."""
+    name = f"reader_{world.settings.topic[:20]}"
+    await world.db.execute(f"create role {name} login password 'reader'")
+    await world.db.execute(f"grant usage on schema public to {name}")
+    await world.db.execute(f"grant select on all tables in schema public to {name}")
+    parts = urlsplit(world.settings.dsn)
+    try:
+        yield urlunsplit(parts._replace(netloc=f"{name}:reader@{parts.netloc.rpartition('@')[2]}"))
+    finally:
+        await world.db.execute(f"drop owned by {name}; drop role {name}")
+
+
+async def test_what_somebody_has_locked_is_to_be_sent_again_and_nothing_is_taken(world: World) -> None:
+    await world.offer()
+    api = await world.start_api(api_lock_seconds=0.05)
+    key = await key_of(world, WRITES)
+    async with locked(
+        world,
+        "insert into mcp_server_user (id) values ('ann')",
+        "insert into registered_people (organization_id, distinct_id, mcp_server_user_id)"
+        " values ('org', 'u-1', 'ann')",
+    ):
+        busy = await post(api, "people", [{"distinct_id": "u-0"}, {"distinct_id": "u-1"}], key)
+        assert (busy.status_code, busy.headers["Retry-After"]) == (503, "5")
+        assert await world.db.fetchval("select count(*) from registered_people") == 0
+    assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200
