@@ -388,7 +388,7 @@ _CLASS_OF_ERROR: Final = {
 }
 
 #: The fields of each type of event.
-_FIELDS: Final = {
+FIELDS: Final = {
     get_args(model.model_fields["type"].annotation)[0]: tuple(model.model_fields)
     for model in get_args(AnyEvent)
 }
@@ -406,7 +406,7 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
         told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    told += causes.likely(value, problems, _FIELDS)
+    told += causes.likely(value, problems, FIELDS)
     fields = ("type" if p["type"].startswith("union_tag") else _path(p["loc"]) for p in problems)
     return EventError(rejection, "; ".join(told)[:MAX_MESSAGE], *filter(None, fields))
 

@@ -22,6 +22,7 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
 from services.analytics_api.intake.routes import router as intake_router
+from services.analytics_api.intake.taking import Intake
 from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.live import Changes, Streams
@@ -90,7 +91,9 @@ class AnalyticsProcess(Process[Shared]):
                 watching_schema(pool, self.refusals),
                 opened_writer(settings, self.refusals) as writer,
             ):
-                yield Shared(answers, self.keys, changes, self.streams, writer, self.stopping)
+                intake = Intake(settings, writer)
+                async with intake.sender.running(self):
+                    yield Shared(answers, self.keys, changes, self.streams, writer, intake, self.stopping)
 
     def application(self) -> ASGIApp:
         """The API, its MCP tools, and the dashboard."""

@@ -20,6 +20,8 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 
 #: Questions of all organizations together that a process has in hand, in shares of one organization.
 _SHARES: Final = 10
+#: The same, of batches that come in: each may have half a megabyte.
+_WRITING_SHARES: Final = 4
 #: Of as many of strangers, those that are kept for ids of keys that exist.
 _RESERVED_SHARES: Final = 2
 #: So many an organization has in hand also where all others have all places: it is in turn before them.
@@ -39,6 +41,7 @@ _OF: Final = {
     "large": "questions that read many journeys",
     "streams": "live streams",
     "exports": "exports",
+    "writes": "batches",
 }
 
 
@@ -91,6 +94,9 @@ class Lanes:
         #: Exports, each from its first page to its last.
         self.exports = Shares("exports", settings.api_organization_exports)
         self._asked = Shares("questions", settings.api_organization_questions)
+        #: What writes takes no question's place, and its body is in memory.
+        self._writing = Shares("writes", settings.api_organization_writes)
+        self._most_writing = settings.api_organization_writes * _WRITING_SHARES
         #: Those of strangers are counted apart: whoever has many addresses shuts out nobody with a good key.
         self._strangers = Shares("questions", settings.api_organization_questions)
         self._most = settings.api_organization_questions * _SHARES
@@ -102,8 +108,10 @@ class Lanes:
         return self._strangers.total >= self._most_unknown
 
     @contextlib.asynccontextmanager
-    async def turn(self, asker: Asker, *, has_known_id: bool = False) -> AsyncIterator["Turn"]:
-        """A question, from its beginning to its answer.
+    async def turn(
+        self, asker: Asker, *, has_known_id: bool = False, writes: bool = False
+    ) -> AsyncIterator["Turn"]:
+        """A question, from its beginning to its answer; or, where it `writes`, a batch that comes in.
 
         With `has_known_id`, a stranger whose key has the id of some key: such have places of their own.
 
@@ -111,11 +119,14 @@ class Lanes:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
                 stranger, all strangers together. An organization that asks little is let in all the same.
         """
-        asked = self._asked if asker.key else self._strangers
+        asked = (self._writing if writes else self._asked) if asker.key else self._strangers
         most = self._most if asker.key or has_known_id else self._most_unknown
+        if writes and asker.key:
+            most = self._most_writing
         if asked.total >= most and not (asker.key and asked.of(asker.organization) < _ALWAYS):
-            API_CROWDED.labels("questions").inc()
-            raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
+            API_CROWDED.labels("writes" if writes else "questions").inc()
+            what = "batches" if writes else "questions"
+            raise ProblemError(503, f"Too many {what}", f"too many {what} wait; come again soon", _RETRY)
         with asked.held(asker):
             turn = Turn(self, asker)
             try:

@@ -18,6 +18,7 @@ from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
 from services.analytics_api.exports import Export, ExportResponse
 from services.analytics_api.fair import Turn
+from services.analytics_api.intake.taking import Intake
 from services.analytics_api.keys_and_rates import KeysAndRates, may_read, may_write
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.left_out import left_out
@@ -55,6 +56,7 @@ class Shared:
     changes: Changes
     streams: Streams
     writer: Writer
+    intake: Intake
     stopping: asyncio.Event
 
     @property

@@ -47,8 +47,12 @@ class Writer:
         self._opening = asyncio.Lock()
         self._away = Seldom(log, "nothing could be written, the database is away", OUTAGE_SECONDS)
 
-    async def run(self, work: Callable[["Connection"], Awaitable[Result]]) -> Result:
+    async def run(
+        self, work: Callable[["Connection"], Awaitable[Result]], *, is_one_statement: bool = False
+    ) -> Result:
         """What `work` returns, committed. It may be called several times: nothing of a try before is kept.
+
+        Where it is one statement, that is a transaction by itself: one round trip, not three.
 
         Raises:
             ProblemError: the database is away, somebody has locked what this needs, or nothing may be
@@ -58,8 +62,11 @@ class Writer:
         for tries_left in reversed(range(_MOST_TRIES)):
             try:
                 pool = await self._opened()
-                async with pool.acquire() as connection, connection.transaction():
-                    return await work(connection)
+                async with pool.acquire() as connection:
+                    if is_one_statement:
+                        return await work(connection)
+                    async with connection.transaction():
+                        return await work(connection)
             except _AGAIN as error:
                 if not tries_left:
                     raise _busy() from error

@@ -315,6 +315,24 @@ class Settings(BaseSettings):
         default="12000/minute",
         description="How often an organization may ask, with all its API keys; empty is no limit.",
     )
+    api_organization_writes: int = Field(
+        default=40,
+        ge=1,
+        description="The most batches of an organization that come in by HTTP at once; half of them for one "
+        "API key.",
+    )
+    api_acknowledge_seconds: float = Field(
+        default=5,
+        ge=0.1,
+        le=60,
+        description="How long Kafka may take to acknowledge what comes in by HTTP; then the outbox takes it.",
+    )
+    api_outbox_events: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="How many events may wait in the outbox before what comes in by HTTP is refused while "
+        "Kafka is away.",
+    )
     api_write_rate: str = Field(
         default="600000/minute",
         description="How many events, people and sessions may come in with one API key, and twice as many of "

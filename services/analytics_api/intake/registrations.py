@@ -110,14 +110,16 @@ class ItemProblem(BaseModel):
     message: str = Field(description="What is wrong with it.")
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """What became of one item."""
+
     index: int = Field(description="Which item of the batch it was, from 0.")
     line: int | None = Field(default=None, description="Of NDJSON, its line, from 1.")
     status: Literal["accepted", "refused"]
     error: ItemProblem | None = None
 
 
-class PersonResult(_Result):
+class PersonResult(Result):
     """What became of one person."""
 
     distinct_id: str | None = None
@@ -125,7 +127,7 @@ class PersonResult(_Result):
     created: bool | None = Field(default=None, description="False where they were known before.")
 
 
-class SessionResult(_Result):
+class SessionResult(Result):
     """What became of one session."""
 
     session_id: str | None = None

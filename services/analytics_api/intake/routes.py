@@ -1,20 +1,24 @@
-"""What comes in by HTTP: people and sessions."""
+"""What comes in by HTTP: people, sessions and events."""
 
 import time
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from services.analytics_api.fair import Turn
-from services.analytics_api.intake.bodies import JSON, NDJSON, Item, Kind, items_of, read
+from services.analytics_api.intake.bodies import JSON, MOST_ITEMS, NDJSON, Item, Kind, items_of, read
+from services.analytics_api.intake.documents import event_schema
 from services.analytics_api.intake.registrations import (
     MOST_REGISTERED,
     GivenPerson,
     GivenSession,
     PeopleResults,
+    Result,
     SessionsResults,
     take_people,
     take_sessions,
@@ -64,9 +68,32 @@ async def items_in(request: Request, uses: Shared, turn: Turn, name: str, most: 
     Raises:
         ProblemError: the body cannot be read, is too large, or is more than the key may bring.
     """
+    kind, body = await body_in(request, uses, turn)
+    return counted_items(uses, turn, body, kind, name, most)
+
+
+async def body_in(request: Request, uses: Shared, turn: Turn) -> tuple[Kind, bytes]:
+    """What the body of a request is, and the body as it was sent.
+
+    Raises:
+        ProblemError: it is nothing that can be read, or too large; that counts as one against the key's rate.
+    """
     try:
         kind = Kind.of(request.headers)
-        items = items_of(await read(request.stream()), kind, name, most)
+        return kind, await read(request.stream())
+    except ProblemError:
+        uses.keys.count_written(turn.asker, 1)
+        raise
+
+
+def counted_items(uses: Shared, turn: Turn, body: bytes, kind: Kind, name: str, most: int) -> list[Item]:
+    """The items of a body, counted against their key's rate.
+
+    Raises:
+        ProblemError: the body cannot be read, is too large, or is more than the key may bring.
+    """
+    try:
+        items = items_of(body, kind, name, most)
     except ProblemError:
         uses.keys.count_written(turn.asker, 1)
         raise
@@ -76,9 +103,13 @@ async def items_in(request: Request, uses: Shared, turn: Turn, name: str, most: 
 
 def answered(results: BaseModel, accepted: int, refused: int) -> Response:
     """The answer that says what became of each item."""
-    status = 200 if not refused else 207 if accepted else 422
     text = results.model_dump_json(by_alias=True, exclude_unset=True)
-    return Response(text, status, {"Cache-Control": "no-store"}, JSON)
+    return Response(text, status_of(accepted, refused), {"Cache-Control": "no-store"}, JSON)
+
+
+def status_of(accepted: int, refused: int) -> int:
+    """The status of an answer with so many good items, and bad ones."""
+    return 200 if not refused else 207 if accepted else 422
 
 
 @router.post(
@@ -123,3 +154,42 @@ async def sessions(request: Request, uses: Uses, turn: TurnedToWrite) -> Respons
     async with turn.lanes.writing.place(turn.asker):
         results = await uses.writer.run(take)
     return answered(results, results.accepted, results.refused)
+
+
+class EventResult(Result):
+    """What became of one event."""
+
+    event_id: str | None = None
+
+
+class EventsResults(BaseModel):
+    """What became of a batch of events."""
+
+    accepted: int
+    refused: int
+    through: Literal["kafka", "outbox"] | None = Field(
+        description="Where the accepted ones are: all in Kafka; or some in the outbox, from which they "
+        "follow once Kafka is back."
+    )
+    results: list[EventResult]
+
+
+@router.post("/events", responses=answers(EventsResults), openapi_extra=body_of(event_schema(), "events"))
+async def events(request: Request, uses: Uses, turn: TurnedToWrite) -> Response:
+    """Takes events as they are in Kafka; answered once they are safe. It is safe to repeat, by `event_id`.
+
+    Ids of your own, `distinct_id` and `session_id`, may stand for `mcp_server_user_id` and
+    `mcp_server_session_id`; `mcp_server_id` may be left out where the key, or its organization, has just one.
+    """
+    kind, body = await body_in(request, uses, turn)
+    parse = partial(counted_items, uses, turn, body, kind, "events", MOST_ITEMS)
+    taken = await uses.intake.take(turn, parse)
+    body = to_json(
+        {
+            "accepted": taken.accepted,
+            "refused": taken.refused,
+            "through": taken.through,
+            "results": taken.results,
+        }
+    )
+    return Response(body, status_of(taken.accepted, taken.refused), {"Cache-Control": "no-store"}, JSON)
