@@ -1,5 +1,6 @@
 """Breakdowns: which parts journeys have by agent, metadata, server, version, or a step that was done."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -107,7 +108,9 @@ def _narrowed(segment: Iterable[str], kind: Kind, key: str, value: str) -> tuple
 def _of_servers(
     context: Context, question: BreakdownQuestion, counts: Mapping[str, int], journeys: int
 ) -> list[Part]:
-    names = {server.id: server.name for server in context.walkthrough.servers}
+    servers = context.walkthrough.servers
+    alike = Counter(server.name for server in servers)
+    names = {s.id: s.name if alike[s.name] == 1 else f"{s.name} ({s.id})" for s in servers}
     parts = [
         Part(server, names.get(server, server), count, server=(server,)) for server, count in counts.items()
     ]
