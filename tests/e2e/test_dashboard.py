@@ -647,6 +647,17 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
             ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
             ("segments", f"?w={WALKTHROUGH}&explain=step%3Ac", "#segments tbody tr"),
+            ("flows by agent", f"?w={WALKTHROUGH}&breakdown=agent", ".sankeys .node"),
+            (
+                "steps by agent",
+                f"?w={WALKTHROUGH}&tab=steps&breakdown=agent",
+                "section[aria-label^='Steps by'] td",
+            ),
+            (
+                "trends by agent",
+                f"?w={WALKTHROUGH}&tab=trends&breakdown=agent",
+                "section[aria-label^='Trends by'] svg",
+            ),
             ("days", f"?w={WALKTHROUGH}&tab=compare&compare=days", ".sankeys .node"),
             ("no segment", f"?w={WALKTHROUGH}&tab=compare&compare=segments", ".empty"),
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),
