@@ -199,6 +199,7 @@ grant update (acknowledged_at) on gone_events to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
 grant select, insert on registered_people to stepstream_operator;
 grant insert (id, first_seen_at) on mcp_server_user to stepstream_operator;
+grant update (mcp_server_user_id) on mcp_server_session to stepstream_operator;
 -- `erase` of a person who is a source.
 grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;
