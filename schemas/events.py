@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -64,11 +64,19 @@ class Rejection(StrEnum):
 
 
 class EventError(ValueError):
-    """A value that is no event of the contract; `rejection` is the class, the text says what to mend."""
+    """A value that is no event of the contract; `rejection` is the class, the text says what to mend.
 
-    def __init__(self, rejection: Rejection, message: str) -> None:
-        super().__init__(message)
+    The text is `told` and, after it, the likely `causes`. `fields` are those that are wrong, the first ones.
+    """
+
+    def __init__(
+        self, rejection: Rejection, told: str, fields: Sequence[str] = (), causes: Sequence[str] = ()
+    ) -> None:
+        super().__init__("; ".join((told, *causes))[:MAX_MESSAGE])
         self.rejection = rejection
+        self.told = told
+        self.fields = tuple(fields)
+        self.causes = tuple(causes)
 
 
 def encode_metadata(metadata: object) -> str:
@@ -354,11 +362,10 @@ def _check_times(event: AnyEvent, latest: int) -> None:
         if at is None:
             continue
         if (problem := why_too_early(at)) is not None:
-            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}")
+            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}", (field,))
         if at > latest:
-            raise EventError(
-                Rejection.IN_THE_FUTURE, f"{field}: {at} is more than 24 hours ahead; it is in milliseconds"
-            )
+            problem = f"{at} is more than 24 hours ahead; it is in milliseconds"
+            raise EventError(Rejection.IN_THE_FUTURE, f"{field}: {problem}", (field,))
 
 
 def why_too_early(at: int) -> str | None:
@@ -394,14 +401,14 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
     """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
-    told = []
+    told, fields = [], []
     for problem in problems[:3]:
-        field = ".".join(str(part) for part in problem["loc"][1:]) or "event"
-        told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
+        field = ".".join(str(part) for part in problem["loc"][1:])
+        told.append(f"{field or 'event'}: {_told(field, problem['type'], problem['msg'])}")
+        fields += [field or "type"] if field or problem["type"].startswith("union_tag") else []
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    told += causes.likely(value, problems, _FIELDS)
-    return EventError(rejection, "; ".join(told)[:MAX_MESSAGE])
+    return EventError(rejection, "; ".join(told), fields, causes.likely(value, problems, _FIELDS))
 
 
 def _told(field: str, kind: str, message: str) -> str:

@@ -21,6 +21,9 @@ GENERATED = {
     "asyncapi.json": asyncapi,
     "partition-vectors.json": partition_vectors,
 }
+#: Where the Python client, which installs without the server, has its copy of these modules.
+PYTHON_CLIENT = FOLDER.parent / "clients" / "python" / "stepstream_client" / "contract"
+COPIED = ("events.py", "causes.py", "advice.py")
 
 
 def main() -> None:
@@ -32,6 +35,8 @@ def main() -> None:
     if not check:
         for name, make in GENERATED.items():
             (FOLDER / name).write_text(_text(make()), "utf-8")
+        for name in COPIED:
+            (PYTHON_CLIENT / name).write_text(copied(name), "utf-8")
     problems += check_examples()
     for problem in problems:
         print(problem, file=sys.stderr)  # noqa: T201 - what the command says
@@ -47,6 +52,16 @@ def _stale() -> Iterator[str]:
         file = FOLDER / name
         if not file.exists() or file.read_text("utf-8") != _text(make()):
             yield f"schemas/{name} is not what the models say: run `make generate`, and look at what changed"
+    for name in COPIED:
+        file = PYTHON_CLIENT / name
+        if not file.exists() or file.read_text("utf-8") != copied(name):
+            yield f"{file.relative_to(FOLDER.parent)} is not schemas/{name}: run `make generate`"
+
+
+def copied(name: str) -> str:
+    """A module of the contract as the Python client has it."""
+    text = (FOLDER / name).read_text("utf-8").replace("from schemas", "from stepstream_client.contract")
+    return f"# Written by `make generate` from schemas/{name}.\n{text}"
 
 
 def check_examples() -> Iterator[str]:
