@@ -3,6 +3,7 @@
 `make docs` writes the page's part anew from a run of this file.
 """
 
+import gzip
 import json
 import os
 import re
@@ -322,6 +323,12 @@ async def test_each_example_of_the_help_works(
     export = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
     (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
     (tmp_path / "events.ndjson").write_text("")
+    (tmp_path / "events.json.gz").write_bytes(gzip.compress(b"[]"))
+    (tmp_path / "export.csv.gz").write_bytes(
+        gzip.compress(
+            b"user,walkthrough_id,step_id,finished,note\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z,x\n"
+        )
+    )
     (tmp_path / "mended.ndjson").write_text("")
     (tmp_path / "install.md").write_text("Run the installer.")
     (tmp_path / "completions.csv").write_text(

@@ -10,6 +10,7 @@ from stepstream_client.errors import (
     InvalidEvent,
     NotAcknowledged,
     NotAllowed,
+    NotInTime,
     ProducerClosed,
     Refused,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "InvalidEvent",
     "NotAcknowledged",
     "NotAllowed",
+    "NotInTime",
     "Person",
     "Producer",
     "ProducerClosed",

@@ -102,12 +102,15 @@ class Blocking(Generic[_P]):
         if (running := self._running) is not None:
             running.run(running.producer.flush())
 
-    def close(self) -> None:
-        """Waits as `flush` does, and ends the thread; it may be called again."""
+    def close(self, within: float | None = None) -> None:
+        """Waits as `flush` does, and ends the thread; it may be called again.
+
+        What is on its way after `within` seconds, where they are given, is not acknowledged.
+        """
         with self._lock:
             running, self._running, self._closed = self._running, None, True
         if running is not None:
-            running.run(running.producer.close())
+            running.run(running.producer.close(within))
             running.stop()
 
     def __enter__(self) -> Self:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from stepstream_client.errors import ClientError, ProducerClosed
+from stepstream_client.errors import ClientError, NotAcknowledged, ProducerClosed
 from stepstream_client.events import Prepared, Sendable, prepare
 
 log = logging.getLogger("stepstream_client")
@@ -41,7 +41,7 @@ class Buffered(ABC):
     def __init__(self, max_buffered: int, on_failure: OnFailure | None) -> None:
         self._room = asyncio.Semaphore(max_buffered)
         self._on_failure = on_failure or log_failure
-        self._pending: set[asyncio.Future[Accepted]] = set()
+        self._pending: dict[asyncio.Future[Accepted], str] = {}
         self._closed = False
 
     async def send(self, event: Sendable) -> Accepted:
@@ -85,11 +85,20 @@ class Buffered(ABC):
         while self._pending:
             await asyncio.wait(set(self._pending))
 
-    async def close(self) -> None:
-        """Waits as `flush` does, and ends the connections; it may be called again."""
+    async def close(self, within: float | None = None) -> None:
+        """Waits as `flush` does, and ends the connections; it may be called again.
+
+        What is on its way after `within` seconds, where they are given, is not acknowledged.
+        """
         self._closed = True
-        await self.flush()
+        try:
+            async with asyncio.timeout(within):
+                await self.flush()
+        except TimeoutError:
+            for out, event_id in list(self._pending.items()):
+                settle(out, NotAcknowledged("nobody acknowledged it before the end", event_id))
         await self._end()
+        await asyncio.sleep(0)  # so that whoever asked to be called has been
 
     async def __aenter__(self) -> Self:
         return self
@@ -111,7 +120,7 @@ class Buffered(ABC):
             self._room.release()
             raise ProducerClosed("the producer is closed")
         out: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._pending.add(out)
+        self._pending[out] = event.event_id
         out.add_done_callback(self._left)
         try:
             await self._hand_over(event, out)
@@ -121,7 +130,7 @@ class Buffered(ABC):
         return out
 
     def _left(self, out: asyncio.Future[Accepted]) -> None:
-        self._pending.discard(out)
+        self._pending.pop(out, None)
         self._room.release()
 
     def _tell(self, event_id: str, out: asyncio.Future[Accepted]) -> None:

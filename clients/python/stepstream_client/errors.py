@@ -66,6 +66,10 @@ class NotAcknowledged(ClientError):
         self.event_id = event_id
 
 
+class NotInTime(NotAcknowledged):
+    """Nobody acknowledged it within the time."""
+
+
 class NotAllowed(NotAcknowledged):
     """The key is unknown, or may not do this: nothing was taken."""
 

@@ -211,9 +211,9 @@ def _encoded(event: Mapping[str, Any] | bytes | str) -> bytes:
 
 def _prepared(value: bytes, found: AnyEvent, open_fields: tuple[str, ...] = ()) -> Prepared:
     if isinstance(found, UserErased | StepCorrected):
-        raise InvalidEvent(
-            Rejection.NOT_ALLOWED, f"type: `{found.type}` is sent by operators alone", field="type"
-        )
+        command = "erase" if isinstance(found, UserErased) else "completions"
+        told = f"`{found.type}` is sent by `stepstream {command}` alone"
+        raise InvalidEvent(Rejection.NOT_ALLOWED, told, field="type")
     user = None if "mcp_server_user_id" in open_fields else found.mcp_server_user_id
     return Prepared(value, found.type, found.event_id, user, found.happened_at, open_fields)
 
@@ -246,11 +246,22 @@ def _check_own_id(given: object, name: str) -> None:
         raise InvalidEvent(Rejection.INVALID, told, field=name)
 
 
-def require_platform_ids(event: Prepared) -> None:
-    """What Kafka takes names everything by the platform's ids.
+def prepare_for_kafka(event: Sendable) -> Prepared:
+    """As `prepare`, of an event that Kafka gets: there everything has the platform's ids.
 
     Raises:
-        InvalidEvent: a field is left to the HTTP route.
+        InvalidEvent: it is none, or leaves a field to the HTTP route.
+    """
+    prepared = prepare(event)
+    require_platform_ids(prepared)
+    return prepared
+
+
+def require_platform_ids(event: Prepared) -> None:
+    """Refuses what only the HTTP route can fill.
+
+    Raises:
+        InvalidEvent: a field is left to it.
     """
     if event.open_fields:
         name = event.open_fields[0]

@@ -16,7 +16,7 @@ from tenacity.wait import wait_random_exponential
 
 from stepstream_client.buffering import Accepted, Buffered, OnFailure, Verdict, settle
 from stepstream_client.contract import Rejection, encode
-from stepstream_client.errors import InvalidEvent, NotAcknowledged, NotAllowed, Refused
+from stepstream_client.errors import InvalidEvent, NotAcknowledged, NotAllowed, NotInTime, Refused
 from stepstream_client.events import Prepared
 
 #: What one request may hold, in bytes, and one event of it.
@@ -112,7 +112,7 @@ class Api:
                 with attempt:
                     return await self._once(path, body, headers)
         except _TryAgain as problem:
-            raise NotAcknowledged(f"by HTTP nobody took it: {problem}") from None
+            raise NotInTime(f"by HTTP nobody took it: {problem}") from None
         raise AssertionError("tenacity returns or raises")
 
     async def _once(self, path: str, body: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
@@ -260,6 +260,8 @@ class AsyncHttpProducer(Buffered):
             settle(out, _verdict(event, results.get(index), through))
 
     async def _end(self) -> None:
+        for post in set(self._posts):
+            post.cancel()
         await self._api.close()
 
 

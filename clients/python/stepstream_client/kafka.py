@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle
 from stepstream_client.contract import TOPIC
-from stepstream_client.errors import ClientError, NotAcknowledged
+from stepstream_client.errors import ClientError, NotAcknowledged, NotInTime
 from stepstream_client.events import Prepared, require_platform_ids
 from stepstream_client.http import AsyncHttpProducer
 
@@ -109,6 +109,24 @@ class AsyncProducer(Buffered):
         self._connect_from = 0.0
         self._problem: Exception | None = None
 
+    async def start(self) -> None:
+        """Connects, which else the first event does.
+
+        Raises:
+            NotAcknowledged: Kafka cannot be reached, or does not allow it, and HTTP was not asked for.
+        """
+        try:
+            async with asyncio.timeout(self._timeout), self._in_order:
+                made = await self._connected()
+                await made.partitions_for(self._topic)
+        except (KafkaError, OSError, TimeoutError) as problem:
+            if self._http is None or not _may_pass(problem):
+                raise NotAcknowledged(f"Kafka cannot be reached: {_told(problem)}") from problem
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
     def _check(self, event: Prepared) -> None:
         require_platform_ids(event)
 
@@ -186,7 +204,8 @@ class AsyncProducer(Buffered):
             await self._give_up(flight)
             return
         await asyncio.sleep(_PAUSE_SECONDS)
-        await self._try(flight)
+        if not flight.out.done():
+            await self._try(flight)
 
     async def _give_up(self, flight: _Flight) -> None:
         """Sends an event by HTTP, where that was asked for; else nobody has acknowledged it."""
@@ -195,7 +214,7 @@ class AsyncProducer(Buffered):
             reason = f"Kafka did not acknowledge it within {self._timeout:g} s"
             if self._problem is not None:
                 reason += f": {_told(self._problem)}"
-            settle(out, NotAcknowledged(reason, event.event_id))
+            settle(out, NotInTime(reason, event.event_id))
             return
         now = asyncio.get_running_loop().time()
         if now >= self._away_until:
@@ -250,8 +269,10 @@ class AsyncProducer(Buffered):
         made, self._producer = self._producer, None
         if made is not None:
             await _stop(made)
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_STOP_SECONDS + 1)
+        for task in set(self._tasks):
+            task.cancel()
         if self._http is not None:
             await self._http.close()
 
