@@ -64,18 +64,17 @@ class Rejection(StrEnum):
 
 
 class EventError(ValueError):
-    """A value that is no event of the contract; `rejection` is the class, the text says what to mend.
+    """A value that is no event of the contract.
 
-    The text is `told` and, after it, the likely `causes`. `fields` are those that are wrong, the first ones.
+    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole. The
+    text is `told` and, after it, the likely `causes`.
     """
 
-    def __init__(
-        self, rejection: Rejection, told: str, fields: Sequence[str] = (), causes: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, rejection: Rejection, told: str, *fields: str, causes: Sequence[str] = ()) -> None:
         super().__init__("; ".join((told, *causes))[:MAX_MESSAGE])
         self.rejection = rejection
         self.told = told
-        self.fields = tuple(fields)
+        self.fields = fields
         self.causes = tuple(causes)
 
 
@@ -362,10 +361,13 @@ def _check_times(event: AnyEvent, latest: int) -> None:
         if at is None:
             continue
         if (problem := why_too_early(at)) is not None:
-            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}", (field,))
+            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}", field)
         if at > latest:
-            problem = f"{at} is more than 24 hours ahead; it is in milliseconds"
-            raise EventError(Rejection.IN_THE_FUTURE, f"{field}: {problem}", (field,))
+            raise EventError(
+                Rejection.IN_THE_FUTURE,
+                f"{field}: {at} is more than 24 hours ahead; it is in milliseconds",
+                field,
+            )
 
 
 def why_too_early(at: int) -> str | None:
@@ -389,7 +391,7 @@ _CLASS_OF_ERROR: Final = {
 }
 
 #: The fields of each type of event.
-_FIELDS: Final = {
+FIELDS: Final = {
     get_args(model.model_fields["type"].annotation)[0]: tuple(model.model_fields)
     for model in get_args(AnyEvent)
 }
@@ -401,14 +403,20 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
     """
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
-    told, fields = [], []
+    told = []
     for problem in problems[:3]:
-        field = ".".join(str(part) for part in problem["loc"][1:])
-        told.append(f"{field or 'event'}: {_told(field, problem['type'], problem['msg'])}")
-        fields += [field or "type"] if field or problem["type"].startswith("union_tag") else []
+        field = _path(problem["loc"]) or "event"
+        told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    return EventError(rejection, "; ".join(told), fields, causes.likely(value, problems, _FIELDS))
+    fields = ("type" if p["type"].startswith("union_tag") else _path(p["loc"]) for p in problems)
+    likely = causes.likely(value, problems, FIELDS)
+    return EventError(rejection, "; ".join(told), *filter(None, fields), causes=likely)
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """The name of a field, behind the event's type; empty where it is the event as a whole."""
+    return ".".join(str(part) for part in place[1:])
 
 
 def _told(field: str, kind: str, message: str) -> str:
