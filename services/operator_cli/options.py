@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +18,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -59,11 +66,11 @@ class GroupName(StrEnum):
 GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
 
 
-def current_settings(*, needs_kafka: bool = True) -> "Settings":
+def current_settings(*, needs_kafka: bool = True, needs_database: bool = True) -> "Settings":
     """The settings of the environment."""
     from services.runtime.environment import load_settings
 
-    return load_settings(needs_kafka=needs_kafka)
+    return load_settings(needs_kafka=needs_kafka, needs_database=needs_database)
 
 
 def examples(*lines: str) -> str:
@@ -254,5 +261,18 @@ def progress(description: str, unit: str, total: int | None = None) -> Iterator[
 
         def advance(done: int, of: int | None = None) -> None:
             bar.update(task, completed=done, total=of)
+
+        yield advance
+
+
+@contextmanager
+def progress_of_bytes(description: str, size: int | None) -> Iterator[Callable[[int], None]]:
+    """As `progress`, over a file of so many bytes; yields a function of how many more are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=size)
+
+        def advance(more: int) -> None:
+            bar.advance(task, more)
 
         yield advance

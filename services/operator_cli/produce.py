@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.operator_cli.options import (
     Output,
@@ -16,6 +14,7 @@ from services.operator_cli.options import (
     current_settings,
     examples,
     print_json,
+    progress_of_bytes,
     say,
 )
 from services.runtime.errors import StepstreamError
@@ -48,9 +47,9 @@ async def _send(settings: "Settings", file: str) -> "ProduceResult":
 
     outcome = ProduceResult()
     began = time.monotonic()
-    with open_lines(file) as (lines, size), _progress(size) as progress:
+    with open_lines(file) as (lines, size), progress_of_bytes("sending", size) as advance:
         async with bulk_producer(settings) as producer:
-            await send_values(producer, settings.topic, _values(lines, progress), outcome)
+            await send_values(producer, settings.topic, _values(lines, advance), outcome)
     outcome.seconds = time.monotonic() - began
     return outcome
 
@@ -79,26 +78,8 @@ def report(outcome: "ProduceResult", *, as_json: bool) -> None:
     )
 
 
-def _values(lines: BinaryIO, progress: "_Bar") -> Iterator[tuple[int, bytes]]:
+def _values(lines: BinaryIO, advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(lines, start=1):
-        progress.advance(len(line))
+        advance(len(line))
         if value := line.strip():
             yield number, value
-
-
-class _Bar:
-    """A progress bar over bytes; silent where there is no terminal."""
-
-    def __init__(self, progress: Progress, size: int | None) -> None:
-        self._progress = progress
-        self._task = progress.add_task("sending", total=size)
-
-    def advance(self, size: int) -> None:
-        self._progress.advance(self._task, size)
-
-
-@contextmanager
-def _progress(size: int | None) -> Iterator[_Bar]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Bar(progress, size)
