@@ -142,7 +142,9 @@ def check_events(
     if checked.problems or checked.unreadable:
         parts = [f"{checked.problems:,} of {plural(checked.events, 'event')} would not count"]
         raise MismatchError("; ".join(parts + checked.unreadable))
-    if output is CheckOutput.TABLE:
+    if not checked.events:
+        say("[yellow]no events[/]: the file is empty")
+    elif output is CheckOutput.TABLE:
         sure = "" if checked.has_database else ", as far as it can be said without the database"
         say(f"[bold green]all {checked.events:,} would count[/]{sure}")
 
@@ -244,7 +246,10 @@ def _show(checked: "Checked", first: "Sequence[Finding]") -> None:
         print_table(
             "problems",
             ("where", "what", "field", "message"),
-            [(f.place, f.error_class or f.outcome.value, f.field, f.message) for f in first],
+            [
+                (f.place, f.error_class or f.outcome.value, f.field, f.message)
+                for f in sorted(first, key=_where)
+            ],
             _SHOWN,
             checked.problems,
         )
@@ -256,6 +261,11 @@ def _show(checked: "Checked", first: "Sequence[Finding]") -> None:
         say("the events that count are " + ", ".join(_rows(checked)))
     for told in checked.not_said:
         say(f"[yellow]not looked at[/]: {escape(told)}")
+
+
+def _where(finding: "Finding") -> tuple[int, int]:
+    """The partitions of a topic come in any order."""
+    return finding.partition or 0, finding.offset or 0
 
 
 _ROWS = {
