@@ -53,7 +53,7 @@ _VALUE_ALONE: Final = Known()
 def read_items(
     stream: BinaryIO, name: str, progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[Item]:
-    """What a file holds, one by one; see `read_values`."""
+    """What a file holds, one by one, as `read_values` finds it."""
     for number, (place, value) in enumerate(read_values(stream, name, progress), start=1):
         yield read_item(value, place, number)
 

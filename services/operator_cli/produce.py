@@ -1,12 +1,10 @@
 """`stepstream produce`: events of a file."""
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.operator_cli.options import (
     Output,
@@ -15,6 +13,7 @@ from services.operator_cli.options import (
     current_settings,
     examples,
     print_json,
+    progress_of_bytes,
     say,
 )
 from services.operator_cli.stopping import run_until_stopped
@@ -74,7 +73,7 @@ def _check(file: str, outcome: "ProduceResult") -> None:
     from services.operations.produce import check_values
     from services.runtime.files import open_lines
 
-    with open_lines(file) as (lines, size), _progress("checking", size, lambda: "") as advance:
+    with open_lines(file) as (lines, size), progress_of_bytes("checking", size) as advance:
         check_values(read_values(lines, file, advance), outcome)
 
 
@@ -86,7 +85,7 @@ async def _send(file: str, source: str, outcome: "ProduceResult") -> None:
 
     settings = current_settings()
     rate = lambda: f"{outcome.rate:,.0f}/s"  # noqa: E731 - what is shown beside the bar
-    with open_unbuffered(file) as (lines, size), _progress("sending", size, rate) as advance:
+    with open_unbuffered(file) as (lines, size), progress_of_bytes("sending", size, rate) as advance:
         async with (
             bulk_producer(settings, source) as producer,
             aclosing(in_thread(read_values(lines, file, advance))) as batches,
@@ -158,18 +157,3 @@ def _tell_not_sent(outcome: "ProduceResult") -> None:
         console.print(f"  {place}: {reason}", markup=False, soft_wrap=True)
     if len(outcome.not_sent) > _TOLD:
         console.print(f"  and {len(outcome.not_sent) - _TOLD:,} more; -o json lists them all")
-
-
-@contextmanager
-def _progress(what: str, size: int | None, rate: Callable[[], str]) -> Iterator[Callable[[int], None]]:
-    """A progress bar over bytes; silent where there is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=size, rate="")
-        yield lambda more: progress.update(task, advance=more, rate=rate())
