@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from io import BufferedReader
@@ -29,6 +30,7 @@ from schemas import encode, encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.consumers.lag import RECORDER, read_groups
 from services.operations.event_files import read_values
+from services.operations.in_thread import in_thread
 from services.operations.produce import ProduceResult, bulk_producer, send_values
 from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import RefusedError, UsageError
@@ -204,7 +206,7 @@ def _read_csv(
                 continue
             yield place, _row(shape.named({name: text for name, text in record.items() if text}))
     except csv.Error as error:
-        raise UsageError(f"{file}: line {table.line_num}: it is no CSV: {error}") from None
+        raise UsageError(f"{file}: after line {table.line_num} it is no CSV: {error}") from None
 
 
 #: Under which DictReader has what is beyond the last column.
@@ -342,21 +344,27 @@ def _step_ids(completed: str | None) -> list[str]:
 
 
 async def _from_file(file: Path, shape: Shape, outcome: Backfill) -> AsyncIterator[Candidate]:
-    for where, row in read_file(file, shape, outcome.notes.append):
-        if isinstance(row, str):
-            outcome.leave(where, row)
-            continue
-        yield Candidate(
-            where,
-            row.mcp_server_user_id,
-            row.walkthrough_id,
-            row.step_id,
-            row.completed_at,
-            row.mcp_server_id,
-            row.mcp_server_session_id,
-            row.metadata,
-            row.event_id,
-        )
+    async with aclosing(in_thread(read_file(file, shape, outcome.notes.append))) as batches:
+        async for batch in batches:
+            for where, row in batch:
+                if isinstance(row, str):
+                    outcome.leave(where, row)
+                else:
+                    yield _candidate(where, row)
+
+
+def _candidate(where: str, row: Row) -> Candidate:
+    return Candidate(
+        where,
+        row.mcp_server_user_id,
+        row.walkthrough_id,
+        row.step_id,
+        row.completed_at,
+        row.mcp_server_id,
+        row.mcp_server_session_id,
+        row.metadata,
+        row.event_id,
+    )
 
 
 # --- what becomes of it --------------------------------------------------------------------------------
@@ -402,8 +410,6 @@ async def backfill(settings: Settings, origin: Origin, outcome: Backfill) -> Non
                 if sessions:
                     await db.execute(SQL["backfill_make_sessions"], *map(list, zip(*sessions, strict=True)))
                 await send_values(producer, [(w, encode(event)) for w, event in events], outcome.sent)
-                if outcome.sent.is_kafka_away:
-                    return
 
 
 async def _refuse_lag(settings: Settings) -> None:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from aiokafka.errors import KafkaError
 
+from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import admin_client, connection, describe_topics, unreachable
 from services.runtime.settings import Settings
 from stepstream_client import Accepted, AsyncProducer, ClientError, InvalidEvent, NotInTime
@@ -52,6 +53,15 @@ class ProduceResult:
         """Acknowledged events a second."""
         return self.sent / self.seconds if self.seconds else 0.0
 
+    def refuse_without_kafka(self) -> None:
+        """Ends what goes on.
+
+        Raises:
+            StepstreamError: an event was not acknowledged in all the time that it had.
+        """
+        if self.is_kafka_away:
+            raise StepstreamError("Kafka is away: nothing was sent any more")
+
     def leave(self, place: str, reason: str) -> None:
         """Notes what was not sent."""
         self.not_sent.append(NotSent(place, reason))
@@ -65,19 +75,11 @@ async def bulk_producer(settings: Settings, source: str) -> AsyncIterator[AsyncP
     seconds more.
 
     Raises:
+        UsageError: the source is no name.
         StepstreamError: Kafka cannot be reached, or has no such topic.
     """
+    sender = _producer(settings, source)
     await _check_topic(settings)
-    sender = AsyncProducer(
-        source=source,
-        topic=settings.topic,
-        timeout=_TIMEOUT_SECONDS,
-        max_buffered=_IN_FLIGHT,
-        on_failure=lambda *_: None,  # it is told of each
-        linger_ms=10,
-        max_batch_size=256 * 1024,
-        **connection(settings),
-    )
     try:
         await sender.start()
         yield sender
@@ -85,6 +87,22 @@ async def bulk_producer(settings: Settings, source: str) -> AsyncIterator[AsyncP
         await sender.close(_LAST_SECONDS)
         raise
     await sender.close()
+
+
+def _producer(settings: Settings, source: str) -> AsyncProducer:
+    try:
+        return AsyncProducer(
+            source=source,
+            topic=settings.topic,
+            timeout=_TIMEOUT_SECONDS,
+            max_buffered=_IN_FLIGHT,
+            on_failure=lambda *_: None,  # it is told of each
+            linger_ms=10,
+            max_batch_size=256 * 1024,
+            **connection(settings),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 async def _check_topic(settings: Settings) -> None:
@@ -107,9 +125,12 @@ async def _at_once(values: Iterable[Value]) -> AsyncIterator[Iterable[Value]]:
 async def send_batches(
     producer: AsyncProducer, batches: AsyncIterator[Iterable[Value]], outcome: ProduceResult
 ) -> None:
-    """As `send_values`, of values that come by and by; it ends early when Kafka stays away.
+    """As `send_values`, of values that come by and by.
 
     Bounded in memory: no more than some thousands are on their way at once.
+
+    Raises:
+        StepstreamError: Kafka stays away: the rest is not sent.
     """
     clock = _Clock(outcome)
     async for batch in batches:
@@ -124,12 +145,12 @@ async def send_batches(
             outcome.good += 1
             out.add_done_callback(partial(_answered, outcome, place))
             clock.go_on()
-            if outcome.is_kafka_away:
-                return
+            outcome.refuse_without_kafka()
         clock.pause()
     clock.go_on()
     await producer.flush()
     clock.pause()
+    outcome.refuse_without_kafka()
 
 
 def check_values(values: Iterable[Value], outcome: ProduceResult) -> None:

@@ -1,6 +1,5 @@
 """`stepstream backfill`: completions from before Stepstream."""
 
-import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,7 @@ from services.operator_cli.options import (
 )
 from services.operator_cli.produce import report as report_sent
 from services.operator_cli.stopping import run_until_stopped
-from services.runtime.errors import StoppedError, UsageError
+from services.runtime.errors import StepstreamError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from services.operations.backfill import Backfill
@@ -82,8 +81,10 @@ def backfill(
         raise UsageError("name a file, or say --from-progress")
     shape = Shape(_delimiter(delimiter), _columns(column or ()))
     outcome = Backfill(executed=execute)
-    stopped = run_until_stopped(fill(current_settings(), Origin(file, shape, server), outcome))
-    _report(outcome, stopped, as_json=output is Output.JSON)
+    early = run_until_stopped(fill(current_settings(), Origin(file, shape, server), outcome))
+    if early is not None and not outcome.sent.sent and not isinstance(early, StoppedError):
+        raise early
+    _report(outcome, early, as_json=output is Output.JSON)
 
 
 def _delimiter(given: str | None) -> str | None:
@@ -107,11 +108,10 @@ def _columns(given: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _report(outcome: "Backfill", stopped: signal.Signals | None, *, as_json: bool) -> None:
+def _report(outcome: "Backfill", early: StepstreamError | None, *, as_json: bool) -> None:
     """Tells what was, or would be, sent, and what cannot be known.
 
     Raises:
-        StoppedError: somebody has ended it.
         StepstreamError: something was not sent.
     """
     for note in outcome.notes:
@@ -126,7 +126,7 @@ def _report(outcome: "Backfill", stopped: signal.Signals | None, *, as_json: boo
                 "sent": outcome.sent.sent,
                 "left_out": [{"where": w, "reason": r} for w, r in outcome.left_out],
             }
-            | ({"ended_by": stopped.name} if stopped else {})
+            | ({"ended_by": str(early)} if early else {})
         )
     else:
         kinds = ("walkthrough-started", "step-completed")
@@ -142,8 +142,9 @@ def _report(outcome: "Backfill", stopped: signal.Signals | None, *, as_json: boo
         if len(outcome.left_out) > _TOLD:
             say(f"  and {len(outcome.left_out) - _TOLD:,} more; -o json lists them")
     if outcome.executed:
-        report_sent(outcome.sent, stopped)
-    elif stopped is not None:
-        raise StoppedError(f"ended by {stopped.name}: the plan is not whole; nothing was changed", stopped)
+        report_sent(outcome.sent, early)
+    elif early is not None:
+        early.args = (f"{early}: the plan is not whole; nothing was changed",)
+        raise early
     else:
         not_executed()

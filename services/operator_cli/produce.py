@@ -1,6 +1,5 @@
 """`stepstream produce`: events of a file."""
 
-import signal
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,10 +61,13 @@ def produce(
         _check(file, outcome)
         report_checked(outcome, as_json=output is Output.JSON)
         return
-    stopped = run_until_stopped(_send(file, source, outcome))
+    early = run_until_stopped(_send(file, source, outcome))
+    if early is not None and not outcome.read_to and not isinstance(early, StoppedError):
+        raise early
     if output is Output.JSON:
-        print_json({"sent": outcome.sent, "not_sent": _not_sent(outcome)} | _ended(outcome, stopped))
-    report(outcome, stopped)
+        ended = {} if early is None else {"ended_by": str(early), "read_to": outcome.read_to}
+        print_json({"sent": outcome.sent, "not_sent": _not_sent(outcome)} | ended)
+    report(outcome, early)
 
 
 def _check(file: str, outcome: "ProduceResult") -> None:
@@ -110,12 +112,6 @@ def _in_order(outcome: "ProduceResult") -> "list[tuple[str, str]]":
     return sorted(outcome.not_sent, key=order)
 
 
-def _ended(outcome: "ProduceResult", stopped: signal.Signals | None) -> dict[str, str]:
-    if stopped is None and not outcome.is_kafka_away:
-        return {}
-    return {"ended_by": stopped.name if stopped else "Kafka is away", "read_to": outcome.read_to}
-
-
 def report_checked(outcome: "ProduceResult", *, as_json: bool) -> None:
     """Tells what would be sent.
 
@@ -131,21 +127,19 @@ def report_checked(outcome: "ProduceResult", *, as_json: bool) -> None:
         raise StepstreamError(f"{bad:,} of {outcome.good + bad:,} are no events. Mend them first")
 
 
-def report(outcome: "ProduceResult", stopped: signal.Signals | None = None) -> None:
-    """Tells what was sent.
+def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> None:
+    """Tells what was sent, and what has ended it early.
 
     Raises:
-        StoppedError: somebody has ended it.
-        StepstreamError: an event was not sent.
+        StepstreamError: what has ended it; or an event was not sent.
     """
     lost = len(outcome.not_sent)
     say(f"{outcome.sent:,} events sent and acknowledged, {outcome.rate:,.0f} a second")
     _tell_not_sent(outcome)
-    where = f", read up to {outcome.read_to}" if outcome.read_to else ", before anything was read"
-    if stopped is not None:
-        raise StoppedError(f"ended by {stopped.name}{where}. To go on, {_AGAIN}", stopped)
-    if outcome.is_kafka_away:
-        raise StepstreamError(f"Kafka is away: nothing was sent any more{where}. Once it answers, {_AGAIN}")
+    if early is not None:
+        where = f"read up to {outcome.read_to}" if outcome.read_to else "before anything was read"
+        early.args = (f"{early}, {where}. To go on, {_AGAIN}",)
+        raise early
     if lost:
         raise StepstreamError(
             f"{lost:,} of {outcome.sent + lost:,} events were not sent. Mend them and {_AGAIN}"

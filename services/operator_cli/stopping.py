@@ -7,15 +7,21 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from services.runtime.errors import StepstreamError, StoppedError
+
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_until_stopped(work: Coroutine[Any, Any, None]) -> signal.Signals | None:
-    """Runs it to its end, or until SIGINT or SIGTERM, by which it is cancelled; returns which of them came.
+def run_until_stopped(work: Coroutine[Any, Any, None]) -> StepstreamError | None:
+    """Runs it to its end, or until SIGINT or SIGTERM, by which it is cancelled; returns what has ended it early.
 
     A second signal does what it does by itself: it ends the process.
     """
-    return asyncio.run(_until_stopped(work))
+    try:
+        number = asyncio.run(_until_stopped(work))
+    except StepstreamError as error:
+        return error
+    return None if number is None else StoppedError(f"ended by {number.name}", number)
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> signal.Signals | None:

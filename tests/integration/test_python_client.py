@@ -106,7 +106,7 @@ async def test_every_key_goes_to_the_partition_of_the_vectors(world: World) -> N
         async with AsyncProducer(
             world.settings.kafka_bootstrap_servers, source="/checkout", topic=topic
         ) as producer:
-            events = [done(vector["key"], "a") for vector in vectors]
+            events = [done(vector["key"], "a", mcp_server_session_id="s") for vector in vectors]
             for vector, verdict in zip(vectors, await producer.send_many(events), strict=True):
                 assert isinstance(verdict, Accepted), verdict
                 got[vector["key"], size] = verdict.partition
