@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -66,13 +66,16 @@ class Rejection(StrEnum):
 class EventError(ValueError):
     """A value that is no event of the contract.
 
-    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole.
+    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole. The
+    text is `told` and, after it, the likely `causes`.
     """
 
-    def __init__(self, rejection: Rejection, message: str, *fields: str) -> None:
-        super().__init__(message)
+    def __init__(self, rejection: Rejection, told: str, *fields: str, causes: Sequence[str] = ()) -> None:
+        super().__init__("; ".join((told, *causes))[:MAX_MESSAGE])
         self.rejection = rejection
+        self.told = told
         self.fields = fields
+        self.causes = tuple(causes)
 
 
 def encode_metadata(metadata: object) -> str:
@@ -407,9 +410,9 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
         told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    told += causes.likely(value, problems, FIELDS)
     fields = ("type" if p["type"].startswith("union_tag") else _path(p["loc"]) for p in problems)
-    return EventError(rejection, "; ".join(told)[:MAX_MESSAGE], *filter(None, fields))
+    likely = causes.likely(value, problems, FIELDS)
+    return EventError(rejection, "; ".join(told), *filter(None, fields), causes=likely)
 
 
 def _path(place: tuple[int | str, ...]) -> str:

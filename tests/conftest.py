@@ -33,6 +33,7 @@ _running: dict[str, Stack] = {}
 #: (`xdist_group` would say it, but has no effect with pytest 9.2.)
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
+    "test_client_kafka_away.py": "brokers",
     "test_security.py": "secure",
     "test_rotation.py": "strict",
     "test_readme.py": "embedded stack",
@@ -54,6 +55,7 @@ _TOGETHER = {
 #: Beside them, tests that ask for no stack are left out: they bring servers of their own, or need none.
 _ONCE = {
     "test_kafka_away.py": "the brokers are its own",
+    "test_client_kafka_away.py": "the brokers are its own",
     "test_unreadable_batches.py": "the broker is its own",
     "test_replica.py": "the database servers are its own",
     "test_operating_page.py": "what commands print",

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from services.operator_cli import (
     backfill,
+    check_events,
     completions,
     contract_examples,
     demo,
@@ -49,6 +50,7 @@ app = typer.Typer(
 for command in (
     migrate,
     run,
+    check_events,
     produce,
     contract_examples,
     exchange,
