@@ -31,7 +31,7 @@ _running: dict[str, Stack] = {}
 
 #: Files whose tests run in one worker, one after another: they share what is dear to start or to fill.
 #: (`xdist_group` would say it, but has no effect with pytest 9.2.)
-_TYPESCRIPT = ("test_typescript_http.py", "test_typescript_kafka.py", "test_typescript_package.py")
+_TYPESCRIPT = tuple(f"test_typescript_{what}.py" for what in ("failover", "http", "kafka", "package"))
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
     "test_security.py": "secure",

@@ -7,10 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -22,14 +22,20 @@ CLIENT = HERE.parents[1] / "clients" / "typescript"
 _COMPILER = ("--strict", "--module", "nodenext", "--target", "es2023", "--exactOptionalPropertyTypes")
 
 
-def _run(folder: Path, *command: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+NODE = Path(sys.executable).with_name("node")
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
     """Node.js and npm are those beside this Python."""
-    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")} | own
+    own = {"PATH": f"{NODE.parent}:{os.environ['PATH']}", "NO_COLOR": "1", **more}
+    return {k: v for k, v in os.environ.items() if not k.startswith("STEPSTREAM_")} | own
+
+
+def _run(folder: Path, *command: str, **more: Any) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         command,
         cwd=folder,
-        env=environment | more.pop("env", {}),
+        env=_environment(more.pop("env", {})),
         capture_output=True,
         text=True,
         timeout=300,
@@ -54,9 +60,23 @@ class Project:
         self, program: str, *arguments: str, stdin: str = "", **env: str
     ) -> "subprocess.CompletedProcess[str]":
         """Runs a compiled program to its end."""
-        node = Path(sys.executable).with_name("node")
         return await asyncio.to_thread(
-            _run, self.folder, str(node), f"out/{program}.js", *arguments, input=stdin, env=env
+            _run, self.folder, str(NODE), f"out/{program}.js", *arguments, input=stdin, env=env
+        )
+
+    async def start(
+        self, program: str, *arguments: str, stdout: IO[str], stderr: IO[str], **env: str
+    ) -> asyncio.subprocess.Process:
+        """Starts a compiled program, which goes on until its stdin is closed."""
+        return await asyncio.create_subprocess_exec(
+            NODE,
+            f"out/{program}.js",
+            *arguments,
+            cwd=self.folder,
+            env=_environment(env),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=stdout,
+            stderr=stderr,
         )
 
     async def send(self, how: str, events: Iterable[dict[str, Any]], **env: str) -> Any:
@@ -93,7 +113,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (folder / "package.json").write_text('{"private": true, "type": "module"}', "utf-8")
     installed = _run(folder, "npm", "install", "--prefer-offline", f"./{packed.stdout.strip()}", *tools)
     assert installed.returncode == 0, installed.stderr
-    shutil.copy(HERE / "send.ts", folder)
+    for program in HERE.glob("*.ts"):
+        shutil.copy(program, folder)
     for name, program in snippets().items():
         (folder / f"{name}.ts").write_text(program, "utf-8")
     made = Project(folder)
