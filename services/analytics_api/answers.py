@@ -70,6 +70,7 @@ from services.analytics_api.models import (
 )
 from services.analytics_api.problems import ProblemError, not_found, unanswerable
 from services.analytics_api.store import PAGE, Context, Store, day_ms
+from services.analytics_api.writing import READS_ALONE
 from services.journeys.diagnosis import Progress, progress_of
 from services.journeys.flow import Flows, Outcome, View, first_positions
 from services.journeys.paths import count_paths
@@ -90,11 +91,6 @@ _REFUSED_DAYS = 30
 
 
 #: A standby, or a role without the right to write.
-_READS_ALONE = (
-    asyncpg.FeatureNotSupportedError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
 _LOCKED = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 
 
@@ -633,7 +629,7 @@ class Answers:
                 return _finish_rule(walkthrough, await read_finish_rule(connection, walkthrough))
         except UsageError as error:
             raise unanswerable(str(error), "body") from None
-        except _READS_ALONE:
+        except READS_ALONE:
             raise ProblemError(
                 501,
                 "Not implemented",

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from schemas import OfStep, UserErased
+from schemas import Known, OfStep, UserErased
 from services.completion_recorder.erasure import find_erased
 from services.completion_recorder.judge import (
     Accepted,
-    Known,
     References,
     Refused,
     check_references,
