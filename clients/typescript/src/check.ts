@@ -1,25 +1,17 @@
 import { ofEarlyTime, ofMissing, ofTime } from "./causes.js";
+import type { Fields, Finding, Problem } from "./findings.js";
+import { isTime, ofFindings } from "./findings.js";
 import { FIELDS, VALIDATORS } from "./generated/validators.js";
 import { flawsOf } from "./json.js";
-import { alike, bytesOf, lengthOf } from "./text.js";
+import { ofOwnId } from "./own-ids.js";
+import { alike, bytesOf } from "./text.js";
 import type { Refusal, RefusalClass } from "./verdicts.js";
 
 /** In which form an event is: the contract's own, or with what HTTP puts into it. */
 export type Form = "contract" | "http";
 
-/** What Ajv says of a part; only what is read here. */
-interface Finding {
-  instancePath: string;
-  keyword: string;
-  params: Readonly<Record<string, unknown>>;
-}
 /** Its `errors` are those of the last call. */
 type Validator = ((value: unknown) => boolean) & { errors: Finding[] | null };
-interface Problem {
-  field: string;
-  text: string;
-}
-type Fields = Readonly<Record<string, unknown>>;
 
 const VALIDATOR_OF = new Map<unknown, Validator>(Object.entries(VALIDATORS as Record<string, Validator>));
 const FIELDS_OF: Readonly<Record<string, readonly string[]>> = FIELDS;
@@ -53,6 +45,7 @@ export function check(
     return refuse("invalid-event", null, `event: Input should be an object; ${ofAnotherValue(event)}`);
   const validator = VALIDATOR_OF.get(fields.type);
   if (!validator) return ofType(fields);
+  if (form === "http" && OF_OPERATORS.has(fields.type)) return ofOperators(fields);
   const { problems, contract } = form === "http" ? ofHttp(fields) : { problems: [], contract: fields };
   validator(contract);
   const findings = validator.errors ?? [];
@@ -127,75 +120,6 @@ function ofHttp(fields: Fields): { problems: Problem[]; contract: Fields } {
   }
   contract.mcp_server_id ??= FILLED_IN;
   return { problems, contract };
-}
-
-/** What is wrong with an id of the producer's own. */
-export function ofOwnId(given: unknown): string | undefined {
-  if (typeof given !== "string") return "Input should be a valid string";
-  if (given === "") return "String should have at least 1 character";
-  if (lengthOf(given) > 200) return "String should have at most 200 characters";
-  return /\p{Cc}/u.test(given) ? "it holds a control character" : undefined;
-}
-
-/** One problem for each field, but for times before the year 2000, which are a class of their own. */
-function ofFindings(findings: readonly Finding[], fields: Fields): Problem[] {
-  const told = new Map<string, string>();
-  for (const finding of findings) {
-    const field = fieldOf(finding);
-    const text = textOf(finding, field, fields[field]);
-    // What is of another kind breaks rules on texts as well.
-    const isFirst = !told.has(field) || finding.keyword === "type";
-    if (text !== undefined && isFirst) told.set(field, text);
-  }
-  return [...told].map(([field, text]) => ({ field, text }));
-}
-
-function fieldOf({ instancePath, params }: Finding): string {
-  const inside = params.missingProperty ?? params.additionalProperty;
-  return typeof inside === "string" ? inside : (instancePath.split("/")[1] ?? "");
-}
-
-function textOf(finding: Finding, field: string, given: unknown): string | undefined {
-  const limit = String(finding.params.limit);
-  switch (finding.keyword) {
-    case "required":
-      return "Field required";
-    case "additionalProperties":
-      return "it is no field of this type of event";
-    case "minLength":
-      return `String should have at least ${limit} character`;
-    case "maxLength":
-      return `String should have at most ${limit} characters`;
-    case "maximum":
-      return `Input should be less than or equal to ${limit}`;
-    case "minimum":
-      return;
-    case "type":
-      // Null is only tolerated: nobody is told to send it.
-      return finding.params.type === "null" ? undefined : ofKind(finding, field, given);
-    case "anyOf":
-      return ofKind(finding, field, given);
-    default:
-      return field === "event_id"
-        ? "it is no UUID, which is 32 hexadecimal digits with four hyphens"
-        : "it holds a control character";
-  }
-}
-
-function ofKind({ params }: Finding, field: string, given: unknown): string {
-  if (field === "metadata") {
-    const isText = typeof given === "string" && given.trimStart().startsWith("{");
-    return isText
-      ? "metadata is a string that holds JSON: it was encoded twice"
-      : "metadata is a JSON object";
-  }
-  if (isTime(field)) return "Input should be a valid integer";
-  const isNumber = typeof given === "number" && params.type === "string";
-  return `Input should be a valid ${params.type}${isNumber ? "; ids are text, in quotes" : ""}`;
-}
-
-function isTime(field: string): boolean {
-  return field.endsWith("_at") || field === "covers_until";
 }
 
 function ofMetadata(metadata: unknown): Problem[] {

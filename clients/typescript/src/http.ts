@@ -1,9 +1,10 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import type { Prepared } from "./batches.js";
 import { arrayOf, batchesOf } from "./batches.js";
-import { check, ofOwnId } from "./check.js";
+import { check } from "./check.js";
 import { ProblemError, SendError, StepstreamError } from "./errors.js";
 import type { HttpEvent, Person } from "./events.js";
+import { ofOwnId } from "./own-ids.js";
 import type { QueueOptions, Tally } from "./queue.js";
 import { Queue } from "./queue.js";
 import type { Transport } from "./transport.js";
@@ -12,7 +13,9 @@ import type {
   AcceptedEvent,
   AcceptedPerson,
   AcceptedSession,
+  EventVerdicts,
   Refusal,
+  RefusalClass,
   Refused,
   Verdicts,
 } from "./verdicts.js";
@@ -60,7 +63,7 @@ export interface HttpClient {
    *
    * @throws SendError where some have no verdict
    */
-  send(events: readonly HttpEvent[], options?: CallOptions): Promise<Verdicts<AcceptedEvent>>;
+  send(events: readonly HttpEvent[], options?: CallOptions): Promise<EventVerdicts>;
   /** Says which people there are, before events name them. Repeating it changes nothing. */
   registerPeople(people: readonly NewPerson[], options?: CallOptions): Promise<Verdicts<AcceptedPerson>>;
   /** Says which sessions there are, before events name them. Repeating it changes nothing. */
@@ -84,15 +87,20 @@ const MAX_ITEMS = 1_000;
 export function createHttpClient(options: HttpClientOptions): HttpClient {
   const transport = transportOf(options);
   const checked = (event: HttpEvent): Refusal | undefined => check(event, Date.now(), "http");
-  const send: HttpClient["send"] = (events, { signal } = {}) =>
-    submit(transport, "v1/events", events, checked, signal);
+  const send: HttpClient["send"] = async (events, { signal } = {}) => {
+    const ways = new Set<unknown>();
+    const note = (answer: Answer<AcceptedEvent>): unknown => ways.add(answer.through);
+    const verdicts = await submit(transport, "v1/events", events, checked, signal, note);
+    const through = (["outbox", "kafka"] as const).find((way) => ways.has(way)) ?? null;
+    return { ...verdicts, through };
+  };
   const queue = new Queue(send, checked, options);
   return {
     send,
     registerPeople: (people, { signal } = {}) =>
-      submit(transport, "v1/people", people, ofOwn("distinct_id"), signal),
+      submit(transport, "v1/people", people, ofOwn("distinct_id", "invalid-person"), signal),
     registerSessions: (sessions, { signal } = {}) =>
-      submit(transport, "v1/sessions", sessions, ofOwn("session_id"), signal),
+      submit(transport, "v1/sessions", sessions, ofOwn("session_id", "invalid-session"), signal),
     track: (event) => queue.track(event),
     flush: ({ signal } = {}) => queue.flush(signal),
     close: ({ signal } = {}) => queue.close(signal),
@@ -125,16 +133,22 @@ function transportOf({ url, key, timeoutMs, retryForMs, fetch: given }: HttpClie
   };
 }
 
-function ofOwn(field: "distinct_id" | "session_id"): (item: unknown) => Refusal | undefined {
+function ofOwn(
+  field: "distinct_id" | "session_id",
+  rejection: RefusalClass,
+): (item: unknown) => Refusal | undefined {
   return (item) => {
     const given =
       typeof item === "object" && item !== null ? (item as Record<string, unknown>)[field] : undefined;
     const text = given === undefined ? "Field required" : ofOwnId(given);
-    return text === undefined ? undefined : { class: "invalid-event", field, message: `${field}: ${text}` };
+    return text === undefined ? undefined : { class: rejection, field, message: `${field}: ${text}` };
   };
 }
 
-type Answer<Accepted> = (Accepted | Refused)[];
+interface Answer<Accepted> {
+  results: (Accepted | Refused)[];
+  through?: unknown;
+}
 
 /** Sends what is right in as few requests as there have to be, one after the other. */
 async function submit<Item, Accepted extends { status: "accepted"; index: number }>(
@@ -143,6 +157,7 @@ async function submit<Item, Accepted extends { status: "accepted"; index: number
   items: readonly Item[],
   problemOf: (item: Item) => Refusal | undefined,
   signal: AbortSignal | undefined,
+  note: (answer: Answer<Accepted>) => void = () => {},
 ): Promise<Verdicts<Accepted>> {
   const results = new Map<number, Accepted | Refused>();
   const prepared: Prepared[] = [];
@@ -153,7 +168,10 @@ async function submit<Item, Accepted extends { status: "accepted"; index: number
   }
   try {
     for (const batch of batchesOf(prepared, MAX_ITEMS)) {
-      for (const one of await ask<Accepted>(transport, path, batch, signal)) results.set(one.index, one);
+      for (const answer of await ask<Accepted>(transport, path, batch, signal)) {
+        note(answer);
+        for (const one of answer.results) results.set(one.index, one);
+      }
     }
   } catch (cause) {
     const unsettled = items.flatMap((item, index) => (results.has(index) ? [] : [{ index, item }]));
@@ -171,15 +189,14 @@ async function ask<Accepted extends { index: number }>(
   path: string,
   batch: readonly Prepared[],
   signal: AbortSignal | undefined,
-): Promise<Answer<Accepted>> {
+): Promise<Answer<Accepted>[]> {
   try {
-    const { results } = (await post(transport, path, arrayOf(batch), signal)) as {
-      results: Answer<Accepted>;
-    };
+    const answer = (await post(transport, path, arrayOf(batch), signal)) as Answer<Accepted>;
+    const { results } = answer;
     if (results.length !== batch.length) {
       throw new ProblemError(`${batch.length} were sent, and ${results.length} were answered for`, 502);
     }
-    return results.map((one) => ({ ...one, index: batch[one.index]?.index ?? -1 }));
+    return [{ ...answer, results: results.map((one) => ({ ...one, index: batch[one.index]?.index ?? -1 })) }];
   } catch (error) {
     // Something between here and there takes less.
     if (!(error instanceof ProblemError) || error.status !== 413 || batch.length === 1) throw error;

@@ -25,6 +25,7 @@ export type {
   AcceptedEvent,
   AcceptedPerson,
   AcceptedSession,
+  EventVerdicts,
   Refusal,
   RefusalClass,
   Refused,

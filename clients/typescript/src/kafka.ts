@@ -7,7 +7,7 @@ import { messageOf, SendError, StepstreamError, UnreachableError } from "./error
 import type { ContractEvent } from "./generated/events.js";
 import type { QueueOptions, Tally } from "./queue.js";
 import { Queue } from "./queue.js";
-import type { AcceptedEvent, Refused, Verdicts } from "./verdicts.js";
+import type { AcceptedEvent, EventVerdicts, Refused } from "./verdicts.js";
 import { verdictsOf } from "./verdicts.js";
 
 /** The topic of the contract. */
@@ -38,7 +38,7 @@ export interface KafkaProducer {
    *
    * @throws SendError where some are not acknowledged
    */
-  send(events: readonly ContractEvent[]): Promise<Verdicts<AcceptedEvent>>;
+  send(events: readonly ContractEvent[]): Promise<EventVerdicts>;
   /** Takes an event to send soon, without waiting; false where it does not, and `onRefused` or `onError` is told. */
   track(event: ContractEvent): boolean;
   /** Waits until all that was tracked is acknowledged or refused, and says what became of it since the last time. */
@@ -131,7 +131,7 @@ class Sender {
     this.#topic = options.topic ?? TOPIC;
   }
 
-  send(events: readonly ContractEvent[]): Promise<Verdicts<AcceptedEvent>> {
+  send(events: readonly ContractEvent[]): Promise<EventVerdicts> {
     const sent = this.#last.then(() => this.#send(events));
     this.#last = sent.catch(() => {});
     return sent;
@@ -142,7 +142,7 @@ class Sender {
     await this.#renew();
   }
 
-  async #send(events: readonly ContractEvent[]): Promise<Verdicts<AcceptedEvent>> {
+  async #send(events: readonly ContractEvent[]): Promise<EventVerdicts> {
     const results: (AcceptedEvent | Refused | undefined)[] = new Array(events.length).fill(undefined);
     const keyed: Keyed[] = [];
     for (const [index, event] of events.entries()) {
@@ -166,7 +166,8 @@ class Sender {
       const unsettled = events.flatMap((item, index) => (results[index] ? [] : [{ index, item }]));
       throw new SendError(cause, settled, unsettled);
     }
-    return verdictsOf(results.filter((one) => one !== undefined));
+    const verdicts = verdictsOf(results.filter((one) => one !== undefined));
+    return { ...verdicts, through: verdicts.accepted > 0 ? "kafka" : null };
   }
 
   /** Sends a batch until each of its partitions has answered: kafkajs leaves out those that change their leader. */

@@ -4,6 +4,8 @@ export type RefusalClass =
   | "not-json"
   | "unknown-type"
   | "invalid-event"
+  | "invalid-person"
+  | "invalid-session"
   | "too-early"
   | "in-the-future"
   | "not-allowed"
@@ -68,6 +70,12 @@ export interface Verdicts<Accepted> {
   accepted: number;
   refused: number;
   results: (Accepted | Refused)[];
+}
+
+/** Verdicts on events, and where the accepted ones are. */
+export interface EventVerdicts extends Verdicts<AcceptedEvent> {
+  /** All in Kafka; or some in Stepstream's outbox, from which they follow once Kafka is back; null where none is. */
+  through: "kafka" | "outbox" | null;
 }
 
 /** Counts what each result says. */

@@ -172,6 +172,10 @@ describe("a first mistake is explained", () => {
 });
 
 describe("by HTTP", () => {
+  test.each(names("operator"))("%s is for operators alone, whatever else is in it", (name) => {
+    expect(check({ ...example(`operator/${name}`), event_id: 7 }, LATE, "http")?.class).toBe("not-allowed");
+  });
+
   const {
     mcp_server_user_id: _,
     mcp_server_session_id: __,
@@ -200,7 +204,9 @@ describe("by HTTP", () => {
     [{ session_id: "s-1", distinct_id: 7 }, "distinct_id", "Input should be a valid string"],
     [{ session_id: "s-1", distinct_id: "" }, "distinct_id", "at least 1 character"],
     [{ session_id: "s".repeat(201), distinct_id: "u" }, "session_id", "at most 200"],
-    [{ session_id: "s\n", distinct_id: "u" }, "session_id", "control character"],
+    [{ session_id: "s\n", distinct_id: "u" }, "session_id", "not printable"],
+    [{ session_id: "s", distinct_id: "\u200b" }, "distinct_id", "not printable"],
+    [{ session_id: "s", distinct_id: "u\u00a0" }, "distinct_id", "not printable"],
   ])("%o is refused at %s", (given, field, told) => {
     const refusal = check({ ...bare, ...given }, LATE, "http");
     expect(refusal?.field).toBe(field);

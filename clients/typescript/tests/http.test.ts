@@ -3,6 +3,7 @@ import { ProblemError, SendError, StepstreamError, UnreachableError } from "../s
 import type { HttpEvent } from "../src/events.js";
 import { stepCompleted } from "../src/events.js";
 import { createHttpClient } from "../src/http.js";
+import type { Answer, Asked } from "./server.js";
 import { accepted, serving } from "./server.js";
 
 const key = "a-key";
@@ -71,6 +72,18 @@ test("batches stay below the server's limits, compressed, in order", async () =>
   }
   expect(server.asked.flatMap(({ items }) => items)).toEqual(many);
   expect(verdicts.results.map(({ index }) => index)).toEqual(many.map((_, i) => i));
+});
+
+test("where one batch is in the outbox, not all is in Kafka", async () => {
+  const through = (way: string, asked: Asked): Answer => {
+    const answer = accepted(asked);
+    return answer && { ...answer, body: { ...(answer.body as object), through: way } };
+  };
+  await using server = await serving((asked, count) => through(count === 2 ? "outbox" : "kafka", asked));
+  const client = createHttpClient({ url: server.url, key });
+  expect((await client.send(events(1))).through).toBe("kafka");
+  expect((await client.send(events(1_001))).through).toBe("outbox");
+  expect((await client.send([])).through).toBeNull();
 });
 
 test("where something between takes less, a batch is cut in halves", async () => {
@@ -189,7 +202,7 @@ test("people and sessions go to their own routes", async () => {
   ]);
   const { results } = await client.registerPeople([{} as never]);
   expect(results).toMatchObject([
-    { status: "refused", error: { class: "invalid-event", field: "distinct_id" } },
+    { status: "refused", error: { class: "invalid-person", field: "distinct_id" } },
   ]);
 });
 

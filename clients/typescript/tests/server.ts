@@ -48,5 +48,5 @@ export async function serving(answer: (asked: Asked, count: number) => Answer | 
 /** All accepted, as the server says it. */
 export function accepted({ items }: Asked): Answer {
   const results = items.map(({ event_id }, index) => ({ index, status: "accepted", event_id }));
-  return { status: 200, body: { accepted: items.length, refused: 0, results } };
+  return { status: 200, body: { accepted: items.length, refused: 0, through: "kafka", results } };
 }
