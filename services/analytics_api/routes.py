@@ -98,7 +98,7 @@ router = APIRouter(prefix="/v1", responses=_COMMON)
 _bearer = HTTPBearer(auto_error=False, description="A key of `stepstream keys create`.")
 
 
-def shared(request: Request) -> Shared:
+async def shared(request: Request) -> Shared:
     """What the lifespan made."""
     made: Shared = request.app.state.shared
     return made

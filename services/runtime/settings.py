@@ -310,7 +310,7 @@ class Settings(BaseSettings):
         description="How often an organization may ask, with all its API keys; empty is no limit.",
     )
     api_organization_writes: int = Field(
-        default=40,
+        default=100,
         ge=1,
         description="The most batches of an organization that come in by HTTP at once; half of them for one "
         "API key.",
