@@ -14,7 +14,9 @@ from typing import IO, Any
 
 import pytest
 
-from tests.support.world import World
+from services.analytics_api.keys import Grant
+from services.analytics_api.keys import create as make_key
+from tests.support.world import Api, World
 
 HERE = Path(__file__).parent
 CLIENT = HERE.parents[1] / "clients" / "typescript"
@@ -92,6 +94,12 @@ def kafka_of(world: World) -> dict[str, str]:
     return {"KAFKA": ",".join(world.settings.kafka_bootstrap_servers), "TOPIC": world.settings.topic}
 
 
+async def address_of(world: World, api: Api, grant: Grant) -> dict[str, str]:
+    """Where programs find this API, and a new key to it."""
+    key = (await make_key(world.db, "org", "writer", None, grant)).text
+    return {"STEPSTREAM_URL": api.url, "STEPSTREAM_KEY": key}
+
+
 def snippets() -> dict[str, str]:
     """The README's programs, by the heading that they are under."""
     text = (CLIENT / "README.md").read_text("utf-8")
@@ -109,7 +117,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     assert built.returncode == 0, built.stdout + built.stderr
     packed = _run(CLIENT, "npm", "pack", "--silent", "--pack-destination", str(folder))
     package = json.loads((CLIENT / "package.json").read_text("utf-8"))
-    tools = [f"{name}@{package['devDependencies'][name]}" for name in ("kafkajs", "typescript", "@types/node")]
+    tools = [
+        f"{name}@{package['devDependencies'][name]}" for name in ("kafkajs", "typescript", "@types/node")
+    ]
     (folder / "package.json").write_text('{"private": true, "type": "module"}', "utf-8")
     installed = _run(folder, "npm", "install", "--prefer-offline", f"./{packed.stdout.strip()}", *tools)
     assert installed.returncode == 0, installed.stderr

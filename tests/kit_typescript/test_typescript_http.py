@@ -8,22 +8,15 @@ import pytest
 
 from schemas.generate import EXAMPLES
 from services.analytics_api.keys import READS, Grant
-from services.analytics_api.keys import create as make_key
 from tests.clients import expected
 from tests.clients.expected import people, traffic
-from tests.kit_typescript.conftest import Project
-from tests.support.world import API, RELAY, Api, World, completed
+from tests.kit_typescript.conftest import Project, address_of
+from tests.support.world import API, RELAY, World, completed
 
 pytestmark = pytest.mark.integration
 
 WRITES = Grant(may_read=False, may_write=True, source="/kit-typescript")
 REGISTERS = replace(WRITES, may_register=True)
-
-
-async def address_of(world: World, api: Api, grant: Grant = WRITES) -> dict[str, str]:
-    """Where programs find this API, and a key to it."""
-    key = (await make_key(world.db, "org", "writer", None, grant)).text
-    return {"STEPSTREAM_URL": api.url, "STEPSTREAM_KEY": key}
 
 
 def by_own_ids(event: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +39,7 @@ async def test_what_it_sends_is_counted(world: World, project: Project, how: str
     await world.offer(steps=expected.STEPS)
     await world.people(names)
     services = [await service.ready() for service in world.start_both()]
-    address = await address_of(world, await world.start_api())
+    address = await address_of(world, await world.start_api(), WRITES)
     for _ in range(2):  # The same again changes nothing.
         said = await project.send(how, events, **address)
         assert (said["accepted"], said["refused"]) == (len(events), 0)
@@ -86,7 +79,7 @@ async def test_while_kafka_is_away_it_is_accepted_and_counted_later(world: World
     await world.offer(steps=expected.STEPS)
     await world.people(names)
     api = await world.start_api(kafka_bootstrap_servers="127.0.0.1:9", api_acknowledge_seconds=0.5)
-    said = await project.send("http", events, **await address_of(world, api))
+    said = await project.send("http", events, **await address_of(world, api, WRITES))
     assert (said["accepted"], said["through"]) == (len(events), "outbox")
     assert await world.events() == []
     services = [*world.start_both(), world.start(RELAY)]
@@ -107,7 +100,7 @@ async def test_what_is_tracked_while_the_api_is_away_arrives_once_it_is_back(
     await world.offer()
     await world.people(["p"])
     api = await world.start_api(process=True)
-    address = await address_of(world, api)
+    address = await address_of(world, api, WRITES)
     (service,) = world.services
     port = service.port
     service.kill()
@@ -124,7 +117,9 @@ async def test_what_is_tracked_while_the_api_is_away_arrives_once_it_is_back(
         assert await process.wait() == 0, (world.folder / "errors").read_text()
     told = json.loads((world.folder / "said").read_text())
     assert told == {"accepted": 5, "refused": 0, "failed": 0, "refusals": [], "errors": []}
-    assert {r.value for r in await world.events()} == {json.dumps(e, separators=(",", ":")).encode() for e in events}
+    assert {r.value for r in await world.events()} == {
+        json.dumps(e, separators=(",", ":")).encode() for e in events
+    }
 
 
 GOOD = completed("p", "a", 1_764_000_000_000)
@@ -153,7 +148,7 @@ async def test_each_first_mistake_is_said_at_its_place_and_the_rest_is_taken(
 ) -> None:
     await world.offer()
     await world.people(["p"])
-    address = await address_of(world, await world.start_api())
+    address = await address_of(world, await world.start_api(), WRITES)
     said = await project.send("http", [GOOD, *(event for event, *_ in OTHERS.values())], **address)
     assert (said["accepted"], said["refused"]) == (1, len(OTHERS))
     found = {
@@ -186,7 +181,7 @@ async def test_client_and_server_refuse_the_examples_for_the_same_reason(
     """Of the contract's examples those that are JSON; what the client lets pass the server refuses for its rows alone."""
     await world.offer()
     api = await world.start_api()
-    address = await address_of(world, api)
+    address = await address_of(world, api, WRITES)
     values: dict[str, str] = {}
     for file in sorted((*EXAMPLES.glob("valid/*.json"), *EXAMPLES.glob("invalid/*.json"))):
         text = file.read_bytes()
@@ -213,7 +208,7 @@ async def test_client_and_server_refuse_the_examples_for_the_same_reason(
 
 def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text.decode(), parse_constant=lambda name: _no_json(name))
+        json.loads(text.decode(), parse_constant=_no_json)
     except ValueError:
         return False
     return True

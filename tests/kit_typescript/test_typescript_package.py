@@ -2,11 +2,14 @@
 
 import pytest
 
-from tests.kit_typescript.conftest import Project, kafka_of, snippets
+from services.analytics_api.keys import Grant
+from tests.kit_typescript.conftest import Project, address_of, kafka_of, snippets
 from tests.support.world import World
 
 pytestmark = pytest.mark.integration
 
+#: The key that the README has made.
+WRITES = Grant(may_read=False, may_write=True, source="/checkout")
 WALKTHROUGH, STEPS, SERVER = "wt_9fQ2xL7b", ("wts_Rt41vKp8", "wts_Zq80mNd3"), "s7Yw2nQe"
 
 
@@ -30,6 +33,39 @@ def test_every_program_is_run_here() -> None:
         "by-kafka",
         "is-it-an-event",
     ]
+
+
+async def test_in_fifteen_minutes_by_http(world: World, project: Project) -> None:
+    await offered(world)
+    services = [await service.ready() for service in world.start_both()]
+    address = await address_of(world, await world.start_api(), WRITES)
+    said = await out_of(project, "in-fifteen-minutes-by-http", **address)
+    assert said.splitlines() == ["2 accepted", "event 2: unknown-step"]
+    await world.drained()
+    rows = await world.db.fetch("select step_id, completed_at from walkthrough_step_completions")
+    assert [tuple(row) for row in rows] == [(STEPS[0], 1_795_510_980_000)]
+    assert await world.db.fetchval("select count(*) from walkthrough_starts") == 1
+    await world.assert_exact()
+    assert [service.terminate() for service in services] == [0, 0]
+
+
+async def test_without_waiting(world: World, project: Project) -> None:
+    await offered(world)
+    services = [await service.ready() for service in world.start_both()]
+    address = await address_of(world, await world.start_api(), WRITES)
+    said = await out_of(project, "without-waiting", **address)
+    assert said == "3 accepted, 0 refused, 0 failed\n"
+    await world.drained()
+    kept = {
+        table: await world.db.fetchval(f"select array_agg(step_id) from {table}")
+        for table in ("walkthrough_step_completions", "walkthrough_step_skips", "walkthrough_step_showings")
+    }
+    assert kept == {
+        "walkthrough_step_completions": [STEPS[0]],
+        "walkthrough_step_skips": [STEPS[1]],
+        "walkthrough_step_showings": [STEPS[0]],
+    }
+    assert [service.terminate() for service in services] == [0, 0]
 
 
 async def test_what_can_go_wrong(project: Project) -> None:
