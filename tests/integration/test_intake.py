@@ -20,7 +20,7 @@ from services.analytics_api.keys import Grant
 from services.analytics_api.keys import create as make_key
 from services.analytics_api.registering import own_session_id, register_people
 from services.devstack.processes import free_port
-from tests.support.world import RELAY, Api, World, eventually, metric
+from tests.support.world import RELAY, Api, Message, World, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -201,7 +201,7 @@ async def test_what_is_answered_is_what_the_recorder_says_of_the_same_events(wor
         if kind not in own and not {"distinct_id", "session_id"} & change.keys()
     ]
     refused = [r["error"]["class"] for r in (await send(api, given)).json()["results"]]
-    await world.produce(given)
+    await world.produce([Message(b"ann", json.dumps(e).encode()) for e in given])
     world.start_both()
     await world.drained()
     letters = {
