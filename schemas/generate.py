@@ -18,6 +18,9 @@ from schemas.events import MAX_TIME_MS, EventError, decode
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER / "examples"
+#: Where the Python client, which installs without the server, has its copy of these modules.
+PYTHON_CLIENT = FOLDER.parent / "clients" / "python" / "stepstream_client" / "contract"
+COPIED = ("events.py", "causes.py", "advice.py")
 
 
 def documents() -> dict[str, Any]:
@@ -46,6 +49,8 @@ def main() -> None:
         for name, document in documents().items():
             (FOLDER / name).parent.mkdir(exist_ok=True)
             (FOLDER / name).write_text(_text(document), "utf-8")
+        for name in COPIED:
+            (PYTHON_CLIENT / name).write_text(copied(name), "utf-8")
     problems += check_examples()
     for problem in problems:
         print(problem, file=sys.stderr)  # noqa: T201 - what the command says
@@ -65,6 +70,16 @@ def _stale() -> Iterator[str]:
     for file in sorted((FOLDER / "types").glob("*.json")):
         if f"types/{file.name}" not in made:
             yield f"schemas/types/{file.name} is of a type that the models do not have: remove it"
+    for name in COPIED:
+        file = PYTHON_CLIENT / name
+        if not file.exists() or file.read_text("utf-8") != copied(name):
+            yield f"{file.relative_to(FOLDER.parent)} is not schemas/{name}: run `make generate`"
+
+
+def copied(name: str) -> str:
+    """A module of the contract as the Python client has it."""
+    text = (FOLDER / name).read_text("utf-8").replace("from schemas", "from stepstream_client.contract")
+    return f"# Written by `make generate` from schemas/{name}.\n{text}"
 
 
 def check_examples() -> Iterator[str]:

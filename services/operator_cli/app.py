@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from services.operator_cli import (
     backfill,
+    check_events,
     completions,
     contract_examples,
     demo,
@@ -26,6 +27,7 @@ from services.operator_cli import (
     organizations,
     produce,
     rebuild,
+    register,
     replay,
     run,
     servers,
@@ -48,6 +50,7 @@ app = typer.Typer(
 for command in (
     migrate,
     run,
+    check_events,
     produce,
     contract_examples,
     exchange,
@@ -70,6 +73,7 @@ _GROUPS = {
     "gone": gone,
     "keys": keys,
     "completions": completions,
+    "register": register,
 }
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
