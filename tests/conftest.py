@@ -31,6 +31,7 @@ _running: dict[str, Stack] = {}
 
 #: Files whose tests run in one worker, one after another: they share what is dear to start or to fill.
 #: (`xdist_group` would say it, but has no effect with pytest 9.2.)
+_TYPESCRIPT = tuple(f"test_typescript_{what}.py" for what in ("failover", "http", "kafka", "package"))
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
     "test_client_kafka_away.py": "brokers",
@@ -44,6 +45,8 @@ _TOGETHER = {
     "test_nemesis.py": "nemesis",
     "test_unreadable_batches.py": "unreadable",
     "test_agent_walks.py": "walks",
+    # They build the same package.
+    **dict.fromkeys(_TYPESCRIPT, "typescript"),
     # Tests of a file, where it has others.
     "test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted": "own broker",
     "test_what_only_the_database_after_a_backup_had_read_is_named_when_kafka_loses_it": "own broker",

@@ -13,7 +13,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_until_stopped(work: Coroutine[Any, Any, None]) -> StepstreamError | None:
-    """Runs it to its end, or until SIGINT or SIGTERM, by which it is cancelled; returns what ended it early.
+    """Runs it to its end, or until SIGINT or SIGTERM cancels it; returns what has ended it early.
 
     A second signal does what it does by itself: it ends the process.
     """
