@@ -14,6 +14,7 @@ import asyncpg
 
 from schemas import Rejection
 from services.runtime.database import Connection, Pool, load_queries
+from services.runtime.errors import UsageError
 
 SQL = dict(load_queries(__file__))
 SQL["register_people"] = SQL["register_people"].replace(
@@ -89,6 +90,21 @@ def problem_of_own_id(text: str) -> str | None:
     if not text.isprintable():
         return "it holds no control characters"
     return None
+
+
+async def find_organization(db: "Connection | Pool", name: str) -> str:
+    """The id of an organization, named by id or slug.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = await db.fetchval(SQL["find_organization"], name)
+    if found is None:
+        raise UsageError(
+            f"there is no organization with the id or slug `{name}`; "
+            "`stepstream organizations list` shows them"
+        )
+    return str(found)
 
 
 async def find_people(

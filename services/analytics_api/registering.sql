@@ -1,3 +1,11 @@
+-- name: find_organization
+-- By id or slug; an id first.
+select id
+from organization
+where id = $1 or slug = $1
+order by id = $1 desc
+limit 1;
+
 -- name: find_people
 -- Whom an organization means by ids of its own, each once: who is registered; else who came to one of its servers under
 -- that tracking id. Both are null of somebody whom it does not know.

@@ -588,6 +588,14 @@ class Store:
         """The keys of metadata that journeys began with, over every so many-th person."""
         return await self._heavy(context, "metadata_keys", *_times(cohort), every, rows_of_one=_ROWS_OF_ONE)
 
+    async def values_of(
+        self, context: Context, cohort: Cohort, what: str, key: str, most: int, longest: int
+    ) -> list[asyncpg.Record]:
+        """How many journeys have each value, of at most so many values and characters."""
+        return await self._heavy(
+            context, "values_of", *_times(cohort), what, key, most, longest, rows_of_one=_ROWS_OF_ONE
+        )
+
     async def by_segment(
         self, context: Context, cohort: Cohort, days: int, judged_at: int, by: Divided
     ) -> list[asyncpg.Record]:

@@ -25,6 +25,7 @@ from services.operator_cli import (
     organizations,
     produce,
     rebuild,
+    register,
     replay,
     run,
     servers,
@@ -57,6 +58,7 @@ _GROUPS = {
     "gone": gone,
     "keys": keys,
     "completions": completions,
+    "register": register,
 }
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)

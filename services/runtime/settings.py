@@ -26,6 +26,7 @@ from services.runtime.setting_values import (
     scopes,
     scopes_by_server,
     secret_file,
+    sources,
     split_at_commas,
 )
 
@@ -146,6 +147,11 @@ class Settings(BaseSettings):
         default="",
         description="Whose events may decide about a person (user-erased, step-corrected), beside our own "
         "commands: values of the header ce_source, comma-separated.",
+    )
+    registering_sources: Annotated[str, AfterValidator(sources)] = Field(
+        default="",
+        description="Whose events have people and sessions registered that they name and that are missing: "
+        "values of the header ce_source, comma-separated. Nobody checks who sends under such a name.",
     )
     relay_batch_records: int = Field(
         default=2_000,
@@ -463,6 +469,10 @@ class Settings(BaseSettings):
     def trusted(self) -> frozenset[str]:
         """The sources whose events may decide about a person."""
         return frozenset((*OPERATOR_SOURCES, *self.names(self.trusted_sources)))
+
+    def registering(self) -> frozenset[str]:
+        """The sources whose events have people and sessions registered on first sight."""
+        return frozenset(self.names(self.registering_sources))
 
     def read_kafka_password(self) -> str | None:
         """The password at Kafka as it is now, if there is one.

@@ -1,8 +1,12 @@
 """People and sessions that organizations register by ids of their own: each once, and nobody sees another's."""
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx2
@@ -19,7 +23,9 @@ from services.analytics_api.registering import (
     register_people,
     register_sessions,
 )
-from tests.support.world import PATIENCE, Api, World
+from tests.integration.test_locks import locked
+from tests.support.agents import agent
+from tests.support.world import API, PATIENCE, Api, World, completed
 
 pytestmark = pytest.mark.integration
 
@@ -360,3 +366,242 @@ async def _live(api: Api, path: str, key: str) -> httpx2.Response:
     """The beginning of a stream's answer."""
     async with api.http.stream("GET", path, headers={"Authorization": f"Bearer {key}"}) as response:
         return response
+
+
+async def test_people_and_sessions_are_registered_by_command(world: World, tmp_path: Path) -> None:
+    await world.offer()
+    await world.db.execute("update organization set slug = 'acme'")
+    table = tmp_path / "people.csv"
+    table.write_text('\ufeffdistinct_id\nu-1\n\nu-2\n"u,3"\nu-1\n')
+    done = world.command("register", "people", str(table), "--organization", "acme")
+    assert done.returncode == 0, done.stderr
+    assert "4 registered, 3 of them new" in done.stderr
+    ids = dict(await world.db.fetch("select distinct_id, mcp_server_user_id from registered_people"))
+    assert set(ids) == {"u-1", "u-2", "u,3"}
+    assert all(distinct_id in done.stdout and user in done.stdout for distinct_id, user in ids.items())
+
+    lines = [
+        {"session_id": "s-1", "distinct_id": "u-1", "started_at": 1_764_000_000_000},
+        {"session_id": "s-2", "server": "srv_9"},
+        {"session_id": "s-3", "server": "srv_1", "distinct_id": "u-9"},
+    ]
+    given = "\n".join(json.dumps(line) for line in lines) + "\n{\n"
+    done = world.command(
+        "register", "sessions", "-", "--organization", "org", "-o", "ndjson", stdin=given.encode()
+    )
+    assert done.returncode == 1
+    assert "line 2: unknown-server: there is no server with the slug or id `srv_9`" in done.stderr
+    assert "line 4: not-json: the line is no JSON" in done.stderr
+    assert "2 of 4 were refused" in done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["status"] for r in results] == ["accepted", "refused", "accepted", "refused"]
+    users = {r["session_id"]: r["mcp_server_session_id"] for r in results if r["status"] == "accepted"}
+    kept = dict(
+        await world.db.fetch("select mcp_server_session_id, mcp_server_user_id from mcp_server_session")
+    )
+    assert kept[users["s-1"]] == ids["u-1"]
+    assert kept[users["s-3"]] == await world.db.fetchval(
+        "select mcp_server_user_id from registered_people where distinct_id = 'u-9'"
+    )
+    one = ("register", "sessions", "--organization", "org", "--session-id", "s-1", "-o", "json")
+    again = json.loads((await world.invoke(*one)).stdout)
+    assert (again[0]["mcp_server_session_id"], again[0]["created"]) == (users["s-1"], False)
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "code", "told"),
+    [
+        (("people",), b"", 2, "--distinct-id"),
+        (("people", "-", "--distinct-id", "u-1"), b"", 2, "one of them"),
+        (("people", "-"), b"", 2, "there are no people in it"),
+        (("people", "-"), b"name\nann\n", 2, "line 1: `name` is no column of people"),
+        (("people", "-"), b"distinct_id\n\xff\n", 2, "line 2: it is no UTF-8"),
+        (("people", "-"), b"distinct_id\na,b\nc\n", 1, "line 2: not-json: the line has 2 cells for 1 names"),
+        (("people", "nowhere.csv"), b"", 2, "nowhere.csv: No such file"),
+        (("sessions", "--server", "srv_1"), b"", 2, "--server is of one session"),
+        (("sessions", "-"), b"session_id,started_at\ns,soon\n", 1, "started_at"),
+    ],
+)
+async def test_what_cannot_be_registered_is_said_with_its_line(
+    world: World, args: tuple[str, ...], given: bytes, code: int, told: str
+) -> None:
+    await world.offer()
+    done = world.command("register", *args, "--organization", "org", stdin=given)
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+
+
+async def test_registering_for_an_organization_that_there_is_not_is_refused(world: World) -> None:
+    done = world.command("register", "people", "--organization", "acme", "--distinct-id", "u-1")
+    assert done.returncode == 2
+    assert "there is no organization with the id or slug `acme`" in done.stderr
+
+
+async def test_keys_are_made_and_listed_with_what_they_may(world: World) -> None:
+    await world.offer()
+    make = ("keys", "create", "--organization", "org", "--name")
+    assert (await world.invoke(*make, "reader")).returncode == 0
+    writer = await world.invoke(
+        *make, "writer", "--may-write", "--type", "step-completed", "--server", "srv_1", "--source", "/shop"
+    )
+    assert writer.returncode == 0, writer.stderr
+    assert (await world.invoke(*make, "both", "--may-write", "--may-read", "--may-register")).returncode == 0
+    rows = json.loads((await world.invoke("keys", "list", "-o", "json")).stdout)
+    assert {row["name"]: row["may"] for row in rows} == {
+        "reader": "read",
+        "writer": "write, only step-completed, only srv_1",
+        "both": "read, write, register",
+    }
+    (row,) = [row for row in rows if row["name"] == "writer"]
+    assert (row["write_types"], row["write_server_ids"], row["source"], row["may_read"]) == (
+        ["step-completed"],
+        ["srv_1"],
+        "/shop",
+        False,
+    )
+    assert "write, only" in (await world.invoke("keys", "list")).stdout
+    for more, told in (
+        (("--may-register",), "--may-write"),
+        (("--type", "step-completed"), "--may-write"),
+        (("--may-write", "--type", "user-erased"), "`user-erased` is none of"),
+        (("--may-write", "--server", "srv_9"), "no server with the slug or id `srv_9`"),
+        (("--may-write", "--source", "stepstream-operator"), "is trusted"),
+        (("--may-write", "--source", "x" * 101), "at most 100"),
+        (("--may-write", "--may-edit"), "--may-read"),
+    ):
+        refused = await world.invoke(*make, "wrong", *more)
+        assert (refused.returncode, told in refused.stderr) == (2, True), refused.stderr
+    trusted = await world.invoke(*make, "wrong", "--may-write", "--source", "/crm", trusted_sources="/crm")
+    assert trusted.returncode == 2
+
+
+async def test_who_is_registered_is_the_one_whom_agents_lead(world: World) -> None:
+    """By the tracking id in the address; at another organization's server the same id is another person."""
+    await world.offer()
+    await another_organization(world)
+    await world.db.execute(
+        "insert into walkthroughs (id, organization_id, title, status) values ('wt_o', 'other', 'o', 'published')"
+    )
+    await world.db.execute(
+        "insert into walkthrough_steps (id, walkthrough_id, title, content_fields) values ('o1', 'wt_o', 'o1', '{}')"
+    )
+    await world.db.execute(
+        "insert into mcp_server_walkthroughs (id, mcp_server_id, walkthrough_id) values ('o', 'srv_2', 'wt_o')"
+    )
+    service = await world.start_mcp()
+    person = (await register_people(world.db, "org", ["u-1"]))["u-1"].user_id
+    for slug in ("srv_1", "srv_2-slug", "srv_1"):
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/{slug}/u-1") as client:
+            await client.call("start_walkthrough")
+    met = await world.db.fetch(
+        "select mcp_server_user_id as id, mcp_server_slug as slug from mcp_server_session"
+    )
+    users = {slug: {row["id"] for row in met if row["slug"] == slug} for slug in ("srv_1", "srv_2-slug")}
+    assert users["srv_1"] == {person}
+    assert len(users["srv_2-slug"]) == 1
+    assert person not in users["srv_2-slug"]
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
+    # Who came to a server before is known to its organization alone.
+    assert await find_people(world.db, "other", ["u-1"]) == {"u-1": users["srv_2-slug"].pop()}
+
+
+async def test_who_is_erased_is_forgotten_and_the_same_id_is_a_new_person(world: World) -> None:
+    await world.offer()
+    world.start_both()
+    api = await world.start_api()
+    key = await key_of(world, WRITES)
+
+    async def come(path: str, item: dict[str, Any]) -> dict[str, Any]:
+        answer = await post(api, path, item, key)
+        assert answer.status_code == 200, answer.text
+        (result,) = answer.json()["results"]
+        return dict(result)
+
+    first = (await come("people", {"distinct_id": "u-1"}))["mcp_server_user_id"]
+    session = (await come("sessions", {"session_id": "s-1", "distinct_id": "u-1"}))["mcp_server_session_id"]
+    await world.produce([completed(first, "a", 1, mcp_server_session_id=session)])
+    await world.drained()
+    assert await world.db.fetchval("select count(*) from walkthrough_step_completions") == 1
+    erased = await world.invoke("erase", first, "--execute")
+    assert erased.returncode == 0, erased.stderr
+    await world.drained()
+    for table in (
+        "registered_people",
+        "mcp_server_user",
+        "mcp_server_session",
+        "walkthrough_step_completions",
+    ):
+        assert await world.db.fetchval(f"select count(*) from {table}") == 0, table
+    again = await come("people", {"distinct_id": "u-1"})
+    assert again["created"]
+    assert again["mcp_server_user_id"] != first
+    # The session's id is free again, too: it is the new person's.
+    bound = await come("sessions", {"session_id": "s-1", "distinct_id": "u-1"})
+    assert (bound["mcp_server_session_id"], bound["created"]) == (session, True)
+
+
+async def test_many_at_once_come_in_and_each_is_one(world: World) -> None:
+    """People and sessions of the same ids, by several clients and keys."""
+    await world.offer()
+    api = await world.start_api()
+    keys = [await key_of(world, WRITES) for _ in range(3)]
+    ids = [f"u-{n}" for n in range(60)]
+
+    async def come(number: int) -> list[str]:
+        key = keys[number % len(keys)]
+        mixed = ids[number * 7 % 60 :] + ids[: number * 7 % 60]
+        people = await post(api, "people", [{"distinct_id": one} for one in mixed], key)
+        assert people.status_code == 200, people.text
+        given = [{"session_id": f"s-{one}", "distinct_id": one} for one in reversed(mixed)]
+        sessions = await post(api, "sessions", given, key)
+        assert sessions.status_code == 200, sessions.text
+        return sorted(r["mcp_server_session_id"] for r in sessions.json()["results"])
+
+    answers = await asyncio.gather(*(come(number) for number in range(9)))
+    assert all(answer == answers[0] for answer in answers)
+    assert await world.db.fetchval("select count(*) from mcp_server_user") == 60
+    assert await world.db.fetchval("select count(*) from mcp_server_session") == 60
+
+
+async def test_it_is_written_at_the_primary_wherever_figures_are_read(world: World) -> None:
+    """A role that may read alone stands for a replica: its connections refuse to write as well."""
+    await world.offer()
+    key = await key_of(world, WRITES)
+    writer = urlsplit(world.settings_of(API).dsn)
+    readers = urlunsplit(writer._replace(query="options=-c%20default_transaction_read_only%3Don"))
+    api = await world.start_api(api_database_url=readers)
+    assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200
+    async with reader_of(world) as reader:
+        alone = await world.start_api(database_url=reader)
+        refused = await post(alone, "people", {"distinct_id": "u-2"}, key)
+        assert (refused.status_code, "primary" in refused.json()["detail"]) == (501, True)
+    assert await world.db.fetchval("select count(*) from registered_people") == 1
+
+
+@contextlib.asynccontextmanager
+async def reader_of(world: World) -> AsyncIterator[str]:
+    """The database by a login that has the rights of the API but those to write."""
+    name = f"reader_{world.settings.topic[:20]}"
+    await world.db.execute(f"create role {name} login password 'reader'")
+    await world.db.execute(f"grant usage on schema public to {name}")
+    await world.db.execute(f"grant select on all tables in schema public to {name}")
+    parts = urlsplit(world.settings.dsn)
+    try:
+        yield urlunsplit(parts._replace(netloc=f"{name}:reader@{parts.netloc.rpartition('@')[2]}"))
+    finally:
+        await world.db.execute(f"drop owned by {name}; drop role {name}")
+
+
+async def test_what_somebody_has_locked_is_to_be_sent_again_and_nothing_is_taken(world: World) -> None:
+    await world.offer()
+    api = await world.start_api(api_lock_seconds=0.05)
+    key = await key_of(world, WRITES)
+    async with locked(
+        world,
+        "insert into mcp_server_user (id) values ('ann')",
+        "insert into registered_people (organization_id, distinct_id, mcp_server_user_id)"
+        " values ('org', 'u-1', 'ann')",
+    ):
+        busy = await post(api, "people", [{"distinct_id": "u-0"}, {"distinct_id": "u-1"}], key)
+        assert (busy.status_code, busy.headers["Retry-After"]) == (503, "5")
+        assert await world.db.fetchval("select count(*) from registered_people") == 0
+    assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200

@@ -167,6 +167,8 @@ def _parsed(item: Item, model: type[Given], class_: str) -> Given:
     """
     if item.problem is not None:
         raise RefusedItemError(Rejection.NOT_JSON, None, item.problem)
+    if not isinstance(item.value, dict):
+        raise RefusedItemError(class_, None, "it is no JSON object")
     try:
         return model.model_validate(item.value)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """What comes in by HTTP: people, sessions and events."""
 
+import sys
 import time
 from functools import partial
 from typing import Any, Final, Literal
@@ -41,7 +42,8 @@ PROBLEMS: Final = problems_as(
     (503, "The database is away, or somebody has locked what this needs; to send it again is safe"),
 )
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+# Bodies are bounded by whoever reads them, who says so as a problem.
+router = APIRouter(prefix="/v1", responses=PROBLEMS, max_body_size=sys.maxsize)
 
 
 def answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

@@ -287,6 +287,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/breakdown": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Breakdown
+         * @description A summary, the funnel, the steps, trends or the Sankey for each agent, version of it, value of metadata, server or version of the walkthrough, or for who completed a step and who did not.
+         */
+        get: operations["breakdown_v1_walkthroughs__walkthrough_id__breakdown_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}/compare": {
         parameters: {
             query?: never;
@@ -423,6 +443,72 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * Breakdown
+         * @description A figure of each part of the journeys: every journey is in one part, or in `unknown`.
+         */
+        Breakdown: {
+            walkthrough: components["schemas"]["Walkthrough"];
+            /**
+             * Of
+             * @enum {string}
+             */
+            of: "summary" | "funnel" | "steps" | "trends" | "sankey";
+            /** By */
+            by: string | null;
+            /**
+             * Keys
+             * @description Without `by`: the keys of metadata that it can name.
+             */
+            keys: string[];
+            /**
+             * Within Days
+             * @description After how many days journeys of all parts are judged, where the figure judges.
+             */
+            within_days: number | null;
+            /**
+             * Parts
+             * @description The largest first, the others last.
+             */
+            parts: components["schemas"]["BreakdownPart"][];
+            /**
+             * Others
+             * @description How many values the others have; at least so many, where there are many.
+             */
+            others: number;
+            /**
+             * Unknown
+             * @description Journeys in no part: they began with a showing, which tells no metadata.
+             */
+            unknown: number;
+            freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * BreakdownPart
+         * @description The journeys of one value, or all others, with the figure that was asked for.
+         */
+        BreakdownPart: {
+            /**
+             * Value
+             * @description Empty where there is none; null: all others together.
+             */
+            value: string | null;
+            /** Title */
+            title: string;
+            /**
+             * Server
+             * @description With `version` and `segment`, what asks for these journeys alone.
+             */
+            server: string[];
+            /** Version */
+            version: number[];
+            /** Segment */
+            segment: string[];
+            /** Journeys */
+            journeys: number;
+            /** Answer */
+            answer: components["schemas"]["Summary"] | components["schemas"]["Funnel"] | components["schemas"]["Steps"] | components["schemas"]["Trends"] | components["schemas"]["Sankey"];
+        };
         /**
          * ComparedDrop
          * @description Journeys that had not gone on from a node `within_days` days after their beginning, nor were finished.
@@ -5900,6 +5986,274 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["Segments"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    breakdown_v1_walkthroughs__walkthrough_id__breakdown_get: {
+        parameters: {
+            query?: {
+                /** @description Only journeys that did this step, shown from it on. */
+                start_at?: string | null;
+                /** @description Only journeys that did this step (after `start_at`), shown up to it. */
+                end_at?: string | null;
+                /** @description Steps left out: the steps before and after are joined, and the times added up. */
+                exclude?: string[];
+                /** @description Only journeys with this step at this position of the view, as in `2:wts_a`; of several at the same position one is enough. */
+                through?: string[];
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
+                /** @description Show so many positions; what goes on from the last one ends there as `went_on`. */
+                positions?: number | null;
+                /** @description Show so many steps at each position, the largest; the rest is folded into one node, `other`. */
+                nodes?: number | null;
+                /** @description Fold steps that fewer than this share of all journeys came to at their position. */
+                min_share?: number | null;
+                /** @description Positions at which nothing is folded. */
+                unfold?: number[];
+                /** @description Also percentiles and a histogram of the times of each link. They are read from the journeys, which takes longer than the counts. */
+                times?: boolean;
+                /** @description The figure that each part has. */
+                of?: "summary" | "funnel" | "steps" | "trends" | "sankey";
+                /** @description `agent`, `agent_version` (of one agent, which a `segment` names), `metadata.KEY`, `server`, `version`, or `did:STEP`: who completed it, and who did not. Without it, which keys of metadata there are. */
+                by?: string | null;
+                /** @description So many values, the most frequent; the others are one part. */
+                most?: number;
+                /** @description With `of=trends`: by what time is divided. Weeks begin on Monday. */
+                period?: "day" | "week";
+                within_days?: number | null;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Breakdown"];
                     "text/csv": string;
                 };
             };
