@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard test-typescript test-clients lint format bench soak nemesis lock sbom generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard test-typescript test-clients test-kit lint format bench soak nemesis lock sbom generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -50,7 +50,7 @@ demo: setup  ## the whole pipeline in a minute, and the dashboard
 # A run starts some hundred processes. Where Python writes no bytecode, each would compile what it imports.
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
-	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e --ignore tests/clients --ignore tests/kit_typescript)
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e --ignore tests/clients --ignore tests/kit --ignore tests/kit_typescript)
 
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
@@ -67,6 +67,11 @@ test-typescript: setup $(TYPESCRIPT)/node_modules/.installed  ## the TypeScript 
 test-clients: export PYTHONDONTWRITEBYTECODE =
 test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C; MCP clients, and its conformance. STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# Not in `make test`: it wants a JDK, Go and a compiler of C++, and skips by name the clients whose tools are not there.
+test-kit: export PYTHONDONTWRITEBYTECODE =
+test-kit: setup  ## the kit in schemas/: its ten lines for each client, its documents in Ajv and AsyncAPI's parser
+	$(BIN)/pytest tests/kit -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: setup $(DASHBOARD)/node_modules/.installed $(TYPESCRIPT)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -66,13 +66,16 @@ class Rejection(StrEnum):
 class EventError(ValueError):
     """A value that is no event of the contract.
 
-    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole.
+    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole. The
+    text is `told` and, after it, the likely `causes`.
     """
 
-    def __init__(self, rejection: Rejection, message: str, *fields: str) -> None:
-        super().__init__(message)
+    def __init__(self, rejection: Rejection, told: str, *fields: str, causes: Sequence[str] = ()) -> None:
+        super().__init__("; ".join((told, *causes))[:MAX_MESSAGE])
         self.rejection = rejection
+        self.told = told
         self.fields = fields
+        self.causes = tuple(causes)
 
 
 def encode_metadata(metadata: object) -> str:
@@ -112,18 +115,19 @@ def _is_not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+# Patterns are written for the engines of all languages: \\u is unknown in Go.
 Identifier = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$"),
     # In Python and Java, `$` also matches before a newline at the end: their validators would let that pass.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x1f\x7f-\x9f]"}}),
 ]
 #: Text for people: more than one line is allowed, other control characters are not.
 Reason = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
     # As above: in Java, `$` also matches before a carriage return at the end.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"}}),
 ]
 EventId = Annotated[
     str,
@@ -131,7 +135,7 @@ EventId = Annotated[
         to_lower=True,
         pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
     ),
-    Field(json_schema_extra={"format": "uuid", "maxLength": 36}),
+    Field(json_schema_extra={"maxLength": 36}),
 ]
 #: Held as compact JSON text: nobody here looks inside, and it is stored as it is.
 MetadataText = Annotated[
@@ -406,9 +410,9 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
         told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    told += causes.likely(value, problems, FIELDS)
     fields = ("type" if p["type"].startswith("union_tag") else _path(p["loc"]) for p in problems)
-    return EventError(rejection, "; ".join(told)[:MAX_MESSAGE], *filter(None, fields))
+    likely = causes.likely(value, problems, FIELDS)
+    return EventError(rejection, "; ".join(told), *filter(None, fields), causes=likely)
 
 
 def _path(place: tuple[int | str, ...]) -> str:

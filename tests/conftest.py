@@ -34,6 +34,7 @@ _running: dict[str, Stack] = {}
 _TYPESCRIPT = tuple(f"test_typescript_{what}.py" for what in ("failover", "http", "kafka", "package"))
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
+    "test_client_kafka_away.py": "brokers",
     "test_security.py": "secure",
     "test_rotation.py": "strict",
     "test_readme.py": "embedded stack",
@@ -57,6 +58,7 @@ _TOGETHER = {
 #: Beside them, tests that ask for no stack are left out: they bring servers of their own, or need none.
 _ONCE = {
     "test_kafka_away.py": "the brokers are its own",
+    "test_client_kafka_away.py": "the brokers are its own",
     "test_unreadable_batches.py": "the broker is its own",
     "test_replica.py": "the database servers are its own",
     "test_operating_page.py": "what commands print",

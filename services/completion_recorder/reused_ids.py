@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from schemas import Rejection, StepCompleted, WalkthroughStarted
+from schemas import AnyEvent, Rejection, StepCompleted, WalkthroughStarted
 from services.completion_recorder.judge import Accepted, Refused, RowKey, Table, row_of
 from services.runtime.database import Connection, load_queries
+from services.runtime.kafka import Record
 
 SQL = load_queries(__file__)
 
@@ -83,17 +84,21 @@ def check_ids(
         (event, record), seen = merged[i], looked_up[i]
         if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
             continue
-        first, seen_first = firsts.setdefault((row_of(event).table, event.event_id), (merged[i], seen))
         if seen.holder_user is not None:
-            holder = _describe_holder(event, seen)
-        elif isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
+            refused[i] = _refused(record, _describe_holder(event, seen))
+            continue
+        # What is refused for the recorded event's sake has no claim to the id.
+        first, seen_first = firsts.setdefault((row_of(event).table, event.event_id), (merged[i], seen))
+        if isinstance(first.event, StepCompleted | WalkthroughStarted) and row_of(first.event) != row_of(
             event
         ):
-            holder = _describe_first(event, first, seen.organization == seen_first.organization)
-        else:
-            continue
-        refused[i] = Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {holder}")
+            told = _describe_first(event, first, seen.organization == seen_first.organization)
+            refused[i] = _refused(record, told)
     return [item for i, item in enumerate(merged) if i not in refused], list(refused.values())
+
+
+def _refused(record: Record, holder: str) -> Refused:
+    return Refused(record, Rejection.REUSED_EVENT_ID, f"event_id: {holder}")
 
 
 def _describe_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) -> str:
@@ -101,8 +106,8 @@ def _describe_holder(event: StepCompleted | WalkthroughStarted, seen: SeenId) ->
     if seen.holder_organization != seen.organization or seen.holder_at is None:
         return "another event is recorded under it"
     at = datetime.fromtimestamp(seen.holder_at / 1000, UTC).isoformat(timespec="milliseconds")
-    whose = _whose(event, seen.holder_user)
-    return f"{whose}, of {at.replace('+00:00', 'Z')}, is recorded under it"
+    told = whose(event, seen.holder_user)
+    return f"{told}, of {at.replace('+00:00', 'Z')}, is recorded under it"
 
 
 def _describe_first(
@@ -110,11 +115,12 @@ def _describe_first(
 ) -> str:
     if not same_organization:
         return "another event before this one has it"
-    whose = _whose(event, first.event.mcp_server_user_id)
-    return f"{whose}, at {first.record.partition}:{first.record.offset}, has it and comes first"
+    told = whose(event, first.event.mcp_server_user_id)
+    return f"{told}, at {first.record.partition}:{first.record.offset}, has it and comes first"
 
 
-def _whose(event: StepCompleted | WalkthroughStarted, user: str | None) -> str:
+def whose(event: AnyEvent, user: str | None) -> str:
+    """Whose event another one with the same id is, as far as that may be told."""
     if user != event.mcp_server_user_id:
         return "another user's event"
     what = "step" if isinstance(event, StepCompleted) else "walkthrough"

@@ -1,6 +1,7 @@
 """Batches as they are in Kafka: where one ends, what its header says, and why one cannot be read."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -112,8 +113,7 @@ async def fetch_batch(client: AIOKafkaClient, tp: TopicPartition, offset: int, e
         raise UnreadableError(
             f"{where}: its header is broken: it says that it has the offsets {base:,} to {until - 1:,}"
         )
-    codec = attributes & _CODEC_MASK
-    name = _CODECS[codec] if codec < len(_CODECS) else str(codec)
+    name = _codec_name(attributes)
     return Batch(base, until, records, magic, name, timestamp, _why_not(raw[:size]), raw[:size])
 
 
@@ -123,6 +123,23 @@ def is_whole(batches: bytes) -> bool:
         return False
     _, length = _BASE_AND_LENGTH.unpack_from(batches)
     return bool(0 <= length <= len(batches) - _BASE_AND_LENGTH.size)
+
+
+def codecs_of(batches: bytes) -> Iterator[tuple[int, str]]:
+    """Of each whole batch the offset behind it, and its codec; of formats before 2 nothing is told."""
+    at = 0
+    while len(batches) - at >= _HEADER.size:
+        base, length, _, magic, _, attributes, delta, *_ = _HEADER.unpack_from(batches, at)
+        at += _BASE_AND_LENGTH.size + length
+        if at > len(batches) or length <= 0:
+            return
+        if magic == _MAGIC:
+            yield base + delta + 1, _codec_name(attributes)
+
+
+def _codec_name(attributes: int) -> str:
+    codec = attributes & _CODEC_MASK
+    return _CODECS[codec] if codec < len(_CODECS) else str(codec)
 
 
 def find_batch(batches: bytes, base_offset: int) -> bytes:

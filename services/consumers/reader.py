@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from services.consumers.batches import UnreadableError
-from services.consumers.reading import Unreadable, leave_out_the_unreadable, unreadable_of
+from services.consumers.reading import Fetched, Unreadable, leave_out_the_unreadable, unreadable_of
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import Record, connection, unreachable
 from services.runtime.settings import Settings
@@ -26,11 +26,17 @@ _POLL_MS = 200
 
 @contextlib.asynccontextmanager
 async def reader(
-    settings: Settings, *, quiet: bool = False, isolation_level: str = "read_committed", **options: Any
+    settings: Settings,
+    *,
+    quiet: bool = False,
+    isolation_level: str = "read_committed",
+    fetched: Fetched = lambda *_: None,
+    **options: Any,
 ) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer of no group, which commits nothing, for looking.
 
-    What cannot be read it leaves out, and says so, unless it is `quiet`.
+    What cannot be read it leaves out, and says so, unless it is `quiet`. `fetched` is given what brokers
+    send.
 
     Raises:
         StepstreamError: Kafka cannot be reached.
@@ -47,7 +53,7 @@ async def reader(
             await consumer.start()
         except KafkaError as error:
             raise unreachable(settings, error) from error
-        leave_out_the_unreadable(consumer, _ignore if quiet else _log)
+        leave_out_the_unreadable(consumer, _ignore if quiet else _log, fetched)
         await asyncio.sleep(0)  # its tasks begin: one that is cancelled before makes its stop raise
         yield consumer
     finally:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
@@ -25,6 +25,8 @@ _BROKEN: Final = frozenset({CorruptRecordException.errno, UnknownError.errno})
 #: How long a broker may send nothing of a partition that has more, with room in its answer.
 _SILENCE_SECONDS: Final = 5.0
 _ROOM_BYTES: Final = 1024 * 1024
+#: Takes the batches of a partition as a broker has sent them.
+Fetched: TypeAlias = Callable[[TopicPartition, bytes], None]
 #: When it is tried again, in seconds; the last one for ever.
 _AGAIN_SECONDS: Final = (5.0, 10.0, 30.0)
 
@@ -79,6 +81,7 @@ class Reading:
         consumer: before it has fetched anything.
         tell: called once for each batch.
         passes_over: what ends somewhere is left out, and reading goes on behind it.
+        fetched: called with the bytes of each partition of each answer.
     """
 
     def __init__(
@@ -87,9 +90,11 @@ class Reading:
         tell: Callable[[Unreadable], None],
         *,
         passes_over: bool = False,
+        fetched: Fetched = lambda *_: None,
     ) -> None:
         self._consumer = consumer
         self._tell = tell
+        self._fetched = fetched
         self._passes_over = passes_over
         self._held: dict[TopicPartition, _Held] = {}
         self._silent: dict[TopicPartition, tuple[int, float]] = {}
@@ -99,7 +104,7 @@ class Reading:
         #: What was left out.
         self.passed: list[Unreadable] = []
         fetcher: Any = consumer._fetcher  # noqa: SLF001 - the one place where batches are opened
-        fetcher._records = _Fetched(self)  # noqa: SLF001
+        fetcher._records = _Handed(self)  # noqa: SLF001
         fetcher._client = _Client(fetcher._client, self._inspect)  # noqa: SLF001
 
     @property
@@ -206,6 +211,7 @@ class Reading:
             self._hold(Unreadable(tp, offset, None, cause))
         elif batches:
             self._raw[tp] = batches
+            self._fetched(tp, batches)
         return cause is None
 
     # --- what its user does -----------------------------------------------------------------------------
@@ -241,7 +247,7 @@ class Reading:
         return done
 
 
-class _Fetched(OrderedDict[TopicPartition, Any]):
+class _Handed(OrderedDict[TopicPartition, Any]):
     """What aiokafka has fetched and not handed out, with records that end before what cannot be read."""
 
     def __init__(self, reading: Reading) -> None:
@@ -272,12 +278,14 @@ class _Client:
         return response
 
 
-def leave_out_the_unreadable(consumer: AIOKafkaConsumer, tell: Callable[[Unreadable], None]) -> None:
+def leave_out_the_unreadable(
+    consumer: AIOKafkaConsumer, tell: Callable[[Unreadable], None], fetched: Fetched = lambda *_: None
+) -> None:
     """Makes a consumer that is started go past what it cannot read, or end there with words.
 
     Its `getmany` raises UnreadableError where it cannot go on. What it left out `unreadable_of` says.
     """
-    reading = Reading(consumer, tell, passes_over=True)
+    reading = Reading(consumer, tell, passes_over=True, fetched=fetched)
     getmany: Any = consumer.getmany
 
     async def ending(*args: Any, **options: Any) -> Any:

@@ -12,7 +12,9 @@ from rich.markup import escape
 
 from services.operator_cli import (
     backfill,
+    check_events,
     completions,
+    contract_examples,
     demo,
     dlq,
     erase,
@@ -45,7 +47,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (migrate, run, produce, exchange, demo, status, lag, replay, skip, move_cluster):
+for command in (
+    migrate,
+    run,
+    check_events,
+    produce,
+    contract_examples,
+    exchange,
+    demo,
+    status,
+    lag,
+    replay,
+    skip,
+    move_cluster,
+):
     app.add_typer(command.app)
 for command in (verify, rebuild, erase, backfill):
     app.add_typer(command.app)

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +18,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.console import Group as Lines
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -59,11 +66,11 @@ class GroupName(StrEnum):
 GroupOption = Annotated[GroupName, typer.Option("--group", help="The service whose group it is.")]
 
 
-def current_settings(*, needs_kafka: bool = True) -> "Settings":
+def current_settings(*, needs_kafka: bool = True, needs_database: bool = True) -> "Settings":
     """The settings of the environment."""
     from services.runtime.environment import load_settings
 
-    return load_settings(needs_kafka=needs_kafka)
+    return load_settings(needs_kafka=needs_kafka, needs_database=needs_database)
 
 
 def examples(*lines: str) -> str:
@@ -256,3 +263,23 @@ def progress(description: str, unit: str, total: int | None = None) -> Iterator[
             bar.update(task, completed=done, total=of)
 
         yield advance
+
+
+@contextmanager
+def progress_of_bytes(
+    description: str, size: int | None, more: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[int], None]]:
+    """As `progress`, over a file of so many bytes; yields a function of how many more are done.
+
+    What `more` says is shown beside it.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[more]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=size, more="")
+        yield lambda done: bar.update(task, advance=done, more=more())

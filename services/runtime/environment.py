@@ -13,9 +13,12 @@ from services.runtime.settings import ROTATING, SECRETS_DIR, Settings
 _BROKERS = f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"
 #: Stands for the brokers where nobody asks Kafka anything; no such name can be (RFC 2606).
 _NO_BROKERS = "kafka.invalid:9092"
+_DATABASE = f"{PREFIX}DATABASE_URL"
+#: Stands for the database where there need be none.
+_NO_DATABASE = "postgresql://database.invalid/none"
 
 
-def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
+def load_settings(*, needs_kafka: bool = True, needs_database: bool = True, **overrides: Any) -> Settings:
     """Reads the environment, and the files of `STEPSTREAM_SECRETS_DIR`, where that is set.
 
     A secret may be a file there, named as its variable in lower case: `stepstream_kafka_password`, say. The
@@ -23,6 +26,7 @@ def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
 
     Args:
         needs_kafka: whether the brokers have to be set.
+        needs_database: whether the database has to be set; `names_database` says whether it is.
         overrides: values that go before the environment.
 
     Raises:
@@ -35,10 +39,24 @@ def load_settings(*, needs_kafka: bool = True, **overrides: Any) -> Settings:
         raise ConfigurationError(f"{SECRETS_DIR}: there is no folder {folder}")
     if not needs_kafka and not {_BROKERS, _BROKERS.lower()} & os.environ.keys():
         overrides = {"kafka_bootstrap_servers": _NO_BROKERS} | overrides
+    if not needs_database and not _is_given(_DATABASE, folder):
+        overrides = {"database_url": _NO_DATABASE} | overrides
     try:
         return Settings(_secrets_dir=folder or None, **(_rotating(folder) | overrides))
     except ValidationError as error:
         raise ConfigurationError("\n".join(map(_explain, error.errors(include_url=False)))) from None
+
+
+def names_database(settings: Settings) -> bool:
+    """Whether the settings name a database, where they need not."""
+    return settings.dsn != _NO_DATABASE
+
+
+def _is_given(variable: str, folder: str | None) -> bool:
+    """Whether a variable is set, or is a file of the folder."""
+    names = {variable, variable.lower()}
+    files = {file.name for file in Path(folder).iterdir()} if folder else set()
+    return bool(names & (os.environ.keys() | files))
 
 
 def _is_no_text(name: str, value: str) -> bool:

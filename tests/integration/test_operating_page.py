@@ -3,11 +3,13 @@
 `make docs` writes the page's part anew from a run of this file.
 """
 
+import gzip
 import json
 import os
 import re
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,14 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     )
     await run("lag --group completion-recorder --fail-above 0", 3)
     part("A service is down", "Who waits, since when, and where.")
+
+    await run("check-events --topic walkthrough.progress.v1", 3)
+    part(
+        "Would these events count?",
+        "For whoever writes a producer: of a file before it is sent, or of what is in a topic. It reads without a\n"
+        "group, writes nothing, and waits for no lock. With `--source /checkout` it looks at one producer alone. The\n"
+        "last event of these is one that the recorder, which is down, has yet to read.",
+    )
 
     await run("dlq list")
     await run("dlq summary")
@@ -335,6 +345,12 @@ async def test_each_example_of_the_help_works(
     export = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
     (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
     (tmp_path / "events.ndjson").write_text("")
+    (tmp_path / "events.json.gz").write_bytes(gzip.compress(b"[]"))
+    (tmp_path / "export.csv.gz").write_bytes(
+        gzip.compress(
+            b"user,walkthrough_id,step_id,finished,note\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z,x\n"
+        )
+    )
     (tmp_path / "mended.ndjson").write_text("")
     (tmp_path / "install.md").write_text("Run the installer.")
     (tmp_path / "completions.csv").write_text(
@@ -349,7 +365,8 @@ async def test_each_example_of_the_help_works(
         for _ in range(5):
             await producer.send_and_wait(world.settings.topic, b"no event", key=b"k", partition=0)
     session = {"mcp_server_session_id": "s_mcpu_b01"}
-    await world.produce([completed("mcpu_b01", "install", START, **WHERE, **session)])
+    event = completed("mcpu_b01", "install", START, **WHERE, **session)
+    await world.produce([event, replace(Message.of(event), headers=[("ce_source", b"/checkout")])])
     services = world.start_both()
     await world.drained()
     for service in services:
@@ -366,7 +383,7 @@ async def test_each_example_of_the_help_works(
                 " values ($1, 0, 'expired', 5, 9)",
                 world.settings.topic,
             )
-        done = await world.invoke(*shlex.split(line))
+        done = await world.invoke(*shlex.split(line.replace(TOPIC, world.settings.topic)))
         readable = line.startswith("skip --partition 2")  # where all can be read, there is nothing to pass
         assert done.returncode == (2 if readable else 0), (line, done.stdout, done.stderr)
 

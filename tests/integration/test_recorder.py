@@ -427,3 +427,21 @@ async def test_a_position_of_before_positions_said_where_they_read_on_moves_on(w
     advance = Advance("completion-recorder", topic, {0: (position, position.past(9))})
     await advance.write(world.db)
     assert await world.db.fetchrow("select reads_from, next_offset from recorded_offsets") == (9, 9)
+
+
+async def test_the_event_that_is_recorded_keeps_its_id_beside_a_stranger_that_is_before_it_in_the_log(
+    world: World,
+) -> None:
+    """A copy of it, read with the stranger, is no stranger itself; an earlier time under the id counts."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    recorded = completed("ann", "a", 1_000)
+    pool = await world.recorder_pool()
+    assert await record(world, pool, [recorded]) == []
+    stranger = completed("bob", "a", 5, event_id=recorded["event_id"])
+    earlier = recorded | {"completed_at": recorded["completed_at"] - 1}
+    refused = await record(world, pool, [stranger, recorded, earlier], first=1)
+    assert [r.record.offset for r in refused] == [1]
+    assert await world.completions() == {
+        ("ann", "a"): (earlier["completed_at"], recorded["event_id"]),
+    }
