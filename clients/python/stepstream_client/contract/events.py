@@ -116,18 +116,19 @@ def _is_not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+# Patterns are written for the engines of all languages: \\u is unknown in Go.
 Identifier = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$"),
     # In Python and Java, `$` also matches before a newline at the end: their validators would let that pass.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x1f\x7f-\x9f]"}}),
 ]
 #: Text for people: more than one line is allowed, other control characters are not.
 Reason = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
     # As above: in Java, `$` also matches before a carriage return at the end.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"}}),
 ]
 EventId = Annotated[
     str,
@@ -135,7 +136,7 @@ EventId = Annotated[
         to_lower=True,
         pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
     ),
-    Field(json_schema_extra={"format": "uuid", "maxLength": 36}),
+    Field(json_schema_extra={"maxLength": 36}),
 ]
 #: Held as compact JSON text: nobody here looks inside, and it is stored as it is.
 MetadataText = Annotated[

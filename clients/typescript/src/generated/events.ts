@@ -38,13 +38,12 @@ export interface StepCompleted {
 }
 
 /**
- * A step was put before somebody.
+ * Somebody opened a walkthrough for the first time.
  *
- * Of a user and step the first and the last time count: the events with the smallest and with the largest
- * `(shown_at, event_id)`.
+ * The event with the smallest `(started_at, event_id)` is the one that counts for a user and walkthrough.
  */
-export interface StepShown {
-  type: "step-shown";
+export interface WalkthroughStarted {
+  type: "walkthrough-started";
   /**
    * A UUID, the same in every copy of the event; version 7 is best.
    */
@@ -55,10 +54,6 @@ export interface StepShown {
   mcp_server_user_id: string;
   walkthrough_id: string;
   /**
-   * The step that was shown; it belongs to the walkthrough.
-   */
-  step_id: string;
-  /**
    * The MCP server that led the person here.
    */
   mcp_server_id: string;
@@ -66,13 +61,9 @@ export interface StepShown {
   /**
    * Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
    */
-  shown_at: number;
+  started_at: number;
   /**
-   * Which version of the step's content.
-   */
-  version?: string | null;
-  /**
-   * Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+   * Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
    */
   metadata?: {
     [k: string]: unknown;
@@ -122,12 +113,13 @@ export interface StepSkipped {
 }
 
 /**
- * Somebody opened a walkthrough for the first time.
+ * A step was put before somebody.
  *
- * The event with the smallest `(started_at, event_id)` is the one that counts for a user and walkthrough.
+ * Of a user and step the first and the last time count: the events with the smallest and with the largest
+ * `(shown_at, event_id)`.
  */
-export interface WalkthroughStarted {
-  type: "walkthrough-started";
+export interface StepShown {
+  type: "step-shown";
   /**
    * A UUID, the same in every copy of the event; version 7 is best.
    */
@@ -138,6 +130,10 @@ export interface WalkthroughStarted {
   mcp_server_user_id: string;
   walkthrough_id: string;
   /**
+   * The step that was shown; it belongs to the walkthrough.
+   */
+  step_id: string;
+  /**
    * The MCP server that led the person here.
    */
   mcp_server_id: string;
@@ -145,9 +141,13 @@ export interface WalkthroughStarted {
   /**
    * Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
    */
-  started_at: number;
+  shown_at: number;
   /**
-   * Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+   * Which version of the step's content.
+   */
+  version?: string | null;
+  /**
+   * Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
    */
   metadata?: {
     [k: string]: unknown;
@@ -155,4 +155,4 @@ export interface WalkthroughStarted {
 }
 
 /** An event that a producer sends. */
-export type ContractEvent = StepCompleted | StepShown | StepSkipped | WalkthroughStarted;
+export type ContractEvent = StepCompleted | WalkthroughStarted | StepSkipped | StepShown;
