@@ -3,8 +3,8 @@
     python .ci/licences.py [--check]
 
 What ships is what requirements.txt locks for Linux, what the dashboard's bundle is made from, and what
-comes with the client for TypeScript. Of a package that this version of Python does not need, the licence stays
-as it is in the file.
+comes with the client for TypeScript. Of a package that this version of Python does not need, the licence
+stays as it is in the file.
 """
 
 import json
