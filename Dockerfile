@@ -13,6 +13,7 @@ COPY launcher launcher
 COPY migrations migrations
 COPY schemas schemas
 COPY services services
+COPY clients/python/stepstream_client clients/python/stepstream_client
 # The lock is of uv, and everybody may write to it.
 RUN uv pip install --python /opt/stepstream/bin/python --no-deps . && rm -f /opt/stepstream/.lock
 

@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard test-clients lint format bench soak nemesis lock sbom dist generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard test-typescript test-clients test-kit lint format bench soak nemesis lock sbom dist generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -15,8 +15,10 @@ SEED ?=
 FAULTS ?=
 DASHBOARD := services/analytics_api/dashboard
 AGENT := tests/clients/agents/python
-# Node.js comes with .venv, so that the dashboard is checked and built where there is none.
-NPM = PATH="$(CURDIR)/$(BIN):$$PATH" npm --loglevel error --prefix $(DASHBOARD)
+TYPESCRIPT := clients/typescript
+# Node.js comes with .venv, so that what is written in TypeScript is checked and built where there is none.
+NPM_IN = PATH="$(CURDIR)/$(BIN):$$PATH" npm --loglevel error --prefix
+NPM = $(NPM_IN) $(DASHBOARD)
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,6 +38,10 @@ $(DASHBOARD)/node_modules/.installed: $(DASHBOARD)/package.json $(DASHBOARD)/pac
 	@$(NPM) ci --no-progress
 	@touch $@
 
+$(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package.json $(TYPESCRIPT)/package-lock.json | .venv/.installed
+	@$(NPM_IN) $(TYPESCRIPT) ci --no-progress
+	@touch $@
+
 setup: .venv/.installed  ## make .venv with everything in it
 
 demo: setup  ## the whole pipeline in a minute, and the dashboard
@@ -44,7 +50,7 @@ demo: setup  ## the whole pipeline in a minute, and the dashboard
 # A run starts some hundred processes. Where Python writes no bytecode, each would compile what it imports.
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## unit and integration tests; STACK=docker runs them on containers
-	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e --ignore tests/clients)
+	STEPSTREAM_TEST_STACK=$(STACK) $(BIN)/pytest -n $(WORKERS) --dist worksteal $(or $(PYTEST_ARGS),--ignore tests/e2e --ignore tests/clients --ignore tests/kit --ignore tests/kit_typescript)
 
 test-unit: setup  ## only what needs no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
@@ -53,12 +59,21 @@ test-dashboard: setup $(DASHBOARD)/node_modules/.installed  ## the dashboard: un
 	$(NPM) test
 	$(BIN)/pytest tests/e2e $(PYTEST_ARGS)
 
+test-typescript: setup $(TYPESCRIPT)/node_modules/.installed  ## the TypeScript client: unit tests, then as a package, on the real servers
+	$(NPM_IN) $(TYPESCRIPT) test
+	$(BIN)/pytest tests/kit_typescript $(PYTEST_ARGS)
+
 # Not in `make test`: it needs a JDK, Go, Rust and Node.js, whose clients are skipped where they are not, and minutes.
 test-clients: export PYTHONDONTWRITEBYTECODE =
 test-clients: setup  ## Kafka clients in Java, Go, JavaScript, C; MCP clients, and its conformance. STEPSTREAM_CLIENTS=all skips none
 	$(BIN)/pytest tests/clients -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
+# Not in `make test`: it wants a JDK, Go and a compiler of C++, and skips by name the clients whose tools are not there.
+test-kit: export PYTHONDONTWRITEBYTECODE =
+test-kit: setup  ## the kit in schemas/: its ten lines for each client, its documents in Ajv and AsyncAPI's parser
+	$(BIN)/pytest tests/kit -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+lint: setup $(DASHBOARD)/node_modules/.installed $(TYPESCRIPT)/node_modules/.installed  ## style, types, import contracts, SQL, generated files, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -68,14 +83,18 @@ lint: setup $(DASHBOARD)/node_modules/.installed  ## style, types, import contra
 	$(BIN)/python -m services.analytics_api.generate --check
 	$(BIN)/python .ci/licences.py --check
 	$(NPM) run lint
+	$(NPM_IN) $(TYPESCRIPT) run check
+	$(NPM_IN) $(TYPESCRIPT) run lint
 
-format: setup $(DASHBOARD)/node_modules/.installed  ## write code the way lint wants it
+format: setup $(DASHBOARD)/node_modules/.installed $(TYPESCRIPT)/node_modules/.installed  ## write code the way lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(NPM) run format
+	$(NPM_IN) $(TYPESCRIPT) run format
 
-generate: setup  ## write the generated files of schemas/ and of the API, and docs/licences.md, anew
+generate: setup $(TYPESCRIPT)/node_modules/.installed  ## write the generated files of schemas/, of the API and of the client, and docs/licences.md, anew
 	$(BIN)/python -m schemas.generate
+	$(NPM_IN) $(TYPESCRIPT) run generate
 	$(BIN)/python -m services.analytics_api.generate
 	$(BIN)/python .ci/licences.py
 
@@ -115,4 +134,4 @@ dist: setup  ## wheel and sdist of what is committed in dist/, held against what
 	@.ci/dist
 
 clean:  ## remove what setup, tests and demo left here
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DASHBOARD)/node_modules
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DASHBOARD)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

@@ -25,6 +25,8 @@ def wanted_files(tree: Path) -> set[str]:
         if file.is_file() and (file.suffix in _SUFFIXES or file.is_relative_to(static))
     }
     found = {name for name in found if "/analytics_api/dashboard/" not in name}
+    client = tree / "clients/python"
+    found |= {f"{_APP}{file.relative_to(client)}" for file in (client / "stepstream_client").rglob("*.py")}
     launcher = tree / "launcher"
     return found | {str(file.relative_to(launcher)) for file in launcher.rglob("*.py")}
 

@@ -2,8 +2,9 @@
 
     python .ci/licences.py [--check]
 
-What ships is what requirements.txt locks for Linux, and what the dashboard's bundle is made from. Of a
-package that this version of Python does not need, the licence stays as it is in the file.
+What ships is what requirements.txt locks for Linux, what the dashboard's bundle is made from, and what
+comes with the client for TypeScript. Of a package that this version of Python does not need, the licence
+stays as it is in the file.
 """
 
 import json
@@ -19,7 +20,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "licences.md"
-DASHBOARD = ROOT / "services" / "analytics_api" / "dashboard" / "package-lock.json"
+#: Of each what it is called, and its lock.
+_LOCKS = {
+    "dashboard": ROOT / "services" / "analytics_api" / "dashboard" / "package-lock.json",
+    "TypeScript client": ROOT / "clients" / "typescript" / "package-lock.json",
+}
 
 #: Licences under which a package may be passed on with ours: permissive ones, and the MPL, whose terms end at
 #: the package's own files.
@@ -40,7 +45,7 @@ _SPDX = {
 }
 _PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 _LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==\S+(?: ; (.*?))? \\$", re.MULTILINE)
-_ROW = re.compile(r"^\| (\S+) \| (.+?) \| (\S+) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\| (\S+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _HEAD = """\
 # Licences of what Stepstream ships with
 
@@ -80,10 +85,11 @@ def _of_python(known: dict[str, str]) -> Iterator[tuple[str, str, str]]:
         yield name, here.get(canonicalize_name(name)) or known.get(name, "UNKNOWN"), "Python"
 
 
-def _of_dashboard() -> Iterator[tuple[str, str, str]]:
-    for path, package in json.loads(DASHBOARD.read_text("utf-8"))["packages"].items():
-        if path and not package.get("dev"):
-            yield path.rpartition("node_modules/")[2], _spdx(package.get("license", "UNKNOWN")), "dashboard"
+def _of_typescript() -> Iterator[tuple[str, str, str]]:
+    for where, lock in _LOCKS.items():
+        for path, package in json.loads(lock.read_text("utf-8"))["packages"].items():
+            if path and not package.get("dev"):
+                yield path.rpartition("node_modules/")[2], _spdx(package.get("license", "UNKNOWN")), where
 
 
 def _is_allowed(licence: str) -> bool:
@@ -99,7 +105,7 @@ def main() -> None:
     """Writes or checks."""
     before = FILE.read_text("utf-8") if FILE.exists() else ""
     known = {name: licence for name, licence, where in _ROW.findall(before) if where == "Python"}
-    rows = sorted({*_of_python(known), *_of_dashboard()})
+    rows = sorted({*_of_python(known), *_of_typescript()})
     if wrong := [f"{name} ({where}): {licence}" for name, licence, where in rows if not _is_allowed(licence)]:
         sys.exit("licences that are not allowed, or not known:\n  " + "\n  ".join(wrong))
     text = _HEAD + "".join(f"| {name} | {licence} | {where} |\n" for name, licence, where in rows)

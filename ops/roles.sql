@@ -182,7 +182,8 @@ grant select on event_sources, refused_events, source_organizations to stepstrea
 -- What comes in by HTTP: people and sessions, and the events that Kafka does not take right now.
 grant select, insert on registered_people to stepstream_api;
 grant select (id, distinct_id), insert (id, first_seen_at) on mcp_server_user to stepstream_api;
-grant insert on mcp_server_session, outbox to stepstream_api;
+grant insert, update (mcp_server_user_id) on mcp_server_session to stepstream_api;
+grant select (id), insert on outbox to stepstream_api; -- and how much waits there
 grant select on erased_users to stepstream_api;
 
 -- Versions of walkthroughs are read. Triggers write them, whoever edits the steps.
@@ -198,6 +199,7 @@ grant update (acknowledged_at) on gone_events to stepstream_operator;
 grant insert on outbox, mcp_server_session to stepstream_operator;
 grant select, insert on registered_people to stepstream_operator;
 grant insert (id, first_seen_at) on mcp_server_user to stepstream_operator;
+grant update (mcp_server_user_id) on mcp_server_session to stepstream_operator;
 -- `erase` of a person who is a source.
 grant delete on source_organizations to stepstream_operator;
 grant insert, update on walkthroughs, walkthrough_steps to stepstream_operator;

@@ -21,6 +21,7 @@ from schemas.events import (
     encode,
     encode_metadata,
 )
+from schemas.references import Known, Problem, problems_with
 
 __all__ = [
     "ADVICE",
@@ -30,7 +31,9 @@ __all__ = [
     "AnyEvent",
     "Event",
     "EventError",
+    "Known",
     "OfStep",
+    "Problem",
     "Rejection",
     "StepCompleted",
     "StepCorrected",
@@ -43,4 +46,5 @@ __all__ = [
     "encode",
     "encode_metadata",
     "event_id_in",
+    "problems_with",
 ]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, TypeAlias, get_args
@@ -64,11 +64,18 @@ class Rejection(StrEnum):
 
 
 class EventError(ValueError):
-    """A value that is no event of the contract; `rejection` is the class, the text says what to mend."""
+    """A value that is no event of the contract.
 
-    def __init__(self, rejection: Rejection, message: str) -> None:
-        super().__init__(message)
+    `rejection` is the class, the text says what to mend, and `fields` where: none, where it is the whole. The
+    text is `told` and, after it, the likely `causes`.
+    """
+
+    def __init__(self, rejection: Rejection, told: str, *fields: str, causes: Sequence[str] = ()) -> None:
+        super().__init__("; ".join((told, *causes))[:MAX_MESSAGE])
         self.rejection = rejection
+        self.told = told
+        self.fields = fields
+        self.causes = tuple(causes)
 
 
 def encode_metadata(metadata: object) -> str:
@@ -108,18 +115,19 @@ def _is_not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+# Patterns are written for the engines of all languages: \\u is unknown in Go.
 Identifier = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$"),
     # In Python and Java, `$` also matches before a newline at the end: their validators would let that pass.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x1f\x7f-\x9f]"}}),
 ]
 #: Text for people: more than one line is allowed, other control characters are not.
 Reason = Annotated[
     str,
-    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"),
+    StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"),
     # As above: in Java, `$` also matches before a carriage return at the end.
-    Field(json_schema_extra={"not": {"pattern": r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f]"}}),
+    Field(json_schema_extra={"not": {"type": "string", "pattern": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"}}),
 ]
 EventId = Annotated[
     str,
@@ -127,7 +135,7 @@ EventId = Annotated[
         to_lower=True,
         pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
     ),
-    Field(json_schema_extra={"format": "uuid", "maxLength": 36}),
+    Field(json_schema_extra={"maxLength": 36}),
 ]
 #: Held as compact JSON text: nobody here looks inside, and it is stored as it is.
 MetadataText = Annotated[
@@ -354,10 +362,12 @@ def _check_times(event: AnyEvent, latest: int) -> None:
         if at is None:
             continue
         if (problem := why_too_early(at)) is not None:
-            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}")
+            raise EventError(Rejection.TOO_EARLY, f"{field}: {problem}", field)
         if at > latest:
             raise EventError(
-                Rejection.IN_THE_FUTURE, f"{field}: {at} is more than 24 hours ahead; it is in milliseconds"
+                Rejection.IN_THE_FUTURE,
+                f"{field}: {at} is more than 24 hours ahead; it is in milliseconds",
+                field,
             )
 
 
@@ -382,7 +392,7 @@ _CLASS_OF_ERROR: Final = {
 }
 
 #: The fields of each type of event.
-_FIELDS: Final = {
+FIELDS: Final = {
     get_args(model.model_fields["type"].annotation)[0]: tuple(model.model_fields)
     for model in get_args(AnyEvent)
 }
@@ -396,12 +406,18 @@ def _explain(value: bytes, error: ValidationError) -> EventError:
     rejection = _CLASS_OF_ERROR.get(problems[0]["type"], Rejection.INVALID)
     told = []
     for problem in problems[:3]:
-        field = ".".join(str(part) for part in problem["loc"][1:]) or "event"
+        field = _path(problem["loc"]) or "event"
         told.append(f"{field}: {_told(field, problem['type'], problem['msg'])}")
     if len(problems) > 3:
         told.append(f"and {len(problems) - 3} more")
-    told += causes.likely(value, problems, _FIELDS)
-    return EventError(rejection, "; ".join(told)[:MAX_MESSAGE])
+    fields = ("type" if p["type"].startswith("union_tag") else _path(p["loc"]) for p in problems)
+    likely = causes.likely(value, problems, FIELDS)
+    return EventError(rejection, "; ".join(told), *filter(None, fields), causes=likely)
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    """The name of a field, behind the event's type; empty where it is the event as a whole."""
+    return ".".join(str(part) for part in place[1:])
 
 
 def _told(field: str, kind: str, message: str) -> str:

@@ -31,8 +31,10 @@ _running: dict[str, Stack] = {}
 
 #: Files whose tests run in one worker, one after another: they share what is dear to start or to fill.
 #: (`xdist_group` would say it, but has no effect with pytest 9.2.)
+_TYPESCRIPT = tuple(f"test_typescript_{what}.py" for what in ("failover", "http", "kafka", "package"))
 _TOGETHER = {
     "test_kafka_away.py": "brokers",
+    "test_client_kafka_away.py": "brokers",
     "test_security.py": "secure",
     "test_rotation.py": "strict",
     "test_readme.py": "embedded stack",
@@ -43,6 +45,8 @@ _TOGETHER = {
     "test_nemesis.py": "nemesis",
     "test_unreadable_batches.py": "unreadable",
     "test_agent_walks.py": "walks",
+    # They build the same package.
+    **dict.fromkeys(_TYPESCRIPT, "typescript"),
     # Tests of a file, where it has others.
     "test_a_tail_that_kafka_lost_is_named_and_what_follows_is_counted": "own broker",
     "test_what_only_the_database_after_a_backup_had_read_is_named_when_kafka_loses_it": "own broker",
@@ -54,6 +58,7 @@ _TOGETHER = {
 #: Beside them, tests that ask for no stack are left out: they bring servers of their own, or need none.
 _ONCE = {
     "test_kafka_away.py": "the brokers are its own",
+    "test_client_kafka_away.py": "the brokers are its own",
     "test_unreadable_batches.py": "the broker is its own",
     "test_replica.py": "the database servers are its own",
     "test_operating_page.py": "what commands print",

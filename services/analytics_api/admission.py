@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.analytics_api.fair import Lanes, Turn
-from services.analytics_api.keys_and_rates import KeysAndRates
+from services.analytics_api.keys_and_rates import KeysAndRates, is_for_writing
 from services.analytics_api.live import Streams
 from services.analytics_api.problems import ProblemError, of_database, respond, unanswerable
 from services.runtime.bounds import client_of_scope
@@ -92,7 +92,9 @@ class Admission:
         if request.url.path.endswith("/live"):
             self._streams.check(asker)
         has_known_id = not asker.key and self._lanes.is_crowded and await self._keys.knows_id(request)
-        turn = await stack.enter_async_context(self._lanes.turn(asker, has_known_id=has_known_id))
+        turn = await stack.enter_async_context(
+            self._lanes.turn(asker, has_known_id=has_known_id, writes=is_for_writing(request))
+        )
         if request.method in ("GET", "HEAD"):  # nobody keeps a place while a body comes
             await turn.begin()
         return turn

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,15 @@ import asyncpg
 from pydantic import BaseModel
 
 from services.analytics_api.fair import Turn
-from services.analytics_api.figures import comparisons, diagnoses, overviews, people, producers, steps
+from services.analytics_api.figures import (
+    breakdowns,
+    comparisons,
+    diagnoses,
+    overviews,
+    people,
+    producers,
+    steps,
+)
 from services.analytics_api.figures import flows as flow_figures
 from services.analytics_api.figures import paths as path_figures
 from services.analytics_api.figures import segments as segment_figures
@@ -27,6 +36,9 @@ from services.analytics_api.figures.versions import (
 )
 from services.analytics_api.freshness import Backlog, FreshnessWatch, Newest
 from services.analytics_api.models import (
+    Breakdown,
+    BreakdownPart,
+    BreakdownQuestion,
     Cohort,
     CompareQuestion,
     Comparison,
@@ -70,6 +82,7 @@ from services.analytics_api.models import (
 )
 from services.analytics_api.problems import ProblemError, not_found, unanswerable
 from services.analytics_api.store import PAGE, Context, Store, day_ms
+from services.analytics_api.writing import READS_ALONE
 from services.journeys.diagnosis import Progress, progress_of
 from services.journeys.flow import Flows, Outcome, View, first_positions
 from services.journeys.paths import count_paths
@@ -84,6 +97,8 @@ T = TypeVar("T")
 
 #: Comparing a link takes so many times as long as drawing it.
 _COMPARING = 10
+#: The figures that judge journeys after some days.
+_JUDGED = frozenset({"summary", "trends"})
 #: How many events of a session are answered: more keep everybody waiting while they are written.
 _MOST_EVENTS = 5_000
 #: Without a first day, what was refused on so many days is answered, today's included.
@@ -91,11 +106,6 @@ _REFUSED_DAYS = 30
 
 
 #: A standby, or a role without the right to write.
-_READS_ALONE = (
-    asyncpg.FeatureNotSupportedError,
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
 _LOCKED = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
 
 
@@ -291,9 +301,7 @@ class Answers:
         within = within_figures.within_of(question.within_days, [began], question.active_days, self.judged_at)
         keys = segment_figures.Keys(*segment_figures.key_asked(question))
         if question.by is None:
-            _, every = await self.store.every(context, question, self._sample_people)
-            found = await self.store.metadata_keys(context, question, every)
-            keys = segment_figures.keys_of([tuple(row) for row in found])
+            keys = await self._metadata_keys(context, question)
         by = segment_figures.divided(context, question, keys)
         found = await self.store.by_segment(context, question, within.days, self.judged_at, by)
         rows = [dict(row) for row in found]
@@ -301,6 +309,80 @@ class Answers:
             segment_figures.segments, context, question, within, began, keys, rows, self.fresh(context)
         )
         return await self.store.work(context, tell, _COMPARING * len(rows))
+
+    async def _metadata_keys(self, context: Context, cohort: Cohort) -> segment_figures.Keys:
+        """The keys of metadata by which journeys are told apart."""
+        _, every = await self.store.every(context, cohort, self._sample_people)
+        found = await self.store.metadata_keys(context, cohort, every)
+        return segment_figures.keys_of([tuple(row) for row in found])
+
+    async def breakdown(self, context: Context, question: BreakdownQuestion) -> Breakdown:
+        """A figure of each part of the journeys, all judged after the same time."""
+        parts = await self._parts(context, question)
+        keys = await self._metadata_keys(context, question) if question.by is None else segment_figures.Keys()
+        days = None
+        if question.of in _JUDGED and parts.parts:
+            within = await self._within(question.within_days, [(context, question)], question.active_days)
+            days = within.days
+        answered = [
+            BreakdownPart(
+                value=part.value,
+                title=part.title,
+                journeys=part.journeys,
+                server=list(part.server),
+                version=list(part.version),
+                segment=list(part.segment),
+                answer=await self._figure(context, question, part, days),
+            )
+            for part in parts.parts
+        ]
+        return Breakdown(
+            walkthrough=context.walkthrough,
+            of=question.of,
+            by=question.by,
+            keys=list(keys.taken),
+            within_days=days,
+            parts=answered,
+            others=parts.others,
+            unknown=parts.unknown,
+            freshness=self.fresh(context),
+        )
+
+    async def _parts(self, context: Context, question: BreakdownQuestion) -> breakdowns.Parts:
+        if question.by is None:
+            return breakdowns.Parts(())
+        if question.by == "version":
+            began = await self.store.began_with_version(context, question)
+            return breakdowns.parts_by_version(question, began)
+        if (subject := breakdowns.subject_of(question)) is not None:
+            asked = subject.what, subject.key, question.most, subject.longest
+            rows = await self.store.values_of(context, question, *asked)
+            return breakdowns.parts_of(context, question, subject, [dict(row) for row in rows])
+        found = []
+        for part in breakdowns.by_step(context, question, question.by):
+            asked_for = question.model_copy(update=part.asked(question))
+            journeys, _ = await self.store.every(self.asked(context, asked_for), asked_for, 1)
+            found.append(replace(part, journeys=journeys))
+        return breakdowns.Parts(found)
+
+    async def _figure(
+        self, context: Context, question: BreakdownQuestion, part: breakdowns.Part, days: int | None
+    ) -> Summary | Funnel | Steps | Trends | Sankey:
+        """The figure of one part."""
+        asked = question.model_copy(update={**part.asked(question), "within_days": days})
+        narrowed = self.asked(context, asked)
+        match question.of:
+            case "funnel":
+                return await self.funnel(narrowed, asked)
+            case "steps":
+                return await self.steps(narrowed, asked)
+            case "sankey":
+                return await self.sankey(narrowed, asked)
+        # The others may have more conditions than can be asked for.
+        cohort = {name: getattr(asked, name) for name in SummaryQuestion.model_fields}
+        if question.of == "summary":
+            return await self.summary(narrowed, SummaryQuestion.model_construct(**cohort))
+        return await self.trends(narrowed, TrendsQuestion.model_construct(**cohort, by=question.period))
 
     async def _within(
         self, days: int | None, cohorts: Sequence[tuple[Context, Cohort]], otherwise: int
@@ -634,7 +716,7 @@ class Answers:
                 return _finish_rule(walkthrough, await read_finish_rule(connection, walkthrough))
         except UsageError as error:
             raise unanswerable(str(error), "body") from None
-        except _READS_ALONE:
+        except READS_ALONE:
             raise ProblemError(
                 501,
                 "Not implemented",

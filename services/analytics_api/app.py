@@ -21,6 +21,8 @@ from services.analytics_api.admission import Admission
 from services.analytics_api.answers import Answers
 from services.analytics_api.fair import Lanes
 from services.analytics_api.freshness import SERVICE, FreshnessWatch
+from services.analytics_api.intake.routes import router as intake_router
+from services.analytics_api.intake.taking import Intake
 from services.analytics_api.keys_and_rates import KeysAndRates
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.live import Changes, Streams
@@ -29,6 +31,7 @@ from services.analytics_api.routes import Shared, router
 from services.analytics_api.sign_in import METADATA_PATH, PATH
 from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
+from services.analytics_api.writing import opened_writer
 from services.runtime import http_layers
 from services.runtime.database import Connection, Pool, Setup, opened_pool
 from services.runtime.faults import route_of
@@ -82,8 +85,15 @@ class AnalyticsProcess(Process[Shared]):
             servers.watch(freshness)
             answers = Answers(store, freshness, settings.topic, settings.api_sample_people)
             changes = Changes(answers)
-            async with freshness.running(), changes.running(), watching_schema(pool, self.refusals):
-                yield Shared(answers, self.keys, changes, self.streams, self.stopping)
+            async with (
+                freshness.running(),
+                changes.running(),
+                watching_schema(pool, self.refusals),
+                opened_writer(settings, self.refusals) as writer,
+            ):
+                intake = Intake(settings, writer)
+                async with intake.sender.running(self):
+                    yield Shared(answers, self.keys, changes, self.streams, writer, intake, self.stopping)
 
     def application(self) -> ASGIApp:
         """The API, its MCP tools, and the dashboard."""
@@ -142,6 +152,7 @@ def describe() -> FastAPI:
         redirect_slashes=False,  # to where the Host header says, and a key would go along
     )
     app.include_router(router)
+    app.include_router(intake_router)
     return app
 
 
@@ -155,7 +166,7 @@ def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
         return CORSMiddleware(
             app,
             allow_origins=origins,
-            allow_methods=["GET", "PUT"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=["Authorization", "Accept", "Content-Type", "If-None-Match", "Last-Event-ID"],
             expose_headers=["ETag", "Link", "Retry-After", LEFT_OUT, REQUEST_ID],
         )

@@ -20,6 +20,8 @@ from services.runtime.telemetry import API_CROWDED, API_WAITING, API_WAITING_SEC
 
 #: Questions of all organizations together that a process has in hand, in shares of one organization.
 _SHARES: Final = 10
+#: The same, of batches that come in: each may have half a megabyte.
+_WRITING_SHARES: Final = 4
 #: Of as many of strangers, those that are kept for ids of keys that exist.
 _RESERVED_SHARES: Final = 2
 #: So many an organization has in hand also where all others have all places: it is in turn before them.
@@ -39,7 +41,13 @@ _OF: Final = {
     "large": "questions that read many journeys",
     "streams": "live streams",
     "exports": "exports",
+    "writes": "batches",
 }
+
+
+def writers(settings: Settings) -> int:
+    """How many connections there are for writing."""
+    return settings.api_write_database_pool_size
 
 
 class Lane(fair.Lane):
@@ -77,6 +85,8 @@ class Lanes:
         self.computing = Lane("computing", 1)
         #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
+        #: What writes: it has connections of its own, of which half are closed to any one organization.
+        self.writing = Lane("writing", writers(settings), most_each=max(1, writers(settings) // 2))
         #: Keys that nobody has used lately: they come from any number of addresses, and may not be good.
         self.strangers = Lane("strangers", 1)
         #: Streams that look whether their keys are still good: many may at the same moment.
@@ -84,6 +94,9 @@ class Lanes:
         #: Exports, each from its first page to its last.
         self.exports = Shares("exports", settings.api_organization_exports)
         self._asked = Shares("questions", settings.api_organization_questions)
+        #: What writes takes no question's place, and its body is in memory.
+        self._writing = Shares("writes", settings.api_organization_writes)
+        self._most_writing = settings.api_organization_writes * _WRITING_SHARES
         #: Those of strangers are counted apart: whoever has many addresses shuts out nobody with a good key.
         self._strangers = Shares("questions", settings.api_organization_questions)
         self._most = settings.api_organization_questions * _SHARES
@@ -95,8 +108,10 @@ class Lanes:
         return self._strangers.total >= self._most_unknown
 
     @contextlib.asynccontextmanager
-    async def turn(self, asker: Asker, *, has_known_id: bool = False) -> AsyncIterator["Turn"]:
-        """A question, from its beginning to its answer.
+    async def turn(
+        self, asker: Asker, *, has_known_id: bool = False, writes: bool = False
+    ) -> AsyncIterator["Turn"]:
+        """A question, from its beginning to its answer; or, where it `writes`, a batch that comes in.
 
         With `has_known_id`, a stranger whose key has the id of some key: such have places of their own.
 
@@ -104,11 +119,14 @@ class Lanes:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
                 stranger, all strangers together. An organization that asks little is let in all the same.
         """
-        asked = self._asked if asker.key else self._strangers
+        asked = (self._writing if writes else self._asked) if asker.key else self._strangers
         most = self._most if asker.key or has_known_id else self._most_unknown
+        if writes and asker.key:
+            most = self._most_writing
         if asked.total >= most and not (asker.key and asked.of(asker.organization) < _ALWAYS):
-            API_CROWDED.labels("questions").inc()
-            raise ProblemError(503, "Too many questions", "too many questions wait; ask again soon", _RETRY)
+            API_CROWDED.labels("writes" if writes else "questions").inc()
+            what = "batches" if writes else "questions"
+            raise ProblemError(503, f"Too many {what}", f"too many {what} wait; come again soon", _RETRY)
         with asked.held(asker):
             turn = Turn(self, asker)
             try:
@@ -240,17 +258,27 @@ class Rates:
     def __init__(self, most: int = _MOST_COUNTED) -> None:
         self._counts: LRUCache[Hashable, tuple[float, int]] = LRUCache(most)
 
-    def hit(self, rate: RateLimitItem, now: float, *name: str) -> float | None:
-        """Counts one; or, where that is more than the rate, how many seconds are left of the window."""
-        seconds = float(rate.get_expiry())
-        key = (rate, *name)
-        until, count = self._counts.get(key, (0.0, 0))
-        if now >= until:
-            until, count = now + seconds, 0
-        if count >= rate.amount:
-            return until - now
-        self._counts[key] = until, count + 1
-        return None
+    def hit(self, rate: RateLimitItem, now: float, *name: str, cost: int = 1) -> float | None:
+        """Counts `cost`; or, where that is more than the rate, how many seconds are left of the window."""
+        left = self.left(rate, now, *name, cost=cost)
+        if left is None:
+            until, count = self._window(rate, now, name)
+            self._counts[(rate, *name)] = until, count + cost
+        return left
+
+    def left(self, rate: RateLimitItem, now: float, *name: str, cost: int = 1) -> float | None:
+        """How many seconds to wait until `cost` may be counted; None is now.
+
+        What costs more than the whole rate has a window to itself.
+        """
+        until, count = self._window(rate, now, name)
+        is_too_much = count + cost > rate.amount and (count or not rate.amount)
+        return until - now if is_too_much else None
+
+    def _window(self, rate: RateLimitItem, now: float, name: tuple[str, ...]) -> tuple[float, int]:
+        """When the window ends, and what is counted in it."""
+        until, count = self._counts.get((rate, *name), (0.0, 0))
+        return (now + float(rate.get_expiry()), 0) if now >= until else (until, count)
 
 
 Kept = TypeVar("Kept")

@@ -2,7 +2,19 @@
 select name from organization where id = $1;
 
 -- name: create_key
-insert into api_keys (id, organization_id, name, hash, expires_at, may_edit) values ($1, $2, $3, $4, $5, $6);
+insert into api_keys (
+  id, organization_id, name, hash, expires_at, may_edit, may_read, may_write, may_register, write_types,
+  write_server_ids, source
+)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
+-- name: find_servers
+-- The servers of an organization that have one of these slugs, or ids.
+select
+  id,
+  slug
+from mcp_servers
+where organization_id = $1 and (id = any($2::text[]) or slug = any($2::text[]));
 
 -- name: list_keys
 select
@@ -13,6 +25,12 @@ select
   expires_at,
   revoked_at,
   may_edit,
+  may_read,
+  may_write,
+  may_register,
+  write_types,
+  write_server_ids,
+  source,
   case
     when revoked_at is not null then 'revoked'
     when expires_at <= clock_timestamp() then 'expired'

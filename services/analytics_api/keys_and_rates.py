@@ -5,7 +5,7 @@ import hmac
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import limits
@@ -20,7 +20,7 @@ from services.runtime.api_keys import hash_of, parts_of
 from services.runtime.bounds import client_of_scope
 from services.runtime.database import can_be_stored
 from services.runtime.errors import ConfigurationError
-from services.runtime.fair import Asker
+from services.runtime.fair import Asker, Writing
 from services.runtime.settings import Settings
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="stepstream"'}
@@ -43,6 +43,16 @@ def _rate(name: str, text: str) -> limits.RateLimitItem | None:
         ) from error
 
 
+_NOTHING_TAKEN: Final = "nothing was taken: wait, then send it again"
+#: Where something comes in.
+WRITING_PATHS: Final = frozenset({"/v1/people", "/v1/sessions", "/v1/events"})
+
+
+def is_for_writing(request: Request) -> bool:
+    """Whether a request brings something in, so that what it brings is counted, and not the request."""
+    return request.method == "POST" and request.url.path in WRITING_PATHS
+
+
 def denied(detail: str) -> ProblemError:
     """Without a key that is good there are no data."""
     return ProblemError(401, "No key", detail, _CHALLENGE)
@@ -63,6 +73,7 @@ class KeysAndRates:
         self._rates = Rates()
         self._key_rate = _rate("api_key_rate", settings.api_key_rate)
         self._organization_rate = _rate("api_organization_rate", settings.api_organization_rate)
+        self._write_rate = _rate("api_write_rate", settings.api_write_rate)
         self._failure_rate = _rate("api_failure_rate", settings.api_failure_rate)
         self._good: LRUCache[bytes, Asker] = LRUCache(_MOST_GOOD)
         self._ids: set[str] = set()
@@ -85,7 +96,8 @@ class KeysAndRates:
         if known is None:
             await self._admit_stranger(text, address)
             return Asker.stranger(address)
-        self._check_asker(known)
+        if not is_for_writing(request):
+            self._check_asker(known)
         return known
 
     async def knows_id(self, request: Request) -> bool:
@@ -105,9 +117,41 @@ class KeysAndRates:
             raise self.sign_in.challenge("This is no token, and no API key that is good.")
         if asker is None:
             raise denied("this API key is not good: it is mistyped, expired or revoked")
-        if asker != who:
+        if asker != who and not is_for_writing(request):
             self._check_asker(asker)
         return asker
+
+    def check_written(self, asker: Asker) -> None:
+        """Looks whether anything more may come in now; so that a body is not read for nothing.
+
+        Raises:
+            ProblemError: as `count_written`.
+        """
+        self._check_written(asker, 1)
+
+    def _check_written(self, asker: Asker, cost: int) -> None:
+        for rate, *name in self._written_by(asker):
+            if (left := self._rates.left(rate, time.monotonic(), *name, cost=cost)) is not None:
+                raise _too_many(rate, left, "events, people and sessions", _NOTHING_TAKEN)
+
+    def _written_by(self, asker: Asker) -> Iterator[tuple[limits.RateLimitItem, str, str, str]]:
+        """The rates that hold for what an asker writes, each with whose it is."""
+        if self._write_rate is not None:
+            yield self._write_rate, "written", "key", asker.key
+            yield _twice(self._write_rate), "written", "organization", asker.organization
+
+    def count_written(self, asker: Asker, items: int) -> None:
+        """Counts what came in with one request: events, people or sessions, and 1 where it has none.
+
+        What comes in uses up no rate of questions.
+
+        Raises:
+            ProblemError: that is more than the key, or its organization, may send; nothing is counted.
+        """
+        cost = max(1, items)
+        self._check_written(asker, cost)
+        for rate, *name in self._written_by(asker):
+            self._rates.hit(rate, time.monotonic(), *name, cost=cost)
 
     async def _of_token(self, text: str) -> Asker:
         try:
@@ -130,7 +174,7 @@ class KeysAndRates:
         if stored is None or not is_right or not stored.is_valid:
             self._good.pop(_digest(text), None)
             return None
-        asker = Asker(identifier, stored.organization_id, stored.may_edit)
+        asker = stored.asker(identifier)
         self._good[_digest(text)] = asker
         return asker
 
@@ -163,14 +207,49 @@ class KeysAndRates:
         return None if rate is None else self._rates.hit(rate, time.monotonic(), *name)
 
 
-def _too_many(rate: limits.RateLimitItem | None, left: float) -> ProblemError:
+def _twice(rate: limits.RateLimitItem) -> limits.RateLimitItem:
+    return type(rate)(2 * rate.amount, rate.multiples, rate.namespace)
+
+
+def may_read(asker: Asker) -> Asker:
+    """The asker, who may read.
+
+    Raises:
+        ProblemError: its key may write alone.
+    """
+    if not asker.may_read:
+        raise ProblemError(
+            403, "Not allowed", "this key may write alone: use one of `stepstream keys create`, or --may-read"
+        )
+    return asker
+
+
+def may_write(asker: Asker) -> Writing:
+    """What an asker may write.
+
+    Raises:
+        ProblemError: its key may read alone.
+    """
+    if asker.writing is None:
+        raise ProblemError(
+            403, "Not allowed", "this key may read alone: use one of `stepstream keys create --may-write`"
+        )
+    return asker.writing
+
+
+def _too_many(
+    rate: limits.RateLimitItem | None,
+    left: float,
+    what: str = "requests",
+    then: str = "wait, then ask again",
+) -> ProblemError:
     reason = (
-        f"more than {rate.amount} requests in {rate.get_expiry()} seconds" if rate else "too many requests"
+        f"more than {rate.amount:,} {what} in {rate.get_expiry()} seconds" if rate else f"too many {what}"
     )
     return ProblemError(
         429,
         "Too many requests",
-        f"{reason}: wait, then ask again",
+        f"{reason}: {then}",
         {"Retry-After": str(max(1, math.ceil(left)))},
     )
 

@@ -49,6 +49,8 @@ WithinDays = Annotated[
 ]
 
 
+#: The figures that can be broken down.
+BreakdownOf = Literal["summary", "funnel", "steps", "trends", "sankey"]
 VersionNumber = Annotated[int, Field(ge=1, le=1_000_000)]
 #: One condition of a segment. `Segment.of` says what they are.
 SegmentText = Annotated[
@@ -289,6 +291,47 @@ class SegmentsQuestion(VersionedCohort):
         "the steps that were done only with a `step`: those that were done before it.",
     )
     within_days: WithinDays | None = None
+
+
+class BreakdownQuestion(SankeyQuestion):
+    """Which journeys, which figure of them, and by what they are told apart."""
+
+    of: BreakdownOf = Field(default="summary", description="The figure that each part has.")
+    by: (
+        Annotated[
+            str,
+            Field(
+                max_length=150,
+                pattern=r"^(agent|agent_version|server|version|metadata\.[^\x00:]+|did:[^\x00]{1,64})$",
+            ),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="`agent`, `agent_version` (of one agent, which a `segment` names), `metadata.KEY`, "
+        "`server`, `version`, or `did:STEP`: who completed it, and who did not. Without it, which keys of "
+        "metadata there are.",
+    )
+    most: int = Field(
+        default=5, ge=1, le=10, description="So many values, the most frequent; the others are one part."
+    )
+    period: Literal["day", "week"] = Field(
+        default="day", description="With `of=trends`: by what time is divided. Weeks begin on Monday."
+    )
+    within_days: WithinDays | None = None
+
+    @model_validator(mode="after")
+    def _of_its_figure(self) -> Self:
+        given = self.model_fields_set
+        if self.of != "sankey" and (strange := sorted(given & _OF_SANKEY)):
+            raise ValueError(f"{', '.join(strange)}: with `of=sankey` alone")
+        return self
+
+
+#: What only flows know: which part of each journey, and how much is drawn.
+_OF_SANKEY: Final = (
+    SankeyQuestion.model_fields.keys() | Paths.model_fields.keys()
+) - VersionedCohort.model_fields.keys()
 
 
 class DiagnoseQuestion(VersionedCohort):
@@ -1057,6 +1100,38 @@ class Segments(_Within):
         description="What is more than chance comes first, of that what loses most; untested ones come last."
     )
     left_out: list[SegmentsRest]
+    freshness: Freshness
+
+
+class BreakdownPart(_Model):
+    """The journeys of one value, or all others, with the figure that was asked for."""
+
+    value: str | None = Field(description="Empty where there is none; null: all others together.")
+    title: str
+    server: list[str] = Field(description="With `version` and `segment`, what asks for these journeys alone.")
+    version: list[int]
+    segment: list[str]
+    journeys: int
+    answer: Summary | Funnel | Steps | Trends | Sankey
+
+
+class Breakdown(_Model):
+    """A figure of each part of the journeys: every journey is in one part, or in `unknown`."""
+
+    walkthrough: Walkthrough
+    of: BreakdownOf
+    by: str | None
+    keys: list[str] = Field(description="Without `by`: the keys of metadata that it can name.")
+    within_days: int | None = Field(
+        description="After how many days journeys of all parts are judged, where the figure judges."
+    )
+    parts: list[BreakdownPart] = Field(description="The largest first, the others last.")
+    others: int = Field(
+        description="How many values the others have; at least so many, where there are many."
+    )
+    unknown: int = Field(
+        description="Journeys in no part: they began with a showing, which tells no metadata."
+    )
     freshness: Freshness
 
 

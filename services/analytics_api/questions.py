@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field
 
 from services.analytics_api.answers import Answers
 from services.analytics_api.models import (
+    Breakdown,
+    BreakdownQuestion,
     Cohort,
     CompareQuestion,
     Comparison,
@@ -193,6 +195,16 @@ QUESTIONS: Final[dict[str, Question]] = {
         Answers.segments,
         "/segments",
         is_tool=False,  # the list of tools has no room for it; compare takes segments
+    ),
+    "get_breakdown": Question(
+        "A figure for each part",
+        "A summary, the funnel, the steps, trends or the Sankey for each agent, version of it, value of "
+        "metadata, server or version of the walkthrough, or for who completed a step and who did not.",
+        BreakdownQuestion,
+        Breakdown,
+        Answers.breakdown,
+        "/breakdown",
+        is_tool=False,  # as segments: every question takes a `segment`
     ),
     "compare": Question(
         "Compare servers, periods, versions, segments",

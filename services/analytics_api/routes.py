@@ -18,7 +18,8 @@ from services.analytics_api.admission import turn_of
 from services.analytics_api.answers import Answers
 from services.analytics_api.exports import Export, ExportResponse
 from services.analytics_api.fair import Turn
-from services.analytics_api.keys_and_rates import KeysAndRates
+from services.analytics_api.intake.taking import Intake
+from services.analytics_api.keys_and_rates import KeysAndRates, may_read, may_write
 from services.analytics_api.left_out import HEADER as LEFT_OUT
 from services.analytics_api.left_out import left_out
 from services.analytics_api.live import Changes, LiveResponse, Stream, Streams
@@ -41,6 +42,7 @@ from services.analytics_api.questions import QUESTIONS, Answer, Question
 from services.analytics_api.store import Context
 from services.analytics_api.tables import JSON_LINES, csv_of, json_lines
 from services.analytics_api.tables import MEDIA_TYPE as CSV
+from services.analytics_api.writing import Writer
 from services.runtime.database import Pool, can_be_stored
 from services.runtime.fair import Asker
 
@@ -53,6 +55,8 @@ class Shared:
     keys: KeysAndRates
     changes: Changes
     streams: Streams
+    writer: Writer
+    intake: Intake
     stopping: asyncio.Event
 
     @property
@@ -61,14 +65,15 @@ class Shared:
         return self.answers.store.pool
 
 
-def _problems(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+def problems_as(*statuses: tuple[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Problems in OpenAPI, by status, each with what it means."""
     return {
         status: {"description": what, "content": {PROBLEM: {"schema": Problem.model_json_schema()}}}
         for status, what in statuses
     }
 
 
-_COMMON: Final = _problems(
+_COMMON: Final = problems_as(
     (401, "No key, or none that is good"),
     (404, "There is none, or it is another organization's"),
     (422, "A parameter makes no sense"),
@@ -93,7 +98,7 @@ router = APIRouter(prefix="/v1", responses=_COMMON)
 _bearer = HTTPBearer(auto_error=False, description="A key of `stepstream keys create`.")
 
 
-def shared(request: Request) -> Shared:
+async def shared(request: Request) -> Shared:
     """What the lifespan made."""
     made: Shared = request.app.state.shared
     return made
@@ -110,9 +115,26 @@ async def admitted(
         ProblemError: there is no key that is good; or an id is one that the database cannot have.
     """
     turn = await admit(uses, request)
+    may_read(turn.asker)
     for name, value in request.path_params.items():
         if not can_be_stored(value):
             raise not_found(name.removesuffix("_id"), value.replace("\0", "\\0"))
+    return turn
+
+
+async def admitted_to_write(
+    request: Request,
+    uses: Annotated[Shared, Depends(shared)],
+    _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Turn:
+    """The turn of whoever's key the request has, which may write; nothing of its body is read before.
+
+    Raises:
+        ProblemError: there is no key that is good, or it may read alone.
+    """
+    turn = await admit(uses, request)
+    may_write(turn.asker)
+    uses.keys.check_written(turn.asker)
     return turn
 
 
@@ -129,6 +151,7 @@ async def admit(uses: Shared, request: Request) -> Turn:
 
 Uses = Annotated[Shared, Depends(shared)]
 Turned = Annotated[Turn, Depends(admitted)]
+TurnedToWrite = Annotated[Turn, Depends(admitted_to_write)]
 Id = Annotated[str, Path(min_length=1, max_length=64)]
 
 
@@ -228,7 +251,7 @@ async def _is_admitted(request: Request, uses: Shared, asker: Asker) -> bool:
     text = request.headers["authorization"].split()[-1]
     async with turn_of(request.scope).lanes.keys.place(asker):
         now = await uses.keys.find(text)
-    return now is not None and now.organization == asker.organization
+    return now is not None and now.may_read and now.organization == asker.organization
 
 
 @router.get("/organization", response_model=Overview, responses=_TABLE)
@@ -293,7 +316,7 @@ async def finish_rule(uses: Uses, turn: Turned, walkthrough_id: Id) -> FinishRul
 @router.put(
     "/walkthroughs/{walkthrough_id}/finish-rule",
     response_model=FinishRule,
-    responses=_problems((403, "The key may read alone")),
+    responses=problems_as((403, "The key may read alone")),
 )
 async def set_finish_rule(
     uses: Uses, turn: Turned, walkthrough_id: Id, given: FinishRuleQuestion

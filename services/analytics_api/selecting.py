@@ -39,7 +39,7 @@ class Only:
 
 
 #: Statements that read what journeys began with.
-BEGINNINGS: Final = {name: _SQL[name] for name in ("by_segment", "metadata_keys")}
+BEGINNINGS: Final = {name: _SQL[name] for name in ("by_segment", "metadata_keys", "values_of")}
 #: All of them.
 ALL: Final = Only()
 

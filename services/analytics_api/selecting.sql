@@ -105,6 +105,57 @@ group by left(told.key, 101)
 order by count(*) desc, left(told.key, 101) collate "C"
 limit 1000;
 
+-- name: values_of
+-- How many journeys have each value of what $5 names: `agent`, `agent_version`, `server`, or `metadata` by its key $6. The $7
+-- most frequent values of at most $8 characters are told; `rest` has the others, and `unknown` those of which nobody told.
+with counted as (
+  select
+    told.value,
+    count(*) as journeys
+  from (
+    select
+      case $5::text
+        when 'agent' then coalesce(journey.agent, '')
+        when 'agent_version' then coalesce(journey.agent_version, '')
+        when 'server' then journey.mcp_server_id
+        when 'metadata' then case when journey.is_told then coalesce(journey.metadata ->> $6::text, '') end
+      end as value
+    from sankey_journeys as journey
+    where
+      journey.walkthrough_id = $1
+      and journey.mcp_server_id is not null
+      and ($2::text[] is null or journey.mcp_server_id = any($2))
+      and ($3::bigint is null or journey.began_at >= $3)
+      and ($4::bigint is null or journey.began_at < $4)
+  ) as told
+  group by told.value
+),
+placed as (
+  select
+    counted.value,
+    counted.journeys,
+    case
+      when counted.value is null then 'unknown'
+      when
+        length(counted.value) <= $8::integer
+        and row_number() over (
+          order by
+            counted.value is null, length(counted.value) > $8, counted.journeys desc, counted.value collate "C"
+        ) <= $7::bigint
+        then 'value'
+      else 'rest'
+    end as kind
+  from counted
+)
+select
+  placed.kind,
+  case when placed.kind = 'value' then placed.value end as value,
+  sum(placed.journeys)::bigint as journeys,
+  count(*) as differing
+from placed
+group by 1, 2
+order by sum(placed.journeys) desc, 2;
+
 -- name: by_segment
 -- Journeys as they stood $5 milliseconds after their beginning, of those that began at $6 or before, by what they began
 -- with and by the steps of $14 that were done. Of each value how many journeys there are, and how many of them were

@@ -26,6 +26,7 @@ from services.journeys.times import Timed
 from services.journeys.versions import StepThen, Versions, steps_then
 from services.journeys.within import Began
 from services.runtime.database import Connection, Pool, bounded, fetch_one, load_queries
+from services.runtime.fair import Asker, Writing
 from services.runtime.finish_rules import finished_means
 from services.runtime.sources import NO_SOURCE, OTHERS
 
@@ -75,16 +76,19 @@ SQL["journeys_by_person"] = (
 )
 
 
-def server_settings(statement_seconds: float, lock_seconds: float = 0.5) -> dict[str, str]:
+def server_settings(
+    statement_seconds: float, lock_seconds: float = 0.5, *, reads_alone: bool = True
+) -> dict[str, str]:
     """Settings of connections on which a statement may take so long, and a transaction three times that.
 
     Who needs a table that somebody has locked whole keeps no connection for longer than `lock_seconds`.
+    Without `reads_alone` transactions may write.
 
     A process that hangs, or is cut off, in a read would keep migrations and vacuum waiting.
     """
     return {
         "application_name": "stepstream analytics-api",
-        "default_transaction_read_only": "on",
+        "default_transaction_read_only": "on" if reads_alone else "off",
         # Compiling takes longer than most of these statements.
         "jit": "off",
         # A large read keeps one core busy, and leaves the others to small ones.
@@ -142,12 +146,29 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What is kept of a key."""
+    """What is kept of a key; of types and servers that it may write, None is each."""
 
     organization_id: str
     hash: bytes
     is_valid: bool
     may_edit: bool
+    may_read: bool
+    may_write: bool
+    may_register: bool
+    write_types: Sequence[str] | None
+    write_server_ids: Sequence[str] | None
+    source: str | None
+
+    def asker(self, identifier: str) -> Asker:
+        """Who asks with it: its id is `identifier`."""
+        writing = None
+        if self.may_write:
+            types, servers = (
+                None if names is None else frozenset(names)
+                for names in (self.write_types, self.write_server_ids)
+            )
+            writing = Writing(self.source or f"/keys/{identifier}", types, servers, self.may_register)
+        return Asker(identifier, self.organization_id, self.may_edit, self.may_read, writing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,6 +587,14 @@ class Store:
     async def metadata_keys(self, context: Context, cohort: Cohort, every: int) -> list[asyncpg.Record]:
         """The keys of metadata that journeys began with, over every so many-th person."""
         return await self._heavy(context, "metadata_keys", *_times(cohort), every, rows_of_one=_ROWS_OF_ONE)
+
+    async def values_of(
+        self, context: Context, cohort: Cohort, what: str, key: str, most: int, longest: int
+    ) -> list[asyncpg.Record]:
+        """How many journeys have each value, of at most so many values and characters."""
+        return await self._heavy(
+            context, "values_of", *_times(cohort), what, key, most, longest, rows_of_one=_ROWS_OF_ONE
+        )
 
     async def by_segment(
         self, context: Context, cohort: Cohort, days: int, judged_at: int, by: Divided

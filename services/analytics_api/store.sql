@@ -5,7 +5,13 @@ select
   organization_id,
   hash,
   revoked_at is null and (expires_at is null or expires_at > now()) as is_valid,
-  may_edit
+  may_edit,
+  may_read,
+  may_write,
+  may_register,
+  write_types,
+  write_server_ids,
+  source
 from api_keys
 where id = $1;
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from services.analytics_api.models import (
+    Breakdown,
+    BreakdownPart,
     Comparison,
     Diagnosis,
     EndingFigures,
@@ -125,6 +127,8 @@ def _table(answer: BaseModel) -> tuple[Iterable[Row], Sequence[str]]:
             table = _comparison(answer), _COMPARISON
         case FrequentPaths():
             table = _paths(answer), _PATHS
+        case Breakdown():
+            table = _breakdown(answer)
         case Overview():
             table = _overview(answer), list(OverviewRow.model_fields)
         case RefusedEvents():
@@ -200,6 +204,20 @@ def _paths(answer: FrequentPaths) -> Iterable[Row]:
             for step in path.step_ids
         ]
         yield {**path.model_dump(mode="json"), "path": " → ".join(steps)}
+
+
+_PART: Final = tuple(f"part_{name}" for name in BreakdownPart.model_fields if name != "answer")
+
+
+def _breakdown(answer: Breakdown) -> tuple[Iterable[Row], Sequence[str]]:
+    """The table of each part's figure, with the part before it."""
+    rows: list[Row] = []
+    names: Sequence[str] = ()
+    for part in answer.parts:
+        told = {f"part_{name}": value for name, value in part.model_dump(exclude={"answer"}).items()}
+        of_part, names = _table(part.answer)
+        rows += [{**told, **row} for row in of_part]
+    return rows, (*_PART, *names)
 
 
 _COMPARISON: Final = (

@@ -30,6 +30,7 @@ from services.analytics_api.answers import Answers
 from services.analytics_api.briefs import Cut, brief_of, cut
 from services.analytics_api.fair import Turn
 from services.analytics_api.freshness import SERVICE
+from services.analytics_api.keys_and_rates import may_read
 from services.analytics_api.models import Cohort, JourneysQuestion, Sankey, SankeyQuestion
 from services.analytics_api.names import with_steps, with_walkthrough_and_servers
 from services.analytics_api.problems import ProblemError, in_short, invalid, of_database, respond
@@ -285,7 +286,7 @@ class AnalyticsMcpEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         try:
-            await admit(self._uses(), request)
+            may_read((await admit(self._uses(), request)).asker)
             if request.method != "POST":  # a stream would be open for ever, and have nothing to tell
                 raise ProblemError(405, "Method Not Allowed", "send a POST: there is no stream", _ONLY_POST)
         except ProblemError as problem:

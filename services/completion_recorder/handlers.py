@@ -55,6 +55,7 @@ class Recorder:
         self._tallied_at = -math.inf
         self._labels: set[str] = {OTHERS}
         self._trusted = settings.trusted()
+        self._registering = settings.registering()
         self._recent = Recent()
         self._recorded_partitions: set[int] = set()
         self._newest = 0
@@ -147,7 +148,9 @@ class Recorder:
 
         In this order a crash in between only sends dead letters twice: the offsets have not moved yet.
         """
-        load = Load(self._settings.topic, next_offsets(records), accepted, refused, advance)
+        load = Load(
+            self._settings.topic, next_offsets(records), accepted, refused, advance, self._registering
+        )
         # What somebody who is erased may have been a source of is written now: `erase` looks there next.
         erases = any(isinstance(item.event, UserErased) for item in accepted)
         context = self._context(self._take_counts(at_once=erases))

@@ -32,7 +32,8 @@ class Before(NamedTuple):
 class Load(NamedTuple):
     """Records that are written in one transaction: readable events, other records, and how far they go.
 
-    Without `advance` they are written as they are, wherever the position is; it moves only forward.
+    Without `advance` they are written as they are, wherever the position is; it moves only forward. Events of
+    the sources `registering` have people and sessions made that are missing.
     """
 
     topic: str
@@ -40,6 +41,7 @@ class Load(NamedTuple):
     accepted: Sequence[Accepted]
     unreadable: Sequence[Refused] = ()
     advance: Advance | None = None
+    registering: Set[str] = frozenset()
 
     @property
     def records(self) -> list[Record]:

@@ -1,13 +1,19 @@
 """The rows of other tables that events refer to: looked up, and locked until the commit."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from schemas import OfStep, UserErased
+from schemas import Known, OfStep, UserErased
 from services.completion_recorder.erasure import find_erased
+from services.completion_recorder.first_sight import (
+    Sight,
+    of_sources,
+    register,
+    register_by_halves,
+    sights_in,
+)
 from services.completion_recorder.judge import (
     Accepted,
-    Known,
     References,
     Refused,
     check_references,
@@ -22,9 +28,14 @@ SQL = load_queries(__file__)
 
 
 async def check(
-    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
+    connection: Connection,
+    accepted: Sequence[Accepted],
+    unreadable: Sequence[Refused],
+    registering: Set[str] = frozenset(),
 ) -> tuple[Sequence[Accepted], NotWritten]:
     """The events whose references are there, locked until the commit; what becomes of the others.
+
+    People and sessions that events of the sources `registering` name are made where they are missing.
 
     Raises:
         asyncpg.LockNotAvailableError: somebody else has locked one of the rows.
@@ -35,15 +46,35 @@ async def check(
         return [], not_written
     if await _all_there(connection, wanted):
         return accepted, not_written
+    if sights := await _sights(connection, accepted, registering):
+        await register(connection, sights)
+        if await _all_there(connection, wanted):
+            return accepted, not_written
     good, others = _judge(accepted, *await _find(connection, _ids(wanted)))
     return good, not_written + others
 
 
+async def _sights(
+    connection: Connection, accepted: Iterable[Accepted], registering: Set[str]
+) -> Sequence[Sight]:
+    """What is to be made for the events of these sources, where nothing else is wrong with them."""
+    candidates = of_sources(accepted, registering) if registering else []
+    return sights_in(candidates, *await find_known(connection, candidates)) if candidates else ()
+
+
 async def check_by_parts(
-    connection: Connection, accepted: Sequence[Accepted], unreadable: Sequence[Refused]
+    connection: Connection,
+    accepted: Sequence[Accepted],
+    unreadable: Sequence[Refused],
+    registering: Set[str] = frozenset(),
 ) -> tuple[Sequence[Accepted], NotWritten]:
     """As `check`, and waits for nobody: the events of rows that somebody else has locked wait."""
     not_written = await _check_unreadable(connection, unreadable)
+    if sights := await _sights(connection, accepted, registering):
+        waits = await register_by_halves(connection, sights)
+        not_written += NotWritten(waiting=waits)
+        later = {id(item) for item, _ in waits}
+        accepted = [item for item in accepted if id(item) not in later]
     wanted = References.of(accepted)
     if not wanted.users:
         return [], not_written

@@ -56,6 +56,7 @@ class Resumer:
         self._pool = pool
         self._letters = letters
         self._trusted = settings.trusted()
+        self._registering = settings.registering()
 
     async def resume(self) -> int:
         """Looks once; returns how many events wait no more.
@@ -65,7 +66,7 @@ class Resumer:
         """
         done = 0
         problem: Exception | None = None
-        async for resumed in resuming(self._pool, _CHECK_EVENTS, self._trusted):
+        async for resumed in resuming(self._pool, _CHECK_EVENTS, self._trusted, self._registering):
             EVENTS.labels(RECORDER, "accepted").inc(resumed.done)
             done += resumed.done
             if resumed.refused:

@@ -71,7 +71,9 @@ async def _record(pool: Pool, load: Load, context: LoadContext | None, *, by_par
             before = await advance_positions(connection, load.topic, load.advance)
         replayed_before = {partition: known.replayed_before for partition, known in before.items()}
         write = write_by_parts if by_parts else write_at_once
-        not_written = await write(connection, load.accepted, load.unreadable, replayed_before)
+        not_written = await write(
+            connection, load.accepted, load.unreadable, replayed_before, load.registering
+        )
         await set_aside(connection, not_written.waiting)
         of_erased = _of_erased(load, not_written.erased)
         if context is not None:

@@ -5,7 +5,8 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence, Set
+from functools import partial
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -74,7 +75,10 @@ def _portions(waiting: Sequence[Waiting]) -> Iterator[Sequence[Waiting]]:
 
 
 async def resuming(
-    pool: Pool, limit: int, trusted: Container[str] = OPERATOR_SOURCES
+    pool: Pool,
+    limit: int,
+    trusted: Container[str] = OPERATOR_SOURCES,
+    registering: Set[str] = frozenset(),
 ) -> AsyncIterator[Resumed]:
     """Records what waited for locks that have gone, as everything replayed; looks at each lock once.
 
@@ -84,17 +88,21 @@ async def resuming(
         pool: of `connections`.
         limit: how many events to look at in a transaction, at most.
         trusted: the sources whose events may decide about a person.
+        registering: those whose events have people and sessions made that are missing.
     """
+    resume = partial(_resume, pool, trusted, registering)
     lock = ""
-    while (resumed := await _resume(pool, trusted, "take_first_waiting", lock, limit)) is not None:
+    while (resumed := await resume("take_first_waiting", lock, limit)) is not None:
         yield resumed
         lock, free, number = resumed.last_lock, resumed.free, 0
-        while free and (resumed := await _resume(pool, trusted, "take_waiting", list(free), number, limit)):
+        while free and (resumed := await resume("take_waiting", list(free), number, limit)):
             yield resumed
             free, number = free & resumed.free, resumed.last
 
 
-async def _resume(pool: Pool, trusted: Container[str], query: str, *which: object) -> Resumed | None:
+async def _resume(
+    pool: Pool, trusted: Container[str], registering: Set[str], query: str, *which: object
+) -> Resumed | None:
     async with pool.acquire() as connection, connection.transaction():
         taken = await connection.fetch(SQL[query], *which, _PORTION_BYTES)
         if not taken:
@@ -103,7 +111,7 @@ async def _resume(pool: Pool, trusted: Container[str], query: str, *which: objec
         numbers = {id(record): row["id"] for record, row in zip(records, taken, strict=True)}
         accepted, unreadable = read(records, int(time.time() * 1000), trusted)
         replayed_before = dict.fromkeys((r.partition for r in records), sys.maxsize)
-        not_written = await write_by_parts(connection, accepted, unreadable, replayed_before)
+        not_written = await write_by_parts(connection, accepted, unreadable, replayed_before, registering)
         refused = {numbers[id(r.record)]: r for r in not_written.refused}
         waiting = {numbers[id(w.item.record)]: w.waits_for for w in not_written.waiting}
         await connection.execute(SQL["wait_for_another"], list(waiting), list(waiting.values()))

@@ -5,7 +5,7 @@ PostgreSQL refuses is a bad event; what waits for a lock is set aside, and the r
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import asyncpg
 
@@ -38,6 +38,7 @@ async def write_at_once(
     accepted: Sequence[Accepted],
     unreadable: Sequence[Refused],
     replayed_before: Mapping[int, int],
+    registering: Set[str] = frozenset(),
 ) -> NotWritten:
     """Writes all in one go.
 
@@ -46,13 +47,14 @@ async def write_at_once(
         accepted: what was read.
         unreadable: the other records.
         replayed_before: the offset of each partition before which all is replayed.
+        registering: the sources whose events have people and sessions made that are missing.
 
     Raises:
         asyncpg.PostgresError: one of `IN_THE_WAY`, for a row.
     """
     await erase(connection, accepted)
     await lock_corrected(connection, accepted)
-    good, not_written = await check(connection, accepted, unreadable)
+    good, not_written = await check(connection, accepted, unreadable, registering)
     await correct(connection, corrections(good))
     merged = merge(good)
     if doubled := doubled_ids(merged):
@@ -66,11 +68,12 @@ async def write_by_parts(
     accepted: Sequence[Accepted],
     unreadable: Sequence[Refused],
     replayed_before: Mapping[int, int],
+    registering: Set[str] = frozenset(),
 ) -> NotWritten:
     """Writes what can be written now; the rest waits, or is refused; arguments as `write_at_once`."""
     await wait_at_most(connection, PATIENCE)
     of_erasures = await erase_by_parts(connection, accepted)
-    good, not_written = await check_by_parts(connection, accepted, unreadable)
+    good, not_written = await check_by_parts(connection, accepted, unreadable, registering)
     not_written += of_erasures + await correct_by_parts(connection, corrections(good))
     merged, waiting = await apart_from_locked(connection, merge(good))
     merged, refused = await without_reused_ids(connection, merged, doubled_ids(merged))

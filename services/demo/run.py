@@ -223,10 +223,10 @@ async def _send_the_past(
     values = [event for p in past for event in p.events()]
     # As they would have come, each person's in order, and everybody's mixed.
     outcome = ProduceResult()
-    async with bulk_producer(settings) as producer:
-        await send_values(producer, settings.topic, enumerate(values), outcome)
-    if outcome.bad or outcome.not_acknowledged:
-        raise StepstreamError(f"{len(outcome.bad) + len(outcome.not_acknowledged):,} events were not sent")
+    async with bulk_producer(settings, "/stepstream/demo") as producer:
+        await send_values(producer, ((f"event {n}", value) for n, value in enumerate(values)), outcome)
+    if outcome.not_sent:
+        raise StepstreamError(f"{len(outcome.not_sent):,} events were not sent: {outcome.not_sent[0].reason}")
     console.print(f"· {len(past):,} people of the month before, as {len(values):,} events from a producer")
     return past
 

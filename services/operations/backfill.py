@@ -7,22 +7,30 @@ could win against the real one.
 """
 
 import csv
+import gzip
 import hashlib
+import io
+import itertools
 import json
 import time
 import uuid
+import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from schemas import encode, encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
 from services.consumers.lag import RECORDER, read_groups
+from services.operations.event_files import read_values
+from services.operations.in_thread import in_thread
 from services.operations.produce import ProduceResult, bulk_producer, send_values
 from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import RefusedError, UsageError
@@ -100,6 +108,10 @@ class Candidate:
     event_id: str | None = None
 
 
+#: An event, and where it comes from.
+_Placed: TypeAlias = tuple[str, dict[str, Any]]
+
+
 class _Session(NamedTuple):
     id: str
     slug: str
@@ -116,6 +128,8 @@ class Backfill:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     sessions_made: int = 0
     executed: bool = False
+    #: What was concluded from the file.
+    notes: list[str] = field(default_factory=list)
     sent: ProduceResult = field(default_factory=ProduceResult)
 
     def leave(self, where: str, reason: str) -> None:
@@ -128,44 +142,112 @@ class Backfill:
 # --- what there is -------------------------------------------------------------------------------------
 
 
-def read_file(file: Path) -> Iterator[tuple[str, Row | str]]:
-    """Each line's place, and its row or what is wrong with it. By the name CSV (.csv), else NDJSON.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a file names things: `columns` by the field that they stand for, and what separates them in CSV.
+
+    Without a separator it is the one that the first line shows.
+    """
+
+    delimiter: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, record: Mapping[str, object]) -> dict[str, object]:
+        """The fields of a line. Where columns were named, others than the contract's are left out."""
+        if not self.columns:
+            return dict(record)
+        taken = set(self.columns.values())
+        given = {f: record[f] for f in Row.model_fields if f in record and f not in taken}
+        return given | {f: record[column] for f, column in self.columns.items() if column in record}
+
+
+def read_file(file: Path, shape: Shape, tell: Callable[[str], None]) -> Iterator[tuple[str, Row | str]]:
+    """Each line's place, and its row or what is wrong with it.
+
+    CSV by the name (.csv, .tsv, also with .gz) or where a separator is given, else NDJSON or JSON.
+
+    Args:
+        file: gzip or not.
+        shape: how it names things.
+        tell: is told what was concluded from the file.
 
     Raises:
         UsageError: the file cannot be read, or its head lacks columns.
     """
+    names = {suffix.lower() for suffix in file.suffixes[-2:]}
+    is_csv = shape.delimiter is not None or not names.isdisjoint({".csv", ".tsv"})
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield from _read_csv(file, lines) if file.suffix.lower() == ".csv" else _read_ndjson(lines)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"{file}: {reason}") from None
+        with file.open("rb") as raw:
+            yield from _read_csv(file, raw, shape, tell) if is_csv else _read_json(file, raw, shape)
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: it is not UTF-8") from None
+    except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise UsageError(f"{file}: its gzip is broken or cut off: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
 
 
-def _read_csv(file: Path, lines: Any) -> Iterator[tuple[str, Row | str]]:
-    table = csv.DictReader(lines)
-    head = set(table.fieldnames or ())
+def _read_csv(
+    file: Path, raw: BufferedReader, shape: Shape, tell: Callable[[str], None]
+) -> Iterator[tuple[str, Row | str]]:
+    content = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+    lines = io.TextIOWrapper(cast("BinaryIO", content), encoding="utf-8-sig", newline="")
+    head = lines.readline()
+    delimiter = shape.delimiter or _delimiter_of(head, shape)
+    if shape.delimiter is None and delimiter != ",":
+        tell(f"{file}: its columns are separated by {_SEPARATORS[delimiter]}; --delimiter says another one")
+    table = csv.DictReader(itertools.chain([head], lines), delimiter=delimiter, restkey=_MORE)
+    try:
+        _check_head(file, table.fieldnames or (), shape)
+        for record in table:
+            place = f"line {table.line_num}"
+            if _MORE in record:
+                yield place, "it has more fields than the first line names: is one not in quotes?"
+                continue
+            yield place, _row(shape.named({name: text for name, text in record.items() if text}))
+    except csv.Error as error:
+        raise UsageError(f"{file}: after line {table.line_num} it is no CSV: {error}") from None
+
+
+#: Under which DictReader has what is beyond the last column.
+_MORE: Final = "\0"
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
+
+def _delimiter_of(head: str, shape: Shape) -> str:
+    """By which of the usual separators the first line has the most columns that are asked for."""
+    wanted = {*Row.model_fields, *shape.columns.values()}
+
+    def found(delimiter: str) -> int:
+        return len(wanted.intersection(next(csv.reader([head.strip("\r\n")], delimiter=delimiter), ())))
+
+    return max(_SEPARATORS, key=found)
+
+
+def _check_head(file: Path, names: Sequence[str], shape: Shape) -> None:
+    head = set(names)
+    if absent := sorted(set(shape.columns.values()) - head):
+        raise UsageError(f"{file}: --column names {', '.join(absent)}; its columns are {', '.join(names)}")
+    given = shape.named(dict.fromkeys(names, "")).keys()
     needed = {name for name, column in Row.model_fields.items() if column.is_required()}
-    if absent := needed - head:
-        raise UsageError(f"{file}: its first line names the columns; missing: {', '.join(sorted(absent))}")
-    if unknown := head - Row.model_fields.keys():
+    if absent := sorted(needed - given):
+        raise UsageError(
+            f"{file}: its first line names the columns; missing: {', '.join(absent)}. "
+            f"--column {absent[0]}=NAME says which column it is"
+        )
+    if unknown := given - Row.model_fields.keys():
         known = ", ".join(Row.model_fields)
         raise UsageError(f"{file}: unknown columns {', '.join(sorted(unknown))}; there are {known}")
-    for record in table:
-        values = {name: text for name, text in record.items() if text not in {None, ""}}
-        yield f"line {table.line_num}", _row(values)
 
 
-def _read_ndjson(lines: Any) -> Iterator[tuple[str, Row | str]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+def _read_json(file: Path, raw: BufferedReader, shape: Shape) -> Iterator[tuple[str, Row | str]]:
+    for place, value in read_values(cast("BinaryIO", raw), str(file)):
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            yield f"line {number}", f"no JSON: {error}"
+            found = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            yield place, f"no JSON: {error}"
             continue
-        yield f"line {number}", _row(values)
+        yield place, _row(shape.named(found) if isinstance(found, dict) else found)
 
 
 def _row(values: object) -> Row | str:
@@ -261,60 +343,73 @@ def _step_ids(completed: str | None) -> list[str]:
     return [s for s in found if isinstance(s, str)] if isinstance(found, list) else []
 
 
-async def _from_file(file: Path, outcome: Backfill) -> AsyncIterator[Candidate]:
-    for where, row in read_file(file):
-        if isinstance(row, str):
-            outcome.leave(where, row)
-            continue
-        yield Candidate(
-            where,
-            row.mcp_server_user_id,
-            row.walkthrough_id,
-            row.step_id,
-            row.completed_at,
-            row.mcp_server_id,
-            row.mcp_server_session_id,
-            row.metadata,
-            row.event_id,
-        )
+async def _from_file(file: Path, shape: Shape, outcome: Backfill) -> AsyncIterator[Candidate]:
+    async with aclosing(in_thread(read_file(file, shape, outcome.notes.append))) as batches:
+        async for batch in batches:
+            for where, row in batch:
+                if isinstance(row, str):
+                    outcome.leave(where, row)
+                else:
+                    yield _candidate(where, row)
+
+
+def _candidate(where: str, row: Row) -> Candidate:
+    return Candidate(
+        where,
+        row.mcp_server_user_id,
+        row.walkthrough_id,
+        row.step_id,
+        row.completed_at,
+        row.mcp_server_id,
+        row.mcp_server_session_id,
+        row.metadata,
+        row.event_id,
+    )
 
 
 # --- what becomes of it --------------------------------------------------------------------------------
 
 
-async def backfill(settings: Settings, file: Path | None, server: str | None, *, execute: bool) -> Backfill:
-    """Sends what is known of earlier completions; without `execute`, says what it would send.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where completions come from: a file, or the platform's progress where there is none.
 
-    Args:
-        settings: where everything is.
-        file: CSV or NDJSON; None is the platform's progress.
-        server: the slug of the server for people of whom no session is known; one is made for each.
-        execute: whether to send, and to make sessions.
+    `server` is the slug of the server for people of whom no session is known; one is made for each.
+    """
+
+    file: Path | None = None
+    shape: Shape = field(default_factory=Shape)
+    server: str | None = None
+
+
+async def backfill(settings: Settings, origin: Origin, outcome: Backfill) -> None:
+    """Sends what is known of earlier completions; where that is not asked for, says what it would send.
+
+    The outcome is true at every moment: whoever ends it in the middle sees what was done.
 
     Raises:
         UsageError: the file cannot be read, or there is no such server.
         RefusedError: the recorder is far behind, so what is a completion already is not known.
     """
-    outcome = Backfill(executed=execute)
     await _refuse_lag(settings)
     async with connected(settings, command_timeout=600) as db:
+        server = origin.server
         if server is not None and not await db.fetchval(SQL["backfill_server"], server):
             raise UsageError(f"there is no server with the slug `{server}`")
-        source = _from_file(file, outcome) if file is not None else _from_progress(db, outcome)
-        if not execute:
+        if origin.file is not None:
+            source = _from_file(origin.file, origin.shape, outcome)
+        else:
+            source = _from_progress(db, outcome)
+        if not outcome.executed:
             async for chunk in _chunks(source):
                 await _resolve(db, chunk, server, outcome)
-            return outcome
-        async with bulk_producer(settings) as producer:
-            number = 0
+            return
+        async with bulk_producer(settings, "/stepstream/backfill") as producer:
             async for chunk in _chunks(source):
                 events, sessions = await _resolve(db, chunk, server, outcome)
                 if sessions:
                     await db.execute(SQL["backfill_make_sessions"], *map(list, zip(*sessions, strict=True)))
-                values = [(number + i, encode(event)) for i, event in enumerate(events)]
-                number += len(values)
-                await send_values(producer, settings.topic, values, outcome.sent)
-    return outcome
+                await send_values(producer, [(w, encode(event)) for w, event in events], outcome.sent)
 
 
 async def _refuse_lag(settings: Settings) -> None:
@@ -341,7 +436,7 @@ async def _chunks(source: AsyncIterator[Candidate]) -> AsyncIterator[list[Candid
 
 async def _resolve(
     db: Connection, chunk: Sequence[Candidate], server: str | None, outcome: Backfill
-) -> tuple[list[dict[str, Any]], list[_Session]]:
+) -> tuple[list[_Placed], list[_Session]]:
     """The events of these candidates, and the sessions that they need; the rest is left out with a reason."""
     known = await fetch_one(
         db,
@@ -388,7 +483,7 @@ async def _with_sessions(
     default: str | None,
     slugs: dict[str, str],
     outcome: Backfill,
-) -> tuple[list[dict[str, Any]], list[_Session]]:
+) -> tuple[list[_Placed], list[_Session]]:
     """Each with a session: its own, one of the person's on a server with the walkthrough, or a new one."""
     open_ones = [c for c in candidates if c.server is None or c.session is None]
     rows = await db.fetch(
@@ -415,7 +510,7 @@ async def _with_sessions(
             first = c.at if earlier is None else min(c.at, earlier.at)
             made[session] = _Session(session, slugs[at], first, c.user)
         outcome.counts["step-completed" if c.step else "walkthrough-started"] += 1
-        events.append(event_of(replace(c, server=at, session=session)))
+        events.append((c.where, event_of(replace(c, server=at, session=session))))
     outcome.sessions_made += len(made)
     return events, list(made.values())
 

@@ -53,7 +53,15 @@ _VALUE_ALONE: Final = Known()
 def read_items(
     stream: BinaryIO, name: str, progress: Callable[[int], None] = lambda _: None
 ) -> Iterator[Item]:
-    """What a file holds, one by one; empty lines are left out.
+    """What a file holds, one by one, as `read_values` finds it."""
+    for number, (place, value) in enumerate(read_values(stream, name, progress), start=1):
+        yield read_item(value, place, number)
+
+
+def read_values(
+    stream: BinaryIO, name: str, progress: Callable[[int], None] = lambda _: None
+) -> Iterator[tuple[str, bytes]]:
+    """The place of each line, or of each element or object, and its bytes; empty lines are left out.
 
     Args:
         stream: the file.
@@ -83,7 +91,7 @@ def read_items(
         word, values = "line", _lines(chunks)
     for number, value in enumerate(values, start=1):
         if value := value.strip(b" \t\r\n"):
-            yield read_item(value, f"{word} {number}", number)
+            yield f"{word} {number}", value
 
 
 def _chunks(stream: BinaryIO, progress: Callable[[int], None]) -> Iterator[bytes]:

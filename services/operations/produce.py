@@ -1,43 +1,108 @@
-"""Sending events from a file: validated, keyed, acknowledged, and no line lost for another's fault."""
+"""Sending events of a file: validated, keyed, acknowledged, and no line lost for another's fault."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from schemas import EventError, Rejection, StepCorrected, UserErased, decode
-from services.runtime.kafka import admin_client, describe_topics, unreachable
-from services.runtime.producer import producer
+from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.kafka import admin_client, connection, describe_topics, unreachable
 from services.runtime.settings import Settings
+from stepstream_client import Accepted, AsyncProducer, ClientError, InvalidEvent, NotInTime
+from stepstream_client.events import prepare_for_kafka
 
 #: Events on their way at once: enough to fill batches, few enough to bound memory.
-_IN_FLIGHT = 20_000
+_IN_FLIGHT: Final = 20_000
+#: How long Kafka may be away, in seconds, before no more is sent.
+_TIMEOUT_SECONDS: Final = 120.0
+#: Whoever ends a command waits so long, in seconds, for what is on its way.
+_LAST_SECONDS: Final = 10.0
+#: A value and where it is, for people: `line 3`.
+Value = tuple[str, bytes]
+
+
+class NotSent(NamedTuple):
+    """An event that was not sent, or that nobody acknowledged."""
+
+    place: str
+    reason: str
 
 
 @dataclass
 class ProduceResult:
-    """What became of a file's lines."""
+    """What became of the values of a file.
+
+    `seconds` are those in which it sent, without what it took to begin and to wait for input; `read_to` is
+    the last place that was read.
+    """
 
     sent: int = 0
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    not_acknowledged: list[tuple[int, str]] = field(default_factory=list)
+    good: int = 0
+    not_sent: list[NotSent] = field(default_factory=list)
     seconds: float = 0.0
+    read_to: str = ""
+    is_kafka_away: bool = False
+
+    @property
+    def rate(self) -> float:
+        """Acknowledged events a second."""
+        return self.sent / self.seconds if self.seconds else 0.0
+
+    def refuse_without_kafka(self) -> None:
+        """Ends what goes on.
+
+        Raises:
+            StepstreamError: an event was not acknowledged in all the time that it had.
+        """
+        if self.is_kafka_away:
+            raise StepstreamError("Kafka is away: nothing was sent any more")
+
+    def leave(self, place: str, reason: str) -> None:
+        """Notes what was not sent."""
+        self.not_sent.append(NotSent(place, reason))
 
 
 @asynccontextmanager
-async def bulk_producer(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
+async def bulk_producer(settings: Settings, source: str) -> AsyncIterator[AsyncProducer]:
     """A producer of large batches, once it is known that there is a topic.
 
+    Where the block is left by an error, or because somebody ends it, what is on its way is waited for some
+    seconds more.
+
     Raises:
+        UsageError: the source is no name.
         StepstreamError: Kafka cannot be reached, or has no such topic.
     """
+    sender = _producer(settings, source)
     await _check_topic(settings)
-    async with producer(settings, linger_ms=10, max_batch_size=256 * 1024) as sender:
-        yield await sender.start()
+    try:
+        await sender.start()
+        yield sender
+    except BaseException:
+        await sender.close(_LAST_SECONDS)
+        raise
+    await sender.close()
+
+
+def _producer(settings: Settings, source: str) -> AsyncProducer:
+    try:
+        return AsyncProducer(
+            source=source,
+            topic=settings.topic,
+            timeout=_TIMEOUT_SECONDS,
+            max_buffered=_IN_FLIGHT,
+            on_failure=lambda *_: None,  # it is told of each
+            linger_ms=10,
+            max_batch_size=256 * 1024,
+            **connection(settings),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 async def _check_topic(settings: Settings) -> None:
@@ -48,45 +113,81 @@ async def _check_topic(settings: Settings) -> None:
             raise unreachable(settings, error) from error
 
 
-async def send_values(
-    producer: AIOKafkaProducer, topic: str, values: Iterable[tuple[int, bytes]], outcome: ProduceResult
+async def send_values(producer: AsyncProducer, values: Iterable[Value], outcome: ProduceResult) -> None:
+    """Sends each value that is an event of the contract, and waits for the acknowledgements."""
+    await send_batches(producer, _at_once(values), outcome)
+
+
+async def _at_once(values: Iterable[Value]) -> AsyncIterator[Iterable[Value]]:
+    yield values
+
+
+async def send_batches(
+    producer: AsyncProducer, batches: AsyncIterator[Iterable[Value]], outcome: ProduceResult
 ) -> None:
-    """Sends each (line number, value) that is an event of the contract, and waits for the acknowledgements.
+    """As `send_values`, of values that come by and by.
 
     Bounded in memory: no more than some thousands are on their way at once.
+
+    Raises:
+        StepstreamError: Kafka stays away: the rest is not sent.
     """
-    room = asyncio.Semaphore(_IN_FLIGHT)
-    last_in_flight: set[asyncio.Future[object]] = set()
+    clock = _Clock(outcome)
+    async for batch in batches:
+        clock.go_on()
+        for place, value in batch:
+            outcome.read_to = place
+            try:
+                out = await producer.enqueue(value)
+            except InvalidEvent as error:
+                outcome.leave(place, str(error))
+                continue
+            outcome.good += 1
+            out.add_done_callback(partial(_answered, outcome, place))
+            clock.go_on()
+            outcome.refuse_without_kafka()
+        clock.pause()
+    clock.go_on()
+    await producer.flush()
+    clock.pause()
+    outcome.refuse_without_kafka()
 
-    def acknowledged(number: int, future: "asyncio.Future[object]") -> None:
-        room.release()
-        last_in_flight.discard(future)
-        error = future.exception()
-        if error is None:
-            outcome.sent += 1
+
+def check_values(values: Iterable[Value], outcome: ProduceResult) -> None:
+    """Holds values against the contract, and sends none."""
+    for place, value in values:
+        outcome.read_to = place
+        try:
+            prepare_for_kafka(value)
+        except InvalidEvent as error:
+            outcome.leave(place, str(error))
         else:
-            outcome.not_acknowledged.append((number, f"Kafka refused it: {error}"))
+            outcome.good += 1
 
-    for number, value in values:
-        try:
-            event = decode(value, int(time.time() * 1000))
-        except EventError as error:
-            outcome.bad.append((number, f"{error.rejection}: {error}"))
-            continue
-        if isinstance(event, UserErased | StepCorrected):
-            command = "erase" if isinstance(event, UserErased) else "completions"
-            reason = f"{Rejection.NOT_ALLOWED}: `{event.type}` is sent by `stepstream {command}` alone"
-            outcome.bad.append((number, reason))
-            continue
-        await room.acquire()
-        try:
-            future = await producer.send(topic, value, key=event.mcp_server_user_id.encode())
-        except KafkaError as error:
-            room.release()
-            outcome.not_acknowledged.append((number, f"Kafka refused it: {error}"))
-            continue
-        last_in_flight.add(future)
-        future.add_done_callback(lambda done, n=number: acknowledged(n, done))
-    while last_in_flight:
-        await asyncio.wait(set(last_in_flight))
-        await asyncio.sleep(0)
+
+def _answered(outcome: ProduceResult, place: str, out: "asyncio.Future[Accepted]") -> None:
+    error = None if out.cancelled() else out.exception()
+    if isinstance(error, ClientError):
+        outcome.leave(place, str(error))
+        outcome.is_kafka_away |= isinstance(error, NotInTime)
+    elif not out.cancelled():
+        outcome.sent += 1
+
+
+class _Clock:
+    """Adds to the seconds of an outcome, as it goes on."""
+
+    def __init__(self, outcome: ProduceResult) -> None:
+        self._outcome = outcome
+        self._since: float | None = None
+
+    def go_on(self) -> None:
+        """The time since it last went on counts."""
+        self.pause()
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        """What follows does not count."""
+        if self._since is not None:
+            self._outcome.seconds += time.monotonic() - self._since
+            self._since = None

@@ -14,6 +14,7 @@ from services.operator_cli import (
     backfill,
     check_events,
     completions,
+    contract_examples,
     demo,
     dlq,
     erase,
@@ -26,6 +27,7 @@ from services.operator_cli import (
     organizations,
     produce,
     rebuild,
+    register,
     replay,
     run,
     servers,
@@ -44,7 +46,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (migrate, run, check_events, produce, exchange, demo, status, lag, replay, skip, move_cluster):
+for command in (
+    migrate,
+    run,
+    check_events,
+    produce,
+    contract_examples,
+    exchange,
+    demo,
+    status,
+    lag,
+    replay,
+    skip,
+    move_cluster,
+):
     app.add_typer(command.app)
 for command in (verify, rebuild, erase, backfill):
     app.add_typer(command.app)
@@ -57,6 +72,7 @@ _GROUPS = {
     "gone": gone,
     "keys": keys,
     "completions": completions,
+    "register": register,
 }
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)

@@ -1,6 +1,6 @@
 """`stepstream backfill`: completions from before Stepstream."""
 
-import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,8 @@ from services.operator_cli.options import (
     say,
 )
 from services.operator_cli.produce import report as report_sent
-from services.runtime.errors import UsageError
+from services.operator_cli.stopping import run_until_stopped
+from services.runtime.errors import StepstreamError, StoppedError, UsageError
 
 if TYPE_CHECKING:
     from services.operations.backfill import Backfill
@@ -33,13 +34,17 @@ app = typer.Typer()
     epilog=examples(
         "backfill completions.csv",
         "backfill completions.csv --server docs --execute",
+        "backfill export.csv.gz --column mcp_server_user_id=user --column completed_at=finished",
         "backfill --from-progress",
     )
 )
 def backfill(
     file: Annotated[
         Path | None,
-        typer.Argument(help="CSV (.csv) or NDJSON: one completed step a line, with the fields of the event."),
+        typer.Argument(
+            help="CSV (.csv, .tsv), NDJSON or JSON, gzip or not: one completed step a line, with the fields "
+            "of the event."
+        ),
     ] = None,
     from_progress: Annotated[
         bool,
@@ -51,6 +56,17 @@ def backfill(
             metavar="SLUG", help="Where people went of whom no session is known; one is made for each."
         ),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHAR", help="What separates columns of CSV, or `tab`; else it is seen."),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=NAME",
+            help="Which column a field of the event is, once for each; others are left out then.",
+        ),
+    ] = None,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -58,20 +74,48 @@ def backfill(
 
     Without --execute it says what it would send, and what it cannot know.
     """
+    from services.operations.backfill import Backfill, Origin, Shape
     from services.operations.backfill import backfill as fill
 
     if (file is None) != from_progress:
         raise UsageError("name a file, or say --from-progress")
-    outcome = asyncio.run(fill(current_settings(), file, server, execute=execute))
-    _report(outcome, as_json=output is Output.JSON)
+    shape = Shape(_delimiter(delimiter), _columns(column or ()))
+    outcome = Backfill(executed=execute)
+    early = run_until_stopped(fill(current_settings(), Origin(file, shape, server), outcome))
+    if early is not None and not outcome.sent.sent and not isinstance(early, StoppedError):
+        raise early
+    _report(outcome, early, as_json=output is Output.JSON)
 
 
-def _report(outcome: "Backfill", *, as_json: bool) -> None:
+def _delimiter(given: str | None) -> str | None:
+    if given is None or len(given) == 1:
+        return given
+    if given in {"tab", "\\t"}:
+        return "\t"
+    raise UsageError(f"--delimiter: `{given}` is not one character; `tab` stands for one")
+
+
+def _columns(given: Iterable[str]) -> dict[str, str]:
+    from services.operations.backfill import Row
+
+    found = {}
+    for pair in given:
+        name, is_pair, column = pair.partition("=")
+        if not is_pair or not column or name not in Row.model_fields:
+            known = ", ".join(Row.model_fields)
+            raise UsageError(f"--column: `{pair}` is not FIELD=NAME; the fields are {known}")
+        found[name] = column
+    return found
+
+
+def _report(outcome: "Backfill", early: StepstreamError | None, *, as_json: bool) -> None:
     """Tells what was, or would be, sent, and what cannot be known.
 
     Raises:
         StepstreamError: something was not sent.
     """
+    for note in outcome.notes:
+        say(note, markup=False)
     counts = {name: n for name, n in outcome.counts.items() if n}
     if as_json:
         print_json(
@@ -82,6 +126,7 @@ def _report(outcome: "Backfill", *, as_json: bool) -> None:
                 "sent": outcome.sent.sent,
                 "left_out": [{"where": w, "reason": r} for w, r in outcome.left_out],
             }
+            | ({"ended_by": str(early)} if early else {})
         )
     else:
         kinds = ("walkthrough-started", "step-completed")
@@ -97,6 +142,9 @@ def _report(outcome: "Backfill", *, as_json: bool) -> None:
         if len(outcome.left_out) > _TOLD:
             say(f"  and {len(outcome.left_out) - _TOLD:,} more; -o json lists them")
     if outcome.executed:
-        report_sent(outcome.sent, as_json=False)
+        report_sent(outcome.sent, early)
+    elif early is not None:
+        early.args = (f"{early}: the plan is not whole; nothing was changed",)
+        raise early
     else:
         not_executed()

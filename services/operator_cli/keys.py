@@ -24,10 +24,14 @@ app = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
 
 
 @app.command(
-    "create", epilog=examples("keys create --organization org_demo --name dashboard --expires-in 90d")
+    "create",
+    epilog=examples(
+        "keys create --organization org_demo --name dashboard --expires-in 90d",
+        "keys create --organization org_demo --name shop --may-write --type step-completed --source /shop",
+    ),
 )
 def keys_create(
-    organization: Annotated[str, typer.Option(help="Id of the organization whose figures it opens.")],
+    organization: Annotated[str, typer.Option(help="Id of the organization that it is of.")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     expires_in: Annotated[
         float | None,
@@ -38,16 +42,60 @@ def keys_create(
     may_edit: Annotated[
         bool, typer.Option("--may-edit", help="Let it set when journeys are finished, beside reading.")
     ] = False,
+    may_write: Annotated[
+        bool,
+        typer.Option("--may-write", help="Let it send events and register people and sessions, not read."),
+    ] = False,
+    may_read: Annotated[
+        bool, typer.Option("--may-read", help="Let one that writes read figures, too; all others do.")
+    ] = False,
+    may_register: Annotated[
+        bool,
+        typer.Option("--may-register", help="Register people and sessions on first sight in its events."),
+    ] = False,
+    types: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="A type of events that it may send; again for more. Else each."
+        ),
+    ] = None,
+    servers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--server",
+            metavar="SLUG",
+            help="A server, by slug or id, that its events may name; again for more. Else each.",
+        ),
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="The system that sends, as its refused events are shown: /checkout, say.")
+    ] = "",
 ) -> None:
     """Make a key and print it: it is shown this once, and kept as a hash alone."""
     from services.analytics_api import keys as api_keys
     from services.runtime.database import connected
 
     settings = current_settings(needs_kafka=False)
+    grant = api_keys.Grant(
+        may_read=may_read or not may_write,
+        may_edit=may_edit,
+        may_write=may_write,
+        may_register=may_register,
+        types=types or (),
+        servers=servers or (),
+        source=source,
+    )
 
     async def work() -> api_keys.Key:
         async with connected(settings) as db:
-            return await api_keys.create(db, organization, name, expires_in, may_edit=may_edit)
+            return await api_keys.create(
+                db,
+                organization,
+                name,
+                expires_in,
+                grant,
+                trusted_sources=settings.names(settings.trusted_sources),
+            )
 
     key = asyncio.run(work())
     typer.echo(key.text)
@@ -74,13 +122,16 @@ def keys_list(
         async with connected(settings) as db:
             return await api_keys.list_keys(db, organization)
 
-    rows = [{name: _cell(value) for name, value in row.items()} for row in asyncio.run(work())]
+    rows = [
+        {name: _cell(value) for name, value in row.items()} | {"may": api_keys.says(row)}
+        for row in asyncio.run(work())
+    ]
     if output is Output.JSON:
         print_json(rows)
         return
-    names = ("id", "state", "organization_id", "name", "may_edit", "created_at", "expires_at")
-    heads = ("id", "state", "organization", "name", "may edit", "created", "expires")
-    print_table("", heads, [["yes" if row[n] is True else row[n] or "" for n in names] for row in rows])
+    names = ("id", "state", "organization_id", "name", "may", "source", "created_at", "expires_at")
+    heads = ("id", "state", "organization", "name", "may", "source", "created", "expires")
+    print_table("", heads, [[row[n] or "" for n in names] for row in rows])
 
 
 def _cell(value: object) -> object:

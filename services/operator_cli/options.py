@@ -266,13 +266,20 @@ def progress(description: str, unit: str, total: int | None = None) -> Iterator[
 
 
 @contextmanager
-def progress_of_bytes(description: str, size: int | None) -> Iterator[Callable[[int], None]]:
-    """As `progress`, over a file of so many bytes; yields a function of how many more are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+def progress_of_bytes(
+    description: str, size: int | None, more: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[int], None]]:
+    """As `progress`, over a file of so many bytes; yields a function of how many more are done.
+
+    What `more` says is shown beside it.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[more]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=size)
-
-        def advance(more: int) -> None:
-            bar.advance(task, more)
-
-        yield advance
+        task = bar.add_task(description, total=size, more="")
+        yield lambda done: bar.update(task, advance=done, more=more())

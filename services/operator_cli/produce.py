@@ -1,9 +1,7 @@
 """`stepstream produce`: events of a file."""
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,69 +15,139 @@ from services.operator_cli.options import (
     progress_of_bytes,
     say,
 )
-from services.runtime.errors import StepstreamError
+from services.operator_cli.stopping import run_until_stopped
+from services.runtime.errors import StepstreamError, StoppedError
 
 if TYPE_CHECKING:
     from services.operations.produce import ProduceResult
-    from services.runtime.settings import Settings
 
 app = typer.Typer()
 
 #: Bad lines that are told one by one.
 _TOLD = 20
+_AGAIN = "send the file again: what is there already counts once"
 
 
-@app.command(epilog=examples("produce events.ndjson", "produce events.ndjson -o json"))
+@app.command(
+    epilog=examples(
+        "produce events.ndjson", "produce events.json.gz --dry-run", "produce events.ndjson -o json"
+    )
+)
 def produce(
-    file: Annotated[str, typer.Argument(help="Events as NDJSON, one a line; `-` is standard input.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="Events as NDJSON, a JSON array, or objects over several lines; gzip or not; `-` is "
+            "standard input."
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Hold each event against the contract, and send none.")
+    ] = False,
+    source: Annotated[
+        str, typer.Option(metavar="NAME", help="The `ce_source` under which what is refused is shown.")
+    ] = "/stepstream/produce",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Send contract events, keyed by user and acknowledged by all replicas.
 
-    A line that is no event is named with its number and reason, and everything else is sent.
+    What is no event is named with its line and reason, and everything else is sent. Whoever ends it by
+    Ctrl-C or SIGTERM is told what was sent.
     """
-    report(asyncio.run(_send(current_settings(), file)), as_json=output is Output.JSON)
-
-
-async def _send(settings: "Settings", file: str) -> "ProduceResult":
-    from services.operations.produce import ProduceResult, bulk_producer, send_values
-    from services.runtime.files import open_lines
+    from services.operations.produce import ProduceResult
 
     outcome = ProduceResult()
-    began = time.monotonic()
-    with open_lines(file) as (lines, size), progress_of_bytes("sending", size) as advance:
-        async with bulk_producer(settings) as producer:
-            await send_values(producer, settings.topic, _values(lines, advance), outcome)
-    outcome.seconds = time.monotonic() - began
-    return outcome
+    if dry_run:
+        _check(file, outcome)
+        report_checked(outcome, as_json=output is Output.JSON)
+        return
+    early = run_until_stopped(_send(file, source, outcome))
+    if early is not None and not outcome.read_to and not isinstance(early, StoppedError):
+        raise early
+    if output is Output.JSON:
+        ended = {} if early is None else {"ended_by": str(early), "read_to": outcome.read_to}
+        print_json({"sent": outcome.sent, "not_sent": _not_sent(outcome)} | ended)
+    report(outcome, early)
 
 
-def report(outcome: "ProduceResult", *, as_json: bool) -> None:
-    """Tells what was sent.
+def _check(file: str, outcome: "ProduceResult") -> None:
+    from services.operations.event_files import read_values
+    from services.operations.produce import check_values
+    from services.runtime.files import open_lines
+
+    with open_lines(file) as (lines, size), progress_of_bytes("checking", size) as advance:
+        check_values(read_values(lines, file, advance), outcome)
+
+
+async def _send(file: str, source: str, outcome: "ProduceResult") -> None:
+    from services.operations.event_files import read_values
+    from services.operations.in_thread import in_thread
+    from services.operations.produce import bulk_producer, send_batches
+    from services.runtime.files import open_unbuffered
+
+    settings = current_settings()
+    rate = lambda: f"{outcome.rate:,.0f}/s"  # noqa: E731 - what is shown beside the bar
+    with open_unbuffered(file) as (lines, size), progress_of_bytes("sending", size, rate) as advance:
+        async with (
+            bulk_producer(settings, source) as producer,
+            aclosing(in_thread(read_values(lines, file, advance))) as batches,
+        ):
+            await send_batches(producer, batches, outcome)
+
+
+def _not_sent(outcome: "ProduceResult") -> list[dict[str, object]]:
+    """Each with its line, element or object: what a file consists of."""
+    found = []
+    for place, reason in _in_order(outcome):
+        word, _, number = place.partition(" ")
+        found.append({word: int(number), "error": reason})
+    return found
+
+
+def _in_order(outcome: "ProduceResult") -> "list[tuple[str, str]]":
+    def order(pair: tuple[str, str]) -> tuple[int, str]:
+        number = pair[0].partition(" ")[2]
+        return int(number) if number.isdigit() else 0, pair[1]
+
+    return sorted(outcome.not_sent, key=order)
+
+
+def report_checked(outcome: "ProduceResult", *, as_json: bool) -> None:
+    """Tells what would be sent.
 
     Raises:
-        StepstreamError: a line was not.
+        StepstreamError: something would not.
     """
-    lost = outcome.bad + outcome.not_acknowledged
+    bad = len(outcome.not_sent)
     if as_json:
-        problems = [{"line": number, "error": reason} for number, reason in sorted(lost)]
-        print_json({"sent": outcome.sent, "not_sent": problems})
-    rate = outcome.sent / outcome.seconds if outcome.seconds else 0
-    say(f"{outcome.sent:,} events sent and acknowledged, {rate:,.0f} a second")
-    if not lost:
-        return
-    for number, reason in sorted(lost)[:_TOLD]:
-        console.print(f"  line {number}: {reason}", markup=False, soft_wrap=True)
-    if len(lost) > _TOLD:
-        console.print(f"  and {len(lost) - _TOLD:,} more; -o json lists them all")
-    raise StepstreamError(
-        f"{len(lost):,} of {outcome.sent + len(lost):,} lines were not sent. Mend them and send the "
-        "file again: what is there already counts once"
-    )
+        print_json({"dry_run": True, "would_send": outcome.good, "not_sent": _not_sent(outcome)})
+    say(f"{outcome.good:,} events would be sent; nothing was sent")
+    _tell_not_sent(outcome)
+    if bad:
+        raise StepstreamError(f"{bad:,} of {outcome.good + bad:,} are no events. Mend them first")
 
 
-def _values(lines: BinaryIO, advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(lines, start=1):
-        advance(len(line))
-        if value := line.strip():
-            yield number, value
+def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> None:
+    """Tells what was sent, and what has ended it early.
+
+    Raises:
+        StepstreamError: what has ended it; or an event was not sent.
+    """
+    lost = len(outcome.not_sent)
+    say(f"{outcome.sent:,} events sent and acknowledged, {outcome.rate:,.0f} a second")
+    _tell_not_sent(outcome)
+    if early is not None:
+        where = f"read up to {outcome.read_to}" if outcome.read_to else "before anything was read"
+        early.args = (f"{early}, {where}. To go on, {_AGAIN}",)
+        raise early
+    if lost:
+        raise StepstreamError(
+            f"{lost:,} of {outcome.sent + lost:,} events were not sent. Mend them and {_AGAIN}"
+        )
+
+
+def _tell_not_sent(outcome: "ProduceResult") -> None:
+    for place, reason in _in_order(outcome)[:_TOLD]:
+        console.print(f"  {place}: {reason}", markup=False, soft_wrap=True)
+    if len(outcome.not_sent) > _TOLD:
+        console.print(f"  and {len(outcome.not_sent) - _TOLD:,} more; -o json lists them all")

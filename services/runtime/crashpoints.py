@@ -29,6 +29,7 @@ POINTS: Final = {
     "aggregator.offsets-committed": "all of it is done",
     "aggregator.marks-in-transaction": "marks are drained, and not committed",
     "waiting.counts-in-transaction": "journeys that waited for a lock are counted, and not committed",
+    "intake.acknowledged": "Kafka has acknowledged events that came in by HTTP, and nobody is told",
     "relay.taken": "messages are taken from the outbox, and none is sent",
     "relay.sent": "Kafka has acknowledged messages, and they are still in the outbox",
     "relay.removed": "they are out of the outbox",

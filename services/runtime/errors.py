@@ -33,3 +33,11 @@ class RefusedError(StepstreamError):
     """What was asked for is not done in this state; nothing was changed."""
 
     exit_code = 4
+
+
+class StoppedError(StepstreamError):
+    """Somebody ended it by a signal; what was done by then was told."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as a shell says it of whoever a signal has ended

@@ -9,7 +9,7 @@ import heapq
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
 from prometheus_client import Gauge, Histogram
@@ -36,16 +36,33 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """What a key may write: events under `source`, of these types, that name these servers; None is each.
+
+    With `may_register`, people and sessions that its events name and nobody knows are registered.
+    """
+
+    source: str
+    types: frozenset[str] | None = None
+    server_ids: frozenset[str] | None = None
+    may_register: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Asker:
     """Who asks: a key, or a server, of an organization.
 
     Before a key is known to be good, the address that it comes from stands for the organization: many may
-    come from there, so it takes turns but has no share. `may_edit` is of keys that may set finish rules.
+    come from there, so it takes turns but has no share. `may_read` is of keys that open figures, `may_edit`
+    of those that may set finish rules, and `writing` of those that write: None may not. Who it is depends on
+    none of these.
     """
 
     key: str
     organization: str
-    may_edit: bool = False
+    may_edit: bool = field(default=False, compare=False)
+    may_read: bool = field(default=True, compare=False)
+    writing: Writing | None = field(default=None, compare=False)
 
     @classmethod
     def stranger(cls, address: str) -> "Asker":

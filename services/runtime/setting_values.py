@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AnyHttpUrl, SecretStr, ValidationError
 
+from services.runtime.sources import MAX_SOURCE, NO_SOURCE, OTHERS
+
 #: Before the name of each variable.
 PREFIX = "STEPSTREAM_"
 #: Parameters of a database's URL that name files for TLS, and those of others' certificates.
@@ -77,6 +79,17 @@ def origins(text: str) -> str:
             raise ValueError(
                 f"`{origin}` is no origin, as in https://example.com: small letters, nothing behind host and "
                 "port; several are separated by commas"
+            )
+    return text
+
+
+def sources(text: str) -> str:
+    """Values of the header ce_source, separated by commas, or empty."""
+    for source in parts_at_commas(text):
+        if source in {NO_SOURCE, OTHERS} or not source.isprintable() or len(source) > MAX_SOURCE:
+            raise ValueError(
+                f"`{source[:MAX_SOURCE]}` is no value of the header ce_source that names one producer: it "
+                f"has at most {MAX_SOURCE} printable characters"
             )
     return text
 

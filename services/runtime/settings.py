@@ -26,6 +26,7 @@ from services.runtime.setting_values import (
     scopes,
     scopes_by_server,
     secret_file,
+    sources,
     split_at_commas,
 )
 
@@ -147,6 +148,11 @@ class Settings(BaseSettings):
         description="Whose events may decide about a person (user-erased, step-corrected), beside our own "
         "commands: values of the header ce_source, comma-separated.",
     )
+    registering_sources: Annotated[str, AfterValidator(sources)] = Field(
+        default="",
+        description="Whose events have people and sessions registered that they name and that are missing: "
+        "values of the header ce_source, comma-separated. Nobody checks who sends under such a name.",
+    )
     relay_batch_records: int = Field(
         default=2_000,
         ge=1,
@@ -261,6 +267,14 @@ class Settings(BaseSettings):
     api_database_pool_size: int = Field(
         default=10, ge=1, le=100, description="The most database connections that analytics-api opens."
     )
+    api_write_database_pool_size: int = Field(
+        default=4,
+        ge=1,
+        le=100,
+        description="The most database connections, at STEPSTREAM_DATABASE_URL, on which analytics-api "
+        "writes what comes in by HTTP; half of them for one organization. It opens none before something "
+        "comes.",
+    )
     api_statement_seconds: float = Field(
         default=30, ge=1, description="How long analytics-api lets a statement run before it gives up."
     )
@@ -300,6 +314,29 @@ class Settings(BaseSettings):
     api_organization_rate: str = Field(
         default="12000/minute",
         description="How often an organization may ask, with all its API keys; empty is no limit.",
+    )
+    api_organization_writes: int = Field(
+        default=100,
+        ge=1,
+        description="The most batches of an organization that come in by HTTP at once; half of them for one "
+        "API key.",
+    )
+    api_acknowledge_seconds: float = Field(
+        default=5,
+        ge=0.1,
+        le=60,
+        description="How long Kafka may take to acknowledge what comes in by HTTP; then the outbox takes it.",
+    )
+    api_outbox_events: int = Field(
+        default=1_000_000,
+        ge=1,
+        description="How many events may wait in the outbox before what comes in by HTTP is refused while "
+        "Kafka is away.",
+    )
+    api_write_rate: str = Field(
+        default="600000/minute",
+        description="How many events, people and sessions may come in with one API key, and twice as many of "
+        "an organization; empty is no limit.",
     )
     api_failure_rate: str = Field(
         default="60/minute",
@@ -432,6 +469,10 @@ class Settings(BaseSettings):
     def trusted(self) -> frozenset[str]:
         """The sources whose events may decide about a person."""
         return frozenset((*OPERATOR_SOURCES, *self.names(self.trusted_sources)))
+
+    def registering(self) -> frozenset[str]:
+        """The sources whose events have people and sessions registered on first sight."""
+        return frozenset(self.names(self.registering_sources))
 
     def read_kafka_password(self) -> str | None:
         """The password at Kafka as it is now, if there is one.

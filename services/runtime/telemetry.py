@@ -171,12 +171,12 @@ API_REFUSED = Counter(
 API_CROWDED = Counter(
     "stepstream_api_crowded",
     "Refused because the organization or key had its share, or all were taken, by what: questions, large, "
-    "streams, exports.",
+    "streams, exports, writes.",
     ["what"],
 )
 API_WAITING = Gauge(
     "stepstream_api_waiting",
-    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public.",
+    "Questions that wait for a place, by lane: small, large, computing, strangers, keys, public, writing.",
     ["lane"],
 )
 API_WAITING_SECONDS = Histogram(
@@ -184,6 +184,20 @@ API_WAITING_SECONDS = Histogram(
     "Seconds that a question waited for a place, if it did, by lane.",
     ["lane"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+INTAKE_EVENTS = Counter(
+    "stepstream_intake_events",
+    "Events that came in by HTTP, by what became of them: accepted, or the class that they were refused as.",
+    ["outcome"],
+)
+INTAKE_THROUGH = Counter(
+    "stepstream_intake_accepted",
+    "Events that were accepted by HTTP, by where they went: kafka, outbox.",
+    ["through"],
+)
+INTAKE_AWAY = Gauge(
+    "stepstream_intake_kafka_away",
+    "1 while events that come in by HTTP go to the outbox because Kafka does not answer.",
 )
 API_LIVE = Gauge("stepstream_api_live_streams", "Live streams that are open.")
 HTTP_CONNECTIONS = Gauge("stepstream_http_connections", "Connections to the HTTP port.", ["service"])

@@ -14,7 +14,8 @@ where slug = $1;
 
 -- name: look
 -- Server, person, and where they are, in one snapshot and without a lock: `save` sees under its lock whether that is
--- how it still is. No row where there is no such server. With $3 the person is somebody who was there. `version` says
+-- how it still is. No row where there is no such server. A tracking id is that of the person whom the server's
+-- organization registered under it; with $3 the person is somebody who was there. `version` says
 -- which rows make up what the server offers: each that changes has another xmin; after a failover a transaction may
 -- have the number of one that was lost, so the start of PostgreSQL is part of it. `sessions` says the same of rows of
 -- which each call of the person writes one, at whichever server.
@@ -33,13 +34,26 @@ server as materialized (
   from mcp_servers
   where slug = $1
 ),
+registered as materialized (
+  select mcp_server_user_id as id
+  from registered_people
+  where organization_id = (select organization_id from server) and distinct_id = $2 and not $3::boolean
+),
 person as materialized (
+  select
+    person.id,
+    $2 as tracking_id,
+    person.upstream_sub is not null as signs_in
+  from registered
+  inner join mcp_server_user as person on registered.id = person.id
+  union all
   select
     id,
     distinct_id as tracking_id,
     upstream_sub is not null as signs_in
   from mcp_server_user
   where distinct_id = $2
+    and not exists (select from registered)
     and (
       not $3::boolean
       or exists (

@@ -448,6 +448,49 @@ async def test_a_segment_narrows_everything_and_is_compared_with_the_others(
     await expect(says).to_have_text(compared["says"])
 
 
+async def test_every_view_is_broken_down_by_agent_and_leads_to_the_journeys_of_one(
+    page: Page, api: Api, full: World
+) -> None:
+    truth = await Figures.read(full.db, WALKTHROUGH)
+    parts = {
+        "even": truth.only(lambda w: is_even(w.user)),
+        "odd": truth.only(lambda w: not is_even(w.user)),
+    }
+    await flow(page, api)
+    await page.get_by_label("Break down by").select_option("agent")
+    region = page.get_by_role("region", name="By agent", exact=True)
+    for name, of in parts.items():
+        ended = Counter(of.outcome(w) for w in of.walks)
+        told = region.locator("tbody tr").filter(has=page.get_by_role("rowheader", name=name, exact=True))
+        counts = [len(of.walks), ended["finished"], ended["in_progress"], ended["dropped"]]
+        for place, number in zip((0, 2, 3, 4), counts, strict=True):
+            await expect(told.locator("td").nth(place)).to_have_text(f"{number:,}")
+    flows = page.get_by_role("region", name="Flows by agent")
+    await expect(flows.locator("svg[role=group]")).to_have_count(len(parts))
+    for name, of in parts.items():
+        await expect(flows).to_contain_text(f"{name}: {len(of.walks)} journeys")
+    await page.get_by_role("button", name="Steps", exact=True).click()
+    steps = page.get_by_role("region", name="Steps by agent")
+    for row, (step, figures) in enumerate(truth.steps().items()):
+        cells = steps.locator("tbody tr").nth(row).locator("td")
+        assert figures["completed"], step
+        for place, of in enumerate(sorted(parts.values(), key=lambda of: -len(of.walks))):
+            mine = of.steps()[step]
+            await expect(cells.nth(place)).to_contain_text(
+                f"of {mine['reached']:,}, {mine['dropped_here']:,},"
+            )
+    await expect(steps.get_by_role("img", name="Funnel of each part")).to_be_visible()
+    await page.get_by_role("button", name="Trends", exact=True).click()
+    await expect(page.get_by_role("img", name="Began, of each part")).to_be_visible()
+    await expect(page.get_by_role("img", name="Completion rate of each part")).to_be_visible()
+    assert "breakdown=agent" in page.url
+    await region.get_by_role("button", name="Only even").click()
+    await expect(region).to_have_count(0)
+    await expect(page.get_by_role("button", name="Agent: even: remove")).to_be_visible()
+    started = page.get_by_label("Key figures").locator("li b").nth(0)
+    await expect(started).to_have_text(str(len(parts["even"].walks)))
+
+
 async def test_who_stops_before_a_step_is_told_apart(page: Page, api: Api) -> None:
     steps = await api.get(f"walkthroughs/{WALKTHROUGH}/steps")
     worst = max(steps["steps"], key=lambda step: step["dropped_here"])
@@ -621,6 +664,17 @@ async def test_axe_finds_nothing(browser: Browser, api: Api, theme: Any, size: A
             ("trends", f"?w={WALKTHROUGH}&tab=trends", ".chart svg"),
             ("compare", f"?w={WALKTHROUGH}&tab=compare", ".sankeys .node"),
             ("segments", f"?w={WALKTHROUGH}&explain=step%3Ac", "#segments tbody tr"),
+            ("flows by agent", f"?w={WALKTHROUGH}&breakdown=agent", ".sankeys .node"),
+            (
+                "steps by agent",
+                f"?w={WALKTHROUGH}&tab=steps&breakdown=agent",
+                "section[aria-label^='Steps by'] td",
+            ),
+            (
+                "trends by agent",
+                f"?w={WALKTHROUGH}&tab=trends&breakdown=agent",
+                "section[aria-label^='Trends by'] svg",
+            ),
             ("days", f"?w={WALKTHROUGH}&tab=compare&compare=days", ".sankeys .node"),
             ("no segment", f"?w={WALKTHROUGH}&tab=compare&compare=segments", ".empty"),
             ("people", f"?w={WALKTHROUGH}&tab=people", "tbody tr"),

@@ -583,3 +583,141 @@ async def test_what_cannot_be_told_apart_is_said(
 async def test_nobody_is_told_apart_where_nobody_is(api: Api) -> None:
     answer = await api.get(f"{WT}/segments", segment="agent:nobody")
     assert (answer["journeys"], answer["segments"]) == (0, [])
+
+
+def value_of(truth: Began, walk: Walk, by: str) -> str | None:
+    """What tells a journey apart; None where nobody told."""
+    agent, version, metadata = truth.by_user[walk.user]
+    if by.startswith("did:"):
+        return by if by.removeprefix("did:") in walk.done else f"not_{by}"
+    if by.startswith("metadata."):
+        kept = (metadata or {}).get(by.removeprefix("metadata."))
+        text = "" if kept is None else kept if isinstance(kept, str) else json.dumps(kept)
+        return None if metadata is None else text
+    plain = {"agent": agent or "", "agent_version": version or "", "server": walk.server, "version": "1"}
+    return plain[by]
+
+
+@pytest.mark.parametrize(
+    ("query", "groups"),
+    [
+        ({"by": "agent"}, ()),
+        ({"by": "agent", "most": 2}, ()),
+        ({"by": "agent", "segment": ["agent:cursor", "agent:"]}, (("agent:cursor", "agent:"),)),
+        ({"by": "agent", "segment": "not_agent:cursor", "most": 1}, (("not_agent:cursor",),)),
+        ({"by": "agent_version", "segment": "agent:cursor", "most": 2}, (("agent:cursor",),)),
+        ({"by": "metadata.plan", "most": 2}, ()),
+        ({"by": "metadata.number", "segment": "did:b"}, (("did:b",),)),
+        ({"by": "server", "most": 1}, ()),
+        ({"by": "server", "server": "srv_1"}, ()),
+        ({"by": "version"}, ()),
+        ({"by": "did:c", "segment": "agent:cursor"}, (("agent:cursor",),)),
+        ({"by": "did:c", "segment": "not_did:c"}, (("not_did:c",),)),
+    ],
+    ids=str,
+)
+async def test_each_part_of_a_breakdown_has_the_figures_of_its_journeys(
+    api: Api, truth: Began, query: dict[str, Any], groups: tuple[tuple[str, ...], ...]
+) -> None:
+    of = truth.of(*groups)
+    if "server" in query:
+        of = of.only(lambda w: w.server == query["server"])
+    values = Counter(value_of(truth, walk, query["by"]) for walk in of.walks)
+    answers = {
+        figure: await api.get(f"{WT}/breakdown", **query, of=figure)
+        for figure in ("summary", "funnel", "steps", "trends", "sankey")
+    }
+    told = answers["summary"]
+    assert told["unknown"] == values.pop(None, 0)
+    named = {part["value"] for part in told["parts"]} - {None}
+    most = query.get("most", 5)
+    assert len(named) == min(most, len(values)) or query["by"].startswith("did:")
+    assert all(values[name] >= values[other] for name in named for other in values.keys() - named)
+    assert told["others"] == len(values.keys() - named)
+    for i, part in enumerate(told["parts"]):
+        name = part["value"]
+        some = of.only(lambda w, name=name: is_in_part(value_of(truth, w, query["by"]), name, named))
+        assert part["journeys"] == len(some.walks), name
+        parts = {figure: answer["parts"][i] for figure, answer in answers.items()}
+        assert all(p["segment"] == part["segment"] for p in parts.values())
+        figures_are_right(some, {figure: p["answer"] for figure, p in parts.items()})
+        alone = {k: part[k] or query.get(k, []) for k in ("server", "version", "segment")}
+        assert (await api.get(f"{WT}/sankey", **alone))["journeys"] == len(some.walks)
+
+
+def is_in_part(value: str | None, name: str | None, named: set[str]) -> bool:
+    return value == name if name is not None else value is not None and value not in named
+
+
+def figures_are_right(of: Figures, answers: dict[str, Any]) -> None:
+    outcomes = Counter(of.outcome(w) for w in of.walks)
+    summary = answers["summary"]
+    assert summary["started"] == len(of.walks)
+    assert {k: summary[k] for k in ("finished", "in_progress", "dropped")} == {
+        k: outcomes[k] for k in ("finished", "in_progress", "dropped")
+    }
+    assert summary["within_days"] == answers["trends"]["within_days"]
+    assert [stage["through"] for stage in answers["funnel"]["stages"]] == of.through()
+    true_steps = of.steps()
+    for step in answers["steps"]["steps"]:
+        for name in ("completed", "skipped", "dropped_here", "in_progress_here"):
+            assert step[name] == true_steps[step["step_id"]][name], (step["step_id"], name)
+    began = Counter(str(day_of(w.began_at)) for w in of.walks)
+    assert {p["since"]: p["started"] for p in answers["trends"]["points"] if p["started"]} == began
+    assert links(answers["sankey"]) == true_links(of)
+
+
+async def test_all_parts_of_a_breakdown_are_judged_after_the_same_time(api: Api) -> None:
+    for query in ({}, {"within_days": 3}):
+        answer = await api.get(f"{WT}/breakdown", by="agent", of="summary", **query)
+        days = {part["answer"]["within_days"] for part in answer["parts"]}
+        assert days == {answer["within_days"]}
+    assert answer["within_days"] == 3
+    funnel = await api.get(f"{WT}/breakdown", by="agent", of="funnel")
+    assert funnel["within_days"] is None
+
+
+async def test_a_breakdown_by_nothing_tells_by_which_metadata_there_can_be_one(api: Api) -> None:
+    answer = await api.get(f"{WT}/breakdown")
+    assert set(answer["keys"]) == {"plan", "number", "flag", "deep"}
+    assert answer["parts"] == []
+    for key in answer["keys"]:
+        assert (await api.get(f"{WT}/breakdown", by=f"metadata.{key}"))["parts"]
+
+
+async def test_a_breakdown_as_a_table_names_the_part_in_each_line(api: Api) -> None:
+    answer = await api.get(f"{WT}/breakdown", by="agent", of="funnel", most=2)
+    table = await api.ask(f"{WT}/breakdown", headers={"Accept": "text/csv"}, by="agent", of="funnel", most=2)
+    rows = list(csv.DictReader(io.StringIO(table.text)))
+    told = [
+        (part["title"], str(part["journeys"]), str(stage["through"]))
+        for part in answer["parts"]
+        for stage in part["answer"]["stages"]
+    ]
+    assert [(r["part_title"].removeprefix("'"), r["part_journeys"], r["through"]) for r in rows] == told
+    empty = await api.ask(
+        f"{WT}/breakdown", headers={"Accept": "text/csv"}, by="agent", segment="agent:nobody"
+    )
+    assert len(empty.text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "where", "told"),
+    [
+        ({"by": "plan"}, "query.by", "match pattern"),
+        ({"by": "did:zz"}, "query.by", "no step `zz`"),
+        ({"by": "agent_version"}, "query.by", "of one agent"),
+        ({"by": "agent_version", "segment": ["agent:a", "agent:b"]}, "query.by", "of one agent"),
+        ({"by": "agent_version", "segment": "not_agent:a"}, "query.by", "of one agent"),
+        ({"by": "agent", "most": 11}, "query.most", "less than or equal to 10"),
+        ({"by": "agent", "of": "funnel", "exclude": "a"}, "query", "exclude: with `of=sankey` alone"),
+        ({"by": "agent", "of": "paths"}, "query.of", "summary"),
+    ],
+)
+async def test_what_cannot_be_broken_down_is_said(
+    api: Api, query: dict[str, Any], where: str, told: str
+) -> None:
+    response = await api.ask(f"{WT}/breakdown", **query)
+    assert response.status_code == 422
+    assert where in response.text
+    assert told in response.text

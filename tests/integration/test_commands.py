@@ -47,7 +47,7 @@ async def test_produce_names_each_bad_line_and_sends_the_rest(world: World) -> N
     assert "line 4: too-early: completed_at: -1 milliseconds since the epoch is 1969-12-31" in done.stderr
     assert "line 6: unknown-type" in done.stderr
     assert "line 7: not-json" in done.stderr
-    assert "4 of 6 lines were not sent" in done.stderr
+    assert "4 of 6 events were not sent" in done.stderr
     assert {json.loads(v)["step_id"] for _, v in await read_topic(world) if v} == {"a", "c"}
 
 

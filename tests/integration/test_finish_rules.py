@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.analytics_api.keys import Grant
 from services.analytics_api.keys import create as make_key
 from tests.support.crowd import STEPS, WALKTHROUGH, gather
 from tests.support.figures import Figures, Walk, day_of
@@ -61,7 +62,7 @@ async def test_every_figure_follows_the_rule(world: World) -> None:
     await gather(world)
     await world.drain_marks()
     api = await world.start_api()
-    key = (await make_key(world.db, "org", "editor", None, may_edit=True)).text
+    key = (await make_key(world.db, "org", "editor", None, Grant(may_edit=True))).text
     truth = await Figures.read(world.db, WALKTHROUGH)
     finished_of = []
     for rule, says in RULES:
@@ -137,8 +138,8 @@ async def test_a_rule_is_set_by_who_may_and_names_steps_of_the_walkthrough(world
     await world.offer("wt_b", ("x", "y"), "srv_1")
     await world.db.execute("insert into organization (id, name, created_at) values ('other', 'other', now())")
     api = await world.start_api()
-    editor = (await make_key(world.db, "org", "editor", None, may_edit=True)).text
-    stranger = (await make_key(world.db, "other", "stranger", None, may_edit=True)).text
+    editor = (await make_key(world.db, "org", "editor", None, Grant(may_edit=True))).text
+    stranger = (await make_key(world.db, "other", "stranger", None, Grant(may_edit=True))).text
     refused = await put(api, {"goal": "a"}, api.key)
     assert refused.status_code == 403
     assert "--may-edit" in refused.json()["detail"]

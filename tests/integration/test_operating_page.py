@@ -3,6 +3,7 @@
 `make docs` writes the page's part anew from a run of this file.
 """
 
+import gzip
 import json
 import os
 import re
@@ -104,6 +105,7 @@ def _steady(text: str) -> str:
     text = re.sub(r"sst_[0-9a-f]{12}_[\w-]{43}", "sst_1f9c3a7b20de_" + "k3J" * 14 + "9", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "1f9c3a7b20de", text)
     text = re.sub(r"\b(org|wt|wts)_[0-9a-f]{8,12}\b", _numbered, text)
+    text = re.sub(r"\b(mcpu)_[0-9a-f]{20}\b", _numbered, text)
     text = re.sub(r"\b\d+\.\d\d s\b", "0.01 s", text)
     text = re.sub(r", [\d,]+ a second$", ", 2,000 a second", text, flags=re.MULTILINE)
     return re.sub(r"(?<= )(\d+m)?\d+s(?=\s*$)", same_width("2s"), text, flags=re.MULTILINE)
@@ -240,10 +242,15 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     )
 
     await run("keys create --organization org --name dashboard --expires-in 90d")
+    await run("keys create --organization org --name shop --may-write --source /shop")
     await run("keys list")
-    (key,) = await world.db.fetch("select id from api_keys")
-    await run(f"keys revoke {key[0]} --execute")
-    part("API keys", "The key alone is on stdout.")
+    key = await world.db.fetchval("select id from api_keys where name = 'dashboard'")
+    await run(f"keys revoke {key} --execute")
+    part(
+        "API keys",
+        "The key alone is on stdout. One that writes sends events, and registers people and sessions; it opens no\n"
+        "figures unless it is made with `--may-read` too.",
+    )
 
     await run('organizations create "Acme Tools"')
     await run('servers create "Acme docs" --organization acme-tools')
@@ -262,6 +269,13 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
         "An organization, an MCP server, and a walkthrough with its steps; `import` makes a whole one from a file.\n"
         "What changes what people are offered is a plan first, which says how many are under way. Each edit of steps\n"
         "that somebody has met makes a version, by which figures tell who had which steps before them.",
+    )
+
+    await run("register people --organization org --distinct-id u-1 --distinct-id u-2")
+    await run("register sessions --organization org --session-id s-1 --distinct-id u-1 -o ndjson")
+    part(
+        "People and sessions",
+        "By ids of their organization's own: one by one, or from a file, CSV or NDJSON. To repeat it is safe.",
     )
 
     await world.people([f"mcpu_old{i}" for i in range(3)], "docs")
@@ -331,6 +345,12 @@ async def test_each_example_of_the_help_works(
     export = Path(demo.__file__).parent / "walkthroughs" / "first-webhook.json"
     (tmp_path / "walkthrough.json").write_bytes(export.read_bytes())
     (tmp_path / "events.ndjson").write_text("")
+    (tmp_path / "events.json.gz").write_bytes(gzip.compress(b"[]"))
+    (tmp_path / "export.csv.gz").write_bytes(
+        gzip.compress(
+            b"user,walkthrough_id,step_id,finished,note\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z,x\n"
+        )
+    )
     (tmp_path / "mended.ndjson").write_text("")
     (tmp_path / "install.md").write_text("Run the installer.")
     (tmp_path / "completions.csv").write_text(

@@ -762,7 +762,7 @@ class Message:
     @classmethod
     def of(cls, event: dict[str, Any]) -> "Message":
         """As our own producers send it: what decides about a person says that it is an operator's."""
-        decides = event.get("type") in {"user-erased", "step-corrected"}
+        decides = event.get("type") in ("user-erased", "step-corrected")
         headers = [("ce_source", OPERATOR_SOURCES[0].encode())] if decides else []
         return cls(event["mcp_server_user_id"].encode(), json.dumps(event).encode(), headers)
 

@@ -1,15 +1,21 @@
-"""The page for producers names all that is refused, and its example is an event."""
+"""The kit's page names all that is refused, its example is an event, and what it names is in its folder."""
 
+import json
 import re
 from pathlib import Path
 
 from schemas import Rejection, StepCompleted, decode
+from schemas.generate import EXAMPLES, FOLDER
 
-PAGE = (Path(__file__).parents[2] / "docs" / "producers.md").read_text()
+PAGE = (FOLDER / "README.md").read_text("utf-8")
+BEYOND = (Path(__file__).parents[2] / "docs" / "producers.md").read_text("utf-8")
 
 
-def test_it_names_each_class_of_what_is_refused() -> None:
-    assert [name for name in Rejection if f"`{name}`" not in PAGE] == []
+def test_it_says_the_conditions_first_and_names_each_class_of_what_is_refused() -> None:
+    headings = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    assert headings[:3] == ["An event counts when", "The event", "The record"]
+    conditions = PAGE.partition("## The event")[0]
+    assert [name for name in Rejection if f"`{name}`" not in conditions] == []
 
 
 def test_its_example_is_an_event_with_every_field_of_a_completion() -> None:
@@ -17,3 +23,21 @@ def test_its_example_is_an_event_with_every_field_of_a_completion() -> None:
     event = decode(example.encode(), 1_764_000_000_000)
     assert isinstance(event, StepCompleted)
     assert event.model_fields_set == set(StepCompleted.model_fields)
+    sent = json.loads((EXAMPLES / "valid" / "step-completed.json").read_bytes())
+    assert json.loads(example) | {"metadata": None} == sent | {"metadata": None}
+
+
+def test_it_needs_nothing_but_its_folder() -> None:
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)", PAGE) == [], "a copy of the folder has nothing to point to"
+    named = re.findall(r"`((?:examples|clients|types)/[\w./-]*|[\w-]+\.(?:json|py))`", PAGE)
+    assert len(named) > 10
+    assert [name for name in named if not (FOLDER / name).exists()] == []
+
+
+def test_no_sentence_is_on_both_pages() -> None:
+    def sentences(page: str) -> set[str]:
+        text = " ".join(page.split())
+        return {part.strip() for part in re.split(r"(?<=[.:;])\s", text) if len(part) > 40}
+
+    assert sentences(PAGE) & sentences(BEYOND) == set()
+    assert "(../schemas/README.md)" in BEYOND

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.analytics_api.models import CompareQuestion, VersionedCohort
+from services.analytics_api.figures.breakdowns import parts_by_version
+from services.analytics_api.models import BreakdownQuestion, CompareQuestion, VersionedCohort
 from services.analytics_api.selecting import ALL, Only, selected
 from services.journeys.comparison import Shares
 from services.journeys.segments import (
@@ -158,3 +159,14 @@ def test_who_stands_at_a_step_has_passed_those_before_it(
     for step in today:
         stands = step not in passed and set(passed_before(step, then, today)) <= passed
         assert stands == (step == at)
+
+
+def test_versions_with_most_journeys_are_parts_the_newest_first_and_the_others_one() -> None:
+    question = BreakdownQuestion(by="version", most=2)
+    told = parts_by_version(question, {1: 40, 2: 0, 3: 3, 4: 40, 5: 7})
+    assert [(part.value, part.journeys, part.version) for part in told.parts] == [
+        ("4", 40, (4,)),
+        ("1", 40, (1,)),
+        (None, 10, (3, 5)),
+    ]
+    assert told.others == 2

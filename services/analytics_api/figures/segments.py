@@ -93,7 +93,7 @@ class Keys:
     These numbers are of a sample where there are many people: at least so many.
     """
 
-    taken: Sequence[str]
+    taken: Sequence[str] = ()
     left: Sequence[tuple[str, int, str]] = ()
 
 

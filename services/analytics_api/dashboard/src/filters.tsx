@@ -1,6 +1,8 @@
 /** Which journeys are shown: days, servers, and the part of the paths. */
 
 import type { JSX } from "preact";
+import type { Api } from "./api";
+import { BreakdownChoice } from "./breakdown";
 import { Segments } from "./parts";
 import { nameOfSegment } from "./segments";
 import type { View } from "./state";
@@ -18,7 +20,7 @@ const PERIOD_NAMES = {
 
 type Props = Pick<ViewProps, "view" | "walkthrough" | "versions" | "change">;
 
-export function Filters({ view, walkthrough, versions, change }: Props): JSX.Element {
+export function Filters({ api, view, walkthrough, versions, change }: Props & { api: Api }): JSX.Element {
   const title = (id: string) => walkthrough.steps.find((s) => s.id === id)?.title ?? id;
   return (
     <div class="filters" role="group" aria-label="Filters">
@@ -41,6 +43,7 @@ export function Filters({ view, walkthrough, versions, change }: Props): JSX.Ele
       >
         Segment
       </button>
+      <BreakdownChoice api={api} view={view} walkthrough={walkthrough} change={change} />
       {view.segments.map((segment) => (
         <Chip
           key={segment}

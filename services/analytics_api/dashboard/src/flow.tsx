@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Sankey } from "./api";
 import { walkthroughPath } from "./api";
+import { FlowByPart } from "./breakdown-figures";
 import { useAnswer, useAsked } from "./data";
 import { FlowPanel } from "./flow-panel";
 import { FlowTable } from "./flow-table";
@@ -17,7 +18,7 @@ import type { View } from "./state";
 import { paths } from "./state";
 import type { ViewProps } from "./view";
 
-export function FlowView({ api, view, tick, change }: ViewProps): JSX.Element {
+export function FlowView({ api, view, walkthrough, tick, change }: ViewProps): JSX.Element {
   const path = walkthroughPath(view.walkthrough, "sankey");
   const query = {
     ...paths(view),
@@ -93,6 +94,7 @@ export function FlowView({ api, view, tick, change }: ViewProps): JSX.Element {
           )
         }
       </Answered>
+      {view.breakdown && <FlowByPart api={api} view={view} walkthrough={walkthrough} tick={tick} />}
       <p class="hint">
         Width is people. Green ends are finished; red ends stopped: they were not active for 7 days; grey ends
         were, and are still in progress. Click a step to pin the paths through it; the panel beside it leads

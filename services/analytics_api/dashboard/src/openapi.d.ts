@@ -287,6 +287,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/walkthroughs/{walkthrough_id}/breakdown": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Breakdown
+         * @description A summary, the funnel, the steps, trends or the Sankey for each agent, version of it, value of metadata, server or version of the walkthrough, or for who completed a step and who did not.
+         */
+        get: operations["breakdown_v1_walkthroughs__walkthrough_id__breakdown_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/walkthroughs/{walkthrough_id}/compare": {
         parameters: {
             query?: never;
@@ -419,10 +439,144 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/people": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * People
+         * @description Registers people by ids of your own, so that events may name them. It is safe to repeat.
+         *
+         *     The same id of another organization is another person. Whoever came to one of the organization's servers
+         *     under that tracking id is the one that is meant.
+         */
+        post: operations["people_v1_people_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Sessions
+         * @description Registers sessions by ids of your own, so that events may name them. It is safe to repeat.
+         *
+         *     A session is at one server, and one person's, or nobody's yet; once it is somebody's it stays theirs.
+         */
+        post: operations["sessions_v1_sessions_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Events
+         * @description Takes events as they are in Kafka; answered once they are safe. It is safe to repeat, by `event_id`.
+         *
+         *     Ids of your own, `distinct_id` and `session_id`, may stand for `mcp_server_user_id` and
+         *     `mcp_server_session_id`; `mcp_server_id` may be left out where the key, or its organization, has just one.
+         */
+        post: operations["events_v1_events_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * Breakdown
+         * @description A figure of each part of the journeys: every journey is in one part, or in `unknown`.
+         */
+        Breakdown: {
+            walkthrough: components["schemas"]["Walkthrough"];
+            /**
+             * Of
+             * @enum {string}
+             */
+            of: "summary" | "funnel" | "steps" | "trends" | "sankey";
+            /** By */
+            by: string | null;
+            /**
+             * Keys
+             * @description Without `by`: the keys of metadata that it can name.
+             */
+            keys: string[];
+            /**
+             * Within Days
+             * @description After how many days journeys of all parts are judged, where the figure judges.
+             */
+            within_days: number | null;
+            /**
+             * Parts
+             * @description The largest first, the others last.
+             */
+            parts: components["schemas"]["BreakdownPart"][];
+            /**
+             * Others
+             * @description How many values the others have; at least so many, where there are many.
+             */
+            others: number;
+            /**
+             * Unknown
+             * @description Journeys in no part: they began with a showing, which tells no metadata.
+             */
+            unknown: number;
+            freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * BreakdownPart
+         * @description The journeys of one value, or all others, with the figure that was asked for.
+         */
+        BreakdownPart: {
+            /**
+             * Value
+             * @description Empty where there is none; null: all others together.
+             */
+            value: string | null;
+            /** Title */
+            title: string;
+            /**
+             * Server
+             * @description With `version` and `segment`, what asks for these journeys alone.
+             */
+            server: string[];
+            /** Version */
+            version: number[];
+            /** Segment */
+            segment: string[];
+            /** Journeys */
+            journeys: number;
+            /** Answer */
+            answer: components["schemas"]["Summary"] | components["schemas"]["Funnel"] | components["schemas"]["Steps"] | components["schemas"]["Trends"] | components["schemas"]["Sankey"];
+        };
         /**
          * ComparedDrop
          * @description Journeys that had not gone on from a node `within_days` days after their beginning, nor were finished.
@@ -866,6 +1020,30 @@ export interface components {
             mcp_server_session_id: string;
         };
         /**
+         * EventResult
+         * @description What became of one event.
+         */
+        EventResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Event Id */
+            event_id?: string | null;
+        };
+        /**
          * EventSource
          * @description Who sends events.
          *
@@ -909,6 +1087,23 @@ export interface components {
              * @description What its producer should change of that: events without it are counted exactly, but those of a person may come out of order.
              */
             hints: string[];
+        };
+        /**
+         * EventsResults
+         * @description What became of a batch of events.
+         */
+        EventsResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /**
+             * Through
+             * @description Where the accepted ones are: all in Kafka; or some in the outbox, from which they follow once Kafka is back.
+             */
+            through: ("kafka" | "outbox") | null;
+            /** Results */
+            results: components["schemas"]["EventResult"][];
         };
         /**
          * Finding
@@ -1226,6 +1421,27 @@ export interface components {
              * @description The time of the newest event of the walkthrough that it has handled: recorded (of steps alone), or counted. Null in answers about several walkthroughs, for the recorder.
              */
             newest_event_at: number | null;
+        };
+        /**
+         * ItemProblem
+         * @description Why an item was refused.
+         */
+        ItemProblem: {
+            /**
+             * Class
+             * @description What kind of problem it is.
+             */
+            class: string;
+            /**
+             * Field
+             * @description The field that is wrong, where it is one.
+             */
+            field?: string | null;
+            /**
+             * Message
+             * @description What is wrong with it.
+             */
+            message: string;
         };
         /**
          * Journey
@@ -1566,6 +1782,18 @@ export interface components {
             share: number | null;
         };
         /**
+         * PeopleResults
+         * @description What became of a batch of people.
+         */
+        PeopleResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /** Results */
+            results: components["schemas"]["PersonResult"][];
+        };
+        /**
          * Period
          * @description UTC days on which journeys began.
          */
@@ -1581,6 +1809,37 @@ export interface components {
              * @description The last day.
              */
             until: string;
+        };
+        /**
+         * PersonResult
+         * @description What became of one person.
+         */
+        PersonResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Distinct Id */
+            distinct_id?: string | null;
+            /** Mcp Server User Id */
+            mcp_server_user_id?: string | null;
+            /**
+             * Created
+             * @description False where they were known before.
+             */
+            created?: boolean | null;
         };
         /**
          * RefusedClass
@@ -2107,6 +2366,49 @@ export interface components {
             /** Events */
             events: components["schemas"]["Event"][];
             freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * SessionResult
+         * @description What became of one session.
+         */
+        SessionResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Session Id */
+            session_id?: string | null;
+            /** Mcp Server Session Id */
+            mcp_server_session_id?: string | null;
+            /**
+             * Created
+             * @description False where it was there before.
+             */
+            created?: boolean | null;
+        };
+        /**
+         * SessionsResults
+         * @description What became of a batch of sessions.
+         */
+        SessionsResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /** Results */
+            results: components["schemas"]["SessionResult"][];
         };
         /**
          * Step
@@ -6115,6 +6417,274 @@ export interface operations {
             };
         };
     };
+    breakdown_v1_walkthroughs__walkthrough_id__breakdown_get: {
+        parameters: {
+            query?: {
+                /** @description Only journeys that did this step, shown from it on. */
+                start_at?: string | null;
+                /** @description Only journeys that did this step (after `start_at`), shown up to it. */
+                end_at?: string | null;
+                /** @description Steps left out: the steps before and after are joined, and the times added up. */
+                exclude?: string[];
+                /** @description Only journeys with this step at this position of the view, as in `2:wts_a`; of several at the same position one is enough. */
+                through?: string[];
+                /** @description Ids of servers; none is all. */
+                server?: string[];
+                /** @description First UTC day on which journeys began. */
+                from?: string | null;
+                /** @description Last UTC day on which journeys began. */
+                to?: string | null;
+                /** @description An unfinished journey is in progress while it was active within so many days, today included; then it is dropped. */
+                active_days?: number;
+                /** @description Only journeys that began with these versions, by number; none is all. */
+                version?: number[];
+                /** @description Only journeys for which each of these holds: `agent:NAME`, `agent_version:VERSION` or `metadata.KEY:VALUE` as their first event has it, nothing behind the colon where it has none, and of several of a kind or key one is enough; `did:STEP`, completed at any time. With `not_` before it, none of these. */
+                segment?: string[];
+                /** @description Show so many positions; what goes on from the last one ends there as `went_on`. */
+                positions?: number | null;
+                /** @description Show so many steps at each position, the largest; the rest is folded into one node, `other`. */
+                nodes?: number | null;
+                /** @description Fold steps that fewer than this share of all journeys came to at their position. */
+                min_share?: number | null;
+                /** @description Positions at which nothing is folded. */
+                unfold?: number[];
+                /** @description Also percentiles and a histogram of the times of each link. They are read from the journeys, which takes longer than the counts. */
+                times?: boolean;
+                /** @description The figure that each part has. */
+                of?: "summary" | "funnel" | "steps" | "trends" | "sankey";
+                /** @description `agent`, `agent_version` (of one agent, which a `segment` names), `metadata.KEY`, `server`, `version`, or `did:STEP`: who completed it, and who did not. Without it, which keys of metadata there are. */
+                by?: string | null;
+                /** @description So many values, the most frequent; the others are one part. */
+                most?: number;
+                /** @description With `of=trends`: by what time is divided. Weeks begin on Monday. */
+                period?: "day" | "week";
+                within_days?: number | null;
+            };
+            header?: never;
+            path: {
+                walkthrough_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description As JSON, or as CSV. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Breakdown"];
+                    "text/csv": string;
+                };
+            };
+            /** @description Nothing has changed since the given ETag. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description There is none, or it is another organization's */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A parameter makes no sense */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Too many requests */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
     compare_v1_walkthroughs__walkthrough_id__compare_get: {
         parameters: {
             query?: {
@@ -7771,6 +8341,1707 @@ export interface operations {
                 };
             };
             /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    people_v1_people_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters.
+                     */
+                    distinct_id: string;
+                } | {
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters.
+                     */
+                    distinct_id: string;
+                }[] | {
+                    people: {
+                        /**
+                         * Distinct Id
+                         * @description Your own id of a person: 1 to 200 printable characters.
+                         */
+                        distinct_id: string;
+                    }[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    sessions_v1_sessions_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /**
+                     * Session Id
+                     * @description Your own id of the session: 1 to 200 printable characters.
+                     */
+                    session_id: string;
+                    /**
+                     * Server
+                     * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                     */
+                    server?: string | null;
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                     */
+                    distinct_id?: string | null;
+                    /**
+                     * Mcp Server User Id
+                     * @description Whose it is, by the id here, in place of `distinct_id`.
+                     */
+                    mcp_server_user_id?: string | null;
+                    /** Title */
+                    title?: string | null;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     */
+                    started_at?: number | null;
+                } | {
+                    /**
+                     * Session Id
+                     * @description Your own id of the session: 1 to 200 printable characters.
+                     */
+                    session_id: string;
+                    /**
+                     * Server
+                     * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                     */
+                    server?: string | null;
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                     */
+                    distinct_id?: string | null;
+                    /**
+                     * Mcp Server User Id
+                     * @description Whose it is, by the id here, in place of `distinct_id`.
+                     */
+                    mcp_server_user_id?: string | null;
+                    /** Title */
+                    title?: string | null;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     */
+                    started_at?: number | null;
+                }[] | {
+                    sessions: {
+                        /**
+                         * Session Id
+                         * @description Your own id of the session: 1 to 200 printable characters.
+                         */
+                        session_id: string;
+                        /**
+                         * Server
+                         * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                         */
+                        server?: string | null;
+                        /**
+                         * Distinct Id
+                         * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                         */
+                        distinct_id?: string | null;
+                        /**
+                         * Mcp Server User Id
+                         * @description Whose it is, by the id here, in place of `distinct_id`.
+                         */
+                        mcp_server_user_id?: string | null;
+                        /** Title */
+                        title?: string | null;
+                        /**
+                         * Started At
+                         * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                         */
+                        started_at?: number | null;
+                    }[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    events_v1_events_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": ({
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-completed";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The completed step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Completed At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    completed_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "walkthrough-started";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    started_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-skipped";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The skipped step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Skipped At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    skipped_at: number;
+                    /**
+                     * Reason
+                     * @description Why, in the words of who skipped it.
+                     */
+                    reason?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-shown";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The step that was shown; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Shown At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    shown_at: number;
+                    /**
+                     * Version
+                     * @description Which version of the step's content.
+                     */
+                    version?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                }) | ({
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-completed";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The completed step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Completed At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    completed_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "walkthrough-started";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    started_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-skipped";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The skipped step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Skipped At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    skipped_at: number;
+                    /**
+                     * Reason
+                     * @description Why, in the words of who skipped it.
+                     */
+                    reason?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-shown";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The step that was shown; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Shown At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    shown_at: number;
+                    /**
+                     * Version
+                     * @description Which version of the step's content.
+                     */
+                    version?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                })[] | {
+                    events: ({
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-completed";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The completed step; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Completed At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        completed_at: number;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "walkthrough-started";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Started At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        started_at: number;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-skipped";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The skipped step; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Skipped At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        skipped_at: number;
+                        /**
+                         * Reason
+                         * @description Why, in the words of who skipped it.
+                         */
+                        reason?: string | null;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-shown";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The step that was shown; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Shown At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        shown_at: number;
+                        /**
+                         * Version
+                         * @description Which version of the step's content.
+                         */
+                        version?: string | null;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    })[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
             503: {
                 headers: {
                     [name: string]: unknown;

@@ -25,6 +25,8 @@ export interface View {
   segments: string[];
   /** What segments are to explain: `finish`, or `step:` and where people stop; empty: they are not shown. */
   explain: string;
+  /** By what figures are broken down, as the API's `by` says it; empty: not at all. */
+  breakdown: string;
   period: Period;
   from: string;
   to: string;
@@ -56,6 +58,7 @@ export const NOTHING: View = {
   versions: [],
   segments: [],
   explain: "",
+  breakdown: "",
   period: "all",
   from: "",
   to: "",
@@ -105,6 +108,7 @@ export function readView(search: string): View {
       .filter((n) => Number.isInteger(n) && n >= 1 && n <= 1_000_000),
     segments: given.getAll("segment"),
     explain: text("explain"),
+    breakdown: text("breakdown"),
     period: oneOf(PERIODS, given.get("period"), NOTHING.period),
     from: isDay(from) ? from : "",
     to: isDay(to) ? to : "",
@@ -144,6 +148,7 @@ export function writeView(view: View): string {
   for (const version of view.versions) out.append("version", String(version));
   for (const segment of view.segments) out.append("segment", segment);
   put("explain", view.explain);
+  put("breakdown", view.breakdown);
   put("period", view.period, NOTHING.period);
   if (view.period === "custom") {
     put("from", view.from);

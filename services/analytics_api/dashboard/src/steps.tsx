@@ -4,6 +4,7 @@ import type { JSX } from "preact";
 import { useState } from "preact/hooks";
 import type { Funnel, Steps, Version } from "./api";
 import { walkthroughPath } from "./api";
+import { StepsByPart } from "./breakdown-figures";
 import { useAnswer } from "./data";
 import { entries, peopleBehind } from "./figure";
 import { count, duration, many, sampled, share, time } from "./format";
@@ -17,7 +18,7 @@ import type { ViewProps } from "./view";
 type Step = Steps["steps"][number];
 type ToWaiting = (step: Step, outcomes: string[]) => void;
 
-export function StepsView({ api, view, versions, tick, change }: ViewProps): JSX.Element {
+export function StepsView({ api, view, walkthrough, versions, tick, change }: ViewProps): JSX.Element {
   const path = walkthroughPath(view.walkthrough, "steps");
   const query = cohort(view);
   const steps = useAnswer<Steps>(api, path, query, tick);
@@ -65,6 +66,7 @@ export function StepsView({ api, view, versions, tick, change }: ViewProps): JSX
               <Download api={api} path={path} query={query} />
             </div>
             <StepsTable answer={answer} toWaiting={toWaiting} />
+            {view.breakdown && <StepsByPart api={api} view={view} walkthrough={walkthrough} tick={tick} />}
             <p class="hint">
               Reached: did or skipped the step, or stands before it, as it was shown last.{" "}
               {answer.assumed > 0 &&

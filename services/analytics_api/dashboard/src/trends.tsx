@@ -4,6 +4,7 @@ import * as Plot from "@observablehq/plot";
 import type { JSX } from "preact";
 import type { TimeToFinish, Trends, Version } from "./api";
 import { walkthroughPath } from "./api";
+import { TrendsByPart } from "./breakdown-figures";
 import { Chart, linkOf } from "./chart";
 import { useAnswer } from "./data";
 import { count, many, share } from "./format";
@@ -18,7 +19,7 @@ import { EditList, editMarks, editsBetween } from "./versions";
 import type { ViewProps } from "./view";
 import { WithinChoice } from "./within";
 
-export function TrendsView({ api, view, versions, tick, change }: ViewProps): JSX.Element {
+export function TrendsView({ api, view, walkthrough, versions, tick, change }: ViewProps): JSX.Element {
   const path = walkthroughPath(view.walkthrough, "trends");
   const query = { ...cohort(view), ...within(view), by: view.by };
   const asked = useAnswer<Trends>(api, path, query, tick);
@@ -111,6 +112,7 @@ export function TrendsView({ api, view, versions, tick, change }: ViewProps): JS
                 </Answered>
               </figure>
             </div>
+            {view.breakdown && <TrendsByPart api={api} view={view} walkthrough={walkthrough} tick={tick} />}
             <EditList edits={marksOf(answer, versions, view).edits} change={change} />
             <p class="hint">
               {answer.within_because} Dashed, and lighter: not all who began then have had{" "}

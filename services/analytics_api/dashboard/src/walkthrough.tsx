@@ -3,6 +3,7 @@
 import type { JSX } from "preact";
 import type { Summary, Versions } from "./api";
 import { walkthroughPath } from "./api";
+import { PartsInShort } from "./breakdown";
 import { CompareView } from "./compare";
 import { useAnswer } from "./data";
 import { Filters } from "./filters";
@@ -50,7 +51,7 @@ export function WalkthroughPage(props: Props): JSX.Element {
   return (
     <>
       <h1 class="lead">{walkthrough.title}</h1>
-      <Filters view={view} walkthrough={walkthrough} versions={versions} change={change} />
+      <Filters api={props.api} view={view} walkthrough={walkthrough} versions={versions} change={change} />
       {view.explain && (
         <SegmentList
           api={props.api}
@@ -61,6 +62,15 @@ export function WalkthroughPage(props: Props): JSX.Element {
         />
       )}
       <KeyFigures answer={answer} change={change} />
+      {view.breakdown && (
+        <PartsInShort
+          api={props.api}
+          view={view}
+          walkthrough={walkthrough}
+          tick={props.tick}
+          change={change}
+        />
+      )}
       <nav class="tabs" aria-label="Views">
         {TABS.map((tab) => (
           <button

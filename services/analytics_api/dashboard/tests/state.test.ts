@@ -19,6 +19,7 @@ const views: fc.Arbitrary<View> = fc
     versions: fc.array(fc.integer({ min: 1, max: 1_000_000 }), { maxLength: 3 }),
     segments: texts,
     explain: text,
+    breakdown: text,
     period: fc.constantFrom(...PERIODS),
     from: fc.oneof(day, fc.constant("")),
     to: fc.oneof(day, fc.constant("")),

@@ -1,0 +1,173 @@
+"""What both producers share: room for so many events, what became of each, and a clean end."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from stepstream_client.errors import ClientError, NotAcknowledged, ProducerClosed
+from stepstream_client.events import Prepared, Sendable, prepare
+
+log = logging.getLogger("stepstream_client")
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An event that is safe: `through` is `kafka`, or `outbox` while Stepstream's Kafka is away."""
+
+    event_id: str
+    through: str
+    partition: int | None = None
+    offset: int | None = None
+
+
+#: What became of an event that somebody waits for.
+Verdict: TypeAlias = Accepted | ClientError
+#: Is told of an event, by its id, that nobody waits for and that was not accepted.
+OnFailure: TypeAlias = Callable[[str | None, ClientError], object]
+
+
+def log_failure(event_id: str | None, error: ClientError) -> None:
+    """Writes a line for an event that was not accepted."""
+    log.error("event %s was not accepted: %s", event_id, error)
+
+
+class Buffered(ABC):
+    """A producer of at most `max_buffered` events at once: who gives it more waits for room."""
+
+    def __init__(self, max_buffered: int, on_failure: OnFailure | None) -> None:
+        self._room = asyncio.Semaphore(max_buffered)
+        self._on_failure = on_failure or log_failure
+        self._pending: dict[asyncio.Future[Accepted], str] = {}
+        self._closed = False
+
+    async def send(self, event: Sendable) -> Accepted:
+        """Sends an event, and returns once it is acknowledged.
+
+        Raises:
+            InvalidEvent: it is none that counts.
+            NotAcknowledged: nobody acknowledged it within the time; sending it again is safe.
+        """
+        return await self.send_prepared(prepare(event))
+
+    async def send_prepared(self, event: Prepared) -> Accepted:
+        """As `send`, of an event that was judged before."""
+        return await (await self._begin(event))
+
+    async def send_many(self, events: Iterable[Sendable]) -> list[Verdict]:
+        """Sends events, and returns what became of each, in order: a bad one harms no other."""
+        begun: list[asyncio.Future[Accepted] | ClientError] = []
+        for event in events:
+            try:
+                begun.append(await self._begin(prepare(event)))
+            except ClientError as error:
+                begun.append(error)
+        return [one if isinstance(one, ClientError) else await _verdict(one) for one in begun]
+
+    async def enqueue(self, event: Sendable) -> asyncio.Future[Accepted]:
+        """Takes an event once there is room; what becomes of it is in the future.
+
+        Where it is not accepted, `on_failure` is told as well, so that the future may be let go.
+
+        Raises:
+            InvalidEvent: it is none that counts.
+        """
+        prepared = prepare(event)
+        out = await self._begin(prepared)
+        out.add_done_callback(lambda done: self._tell(prepared.event_id, done))
+        return out
+
+    async def flush(self) -> None:
+        """Waits until nothing is on its way: each event is acknowledged, or its failure was told."""
+        while self._pending:
+            await asyncio.wait(set(self._pending))
+
+    async def close(self, within: float | None = None) -> None:
+        """Waits as `flush` does, and ends the connections; it may be called again.
+
+        What is on its way after `within` seconds, where they are given, is not acknowledged.
+        """
+        self._closed = True
+        try:
+            async with asyncio.timeout(within):
+                await self.flush()
+        except TimeoutError:
+            for out, event_id in list(self._pending.items()):
+                settle(out, NotAcknowledged("nobody acknowledged it before the end", event_id))
+        await self._end()
+        await asyncio.sleep(0)  # so that whoever asked to be called has been
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _begin(self, event: Prepared) -> asyncio.Future[Accepted]:
+        """Hands an event over once there is room.
+
+        Raises:
+            ClientError: it was not taken.
+        """
+        self._check(event)
+        await self._room.acquire()
+        if self._closed:
+            self._room.release()
+            raise ProducerClosed("the producer is closed")
+        out: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._pending[out] = event.event_id
+        out.add_done_callback(self._left)
+        try:
+            await self._hand_over(event, out)
+        except BaseException:
+            out.cancel()
+            raise
+        return out
+
+    def _left(self, out: asyncio.Future[Accepted]) -> None:
+        self._pending.pop(out, None)
+        self._room.release()
+
+    def _tell(self, event_id: str, out: asyncio.Future[Accepted]) -> None:
+        if out.cancelled():
+            return
+        if isinstance(error := out.exception(), ClientError):
+            self._on_failure(event_id, error)
+
+    @abstractmethod
+    def _check(self, event: Prepared) -> None:
+        """Refuses what this producer cannot send.
+
+        Raises:
+            InvalidEvent: it cannot.
+        """
+
+    @abstractmethod
+    async def _hand_over(self, event: Prepared, out: asyncio.Future[Accepted]) -> None:
+        """Begins to send an event; `out` gets what became of it, in bounded time."""
+
+    @abstractmethod
+    async def _end(self) -> None:
+        """Ends connections, in bounded time."""
+
+
+async def _verdict(out: asyncio.Future[Accepted]) -> Verdict:
+    try:
+        return await out
+    except ClientError as error:
+        return error
+
+
+def settle(out: asyncio.Future[Accepted], verdict: Verdict) -> None:
+    """Gives a future what became of its event, unless whoever waited has gone."""
+    if out.done():
+        return
+    if isinstance(verdict, ClientError):
+        out.set_exception(verdict)
+    else:
+        out.set_result(verdict)

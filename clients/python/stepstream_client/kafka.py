@@ -1,0 +1,320 @@
+"""Sending through Kafka: keyed by person, idempotent, acknowledged by all replicas, in bounded time."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final, Self
+
+from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle
+from stepstream_client.contract import TOPIC
+from stepstream_client.errors import ClientError, NotAcknowledged, NotInTime
+from stepstream_client.events import Prepared, require_platform_ids
+from stepstream_client.http import AsyncHttpProducer
+
+try:
+    from aiokafka import AIOKafkaProducer
+    from aiokafka.errors import (
+        KafkaError,
+        KafkaTimeoutError,
+        OutOfOrderSequenceNumber,
+        ProducerFenced,
+        UnknownProducerId,
+    )
+    from aiokafka.errors import ProducerClosed as Ended
+    from aiokafka.structs import RecordMetadata
+except ModuleNotFoundError as error:  # the base package goes without
+    raise ModuleNotFoundError(
+        "sending through Kafka needs aiokafka: install `stepstream-client[kafka]`", name=error.name
+    ) from error
+
+MAX_SOURCE: Final = 100
+_STOP_SECONDS: Final = 5.0
+_PAUSE_SECONDS: Final = 0.2
+#: How long Kafka is left alone once it was away, in seconds, where events can go by HTTP.
+_LEAVE_SECONDS: Final = 15.0
+
+#: What a producer of aiokafka has come to, and a new one has not.
+_OF_A_PRODUCER: Final = (
+    KafkaTimeoutError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+    Ended,
+)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Flight:
+    """An event on its way through a producer of aiokafka, until the loop's clock is at `deadline`."""
+
+    event: Prepared
+    out: asyncio.Future[Accepted]
+    deadline: float
+    producer: AIOKafkaProducer | None = None
+
+
+class AsyncProducer(Buffered):
+    """Sends events to the topic.
+
+        async with AsyncProducer("kafka:9092", source="/checkout") as producer:
+            await producer.send(StepCompleted(...))
+
+    A person's events are sent in the order in which they were given. While Kafka is away an event is tried
+    for `timeout` seconds. Then it goes by HTTP where `http_url` and `http_key` are given; else it raises
+    `NotAcknowledged`.
+
+    Args:
+        bootstrap_servers: Kafka's addresses, as a list or with commas.
+        source: a short name of the service that sends; what is refused is shown under it.
+        topic: the topic of events.
+        http_url: Stepstream's API, for the time when Kafka is away.
+        http_key: a key that may write, for `http_url`.
+        timeout: how long an event may take through Kafka, in seconds.
+        max_buffered: so many events are on their way at most; `send` then waits.
+        on_failure: is told of events of `enqueue` that were not accepted; else they are logged.
+        kafka: other arguments of `aiokafka.AIOKafkaProducer`, for TLS, sign-in, compression and batches.
+    """
+
+    def __init__(  # noqa: PLR0913 - options, by name
+        self,
+        bootstrap_servers: str | Sequence[str],
+        *,
+        source: str,
+        topic: str = TOPIC,
+        http_url: str | None = None,
+        http_key: str | None = None,
+        timeout: float = 30.0,
+        max_buffered: int = 10_000,
+        on_failure: OnFailure | None = None,
+        **kafka: Any,
+    ) -> None:
+        super().__init__(max_buffered, on_failure)
+        check_options(source, http_url, http_key)
+        servers = bootstrap_servers.split(",") if isinstance(bootstrap_servers, str) else bootstrap_servers
+        ours = {"bootstrap_servers": list(servers), "enable_idempotence": True, "acks": "all"}
+        self._options = {"linger_ms": 5} | kafka | ours
+        self._source = source.encode()
+        self._topic = topic
+        self._timeout = timeout
+        self._http = None if http_url is None else AsyncHttpProducer(http_url, http_key or "")
+        self._in_order = asyncio.Lock()
+        self._producer: AIOKafkaProducer | None = None
+        self._flights: set[_Flight] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._away_until = 0.0
+        self._connect_from = 0.0
+        self._problem: Exception | None = None
+
+    async def start(self) -> None:
+        """Connects, which else the first event does.
+
+        Raises:
+            NotAcknowledged: Kafka cannot be reached, or does not allow it, and HTTP was not asked for.
+        """
+        try:
+            async with asyncio.timeout(self._timeout), self._in_order:
+                made = await self._connected()
+                await made.partitions_for(self._topic)
+        except (KafkaError, OSError, TimeoutError) as problem:
+            if self._http is None or not _may_pass(problem):
+                raise NotAcknowledged(f"Kafka cannot be reached: {_told(problem)}") from problem
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    def _check(self, event: Prepared) -> None:
+        require_platform_ids(event)
+
+    async def _hand_over(self, event: Prepared, out: asyncio.Future[Accepted]) -> None:
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_what_is_late())
+        flight = _Flight(event, out, asyncio.get_running_loop().time() + self._timeout)
+        await self._try(flight)
+
+    async def _try(self, flight: _Flight) -> None:
+        """Gives an event to aiokafka; where that fails now, it is tried again, or given up."""
+        if self._http is not None and asyncio.get_running_loop().time() < self._away_until:
+            self._start(self._give_up(flight))
+            return
+        try:
+            async with asyncio.timeout_at(flight.deadline), self._in_order:
+                made = await self._connected()
+                inner = await made.send(
+                    self._topic,
+                    flight.event.value,
+                    key=_key(flight.event),
+                    headers=self._headers(flight.event),
+                )
+        except (KafkaError, OSError, TimeoutError) as problem:
+            if _may_pass(problem):
+                self._start(self._again(flight))
+            else:
+                settle(flight.out, _refused(flight.event, problem))
+            return
+        flight.producer = made
+        self._flights.add(flight)
+        inner.add_done_callback(partial(self._answered, flight))
+
+    async def _connected(self) -> AIOKafkaProducer:
+        """The producer; made anew where there is none, but not for each event that waits for one.
+
+        Raises:
+            KafkaError: Kafka cannot be reached.
+        """
+        if self._producer is not None:
+            return self._producer
+        now = asyncio.get_running_loop().time()
+        if self._problem is not None and now < self._connect_from:
+            raise self._problem
+        made = AIOKafkaProducer(**self._options)
+        try:
+            await made.start()
+        except BaseException as problem:
+            self._connect_from = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+            self._problem = problem if isinstance(problem, KafkaError) else self._problem
+            await _stop(made)
+            raise
+        self._producer = made
+        return made
+
+    def _answered(self, flight: _Flight, inner: "asyncio.Future[RecordMetadata]") -> None:
+        problem = None if inner.cancelled() else inner.exception()
+        if flight not in self._flights:  # it goes another way meanwhile
+            return
+        self._flights.discard(flight)
+        if not inner.cancelled() and problem is None:
+            where = inner.result()
+            settle(flight.out, Accepted(flight.event.event_id, "kafka", where.partition, where.offset))
+            return
+        # A batch that failed leaves a gap in the producer's numbers, and every later one would fail.
+        self._discard(flight.producer)
+        if problem is None or _may_pass(problem):
+            self._start(self._again(flight))
+        else:
+            settle(flight.out, _refused(flight.event, problem))
+
+    async def _again(self, flight: _Flight) -> None:
+        now = asyncio.get_running_loop().time()
+        if now + _PAUSE_SECONDS >= flight.deadline:
+            await self._give_up(flight)
+            return
+        await asyncio.sleep(_PAUSE_SECONDS)
+        if not flight.out.done():
+            await self._try(flight)
+
+    async def _give_up(self, flight: _Flight) -> None:
+        """Sends an event by HTTP, where that was asked for; else nobody has acknowledged it."""
+        event, out = flight.event, flight.out
+        if self._http is None:
+            reason = f"Kafka did not acknowledge it within {self._timeout:g} s"
+            if self._problem is not None:
+                reason += f": {_told(self._problem)}"
+            settle(out, NotInTime(reason, event.event_id))
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._away_until:
+            self._away_until = now + _LEAVE_SECONDS
+        try:
+            settle(out, await self._http.send_prepared(event))
+        except ClientError as problem:
+            settle(out, problem)
+
+    def _discard(self, producer: AIOKafkaProducer | None) -> None:
+        if producer is not None and self._producer is producer:
+            self._producer = None
+            self._start(self._retire(producer))
+
+    async def _retire(self, producer: AIOKafkaProducer) -> None:
+        """Ends a producer that has failed; what it has not sent by then is tried again."""
+        await _stop(producer)
+        for flight in [f for f in self._flights if f.producer is producer]:
+            self._flights.discard(flight)
+            self._start(self._again(flight))
+
+    async def _end_what_is_late(self) -> None:
+        """aiokafka tries an idempotent batch for ever: what is late is taken from it."""
+        while True:
+            await asyncio.sleep(min(0.5, self._timeout / 4))
+            now = asyncio.get_running_loop().time()
+            for flight in [flight for flight in self._flights if flight.deadline <= now]:
+                self._flights.discard(flight)
+                self._discard(flight.producer)
+                self._start(self._give_up(flight))
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _headers(self, event: Prepared) -> list[tuple[str, bytes]]:
+        """CloudEvents 1.0 in binary mode."""
+        at = datetime.fromtimestamp(event.at / 1000, UTC).isoformat(timespec="milliseconds")
+        return [
+            ("ce_specversion", b"1.0"),
+            ("ce_id", event.event_id.encode()),
+            ("ce_type", event.type.encode()),
+            ("ce_source", self._source),
+            ("ce_time", at.encode()),
+            ("content-type", b"application/json"),
+        ]
+
+    async def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        made, self._producer = self._producer, None
+        if made is not None:
+            await _stop(made)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_STOP_SECONDS + 1)
+        for task in set(self._tasks):
+            task.cancel()
+        if self._http is not None:
+            await self._http.close()
+
+
+def check_options(source: str, http_url: str | None, http_key: str | None) -> None:
+    """Looks at what a producer is made with.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    if not source.isprintable() or not 1 <= len(source) <= MAX_SOURCE:
+        raise ValueError(f"source: a short name of your service, 1 to {MAX_SOURCE} printable characters")
+    if (http_url is None) != (http_key is None):
+        raise ValueError("http_url and http_key go together")
+
+
+def _key(event: Prepared) -> bytes:
+    return (event.user or "").encode()
+
+
+def _may_pass(problem: BaseException) -> bool:
+    """Whether it helps to wait, or to begin anew with another producer."""
+    if isinstance(problem, KafkaError):
+        return bool(problem.retriable) or isinstance(problem, _OF_A_PRODUCER)
+    return isinstance(problem, OSError | TimeoutError)
+
+
+def _told(problem: BaseException) -> str:
+    return str(problem) or type(problem).__name__
+
+
+def _refused(event: Prepared, problem: BaseException) -> NotAcknowledged:
+    return NotAcknowledged(f"Kafka refused it: {_told(problem)}", event.event_id)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """Stops a producer in bounded time: its own stop waits for ever while Kafka is away."""
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(_STOP_SECONDS):
+            await producer.stop()
+            return
+    with contextlib.suppress(Exception):
+        await producer._sender.close()  # noqa: SLF001 - what stop would do after the wait
+    with contextlib.suppress(Exception):
+        await producer.client.close()

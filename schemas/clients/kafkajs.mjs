@@ -1,0 +1,22 @@
+// Sends each FILE as an event with kafkajs, and says where it went: node clients/kafkajs.mjs FILE...
+import { readFileSync } from 'node:fs'
+import { Kafka, Partitioners } from 'kafkajs'
+
+const { STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS: servers, STEPSTREAM_TOPIC: topic = 'walkthrough.progress.v1' } = process.env
+const kafka = new Kafka({ clientId: 'kit', brokers: servers.split(',') })
+// Its default partitioner is Kafka's murmur2 since 2.0.
+const createPartitioner = Partitioners.DefaultPartitioner
+const producer = kafka.producer({ idempotent: true, maxInFlightRequests: 1, createPartitioner })
+await producer.connect()
+for (const file of process.argv.slice(2)) {
+  const value = readFileSync(file)
+  const message = { key: JSON.parse(value).mcp_server_user_id, value, headers: { ce_source: '/kit' } }
+  try {
+    const [sent] = await producer.send({ topic, acks: -1, messages: [message] })
+    console.log(`${file}: partition ${sent.partition}, offset ${sent.baseOffset}`)
+  } catch (error) {
+    console.error(`${file}: not sent: ${error.message}`)
+    process.exitCode = 1
+  }
+}
+await producer.disconnect()

@@ -1,0 +1,1 @@
+"""What comes in by HTTP: events of systems that have no Kafka client, people and sessions."""

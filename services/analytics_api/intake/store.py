@@ -1,0 +1,86 @@
+"""What the database has of the events of a batch; and the outbox, where they wait while Kafka is away."""
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from services.analytics_api import registering
+from services.analytics_api.intake.sending import Outgoing
+from services.analytics_api.intake.verdicts import Found, Holder, Read, Wanted
+from services.runtime.database import Connection, load_queries
+
+SQL: Final = dict(load_queries(__file__))
+_PEOPLE: Final = registering.SQL["find_people"].rstrip("; \n")
+_USERS: Final = registering.SQL["known_users"].rstrip("; \n").replace("$2", "$3")
+SQL["find_references"] = (
+    f"with people as (\n{_PEOPLE}\n),\nusers as (\n{_USERS}\n)\n" + SQL["find_references"]
+)
+#: What the ids of rows begin with.
+_PREFIXES: Final = {"step-completed": "wtsc_", "walkthrough-started": "wtst_"}
+
+
+async def find_references(
+    db: Connection, organization: str, wanted: Wanted, allowed: Collection[str] | None
+) -> Found:
+    """What an organization has of what events refer to: one round trip.
+
+    `allowed` are the servers of the key; None is each of the organization.
+    """
+    rows = await db.fetch(
+        SQL["find_references"],
+        organization,
+        list(wanted.distinct_ids),
+        list(wanted.users),
+        list(wanted.sessions),
+        list(wanted.servers),
+        list(wanted.walkthroughs),
+        list(wanted.steps),
+        ["wtsc_" + event_id for event_id in wanted.completions],
+        ["wtst_" + event_id for event_id in wanted.starts],
+        wanted.only_server,
+        None if allowed is None else list(allowed),
+    )
+    found, only = Found(), []
+    for kind, id_, one, two, at in rows:
+        if kind == "people":
+            found.people[id_] = one
+            found.users.add(one)
+        elif kind == "users":
+            found.users.add(id_)
+        elif kind == "sessions":
+            found.sessions[id_] = one, two
+        elif kind == "servers":
+            found.servers[id_] = one
+        elif kind == "only":
+            only.append((id_, one))
+        elif kind == "walkthroughs":
+            found.walkthroughs.add(id_)
+        elif kind == "steps":
+            found.steps[id_] = one
+        else:
+            found.holders[kind, id_.removeprefix(_PREFIXES[kind])] = Holder(one, two, at)
+    if len(only) == 1:
+        ((found.only_server, slug),) = only
+        found.servers[found.only_server] = slug
+    return found
+
+
+async def find_surpassed(db: Connection, reads: Sequence[Read]) -> set[int]:
+    """Those of these completions and starts that change nothing, by index: an earlier one is recorded."""
+    rows = [
+        (r.item.index, kind, *r.of_what, r.event.happened_at, _PREFIXES[kind] + r.event.event_id)
+        for r in reads
+        for kind in (r.event.type,)
+    ]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return {row["number"] for row in await db.fetch(SQL["find_surpassed"], *columns)}
+
+
+async def put_in_outbox(db: Connection, events: Sequence[Outgoing]) -> None:
+    """Writes events into the outbox, in their order."""
+    rows = [(e.key.decode(), e.value.decode(), e.headers_as_json(), e.type) for e in events]
+    await db.execute(SQL["put_in_outbox"], *(list(column) for column in zip(*rows, strict=True)))
+
+
+async def count_outbox(db: Connection, most: int) -> int:
+    """How many events wait in the outbox, as far as it matters whether they are more than `most`."""
+    return int(await db.fetchval(SQL["count_outbox"], most))

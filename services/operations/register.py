@@ -1,0 +1,122 @@
+"""People and sessions from a file: the same verdicts as over HTTP, some at a time."""
+
+import csv
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from services.analytics_api.intake.bodies import Item
+from services.analytics_api.intake.registrations import (
+    MOST_REGISTERED,
+    GivenPerson,
+    GivenSession,
+    PersonResult,
+    SessionResult,
+    take_people,
+    take_sessions,
+)
+from services.analytics_api.registering import find_organization
+from services.runtime.database import Connection
+from services.runtime.errors import UsageError
+from services.runtime.fair import Writing
+
+#: Whoever may run commands registers whom they name.
+_OPERATOR: Final = Writing(source="", may_register=True)
+#: No line of a file is longer, in bytes.
+_MOST_LINE: Final = 100_000
+
+Result: TypeAlias = PersonResult | SessionResult
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What is registered: its name, and the columns that a table of it may have."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+PEOPLE: Final = What("people", tuple(GivenPerson.model_fields))
+SESSIONS: Final = What("sessions", tuple(GivenSession.model_fields))
+
+
+async def register(
+    db: Connection, organization: str, what: What, items: Iterable[Item]
+) -> AsyncIterator[Sequence[Result]]:
+    """Registers for an organization, named by id or slug, and yields what became of each, in order.
+
+    Some are committed at a time; to run it again is safe.
+
+    Raises:
+        UsageError: there is no such organization, or a file cannot be read.
+    """
+    owner = await find_organization(db, organization)
+    left = iter(items)
+    while batch := list(itertools.islice(left, MOST_REGISTERED)):
+        async with db.transaction():
+            if what is PEOPLE:
+                taken: Any = await take_people(db, owner, batch)
+            else:
+                taken = await take_sessions(db, owner, _OPERATOR, batch, int(time.time() * 1000))
+        yield taken.results
+
+
+def items_of_file(lines: Iterable[bytes], what: What, advance: Callable[[int], None]) -> Iterator[Item]:
+    """The items of a file, NDJSON or CSV with a line of names; `advance` is told of bytes.
+
+    Raises:
+        UsageError: it is neither, or names a column that there is not.
+    """
+    numbered = _numbered(lines, advance)
+    first = next(numbered, None)
+    if first is None:
+        raise UsageError(f"there are no {what.name} in it")
+    text = itertools.chain([first], numbered)
+    yield from _of_json(text) if first[1].startswith("{") else _of_table(text, what)
+
+
+def _numbered(lines: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
+    """Lines that say something, each with its number."""
+    for number, line in enumerate(lines, start=1):
+        advance(len(line))
+        if len(line) > _MOST_LINE:
+            raise UsageError(f"line {number}: it has more than {_MOST_LINE:,} bytes")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            raise UsageError(f"line {number}: it is no UTF-8") from None
+        if text:
+            yield number, text
+
+
+def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[Item]:
+    for index, (number, text) in enumerate(lines):
+        try:
+            yield Item(index, json.loads(text), number)
+        except (ValueError, RecursionError) as error:
+            yield Item(index, None, number, problem=f"the line is no JSON: {error}")
+
+
+def _of_table(lines: Iterable[tuple[int, str]], what: What) -> Iterator[Item]:
+    """Rows of CSV, one a line; an empty cell is none."""
+    rows = ((number, next(csv.reader([text]))) for number, text in lines)
+    number, names = next(rows)
+    names = [name.strip() for name in names]
+    if unknown := [name for name in names if name not in what.columns]:
+        raise UsageError(
+            f"line {number}: `{unknown[0]}` is no column of {what.name}: a table begins with a line of "
+            f"names, of {', '.join(what.columns)}; else give one JSON object a line"
+        )
+    for index, (at, cells) in enumerate(rows):
+        if len(cells) > len(names):
+            yield Item(index, None, at, problem=f"the line has {len(cells)} cells for {len(names)} names")
+            continue
+        given = {name: _cell(name, text) for name, text in zip(names, cells, strict=False) if text}
+        yield Item(index, given, at)
+
+
+def _cell(name: str, text: str) -> str | int:
+    return int(text) if name == "started_at" and text.isascii() and text.isdigit() else text

@@ -1,0 +1,101 @@
+"""What the README of the TypeScript client shows, as it stands there: compiled strictly, and run."""
+
+import pytest
+
+from services.analytics_api.keys import Grant
+from tests.kit_typescript.conftest import Project, address_of, kafka_of, snippets
+from tests.support.world import World
+
+pytestmark = pytest.mark.integration
+
+#: The key that the README has made.
+WRITES = Grant(may_read=False, may_write=True, source="/checkout")
+WALKTHROUGH, STEPS, SERVER = "wt_9fQ2xL7b", ("wts_Rt41vKp8", "wts_Zq80mNd3"), "s7Yw2nQe"
+
+
+async def offered(world: World) -> None:
+    """The rows that the README's programs name."""
+    await world.offer(WALKTHROUGH, STEPS, SERVER)
+
+
+async def out_of(project: Project, program: str, **env: str) -> str:
+    """What a program prints; it ends well, and complains of nothing."""
+    done = await project.run(program, **env)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_every_program_is_run_here() -> None:
+    assert list(snippets()) == [
+        "in-fifteen-minutes-by-http",
+        "without-waiting",
+        "what-can-go-wrong",
+        "by-kafka",
+        "is-it-an-event",
+    ]
+
+
+async def test_in_fifteen_minutes_by_http(world: World, project: Project) -> None:
+    await offered(world)
+    services = [await service.ready() for service in world.start_both()]
+    address = await address_of(world, await world.start_api(), WRITES)
+    said = await out_of(project, "in-fifteen-minutes-by-http", **address)
+    assert said.splitlines() == ["2 accepted", "event 2: unknown-step"]
+    await world.drained()
+    rows = await world.db.fetch("select step_id, completed_at from walkthrough_step_completions")
+    assert [tuple(row) for row in rows] == [(STEPS[0], 1_795_510_980_000)]
+    assert await world.db.fetchval("select count(*) from walkthrough_starts") == 1
+    await world.assert_exact()
+    assert [service.terminate() for service in services] == [0, 0]
+
+
+async def test_without_waiting(world: World, project: Project) -> None:
+    await offered(world)
+    services = [await service.ready() for service in world.start_both()]
+    address = await address_of(world, await world.start_api(), WRITES)
+    said = await out_of(project, "without-waiting", **address)
+    assert said == "3 accepted, 0 refused, 0 failed\n"
+    await world.drained()
+    kept = {
+        table: await world.db.fetchval(f"select array_agg(step_id) from {table}")
+        for table in ("walkthrough_step_completions", "walkthrough_step_skips", "walkthrough_step_showings")
+    }
+    assert kept == {
+        "walkthrough_step_completions": [STEPS[0]],
+        "walkthrough_step_skips": [STEPS[1]],
+        "walkthrough_step_showings": [STEPS[0]],
+    }
+    assert [service.terminate() for service in services] == [0, 0]
+
+
+async def test_what_can_go_wrong(project: Project) -> None:
+    said = await out_of(project, "what-can-go-wrong")
+    assert "1 of 1 have no verdict: http://127.0.0.1:9 cannot be reached" in said
+    assert "1 to send later" in said
+
+
+async def test_is_it_an_event(project: Project) -> None:
+    first, second = (await out_of(project, "is-it-an-event")).splitlines()
+    assert first == "invalid-event at completed_at"
+    assert second.startswith("completed_at: Field required")
+    assert "completed_at is perhaps `completedAt`" in second
+
+
+async def test_by_kafka(world: World, project: Project) -> None:
+    await offered(world)
+    user, session = "mcpu_k3Jd82LsQ0aZ", "mss_5d0c1e7f2a9b4c68"
+    await world.db.execute("insert into mcp_server_user (id) values ($1)", user)
+    await world.db.execute(
+        "insert into mcp_server_session (mcp_server_session_id, mcp_server_slug, connection_date, mcp_server_user_id)"
+        " values ($1, $2, current_date, $3)",
+        session,
+        SERVER,
+        user,
+    )
+    services = [await service.ready() for service in world.start_both()]
+    done = await project.run("by-kafka", **kafka_of(world))
+    assert (done.returncode, done.stdout) == (0, "1 acknowledged\n"), done.stderr
+    await world.drained()
+    assert list(await world.completions()) == [(user, STEPS[0])]
+    await world.assert_exact()
+    assert [service.terminate() for service in services] == [0, 0]
