@@ -91,6 +91,7 @@ from services.journeys.times import BOUNDS_MS, Timed, link_durations, path_durat
 from services.journeys.within import side_of
 from services.runtime.errors import UsageError
 from services.runtime.finish_rules import FinishRuleOf, GivenRule, read_finish_rule, set_finish_rule
+from services.runtime.version import VERSION
 
 T = TypeVar("T")
 
@@ -752,6 +753,7 @@ class Answers:
             organization=Organization(**dict(row)),
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
+            version=VERSION,
             freshness=backlog.freshness(Newest(newest), organization),
         )
 

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+BUILD = Gauge("stepstream_build_info", "1, with the release that runs.", ["version"])
 EVENTS = Counter(
     "stepstream_events", "Events read, by what became of them.", ["service", "outcome"], registry=REGISTRY
 )

@@ -39,7 +39,8 @@ async def furnish_examples(world: World) -> list[Message]:
     """The examples of the contract as records; what the valid ones refer to is there."""
     messages = []
     for file in sorted(EXAMPLES.glob("*/*.json")):
-        if file.name == "reasons.json":
+        # Whether a refused event of somebody who is erased beside it is a dead letter hangs on which is read first.
+        if file.name in {"reasons.json", "user-erased.json"}:
             continue
         value = file.read_bytes()
         user = b"nobody"
@@ -184,8 +185,8 @@ async def test_each_verdict_is_what_the_recorder_then_does(world: World) -> None
     assert {p: f["error_class"] for p, f in refused.items()} == {
         p: told["stepstream-error-class"] for p, told in letters.items() if p not in old
     }
-    same = [p for p, f in refused.items() if f["message"] == letters[p]["stepstream-error"]]
-    assert len(refused) - len(same) == 1, "where the other event is the recorder tells by its offset"
+    others = {f["error_class"] for p, f in refused.items() if f["message"] != letters[p]["stepstream-error"]}
+    assert others == {"reused-event-id"}, "where the other event is each tells in its own way"
     outcomes = {f["outcome"] for f in of_topic.values()}
     assert outcomes == {"refused", "recorded", "copy", "covered", "of-erased"}
     assert await rows_of(world) == wanted_rows(

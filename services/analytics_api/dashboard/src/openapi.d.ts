@@ -1627,6 +1627,11 @@ export interface components {
             servers: components["schemas"]["Server"][];
             /** Walkthroughs */
             walkthroughs: components["schemas"]["OverviewWalkthrough"][];
+            /**
+             * Version
+             * @description The release of Stepstream that answers.
+             */
+            version: string;
             freshness: components["schemas"]["Freshness"];
         };
         /**
