@@ -120,6 +120,10 @@ JOURNEYS_WAITING = Gauge(
 JOURNEYS_WAITING_AGE = Gauge(
     "stepstream_journeys_waiting_age_seconds", "How long the first of these journeys has waited."
 )
+TRANSACTION_AGE = Gauge(
+    "stepstream_oldest_transaction_seconds",
+    "How long the oldest transaction in the database has been open, as far as the aggregator has seen it.",
+)
 OUTBOX_SENT = Counter("stepstream_outbox_sent", "Events of the outbox that Kafka acknowledged.")
 OUTBOX_WAITING = Gauge("stepstream_outbox_waiting", "Events in the outbox, counted up to 100,000.")
 OUTBOX_AGE = Gauge("stepstream_outbox_age_seconds", "How long the oldest event of the outbox has waited.")

@@ -12,12 +12,15 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 
+from services.analytics_api.keys import Grant
+from services.analytics_api.keys import create as make_key
 from services.consumers.lag import lags
 from services.operator_cli import run as cli
 from tests.support.agents import GENERATIONS, agent, endings_of, transitions_of
@@ -285,3 +288,55 @@ async def _in_sync(world: World, cluster: Cluster) -> None:
         await eventually(whole, "all replicas are in sync", every=0.2)
     finally:
         await admin.close()
+
+
+@pytest.mark.parametrize("how", ["killed and started again", "frozen"])
+async def test_what_comes_in_by_http_waits_in_the_outbox_while_kafka_is_away(
+    one: Cluster, world: World, how: str
+) -> None:
+    """Answered all the time, through Kafka or the outbox, also where a client gives up and sends again."""
+    services = await running(world, relay_send_timeout_seconds=5)
+    api = await world.start_api(api_acknowledge_seconds=2)
+    grant = Grant(may_read=False, may_write=True)
+    api.key = (await make_key(world.db, "org", "writer", None, grant)).text
+    headers = {"Authorization": f"Bearer {api.key}"}
+    events = traffic(11, 600)
+    batches = [events[n : n + 20] for n in range(0, 600, 20)]
+    through: Counter[str] = Counter()
+    (broker,) = one.brokers
+
+    async def send(batch: list[dict[str, Any]], seconds: float = 60) -> None:
+        response = await api.http.post("/v1/events", json=batch, headers=headers, timeout=seconds)
+        assert response.status_code == 200, response.text
+        through[response.json()["through"]] += 1
+
+    for batch in batches[:10]:
+        await send(batch)
+    assert through == {"kafka": 10}
+    if how == "frozen":
+        broker.freeze()
+        with pytest.raises(httpx2.TimeoutException):
+            await send(batches[10], 0.3)
+    else:
+        broker.kill()
+    await asyncio.gather(*(send(batch) for batch in batches[10:20]))
+    assert through == {"kafka": 10, "outbox": 10}
+    for batch in batches[:5]:
+        await send(batch)
+    assert through["outbox"] == 15
+    assert (await api.http.get("/health/live")).status_code == 200
+    assert (await api.http.get("/health/ready")).status_code == 200
+    if how == "frozen":
+        broker.thaw()
+    else:
+        one.start(broker)
+    await one.answers()
+
+    async def is_back() -> bool:
+        await send(batches[0])
+        return through["kafka"] > 10
+
+    await eventually(is_back, "events go to Kafka again")
+    for batch in batches[20:]:
+        await send(batch)
+    await all_is_well(world, services, 600)
