@@ -167,7 +167,10 @@ def _other_origins(settings: Settings) -> Callable[[ASGIApp], ASGIApp]:
             app,
             allow_origins=origins,
             allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["Authorization", "Accept", "Content-Type", "If-None-Match", "Last-Event-ID"],
+            allow_headers=[
+                *("Authorization", "Accept", "Content-Type", "Content-Encoding"),
+                *("If-None-Match", "Last-Event-ID"),
+            ],
             expose_headers=["ETag", "Link", "Retry-After", LEFT_OUT, REQUEST_ID],
         )
 
