@@ -353,6 +353,8 @@ async def test_each_example_of_the_help_works(
     )
     (tmp_path / "mended.ndjson").write_text("")
     (tmp_path / "install.md").write_text("Run the installer.")
+    (tmp_path / "people.csv").write_text("distinct_id\nu-1\nu-2\n")
+    (tmp_path / "sessions.ndjson").write_text('{"session_id": "s-1", "distinct_id": "u-1"}\n')
     (tmp_path / "completions.csv").write_text(
         "mcp_server_user_id,walkthrough_id,step_id,completed_at\nmcpu_b01,wt_quick,deploy,2025-11-09T00:00:00Z\n"
     )
