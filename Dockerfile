@@ -8,7 +8,8 @@ WORKDIR /src
 COPY requirements.txt .
 RUN uv venv --python /usr/local/bin/python3 /opt/stepstream \
  && uv pip install --python /opt/stepstream/bin/python --require-hashes -r requirements.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
+COPY launcher launcher
 COPY migrations migrations
 COPY schemas schemas
 COPY services services

@@ -1,5 +1,5 @@
 # `make demo` and `make test` do all the set-up they need; Python, git and make are enough.
-.PHONY: help setup demo test test-unit test-dashboard test-typescript test-clients test-kit lint format bench soak nemesis lock sbom generate dashboard docs clean
+.PHONY: help setup demo test test-unit test-dashboard test-typescript test-clients test-kit lint format bench soak nemesis lock sbom dist generate dashboard docs clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -129,6 +129,9 @@ sbom: setup  ## what requirements.txt locks, with licences, as CycloneDX in dist
 	@$(BIN)/python -W ignore -m cyclonedx_py requirements requirements.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.json
 	@$(BIN)/python .ci/sbom.py dist/sbom.json
 	@echo dist/sbom.json
+
+dist: setup  ## wheel and sdist of what is committed in dist/, held against what they have to be
+	@.ci/dist
 
 clean:  ## remove what setup, tests and demo left here
 	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(DASHBOARD)/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist

@@ -9,8 +9,8 @@ its own with bare connections.
 
 Printed: events a second in batches, from connections that each send one after another, as JSON, NDJSON and
 gzip, and the processor's time that an event takes of the service and of all of PostgreSQL; then p50 and p99
-in ms of requests with one event that come at a fixed rate, alone and beside the batches of another
-organization, with how many of them were answered with 429.
+in ms of requests with one event that come at a fixed rate, and at a tenth of it beside the batches of another
+organization; and how many of them were answered with 429.
 """
 
 import argparse
@@ -273,8 +273,9 @@ def measure(options: argparse.Namespace, port: int, keys: dict[str, str], pid: i
         print(f"processor: {(cpu_seconds(pid) - before) / wanted * 1e3:.2f} ms a request of the service")
         crowd = clients.submit(flood, load, options.connections, options.seconds + 2)
         time.sleep(1)
-        beside = clients.submit(pace, single, options.rate, options.seconds).result()
-        tell(f"{name}, beside the batches of another organization", beside, wanted)
+        slow = options.rate / 10
+        beside = clients.submit(pace, single, slow, options.seconds).result()
+        tell(f"{slow:g} a second, beside the batches of another one", beside, slow * options.seconds)
         sent, seconds = crowd.result()
         print(f"those meanwhile: {sent / seconds:,.0f} events/s")
 

@@ -12,13 +12,12 @@ import org.apache.kafka.common.serialization.StringSerializer;
 /** Sends each FILE as an event with Kafka's own client: java -cp 'jars/*' clients/Producer.java FILE... */
 public class Producer {
   public static void main(String[] files) throws Exception {
-    String topic = System.getenv().getOrDefault("STEPSTREAM_TOPIC", "walkthrough.progress.v1");
+    Map<String, String> env = System.getenv();
+    String topic = env.getOrDefault("STEPSTREAM_TOPIC", "walkthrough.progress.v1");
+    String servers = env.getOrDefault("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092");
     // The partitioner is Kafka's murmur2: there is nothing to set.
     Map<String, Object> settings =
-        Map.of(
-            "bootstrap.servers", System.getenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"),
-            "enable.idempotence", true,
-            "acks", "all");
+        Map.of("bootstrap.servers", servers, "enable.idempotence", true, "acks", "all");
     // Your own program has the user at hand, or a JSON library.
     Pattern user = Pattern.compile("\"mcp_server_user_id\"\\s*:\\s*\"([^\"]+)\"");
     StringSerializer text = new StringSerializer();

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 async def main(*files: str) -> int:
     """The number of files that were not sent."""
     topic, failed = os.environ.get("STEPSTREAM_TOPIC", "walkthrough.progress.v1"), 0
-    servers = os.environ["STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"].split(",")
+    servers = os.environ.get("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092").split(",")
     # Idempotence brings acks=all; its partitioner is Kafka's murmur2.
     async with AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=True) as producer:
         for file in files:

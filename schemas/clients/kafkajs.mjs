@@ -2,7 +2,8 @@
 import { readFileSync } from 'node:fs'
 import { Kafka, Partitioners } from 'kafkajs'
 
-const { STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS: servers, STEPSTREAM_TOPIC: topic = 'walkthrough.progress.v1' } = process.env
+const servers = process.env.STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS ?? '127.0.0.1:9092'
+const topic = process.env.STEPSTREAM_TOPIC ?? 'walkthrough.progress.v1'
 const kafka = new Kafka({ clientId: 'kit', brokers: servers.split(',') })
 // Its default partitioner is Kafka's murmur2 since 2.0.
 const createPartitioner = Partitioners.DefaultPartitioner

@@ -2,7 +2,8 @@
 import { readFileSync } from 'node:fs'
 import Kafka from 'node-rdkafka'
 
-const { STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS: servers, STEPSTREAM_TOPIC: topic = 'walkthrough.progress.v1' } = process.env
+const servers = process.env.STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS ?? '127.0.0.1:9092'
+const topic = process.env.STEPSTREAM_TOPIC ?? 'walkthrough.progress.v1'
 // Idempotence brings acks=all. The partitioner, whose default is CRC32, is a setting of topics: among the others it is ignored.
 const settings = { 'bootstrap.servers': servers, 'enable.idempotence': true, dr_cb: true }
 const producer = new Kafka.Producer(settings, { partitioner: 'murmur2_random' })

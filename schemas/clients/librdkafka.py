@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 topic = os.environ.get("STEPSTREAM_TOPIC", "walkthrough.progress.v1")
 producer = Producer(
     {
-        "bootstrap.servers": os.environ["STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"],
+        "bootstrap.servers": os.environ.get("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9092"),
         "enable.idempotence": True,  # and so acks=all
         "partitioner": "murmur2_random",  # its default is CRC32
     }

@@ -19,17 +19,20 @@ func main() {
 	config.Producer.Idempotent = true
 	config.Net.MaxOpenRequests = 1          // as its idempotent producer demands
 	config.Producer.Return.Successes = true // as its synchronous producer demands
-	producer, err := sarama.NewSyncProducer(strings.Split(os.Getenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"), ","), config)
+	servers := cmp.Or(os.Getenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"), "127.0.0.1:9092")
+	producer, err := sarama.NewSyncProducer(strings.Split(servers, ","), config)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer producer.Close()
 	for _, file := range os.Args[1:] {
-		value, _ := os.ReadFile(file)
 		var event struct {
 			User string `json:"mcp_server_user_id"`
 		}
-		json.Unmarshal(value, &event)
+		value, err := os.ReadFile(file)
+		if err = cmp.Or(err, json.Unmarshal(value, &event)); err != nil {
+			log.Fatalf("%s: not sent: %v", file, err)
+		}
 		partition, offset, err := producer.SendMessage(&sarama.ProducerMessage{
 			Topic:   cmp.Or(os.Getenv("STEPSTREAM_TOPIC"), "walkthrough.progress.v1"),
 			Key:     sarama.StringEncoder(event.User),

@@ -14,9 +14,10 @@ import (
 )
 
 func main() {
+	servers := cmp.Or(os.Getenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"), "127.0.0.1:9092")
 	var sent []kafka.Message
 	writer := &kafka.Writer{
-		Addr:         kafka.TCP(strings.Split(os.Getenv("STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS"), ",")...),
+		Addr:         kafka.TCP(strings.Split(servers, ",")...),
 		Topic:        cmp.Or(os.Getenv("STEPSTREAM_TOPIC"), "walkthrough.progress.v1"),
 		Balancer:     kafka.Murmur2Balancer{}, // its default is round robin, whatever the key
 		RequiredAcks: kafka.RequireAll,        // it has no idempotence: what it sends again counts once all the same
@@ -25,11 +26,13 @@ func main() {
 	}
 	defer writer.Close()
 	for _, file := range os.Args[1:] {
-		value, _ := os.ReadFile(file)
 		var event struct {
 			User string `json:"mcp_server_user_id"`
 		}
-		json.Unmarshal(value, &event)
+		value, err := os.ReadFile(file)
+		if err = cmp.Or(err, json.Unmarshal(value, &event)); err != nil {
+			log.Fatalf("%s: not sent: %v", file, err)
+		}
 		source := kafka.Header{Key: "ce_source", Value: []byte("/kit")}
 		message := kafka.Message{Key: []byte(event.User), Value: value, Headers: []kafka.Header{source}}
 		if err := writer.WriteMessages(context.Background(), message); err != nil {

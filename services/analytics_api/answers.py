@@ -81,7 +81,7 @@ from services.analytics_api.models import (
     WalkthroughVersions,
 )
 from services.analytics_api.problems import ProblemError, not_found, unanswerable
-from services.analytics_api.store import PAGE, Context, Store, day_ms
+from services.analytics_api.store import Context, Store, day_ms
 from services.analytics_api.writing import READS_ALONE
 from services.journeys.diagnosis import Progress, progress_of
 from services.journeys.flow import Flows, Outcome, View, first_positions
@@ -91,6 +91,7 @@ from services.journeys.times import BOUNDS_MS, Timed, link_durations, path_durat
 from services.journeys.within import side_of
 from services.runtime.errors import UsageError
 from services.runtime.finish_rules import FinishRuleOf, GivenRule, read_finish_rule, set_finish_rule
+from services.runtime.version import VERSION
 
 T = TypeVar("T")
 
@@ -624,14 +625,13 @@ class Answers:
             what `write` makes of them, and after whom the next part begins; None where this is the last.
         """
         view = view_of(context, question)
-        rows = await self.store.journeys_after(context, after, people.narrowed(context, question))
+        rows, following = await self.store.journeys_after(context, after, people.narrowed(context, question))
 
         def written() -> str:
             found = (people.journey_of(context, question, view, row, today) for row in rows)
             return write([journey for journey in found if journey is not None])
 
-        text = await asyncio.to_thread(written)
-        return text, rows[-1]["mcp_server_user_id"] if len(rows) == PAGE else None
+        return await asyncio.to_thread(written), following
 
     async def journey(self, context: Context, user: str) -> JourneyDetail:
         """Somebody's journey, with what happened in it."""
@@ -753,6 +753,7 @@ class Answers:
             organization=Organization(**dict(row)),
             servers=[s for s in servers if server is None or s.id == server],
             walkthroughs=walkthroughs,
+            version=VERSION,
             freshness=backlog.freshness(Newest(newest), organization),
         )
 

@@ -1376,6 +1376,7 @@ class Overview(_Model):
     organization: Organization
     servers: list[Server]
     walkthroughs: list[OverviewWalkthrough]
+    version: str = Field(description="The release of Stepstream that answers.")
     freshness: Freshness
 
 

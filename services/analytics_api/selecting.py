@@ -33,6 +33,11 @@ class Only:
     segment: Segment = _EVERYBODY
 
     @property
+    def needs_beginnings(self) -> bool:
+        """Whether what journeys began with decides."""
+        return any(condition.kind != "did" for condition in self.segment.conditions)
+
+    @property
     def is_all(self) -> bool:
         """Whether it is of all journeys."""
         return self.began_within is None and not self.segment.conditions
@@ -45,19 +50,26 @@ ALL: Final = Only()
 
 
 def selected(
-    query: str, arguments: Sequence[Any], only: Only, *, with_beginnings: bool = False
+    query: str,
+    arguments: Sequence[Any],
+    only: Only,
+    *,
+    with_beginnings: bool = False,
+    among: str = "sankey_journeys",
 ) -> tuple[str, list[Any]]:
     """A query that reads `from sankey_journeys` those alone that are asked for, and its arguments.
 
     The first argument is the walkthrough. What people wrote is an argument behind the others, never text.
-    With `with_beginnings` journeys have `agent`, `agent_version` and `metadata` as well.
+    With `with_beginnings` journeys have `agent`, `agent_version` and `metadata` as well. `among` is what is
+    read in place of the table to find out what journeys began with: some of its rows.
     """
     if only.is_all and not with_beginnings:
         return query, list(arguments)
     given = list(arguments)
     wanted = [*_windows(only), *(_holds(condition, given) for condition in only.segment.conditions)]
-    began_with = with_beginnings or any(of.kind != "did" for of in only.segment.conditions)
-    source = f"({_BEGAN_WITH}) as begun" if began_with else "sankey_journeys"
+    began_with = with_beginnings or only.needs_beginnings
+    beginnings = _BEGAN_WITH.replace("from sankey_journeys as", f"from {among} as")
+    source = f"({beginnings}) as begun" if began_with else "sankey_journeys"
     where = " and ".join(wanted) or "true"
     chosen = f"(select * from {source} where {where})"  # noqa: S608 - of numbers and parameters
     return query.replace("from sankey_journeys", f"from {chosen}"), given

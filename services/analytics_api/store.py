@@ -74,6 +74,22 @@ SQL["journeys_by_person"] = (
     SQL["journeys"].rpartition("order by")[0]
     + f"and mcp_server_user_id > $10 order by mcp_server_user_id limit {PAGE}"
 )
+#: Where what they began with decides, a page is of so many people, whoever of them is asked for: to find
+#: out what all began with would take seconds, for each page.
+SQL["journeys_until"] = SQL["journeys_by_person"].replace(
+    "order by", "and mcp_server_user_id <= $11 order by"
+)
+_UNTIL = f"""
+select mcp_server_user_id from sankey_journeys
+where walkthrough_id = $1 and mcp_server_user_id > $2
+order by mcp_server_user_id offset {PAGE - 1} limit 1
+"""  # noqa: S608 - a number
+_LAST_PEOPLE = "(select * from sankey_journeys where walkthrough_id = $1 and mcp_server_user_id > $10)"
+_SOME_PEOPLE = f"""(
+  select * from sankey_journeys
+  where walkthrough_id = $1 and mcp_server_user_id > $10 and mcp_server_user_id <= $11
+  order by mcp_server_user_id limit {PAGE}
+)"""  # noqa: S608 - a number
 
 
 def server_settings(
@@ -633,17 +649,34 @@ class Store:
 
     async def journeys_after(
         self, context: Context, user: str, arguments: Sequence[Any]
-    ) -> list[asyncpg.Record]:
-        """A page of the journeys that may be behind a figure: the next ones by their people's ids."""
+    ) -> tuple[list[asyncpg.Record], str | None]:
+        """A page of the journeys that may be behind a figure: the next ones by their people's ids.
+
+        Returns:
+            them, and after whom the next page begins; None where this is the last.
+        """
         is_large = await self._is_large(context)
+        following = *arguments[:8], None, user
         async with (
             context.turn.away() if is_large else contextlib.nullcontext(),
             self._room(context.turn, is_large),
         ):
-            following = *arguments[:8], None, user
+            if context.only.needs_beginnings:
+                return await self._journeys_until(context, following)
             query, given = _query(context, "journeys_by_person", *following)
             rows: list[asyncpg.Record] = await self.pool.fetch(query, *given)
-        return rows
+        return rows, rows[-1]["mcp_server_user_id"] if len(rows) == PAGE else None
+
+    async def _journeys_until(
+        self, context: Context, arguments: Sequence[Any]
+    ) -> tuple[list[asyncpg.Record], str | None]:
+        """Those of the next people for whom it holds what they began with; perhaps nobody."""
+        until = await self.pool.fetchval(_UNTIL, context.id, arguments[-1])
+        if until is None:
+            query, given = _query(context, "journeys_by_person", *arguments, among=_LAST_PEOPLE)
+        else:
+            query, given = _query(context, "journeys_until", *arguments, until, among=_SOME_PEOPLE)
+        return await self.pool.fetch(query, *given), until
 
     async def journeys_counted(self, context: Context, servers: list[str], cohort: Cohort) -> int:
         """How many journeys of these servers a cohort has."""
@@ -779,9 +812,11 @@ def _size(variants: list[Variant]) -> int:
     return 1 + sum(3 + len(v.step_ids) for v in variants)
 
 
-def _query(context: Context, name: str, *arguments: Any) -> tuple[str, list[Any]]:
+def _query(
+    context: Context, name: str, *arguments: Any, among: str = "sankey_journeys"
+) -> tuple[str, list[Any]]:
     """A query that reads journeys, with its arguments: those alone that are asked for."""
-    return selected(SQL[name], arguments, context.only, with_beginnings=name in BEGINNINGS)
+    return selected(SQL[name], arguments, context.only, with_beginnings=name in BEGINNINGS, among=among)
 
 
 def version_of(row: asyncpg.Record) -> str:

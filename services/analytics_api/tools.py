@@ -41,8 +41,9 @@ from services.analytics_api.store import Context as WalkthroughContext
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import can_be_stored
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import VERSION, Context, Faults
+from services.runtime.mcp import Context, Faults
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS
+from services.runtime.version import VERSION
 
 log = logging.getLogger("stepstream.analytics")
 _M = TypeVar("_M", bound=BaseModel)

@@ -34,7 +34,7 @@ from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
 from services.runtime.files import open_lines
 from services.runtime.settings import Settings
-from services.runtime.text import format_time
+from services.runtime.text import format_time, json_text
 
 SQL = load_queries(__file__)
 
@@ -77,7 +77,7 @@ def _exported(letter: Letter) -> dict[str, Any]:
 
 def _line(exported: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(exported, ensure_ascii=False).encode() + b"\n"
+        return json_text(exported).encode() + b"\n"
     except UnicodeEncodeError:  # the name of a header is not UTF-8
         return json.dumps(exported).encode() + b"\n"
 

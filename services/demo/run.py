@@ -156,7 +156,7 @@ def _start(settings: Settings, folder: Path, processes: _Processes) -> None:
         port = ports.get(name, "0")
         with (folder / f"{name}.log").open("wb") as log:
             processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "services.operator_cli", "run", name, "--port", port],
+                [sys.executable, "-m", "stepstream", "run", name, "--port", port],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

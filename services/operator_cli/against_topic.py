@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+
 from services.completion_recorder.against_topic import TopicComparison
 from services.consumers.agreement import name_partitions, why_apart
 from services.operator_cli.options import print_json, print_table, say
@@ -113,7 +115,7 @@ def _show(outcome: TopicComparison) -> None:
         )
     for p in outcome.parts:
         if p.note:
-            say(f"[yellow]partition {p.partition}[/]: {p.note}")
+            say(f"[yellow]partition {p.partition}[/]: {escape(p.note)}")
     counts = outcome.counts
     say(
         f"{plural(counts.events, 'event')}: {plural(counts.completions, 'completion')}, "

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.markup import escape
@@ -42,7 +42,6 @@ from services.runtime.errors import StepstreamError
 
 app = typer.Typer(
     name="stepstream",
-    help="Exact Sankey flows of walkthroughs, from Kafka into PostgreSQL.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -77,6 +76,24 @@ _GROUPS = {
 }
 for name, group in _GROUPS.items():
     app.add_typer(group.app, name=name)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from services.runtime.version import VERSION
+
+        typer.echo(f"stepstream {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show which release this is.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Exact Sankey flows of walkthroughs, from Kafka into PostgreSQL."""
 
 
 def report_error(error: StepstreamError) -> int:

@@ -126,7 +126,7 @@ def _report(outcome: "Backfill", early: StepstreamError | None, *, as_json: bool
                 "sent": outcome.sent.sent,
                 "left_out": [{"where": w, "reason": r} for w, r in outcome.left_out],
             }
-            | ({"ended_by": str(early)} if early else {})
+            | ({"ended": str(early)} if early else {})
         )
     else:
         kinds = ("walkthrough-started", "step-completed")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from services.operator_cli.options import (
     ExecuteOption,
@@ -73,9 +74,9 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
         rows: Sequence[tuple[Any, ...]] = [(k.replace("_", " "), n) for k, n in receipt.removed.items()]
         print_table(title, ("what", "rows"), rows)
     for note in receipt.notes:
-        say(f"[yellow]{note}[/]")
+        say(f"[yellow]{escape(note)}[/]")
     if receipt.named_in:
-        say(f"[yellow]{_named_in(receipt.named_in)}[/]")
+        say(f"[yellow]{escape(_named_in(receipt.named_in))}[/]")
     if not receipt.executed:
         if receipt.erased_at is not None:
             say(f"erased before, at {format_time(receipt.erased_at)}")
@@ -85,7 +86,7 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
         not_executed()
         return
     if receipt.event_id is None and not receipt.nothing_known:
-        say(f"[bold green]erased[/]: nothing of {receipt.user} is left")
+        say(f"[bold green]erased[/]: nothing of {escape(receipt.user)} is left")
         return
     if receipt.event_id is None:
         say(

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from services.operator_cli.options import Output, OutputOption, console, current_settings, examples
 from services.runtime.errors import UsageError
+from services.runtime.text import json_text
 
 app = typer.Typer()
 
@@ -47,7 +48,8 @@ def import_(
     for change in plan.changes:
         note = " [dim](not in the file; it stays)[/]" if change.action == "leave" else ""
         title = escape(change.title)
-        console.print(f"{marks[change.action]} {change.what} {change.id}  {title}{note}", soft_wrap=True)
+        what = f"{change.what} {escape(change.id)}"
+        console.print(f"{marks[change.action]} {what}  {title}{note}", soft_wrap=True)
     counts = plan.counts
     console.print(
         f"{'would have ' if dry_run else ''}created {counts['create']}, updated {counts['update']}, "
@@ -70,7 +72,7 @@ def export(
         async with connected(settings) as connection:
             return await export_walkthrough(connection, walkthrough)
 
-    text = json.dumps(asyncio.run(work()), ensure_ascii=False, indent=2)
+    text = json_text(asyncio.run(work()), indent=2)
     if file is None:
         typer.echo(text)
         return

@@ -16,7 +16,7 @@ from services.completion_recorder.redriving import Redriven
 from services.operator_cli.options import print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE
-from services.runtime.text import format_time, plural
+from services.runtime.text import format_time, json_text, plural
 
 #: So many rows of a table, and lines of a file, are told one by one.
 _SHOWN = 20
@@ -133,7 +133,7 @@ class JsonList:
 
     def add(self, values: Iterable[Any]) -> None:
         """Prints some more."""
-        texts = [json.dumps(value, default=str, ensure_ascii=False) for value in values]
+        texts = [json_text(value) for value in values]
         if texts:
             typer.echo((",\n" if self._is_begun else "[") + ",\n".join(texts), nl=False)
             self._is_begun = True

@@ -1,6 +1,5 @@
 """What the commands share: options, output, times, and how a plan is confirmed."""
 
-import json
 import os
 import re
 import sys
@@ -15,9 +14,10 @@ import durationpy
 import typer
 from pydantic import AwareDatetime, TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderableType, RenderHook, RenderResult
 from rich.console import Group as Lines
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,16 +26,58 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from services.runtime.errors import UsageError
+from services.runtime.text import json_text
 
 if TYPE_CHECKING:
     from services.runtime.settings import Settings
 
+
+class Safe:
+    """What is shown, without what a terminal would obey: titles, ids and names are somebody else's words.
+
+    Args:
+        shown: anything that rich shows.
+    """
+
+    def __init__(self, shown: RenderableType) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._shown, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment("\n".join(map(safe, segment.text.split("\n"))), segment.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._shown)
+
+
+class _Safely(RenderHook):
+    """Makes all that a console prints safe for a terminal."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [Safe(renderable) for renderable in renderables]
+
+
+def _safe_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    made = Console(stderr=stderr, width=width, highlight=False)
+    made.push_render_hook(_Safely())
+    return made
+
+
+def safe(text: str) -> str:
+    """A text of unknown origin for a terminal: control characters are shown, not sent."""
+    return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text)
+
+
 #: For people: what a command says beside its result.
-console = Console(stderr=True, highlight=False)
+console = _safe_console(stderr=True)
 
 #: How wide results are where there is no terminal.
 _WIDE = 120
@@ -168,7 +210,7 @@ def time_option(name: str, help_: str) -> Any:
 
 def print_json(value: Any) -> None:
     """The result for programs: one JSON document on stdout."""
-    typer.echo(json.dumps(value, default=str, ensure_ascii=False))
+    typer.echo(json_text(value))
 
 
 def print_result(what: RenderableType) -> None:
@@ -179,7 +221,7 @@ def print_result(what: RenderableType) -> None:
 def _out() -> Console:
     """Stdout; where it is no terminal and nobody says how wide, lines are not broken early."""
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE
-    return Console(highlight=False, width=wide)
+    return _safe_console(width=wide)
 
 
 def print_table(
@@ -224,13 +266,8 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else escape(safe(str(value)))
 
 
-def safe(text: str) -> str:
-    """A text of unknown origin for a terminal: control characters are shown, not sent."""
-    return "".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text)
-
-
 def say(text: str, **style: Any) -> None:
-    """A line for people, on stderr."""
+    """A line for people, on stderr. It has rich's markup: what others wrote has to be escaped."""
     console.print(text, soft_wrap=True, **style)
 
 

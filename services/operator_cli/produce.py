@@ -65,7 +65,7 @@ def produce(
     if early is not None and not outcome.read_to and not isinstance(early, StoppedError):
         raise early
     if output is Output.JSON:
-        ended = {} if early is None else {"ended_by": str(early), "read_to": outcome.read_to}
+        ended = {} if early is None else {"ended": str(early), "read_to": outcome.read_to}
         print_json({"sent": outcome.sent, "not_sent": _not_sent(outcome)} | ended)
     report(outcome, early)
 

@@ -18,9 +18,9 @@ StackDir = Annotated[
 @app.command("up")
 def stack_up(folder: StackDir = Path(".stepstream")) -> None:
     """Start what does not run yet and wait until it answers; the data of last time are kept."""
-    from services.devstack import up
-
     with stack_errors():
+        from services.devstack import up
+
         addresses = up(folder, lambda text: console.print(f"[dim]{text}[/]"))
     console.print(
         f"Kafka at {addresses.kafka_bootstrap_servers}, PostgreSQL at {addresses.database_url}",
@@ -36,9 +36,9 @@ def stack_env(folder: StackDir = Path(".stepstream")) -> None:
     """Print the settings that lead to the running stack, as export lines for a shell."""
     import shlex
 
-    from services.devstack import status
-
     with stack_errors():
+        from services.devstack import status
+
         addresses = status(folder)
     for name, value in addresses.environment().items():
         typer.echo(f"export {name}={shlex.quote(value)}")
@@ -50,9 +50,9 @@ def stack_down(
     purge: Annotated[bool, typer.Option(help="Remove its data too.")] = False,
 ) -> None:
     """Stop the stack; its data stay."""
-    from services.devstack import down
-
     with stack_errors():
+        from services.devstack import down
+
         ran = down(folder, purge=purge)
     console.print("stopped" if ran else "nothing was running")
 
@@ -65,8 +65,8 @@ class stack_errors:  # noqa: N801 - reads as a block
             import services.devstack  # noqa: F401
         except ImportError as error:
             raise UsageError(
-                f"the embedded stack is not installed ({error.name} is missing): "
-                "pip install 'stepstream[devstack]'"
+                f"the embedded stack is not installed ({error.name} is missing): it is the extra `devstack`, "
+                "as in `uv tool install 'FILE.whl[devstack]'`"
             ) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from services.operator_cli.options import (
     ExecuteOption,
@@ -181,7 +182,7 @@ def walkthroughs_move_step(
     if not plan.is_needed:
         say(f"[green]nothing to do[/]: it is at place {to}")
     elif execute:
-        say(f"[green]done[/]: {found.id} has its steps in this order")
+        say(f"[green]done[/]: {escape(found.id)} has its steps in this order")
     else:
         _warn_of_people(found)
         not_executed()
@@ -321,14 +322,14 @@ def _set_status(identifier: str, status: "Status", *, execute: bool) -> None:
             return found
 
     found = asyncio.run(work())
-    where = ", ".join(found.servers) or "no server"
+    where = escape(", ".join(found.servers)) or "no server"
     if found.status == status:
-        say(f"[green]nothing to do[/]: {found.id} is {status}")
+        say(f"[green]nothing to do[/]: {escape(found.id)} is {status}")
     elif execute:
         offered = f"; offered on {where}" if status == "published" else ""
-        say(f"[green]done[/]: {found.id} is {status}{offered}")
+        say(f"[green]done[/]: {escape(found.id)} is {status}{offered}")
     else:
-        say(f"“{found.title}” is {found.status}, with {plural(found.step_count, 'step')}, on {where}")
+        say(f"“{escape(found.title)}” is {found.status}, with {plural(found.step_count, 'step')}, on {where}")
         if status == "archived":
             _warn_of_people(found)
         not_executed()

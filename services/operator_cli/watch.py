@@ -8,7 +8,7 @@ import typer
 from rich.console import RenderableType
 from rich.live import Live
 
-from services.operator_cli.options import Output, console, parse_some_time, print_json, print_result
+from services.operator_cli.options import Output, Safe, console, parse_some_time, print_json, print_result
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def show(
                 await asyncio.sleep(every)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(page(await once()), refresh=True)
+                live.update(Safe(page(await once())), refresh=True)
                 await asyncio.sleep(every)
 
     try:

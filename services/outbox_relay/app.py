@@ -56,7 +56,8 @@ class RelayProcess(Process[Relay]):
         """What keeps events from being sent: no database, pending migrations, or no Kafka."""
         if problem := await super().problem_of_readiness():
             return problem
-        if self.handler.is_connected:
+        # There is a producer for a moment in each try, also where Kafka then refuses what it sends.
+        if self.handler.is_connected and not self.handler.not_allowed:
             return None
         return f"{self.handler.not_allowed or 'Kafka is away'}; steps complete and their events wait"
 

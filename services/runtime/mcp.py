@@ -4,7 +4,6 @@ Such an error shows the id under which the log has more.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from importlib import metadata
 from typing import Any, Final, TypeAlias, TypeVar
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
@@ -22,9 +21,6 @@ Context: TypeAlias = ServerRequestContext[Any, Any]
 Params = TypeVar("Params")
 Result = TypeVar("Result")
 Handler: TypeAlias = Callable[[Context, Params], Awaitable[Result]]
-
-#: The version that MCP servers tell their clients: that of the installed package.
-VERSION: Final = metadata.version("stepstream")
 
 _MESSAGE: Final = (
     "The call failed on the server's side. Nothing that you send differently will help. "

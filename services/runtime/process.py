@@ -28,7 +28,8 @@ from services.runtime.http import health_application, health_routes, problem_of_
 from services.runtime.http_protocol import TimedProtocol
 from services.runtime.refusals import Refusals
 from services.runtime.settings import Settings
-from services.runtime.telemetry import HTTP_CONNECTIONS
+from services.runtime.telemetry import BUILD, HTTP_CONNECTIONS
+from services.runtime.version import VERSION
 
 log = logging.getLogger("stepstream.process")
 
@@ -65,6 +66,7 @@ class Process(abc.ABC, Generic[H_co]):
     """
 
     def __init__(self, service: str, settings: Settings) -> None:
+        BUILD.labels(VERSION).set(1)
         self.service = service
         self.settings = settings
         self.failure: BaseException | None = None

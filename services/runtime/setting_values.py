@@ -65,7 +65,7 @@ def host_and_port(addresses: list[str]) -> list[str]:
         )
     for address in addresses:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not _is_port(port):
             raise ValueError(f"`{address}` is not host:port; several are separated by commas")
     return addresses
 
@@ -104,7 +104,11 @@ def _is_clear(url: str) -> bool:
     hosts = parts.netloc.rpartition("@")[2].split(",")
     ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts]
     is_whole = "@" not in parts.path and not parts.fragment and parts.netloc.count("@") < 2
-    return is_whole and all(port.isdigit() for port in ports if port)
+    return is_whole and all(map(_is_port, filter(None, ports)))
+
+
+def _is_port(text: str) -> bool:
+    return text.isdigit() and len(text) <= 5 and int(text) < 65_536
 
 
 def postgres_url(url: SecretStr) -> SecretStr:

@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+BUILD = Gauge("stepstream_build_info", "1, with the release that runs.", ["version"])
 EVENTS = Counter(
     "stepstream_events", "Events read, by what became of them.", ["service", "outcome"], registry=REGISTRY
 )
@@ -118,6 +119,10 @@ JOURNEYS_WAITING = Gauge(
 )
 JOURNEYS_WAITING_AGE = Gauge(
     "stepstream_journeys_waiting_age_seconds", "How long the first of these journeys has waited."
+)
+TRANSACTION_AGE = Gauge(
+    "stepstream_oldest_transaction_seconds",
+    "How long the oldest transaction in the database has been open, as far as the aggregator has seen it.",
 )
 OUTBOX_SENT = Counter("stepstream_outbox_sent", "Events of the outbox that Kafka acknowledged.")
 OUTBOX_WAITING = Gauge("stepstream_outbox_waiting", "Events in the outbox, counted up to 100,000.")

@@ -1,9 +1,21 @@
 """How counts, times and durations are written in what people read."""
 
+import json
+import re
 from datetime import UTC, datetime
+from typing import Any, Final
 
 #: What has a calendar date, in milliseconds: the beginning of the year 1, and the end of 9999.
 _FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+
+#: What JSON leaves as it is and some terminals obey: DEL, and the controls beyond ASCII.
+_CONTROLS: Final = re.compile("[\x7f-\x9f]")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for programs, and for terminals: no control character is sent as it is."""
+    text = json.dumps(value, default=str, ensure_ascii=False, indent=indent)
+    return _CONTROLS.sub(lambda control: f"\\u{ord(control[0]):04x}", text)
 
 
 def format_time(ms: float | None) -> str:

@@ -202,10 +202,13 @@ async def _find_jwks(issuer: str) -> str:
             is_near = named.rstrip("/") == issuer.rstrip("/")
             which = ", which differs by a slash at the end" if is_near else ""
             reasons.append(f"its metadata names another issuer{which}")
-        elif isinstance(uri, str):
-            return uri
-        else:
+        elif not isinstance(uri, str):
             reasons.append("its metadata names no keys")
+        elif url.scheme == "https" and not uri.lower().startswith("https://"):
+            # Else whoever runs an issuer has us ask any plain HTTP service of the network that we are in.
+            reasons.append("its metadata names keys without TLS")
+        else:
+            return uri
     raise IssuerAwayError(f"the keys of {issuer} cannot be found: {'; '.join(dict.fromkeys(reasons))}")
 
 

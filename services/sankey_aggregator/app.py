@@ -13,7 +13,7 @@ from services.runtime.database import Connection, bounded_beyond_stuck, opened_p
 from services.runtime.migrate import check_migrated
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
-from services.sankey_aggregator import counting
+from services.sankey_aggregator import counting, transactions
 from services.sankey_aggregator.handlers import MARKS_INTERVAL, SERVICE, Aggregator
 
 log = logging.getLogger("stepstream.aggregator")
@@ -33,6 +33,7 @@ class AggregatorShell(ConsumerShell[Aggregator]):
             aggregator = Aggregator(settings, pool, self.pause)
             async with (
                 beside(leave_silent_servers(settings, pool)),
+                beside(transactions.watch(pool)),
                 self.background(functools.partial(_drain_marks, aggregator)),
             ):
                 yield aggregator

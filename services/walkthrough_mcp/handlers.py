@@ -27,8 +27,9 @@ from starlette.requests import Request
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
 from services.runtime.database import Pool
 from services.runtime.database_errors import is_away
-from services.runtime.mcp import VERSION, Context, Faults, exchange_of
+from services.runtime.mcp import Context, Faults, exchange_of
 from services.runtime.telemetry import MCP_CALLS, MCP_SECONDS, MCP_UNDER_WAY
+from services.runtime.version import VERSION
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import (
     CallEffect,

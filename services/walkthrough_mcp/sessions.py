@@ -29,6 +29,7 @@ _FEW: Final = 10
 _NEW_SECONDS: Final = 10.0
 _HEADER: Final = b"mcp-session-id"
 _VERSION: Final = b"mcp-protocol-version"
+_LAST_EVENT: Final = b"last-event-id"
 #: What a message of a session may be, in bytes and in JSON values: a session keeps the last one, and what its
 #: client said of itself, and 60 KB of `{}` take 1.5 MB as objects of Python.
 _MOST_BYTES: Final = 32_768
@@ -246,6 +247,9 @@ class Sessions:
 
     The SDK answers 500 to a request whose session the client deletes meanwhile, and to one that shares its
     JSON-RPC id with a later one. These get 404, as the protocol has it for a session that is gone, and 400.
+
+    Nothing of a stream is kept. A client that would resume one gets a stream from now on: the SDK would not
+    answer at all.
     """
 
     def __init__(self, app: ASGIApp, bounds: Bounds) -> None:
@@ -270,8 +274,10 @@ class Sessions:
         self._running[session] += 1
         if scope["method"] == "DELETE":
             self._deleted.add(session)
+        headers = [(name, value) for name, value in scope["headers"] if name != _LAST_EVENT]
         try:
-            await self._app(scope, receive, self._telling_of(session, scope, receive, send))
+            told = self._telling_of(session, scope, receive, send)
+            await self._app({**scope, "headers": headers}, receive, told)
         except (ClosedResourceError, BrokenResourceError):  # of the session, after the SDK has answered
             if session not in self._deleted:
                 raise

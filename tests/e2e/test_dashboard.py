@@ -3,8 +3,10 @@
 import contextlib
 import re
 import time
+import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +143,21 @@ async def test_a_key_behind_the_address_is_taken_out_of_it(page: Page, api: Api)
     await show(page, api, "")
     await expect(page.get_by_role("heading", name="Walkthroughs of org")).to_be_visible()
     assert "sst_" not in page.url
+
+
+async def test_the_foot_says_which_release_the_server_is(page: Page, api: Api) -> None:
+    """And not the one that the page was built for: a release does not build it anew."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    await show(page, api, "")
+    await expect(page.get_by_role("contentinfo")).to_have_text(f"Stepstream {project['version']}")
+
+    async def of_tomorrow(route: Route) -> None:
+        answer = await route.fetch()
+        await route.fulfill(response=answer, json=await answer.json() | {"version": "9.8.7"})
+
+    await page.route("**/v1/organization", of_tomorrow)
+    await show(page, api, "")
+    await expect(page.get_by_role("contentinfo")).to_have_text("Stepstream 9.8.7")
 
 
 async def test_every_number_of_the_flow_is_what_a_plain_walk_says(page: Page, api: Api, full: World) -> None:

@@ -132,7 +132,7 @@ async def test_produce_ends_when_kafka_stays_away_and_says_up_to_where_it_read(
     assert ended.returncode == 1
     assert "Kafka is away: nothing was sent any more, read up to line" in ended.stderr
     said = json.loads(ended.stdout)
-    assert (said["sent"], said["ended_by"]) == (20, "Kafka is away: nothing was sent any more")
+    assert (said["sent"], said["ended"]) == (20, "Kafka is away: nothing was sent any more")
     assert [item["line"] for item in said["not_sent"]][:20] == list(range(21, 41))
     assert "did not acknowledge it within 2 s" in said["not_sent"][0]["error"]
     whole = tmp_path / "events.ndjson"

@@ -18,6 +18,8 @@ from mcp.client.streamable_http import streamable_http_client
 from services.analytics_api import freshness, live
 from services.analytics_api.freshness import Marks, Newest
 from services.analytics_api.generate import FILE, document
+from services.analytics_api.keys import Grant
+from services.analytics_api.keys import create as make_key
 from services.analytics_api.models import Freshness
 from services.analytics_api.tools import TOOLS
 from services.devstack.processes import free_port
@@ -678,6 +680,8 @@ async def test_every_answer_is_as_the_openapi_document_says(world: World) -> Non
 
     await gather(world, 40)
     api = await world.start_api(api_key_rate="", api_failure_rate="")
+    grant = Grant(may_write=True)
+    api.key = (await make_key(world.db, "org", "reads and writes", None, grant)).text
     loaded = schemathesis.openapi.from_dict(json.loads(document()))
     loaded.config.update(base_url=api.url)
     named = {"walkthrough_id": WALKTHROUGH, "server_id": "srv_1", "session_id": "s_u001", "user_id": "u001"}
@@ -703,7 +707,7 @@ async def test_every_answer_is_as_the_openapi_document_says(world: World) -> Non
         if not operation.path.endswith("/live"):  # that one has no end
             await asyncio.to_thread(tried, operation)
     assert answered[200] > 20, answered
-    assert set(answered) <= {200, 401, 403, 404, 422}, answered
+    assert set(answered) <= {200, 207, 400, 401, 403, 404, 415, 422}, answered
 
 
 # --- the real logs -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -438,6 +439,29 @@ async def test_a_client_that_deletes_its_session_under_a_call_is_no_fault(world:
             assert (await call).status_code in {200, 404}
     assert await metric(service, "stepstream_http_errors_total") == 0
     assert '"error"' not in service.log.read_text()
+
+
+async def test_a_client_that_resumes_a_stream_gets_one_from_now_on(world: World) -> None:
+    """Nothing of a stream is kept, so there is nothing to send again: a client's Last-Event-ID is no fault."""
+    base, service = await mcp_process(world)
+    url = f"{base}/mcp/srv_1"
+    session = await opened(url)
+    resuming = {**session, "accept": "text/event-stream"}
+    async with httpx2.AsyncClient(timeout=PATIENCE) as http:
+        for last in ("1", "no-id-of-ours", "\ufffd".encode()):
+            headers: list[tuple[str | bytes, str | bytes]] = [*resuming.items(), (b"last-event-id", last)]
+            async with http.stream("GET", url, headers=headers) as stream:
+                assert stream.status_code == 200, await stream.aread()
+                assert stream.headers["content-type"].startswith("text/event-stream")
+            # The SDK lets go of the stream once it sees that the client has.
+            await eventually(partial(_is_free, http, url, resuming), "the session has no stream")
+    assert await metric(service, "stepstream_http_errors_total") == 0
+    assert '"error"' not in service.log.read_text()
+
+
+async def _is_free(http: httpx2.AsyncClient, url: str, headers: dict[str, str]) -> bool:
+    async with http.stream("GET", url, headers=headers) as stream:
+        return stream.status_code == 200
 
 
 async def test_requests_of_a_session_that_share_an_id_are_no_fault(world: World) -> None:

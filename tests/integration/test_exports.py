@@ -81,9 +81,9 @@ class Gate:
                 await self.wait()
             if user and self.fail_with is not None:
                 raise self.fail_with
-            rows = await read(store, context, user, arguments)
+            rows, following = await read(store, context, user, arguments)
             self.pages.append(len(rows))
-            return rows
+            return rows, following
 
         async def go_on_gated(export: Export, after: str) -> Any:
             if not self.is_narrow:
@@ -110,6 +110,40 @@ class Gate:
 def streamed(api: Api, accept: str = "text/csv") -> Any:
     headers = {"Authorization": f"Bearer {api.key}", "Accept": accept}
     return api.http.stream("GET", f"/v1/{WT}/journeys", headers=headers)
+
+
+async def test_a_segments_people_come_a_page_of_everybody_at_a_time(
+    crowded: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all began with is not found out anew for each page."""
+    gate = Gate(monkeypatch)
+    gate.open.set()
+    await crowded.db.execute(
+        "insert into mcp_session_clients select mcp_server_session_id, 'third', '1' from mcp_server_session"
+        " where right(mcp_server_user_id, 1) in ('3', '6', '9') and mcp_server_session_id like 's_p%'"
+    )
+    try:
+        api = await crowded.start_api()
+        everybody = {
+            r["p"]
+            for r in await crowded.db.fetch(
+                "select distinct mcp_server_user_id as p from walkthrough_step_completions"
+            )
+        }
+        thirds = {person for person in everybody if person[-1] in "369"}
+        for segment, wanted in (
+            ("agent:third", thirds),
+            ("agent:", everybody - thirds),
+            ("agent:nobody", set()),
+        ):
+            gate.pages.clear()
+            rows = await table(api, segment=segment)
+            assert len(rows) == len(wanted)
+            assert {row["mcp_server_user_id"] for row in rows} == wanted
+            assert len(gate.pages) == -(-PEOPLE // PAGE)
+            assert sum(gate.pages) == len(wanted)
+    finally:
+        await crowded.db.execute("delete from mcp_session_clients")
 
 
 async def test_the_whole_list_comes_as_sql_has_it_in_pages_and_a_page_that_is_asked_for_stays_one(

@@ -54,6 +54,8 @@ from tests.support.world import (
 )
 
 pytestmark = pytest.mark.integration
+#: What no transaction of a service takes by far, in seconds.
+_MOMENT_SECONDS = 8.0
 
 PEOPLE = ["ann", "bob", "cat", "dan"]
 
@@ -474,6 +476,34 @@ async def test_a_transaction_that_stays_open_is_named(world: World, monkeypatch:
         assert json.loads((await world.invoke("status", "-o", "json")).stdout)["old_snapshots"] == []
     finally:
         await other.close()
+
+
+async def test_how_long_the_oldest_transaction_has_been_open_is_a_metric(world: World) -> None:
+    """Whoever has it, and although the aggregator's role is not told since when others have theirs."""
+    age = "stepstream_oldest_transaction_seconds"
+    # The aggregator's connections are of a moment; a transaction of another test's database is none of ours.
+    aggregator = await world.start(AGGREGATOR).ready()
+
+    async def is_seen() -> bool:
+        return await metric(aggregator, age) > _MOMENT_SECONDS
+
+    async def is_forgotten() -> bool:
+        return await metric(aggregator, age) < _MOMENT_SECONDS
+
+    async with world.connection() as other:
+        await other.execute("begin isolation level repeatable read; select count(*) from sankey_endings")
+        may_see = "select xact_start from pg_stat_activity where pid = $1"
+        mine = await asyncpg.connect(as_role(world.settings.dsn, AGGREGATOR, world.base))
+        try:
+            assert await mine.fetchval(may_see, other.get_server_pid()) is None
+        finally:
+            await mine.close()
+        await eventually(is_seen, "the metric shows it")
+        await other.execute("rollback")
+        await eventually(is_forgotten, "the metric shows none")
+    async with forgotten(world, "lock table dead_letters_handled in share mode"):
+        await eventually(is_seen, "the metric shows one that was prepared")
+    await eventually(is_forgotten, "the metric shows none")
 
 
 @contextlib.asynccontextmanager

@@ -139,7 +139,7 @@ async def test_whoever_ends_produce_is_told_what_was_sent(
     assert json.loads(out) == {
         "sent": 50,
         "not_sent": [],
-        "ended_by": f"ended by {number.name}",
+        "ended": f"ended by {number.name}",
         "read_to": "line 50",
     }
     assert "50 events sent and acknowledged" in err

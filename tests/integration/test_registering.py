@@ -12,7 +12,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from services.analytics_api.keys import Grant
+from services.analytics_api.keys import Grant, revoke
 from services.analytics_api.keys import create as make_key
 from services.analytics_api.registering import (
     OwnSession,
@@ -25,6 +25,7 @@ from services.analytics_api.registering import (
 )
 from tests.integration.test_locks import locked
 from tests.support.agents import agent
+from tests.support.proxy import proxied
 from tests.support.world import API, PATIENCE, Api, World, completed
 
 pytestmark = pytest.mark.integration
@@ -605,3 +606,58 @@ async def test_what_somebody_has_locked_is_to_be_sent_again_and_nothing_is_taken
         assert (busy.status_code, busy.headers["Retry-After"]) == (503, "5")
         assert await world.db.fetchval("select count(*) from registered_people") == 0
     assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200
+
+
+async def test_with_the_database_away_nothing_is_taken_and_it_can_be_sent_again(world: World) -> None:
+    """Figures are read elsewhere all the while; the API need not be restarted."""
+    await world.offer()
+    key = await key_of(world, WRITES)
+    direct = world.settings_of(API).dsn
+    async with proxied(direct) as (proxy, url):
+        api = await world.start_api(database_url=url, api_database_url=direct)
+        await proxy.refuse()
+        for path, item in (("people", {"distinct_id": "u-1"}), ("sessions", {"session_id": "s-1"})):
+            away = await post(api, path, item, key)
+            assert (away.status_code, away.headers["Retry-After"]) == (503, "2"), away.text
+        assert await api.get("organization")
+        await proxy.listen()
+        assert (await post(api, "people", {"distinct_id": "u-1"}, key)).status_code == 200
+        proxy.cut()
+        again = await post(api, "people", {"distinct_id": "u-1"}, key)
+        assert again.status_code in {200, 503}
+        (result,) = (await post(api, "people", {"distinct_id": "u-1"}, key)).json()["results"]
+        assert not result["created"]
+    assert await world.db.fetchval("select count(*) from registered_people") == 1
+
+
+async def test_a_body_is_not_read_for_who_may_not_write(world: World) -> None:
+    """Nor judged: neither a key that is not good nor one that reads learns what is wrong with it."""
+    await world.offer()
+    api = await world.start_api(api_failure_rate="")
+    gone = await make_key(world.db, "org", "gone", None, WRITES)
+    assert (await post(api, "people", {"distinct_id": "u-1"}, gone.text)).status_code == 200
+    await revoke(world.db, gone.id)
+    for path in ("people", "sessions", "events"):
+        for key, status in ((gone.text, 401), ("sst_nobody_knows", 401), (api.key, 403)):
+            answer = await post(api, path, b"{" * 100, key, **{"Content-Type": "application/json"})
+            assert (answer.status_code, answer.headers["Content-Type"]) == (
+                status,
+                "application/problem+json",
+            )
+
+
+async def test_writing_uses_up_no_rate_of_reading(world: World) -> None:
+    await world.offer()
+    api = await world.start_api(api_key_rate="3/minute", api_write_rate="5/minute")
+    key = await key_of(world, BOTH)
+    for number in range(5):
+        assert (await post(api, "people", {"distinct_id": f"u-{number}"}, key)).status_code == 200
+    assert (await post(api, "people", {"distinct_id": "u-5"}, key)).status_code == 429
+    assert [(await api.ask("organization", key=key)).status_code for _ in range(4)] == [200, 200, 200, 429]
+    other = await key_of(world, BOTH)
+    large = [{"distinct_id": f"v-{number}"} for number in range(5)]
+    assert (await post(api, "people", large, other)).status_code == 200, (
+        "an organization may write twice as much"
+    )
+    third = await key_of(world, BOTH)
+    assert (await post(api, "people", large[:1], third)).status_code == 429, "but no more"

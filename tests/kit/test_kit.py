@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import pytest
 
 from schemas.generate import FOLDER
-from tests.kit.catalogue import KIT_CLIENTS, NAMES, TOOLS, KitClient
+from tests.kit.catalogue import KIT_CLIENTS, NEEDS, TOOLS, KitClient, installed
 from tests.support.world import World
 
 pytestmark = pytest.mark.integration
@@ -89,16 +88,13 @@ async def wide(addresses: tuple[str, str], template: str) -> AsyncIterator[World
 
 
 @pytest.fixture(params=KIT_CLIENTS, ids=str)
-async def kit(request: pytest.FixtureRequest, wide: World, tmp_path: Path) -> Kit:
+async def kit(request: pytest.FixtureRequest, wide: World) -> Kit:
     client: KitClient = request.param
     if missing := client.missing():
         if os.environ.get("STEPSTREAM_CLIENTS") == "all":
             pytest.fail(f"{client}: {missing}")
         pytest.skip(f"{client}: {missing}")
-    folder = tmp_path / "kit"
-    shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
-    await asyncio.to_thread(client.prepare, folder)
-    return Kit(folder, client, wide)
+    return Kit(await asyncio.to_thread(installed, client), client, wide)
 
 
 async def counted(world: World) -> set[str]:
@@ -151,11 +147,11 @@ def told(letters: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_the_page_has_every_client_and_installs_the_version_that_is_tried() -> None:
-    assert [client.name for client in KIT_CLIENTS] == list(NAMES)
+    assert [client.name for client in KIT_CLIENTS] == list(NEEDS)
     pom = (FOLDER / "clients" / "pom.xml").read_text("utf-8")
     for client in KIT_CLIENTS:
         installs = pom if client.name == "Java" else client.install
-        assert client.version() in installs, f"{client}: {client.install}"
+        assert client.needs.version() in installs, f"{client}: {client.install}"
 
 
 async def test_examples_count_where_kafka_puts_them_and_first_mistakes_are_explained(kit: Kit) -> None:

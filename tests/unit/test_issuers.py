@@ -137,3 +137,28 @@ async def test_a_key_that_is_known_waits_for_nobody_and_one_that_is_not_is_looke
     with pytest.raises(jwt.PyJWTError):
         await issuers.key(good, other)
     assert len(site.read) == 4, "the keys, and where they are now"
+
+
+@pytest.mark.parametrize(
+    ("issuer", "keys", "is_found"),
+    [
+        ("https://a.example", "https://keys.example/k", True),
+        ("https://a.example", "HTTPS://keys.example/k", True),
+        ("https://a.example", "http://169.254.169.254/latest", False),
+        ("https://a.example", "file:///etc/passwd", False),
+        ("https://a.example", "//a.example/k", False),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1/k", True),
+    ],
+)
+async def test_an_issuer_with_tls_leads_to_no_keys_without(
+    monkeypatch: pytest.MonkeyPatch, issuer: str, keys: str, is_found: bool
+) -> None:
+    async def read(_: object) -> dict[str, object]:
+        return {"issuer": issuer, "jwks_uri": keys}
+
+    monkeypatch.setattr(tokens, "_read", read)
+    if is_found:
+        assert await tokens._find_jwks(issuer) == keys
+        return
+    with pytest.raises(IssuerAwayError, match="keys without TLS"):
+        await tokens._find_jwks(issuer)

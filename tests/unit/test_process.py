@@ -1,7 +1,14 @@
 """The process around a service: how it ends."""
 
 import asyncio
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 from typing import Any
+
+from prometheus_client import generate_latest
 
 from services.runtime.process import Process
 from services.runtime.settings import Settings
@@ -27,3 +34,13 @@ async def test_all_that_is_in_hand_shares_the_time_to_drain() -> None:
     async with process.beside(asyncio.Event().wait), process.beside(asyncio.Event().wait):
         assert process.seconds_to_drain == 0.1
     assert process.seconds_to_drain == 0
+
+
+def test_which_release_runs_is_told_by_metrics_and_by_the_command_line() -> None:
+    """As pyproject.toml says it, which is the one place where it stands."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    Nothing("test", SETTINGS)
+    told = re.findall(r"^stepstream_build_info(.*) 1.0$", generate_latest().decode(), re.MULTILINE)
+    assert told == [f'{{version="{project["version"]}"}}']
+    done = subprocess.run([sys.executable, "-m", "stepstream", "--version"], check=True, capture_output=True)
+    assert done.stdout.decode() == f"stepstream {project['version']}\n"

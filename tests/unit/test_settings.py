@@ -38,6 +38,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "postgresql://u:se@cret@h:5432/db",
         "postgresql://u:p@se/cret#@h:5432/db",
         "postgresql://u:secret@h:5432x/db",
+        "postgresql://u:secret@h:99999/db",
         "postgresql://u:secret@h/db?sslmode",
     ],
 )

@@ -93,8 +93,14 @@ function Dashboard({ api, leave }: { api: Api; leave: (why: string) => void }): 
           </>
         )}
       </main>
+      <Release version={overview.data?.version ?? ""} />
     </>
   );
+}
+
+/** Which release answers: it says so itself, so that the page need not be built for it. */
+function Release(props: { version: string }): JSX.Element {
+  return <footer class="release">{props.version && `Stepstream ${props.version}`}</footer>;
 }
 
 function useSummary(api: Api, view: View, tick: number) {

@@ -439,6 +439,74 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/people": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * People
+         * @description Registers people by ids of your own, so that events may name them. It is safe to repeat.
+         *
+         *     The same id of another organization is another person. Whoever came to one of the organization's servers
+         *     under that tracking id is the one that is meant.
+         */
+        post: operations["people_v1_people_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Sessions
+         * @description Registers sessions by ids of your own, so that events may name them. It is safe to repeat.
+         *
+         *     A session is at one server, and one person's, or nobody's yet; once it is somebody's it stays theirs.
+         */
+        post: operations["sessions_v1_sessions_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Events
+         * @description Takes events as they are in Kafka; answered once they are safe. It is safe to repeat, by `event_id`.
+         *
+         *     Ids of your own, `distinct_id` and `session_id`, may stand for `mcp_server_user_id` and
+         *     `mcp_server_session_id`; `mcp_server_id` may be left out where the key, or its organization, has just one.
+         */
+        post: operations["events_v1_events_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -952,6 +1020,30 @@ export interface components {
             mcp_server_session_id: string;
         };
         /**
+         * EventResult
+         * @description What became of one event.
+         */
+        EventResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Event Id */
+            event_id?: string | null;
+        };
+        /**
          * EventSource
          * @description Who sends events.
          *
@@ -995,6 +1087,23 @@ export interface components {
              * @description What its producer should change of that: events without it are counted exactly, but those of a person may come out of order.
              */
             hints: string[];
+        };
+        /**
+         * EventsResults
+         * @description What became of a batch of events.
+         */
+        EventsResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /**
+             * Through
+             * @description Where the accepted ones are: all in Kafka; or some in the outbox, from which they follow once Kafka is back.
+             */
+            through: ("kafka" | "outbox") | null;
+            /** Results */
+            results: components["schemas"]["EventResult"][];
         };
         /**
          * Finding
@@ -1314,6 +1423,27 @@ export interface components {
             newest_event_at: number | null;
         };
         /**
+         * ItemProblem
+         * @description Why an item was refused.
+         */
+        ItemProblem: {
+            /**
+             * Class
+             * @description What kind of problem it is.
+             */
+            class: string;
+            /**
+             * Field
+             * @description The field that is wrong, where it is one.
+             */
+            field?: string | null;
+            /**
+             * Message
+             * @description What is wrong with it.
+             */
+            message: string;
+        };
+        /**
          * Journey
          * @description Somebody's journey, as the view shows it.
          */
@@ -1497,6 +1627,11 @@ export interface components {
             servers: components["schemas"]["Server"][];
             /** Walkthroughs */
             walkthroughs: components["schemas"]["OverviewWalkthrough"][];
+            /**
+             * Version
+             * @description The release of Stepstream that answers.
+             */
+            version: string;
             freshness: components["schemas"]["Freshness"];
         };
         /**
@@ -1647,6 +1782,18 @@ export interface components {
             share: number | null;
         };
         /**
+         * PeopleResults
+         * @description What became of a batch of people.
+         */
+        PeopleResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /** Results */
+            results: components["schemas"]["PersonResult"][];
+        };
+        /**
          * Period
          * @description UTC days on which journeys began.
          */
@@ -1662,6 +1809,37 @@ export interface components {
              * @description The last day.
              */
             until: string;
+        };
+        /**
+         * PersonResult
+         * @description What became of one person.
+         */
+        PersonResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Distinct Id */
+            distinct_id?: string | null;
+            /** Mcp Server User Id */
+            mcp_server_user_id?: string | null;
+            /**
+             * Created
+             * @description False where they were known before.
+             */
+            created?: boolean | null;
         };
         /**
          * RefusedClass
@@ -2188,6 +2366,49 @@ export interface components {
             /** Events */
             events: components["schemas"]["Event"][];
             freshness: components["schemas"]["Freshness"];
+        };
+        /**
+         * SessionResult
+         * @description What became of one session.
+         */
+        SessionResult: {
+            /**
+             * Index
+             * @description Which item of the batch it was, from 0.
+             */
+            index: number;
+            /**
+             * Line
+             * @description Of NDJSON, its line, from 1.
+             */
+            line?: number | null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "accepted" | "refused";
+            error?: components["schemas"]["ItemProblem"] | null;
+            /** Session Id */
+            session_id?: string | null;
+            /** Mcp Server Session Id */
+            mcp_server_session_id?: string | null;
+            /**
+             * Created
+             * @description False where it was there before.
+             */
+            created?: boolean | null;
+        };
+        /**
+         * SessionsResults
+         * @description What became of a batch of sessions.
+         */
+        SessionsResults: {
+            /** Accepted */
+            accepted: number;
+            /** Refused */
+            refused: number;
+            /** Results */
+            results: components["schemas"]["SessionResult"][];
         };
         /**
          * Step
@@ -8120,6 +8341,1707 @@ export interface operations {
                 };
             };
             /** @description The database is away, or the question takes too long */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    people_v1_people_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters.
+                     */
+                    distinct_id: string;
+                } | {
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters.
+                     */
+                    distinct_id: string;
+                }[] | {
+                    people: {
+                        /**
+                         * Distinct Id
+                         * @description Your own id of a person: 1 to 200 printable characters.
+                         */
+                        distinct_id: string;
+                    }[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PeopleResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    sessions_v1_sessions_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": {
+                    /**
+                     * Session Id
+                     * @description Your own id of the session: 1 to 200 printable characters.
+                     */
+                    session_id: string;
+                    /**
+                     * Server
+                     * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                     */
+                    server?: string | null;
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                     */
+                    distinct_id?: string | null;
+                    /**
+                     * Mcp Server User Id
+                     * @description Whose it is, by the id here, in place of `distinct_id`.
+                     */
+                    mcp_server_user_id?: string | null;
+                    /** Title */
+                    title?: string | null;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     */
+                    started_at?: number | null;
+                } | {
+                    /**
+                     * Session Id
+                     * @description Your own id of the session: 1 to 200 printable characters.
+                     */
+                    session_id: string;
+                    /**
+                     * Server
+                     * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                     */
+                    server?: string | null;
+                    /**
+                     * Distinct Id
+                     * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                     */
+                    distinct_id?: string | null;
+                    /**
+                     * Mcp Server User Id
+                     * @description Whose it is, by the id here, in place of `distinct_id`.
+                     */
+                    mcp_server_user_id?: string | null;
+                    /** Title */
+                    title?: string | null;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     */
+                    started_at?: number | null;
+                }[] | {
+                    sessions: {
+                        /**
+                         * Session Id
+                         * @description Your own id of the session: 1 to 200 printable characters.
+                         */
+                        session_id: string;
+                        /**
+                         * Server
+                         * @description The server's slug or id; to leave out where the key, or its organization, has one.
+                         */
+                        server?: string | null;
+                        /**
+                         * Distinct Id
+                         * @description Your own id of a person: 1 to 200 printable characters. They are known already, unless the key may register.
+                         */
+                        distinct_id?: string | null;
+                        /**
+                         * Mcp Server User Id
+                         * @description Whose it is, by the id here, in place of `distinct_id`.
+                         */
+                        mcp_server_user_id?: string | null;
+                        /** Title */
+                        title?: string | null;
+                        /**
+                         * Started At
+                         * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                         */
+                        started_at?: number | null;
+                    }[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionsResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+        };
+    };
+    events_v1_events_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": ({
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-completed";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The completed step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Completed At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    completed_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "walkthrough-started";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    started_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-skipped";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The skipped step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Skipped At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    skipped_at: number;
+                    /**
+                     * Reason
+                     * @description Why, in the words of who skipped it.
+                     */
+                    reason?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-shown";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The step that was shown; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Shown At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    shown_at: number;
+                    /**
+                     * Version
+                     * @description Which version of the step's content.
+                     */
+                    version?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                }) | ({
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-completed";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The completed step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Completed At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    completed_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "walkthrough-started";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Started At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    started_at: number;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-skipped";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The skipped step; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Skipped At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    skipped_at: number;
+                    /**
+                     * Reason
+                     * @description Why, in the words of who skipped it.
+                     */
+                    reason?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                } | {
+                    /**
+                     * Type
+                     * @constant
+                     */
+                    type: "step-shown";
+                    /**
+                     * Event Id
+                     * @description A UUID, the same in every copy of the event; version 7 is best.
+                     */
+                    event_id: string;
+                    /**
+                     * Mcp Server User Id
+                     * @description Who; also the key of the Kafka record.
+                     */
+                    mcp_server_user_id?: string;
+                    /** Walkthrough Id */
+                    walkthrough_id: string;
+                    /**
+                     * Step Id
+                     * @description The step that was shown; it belongs to the walkthrough.
+                     */
+                    step_id: string;
+                    /**
+                     * Mcp Server Id
+                     * @description The MCP server that led the person here.
+                     */
+                    mcp_server_id?: string;
+                    /** Mcp Server Session Id */
+                    mcp_server_session_id?: string;
+                    /**
+                     * Shown At
+                     * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                     */
+                    shown_at: number;
+                    /**
+                     * Version
+                     * @description Which version of the step's content.
+                     */
+                    version?: string | null;
+                    /**
+                     * Metadata
+                     * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                     */
+                    metadata?: {
+                        [key: string]: unknown;
+                    } | null;
+                    /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                    distinct_id?: string;
+                    /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                    session_id?: string;
+                })[] | {
+                    events: ({
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-completed";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The completed step; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Completed At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        completed_at: number;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "walkthrough-started";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Started At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        started_at: number;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-skipped";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The skipped step; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Skipped At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        skipped_at: number;
+                        /**
+                         * Reason
+                         * @description Why, in the words of who skipped it.
+                         */
+                        reason?: string | null;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    } | {
+                        /**
+                         * Type
+                         * @constant
+                         */
+                        type: "step-shown";
+                        /**
+                         * Event Id
+                         * @description A UUID, the same in every copy of the event; version 7 is best.
+                         */
+                        event_id: string;
+                        /**
+                         * Mcp Server User Id
+                         * @description Who; also the key of the Kafka record.
+                         */
+                        mcp_server_user_id?: string;
+                        /** Walkthrough Id */
+                        walkthrough_id: string;
+                        /**
+                         * Step Id
+                         * @description The step that was shown; it belongs to the walkthrough.
+                         */
+                        step_id: string;
+                        /**
+                         * Mcp Server Id
+                         * @description The MCP server that led the person here.
+                         */
+                        mcp_server_id?: string;
+                        /** Mcp Server Session Id */
+                        mcp_server_session_id?: string;
+                        /**
+                         * Shown At
+                         * @description Milliseconds since the epoch, written without fraction or exponent; from 2000-01-01 on, at most 24 hours ahead of the consumer's clock.
+                         */
+                        shown_at: number;
+                        /**
+                         * Version
+                         * @description Which version of the step's content.
+                         */
+                        version?: string | null;
+                        /**
+                         * Metadata
+                         * @description Free JSON, at most 8 KiB as compact UTF-8, without NUL characters. It is not kept.
+                         */
+                        metadata?: {
+                            [key: string]: unknown;
+                        } | null;
+                        /** @description Your own id of the person, in place of `mcp_server_user_id`. */
+                        distinct_id?: string;
+                        /** @description Your own id of the session, in place of `mcp_server_session_id`. */
+                        session_id?: string;
+                    })[];
+                };
+                "application/jsonl": string;
+                "application/ndjson": string;
+                "application/x-ndjson": string;
+            };
+        };
+        responses: {
+            /** @description All are accepted. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description Some are refused; the others are accepted all the same. */
+            207: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description The body is no JSON as a whole, or has no items; nothing was taken */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description No key, or none that is good */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The key may read alone */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The body, or what it decompresses to, is too large; nothing was taken */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Neither JSON nor NDJSON, or compressed in a way that is not known */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description All are refused. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EventsResults"];
+                };
+            };
+            /** @description Too much in too short a time; nothing was taken */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description A fault of ours; the log has more under the request id */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description Nothing may be written there, as at a replica */
+            501: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /**
+                         * Type
+                         * @default about:blank
+                         */
+                        type: string;
+                        /** Title */
+                        title: string;
+                        /** Status */
+                        status: number;
+                        /** Detail */
+                        detail: string;
+                        /**
+                         * Errors
+                         * @description Of parameters: `where` each is, and `what` is wrong with it.
+                         */
+                        errors?: {
+                            [key: string]: string;
+                        }[] | null;
+                        /**
+                         * Request Id
+                         * @description Of a fault of ours: what the log names it by, as in `X-Request-Id`.
+                         */
+                        request_id?: string | null;
+                    };
+                };
+            };
+            /** @description The database is away, or somebody has locked what this needs; to send it again is safe */
             503: {
                 headers: {
                     [name: string]: unknown;

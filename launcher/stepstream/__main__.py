@@ -1,0 +1,5 @@
+"""`python -m stepstream` is `stepstream`."""
+
+from stepstream import main
+
+main()
