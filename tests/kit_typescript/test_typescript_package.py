@@ -1,10 +1,16 @@
 """What the README of the TypeScript client shows, as it stands there: compiled strictly, and run."""
 
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
 import pytest
 
 from services.analytics_api.keys import Grant
 from tests.kit_typescript.conftest import Project, address_of, kafka_of, snippets
-from tests.support.world import World
+from tests.support.browser import chromium, needs_chromium
+from tests.support.world import World, completed
 
 pytestmark = pytest.mark.integration
 
@@ -99,3 +105,49 @@ async def test_by_kafka(world: World, project: Project) -> None:
     assert list(await world.completions()) == [(user, STEPS[0])]
     await world.assert_exact()
     assert [service.terminate() for service in services] == [0, 0]
+
+
+_PAGE = """<!doctype html>
+<meta http-equiv="Content-Security-Policy" content="script-src 'self' 'unsafe-inline'">
+<script type="importmap">{"imports": {
+  "@stepstream/client": "/node_modules/@stepstream/client/dist/index.js",
+  "is-network-error": "/node_modules/is-network-error/index.js",
+  "p-retry": "/node_modules/p-retry/index.js",
+  "uuid": "/node_modules/uuid/dist/index.js"
+}}</script>"""
+_SENDS = """async ([options, events]) => {
+  const { createHttpClient } = await import("@stepstream/client");
+  return await createHttpClient(options).send(events);
+}"""
+
+
+@pytest.fixture
+def origin(project: Project) -> Iterator[str]:
+    """A server of pages, which has the project's folder and a page that may make no code from text."""
+    (project.folder / "index.html").write_text(_PAGE, "utf-8")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=project.folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@needs_chromium
+async def test_a_page_of_another_origin_sends_as_well(world: World, origin: str) -> None:
+    """Compressed, where the origin is allowed."""
+    await world.offer()
+    await world.people(["p"])
+    api = await world.start_api(api_allowed_origins=origin)
+    address = await address_of(world, api, WRITES)
+    options = {"url": address["STEPSTREAM_URL"], "key": address["STEPSTREAM_KEY"]}
+    events = [completed("p", step, at) for at, step in enumerate("abcde")]
+    async with chromium() as browser:
+        page = await browser.new_page()
+        await page.goto(origin)
+        said = await page.evaluate(_SENDS, [options, events])
+    assert (said["accepted"], said["through"]) == (5, "kafka")
+    assert len(await world.events()) == 5
