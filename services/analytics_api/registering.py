@@ -88,7 +88,7 @@ def problem_of_own_id(text: str) -> str | None:
     if not 1 <= len(text) <= MOST_OWN_ID:
         return f"it has 1 to {MOST_OWN_ID} characters"
     if not text.isprintable():
-        return "it holds no control characters"
+        return "it holds printable characters alone: no control characters, and none that are not seen"
     return None
 
 
