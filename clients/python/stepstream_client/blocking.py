@@ -7,9 +7,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from stepstream_client.buffering import Accepted, Buffered, OnFailure, Verdict, log_failure
 from stepstream_client.contract import TOPIC
@@ -20,6 +20,7 @@ from stepstream_client.http import AsyncHttpProducer, Person, RegisteredSession,
 if TYPE_CHECKING:
     from stepstream_client.kafka import AsyncProducer
 
+_STOP_SECONDS: Final = 5.0
 _P = TypeVar("_P", bound=Buffered)
 _T = TypeVar("_T")
 _open: "weakref.WeakSet[Blocking[Any]]" = weakref.WeakSet()
@@ -43,6 +44,7 @@ class _Loop(Generic[_P]):
         return self.submit(work).result()
 
     def stop(self) -> None:
+        self.run(_cancel_the_rest())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
@@ -99,8 +101,11 @@ class Blocking(Generic[_P]):
 
     def flush(self) -> None:
         """Waits until nothing is on its way: each event is acknowledged, or its failure was told."""
-        if (running := self._running) is not None:
-            running.run(running.producer.flush())
+        with self._lock:
+            if (running := self._running) is None:
+                return
+            flushed = running.submit(running.producer.flush())
+        flushed.result()
 
     def close(self, within: float | None = None) -> None:
         """Waits as `flush` does, and ends the thread; it may be called again.
@@ -122,23 +127,43 @@ class Blocking(Generic[_P]):
         self.close()
 
     def _submit(self, event: Prepared) -> "Future[Accepted]":
-        running = self._started()
         self._room.acquire()
-        out = running.submit(running.producer.send_prepared(event))
+        try:
+            out = self._begin(lambda producer: producer.send_prepared(event))
+        except BaseException:
+            self._room.release()
+            raise
         out.add_done_callback(lambda _: self._room.release())
         return out
 
-    def _tell(self, event_id: str, out: "Future[Accepted]") -> None:
-        if not out.cancelled() and isinstance(error := out.exception(), ClientError):
-            self._on_failure(event_id, error)
+    def _begin(self, work: Callable[[_P], Coroutine[Any, Any, _T]]) -> "Future[_T]":
+        """Begins work of the producer: before `close` ends it, or not at all.
 
-    def _started(self) -> _Loop[_P]:
+        Raises:
+            ProducerClosed: it was closed.
+        """
         with self._lock:
             if self._closed:
                 raise ProducerClosed("the producer is closed")
             if self._running is None:
                 self._running = _Loop(self._make())
-            return self._running
+            return self._running.submit(work(self._running.producer))
+
+    def _wait(self, work: Callable[[_P], Coroutine[Any, Any, _T]]) -> _T:
+        """Does work of the producer, and returns what comes of it.
+
+        Raises:
+            ProducerClosed: it was closed, before or meanwhile.
+        """
+        begun = self._begin(work)
+        try:
+            return begun.result()
+        except CancelledError:
+            raise ProducerClosed("the producer was closed meanwhile") from None
+
+    def _tell(self, event_id: str, out: "Future[Accepted]") -> None:
+        if not out.cancelled() and isinstance(error := out.exception(), ClientError):
+            self._on_failure(event_id, error)
 
     def _begin_anew(self) -> None:
         """Also after a fork: the thread, its connections and who held the lock stayed with the parent."""
@@ -199,13 +224,11 @@ class HttpProducer(Blocking[AsyncHttpProducer]):
 
     def register_people(self, distinct_ids: Iterable[str]) -> list[Person | Refused]:
         """As that of `AsyncHttpProducer`."""
-        running = self._started()
-        return running.run(running.producer.register_people(distinct_ids))
+        return self._wait(lambda producer: producer.register_people(distinct_ids))
 
     def register_sessions(self, sessions: Iterable[Session]) -> list[RegisteredSession | Refused]:
         """As that of `AsyncHttpProducer`."""
-        running = self._started()
-        return running.run(running.producer.register_sessions(sessions))
+        return self._wait(lambda producer: producer.register_sessions(sessions))
 
 
 def _verdict(out: "Future[Accepted]") -> Verdict:
@@ -213,6 +236,15 @@ def _verdict(out: "Future[Accepted]") -> Verdict:
         return out.result()
     except ClientError as error:
         return error
+
+
+async def _cancel_the_rest() -> None:
+    """Ends what still runs on a loop that is about to stop, so that no thread waits for it for ever."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest, timeout=_STOP_SECONDS)
 
 
 def _close_all() -> None:

@@ -171,3 +171,8 @@ def settle(out: asyncio.Future[Accepted], verdict: Verdict) -> None:
         out.set_exception(verdict)
     else:
         out.set_result(verdict)
+
+
+def unforeseen(problem: BaseException, event_id: str) -> NotAcknowledged:
+    """What becomes of an event when something went wrong that nobody thought of."""
+    return NotAcknowledged(f"something went wrong: {type(problem).__name__} {problem}".strip(), event_id)

@@ -14,7 +14,7 @@ import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay
 from tenacity.wait import wait_random_exponential
 
-from stepstream_client.buffering import Accepted, Buffered, OnFailure, Verdict, settle
+from stepstream_client.buffering import Accepted, Buffered, OnFailure, Verdict, settle, unforeseen
 from stepstream_client.contract import Rejection, encode
 from stepstream_client.errors import InvalidEvent, NotAcknowledged, NotAllowed, NotInTime, Refused
 from stepstream_client.events import Prepared
@@ -118,7 +118,7 @@ class Api:
     async def _once(self, path: str, body: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
         try:
             answer = await self._http.post(path, content=body, headers=headers)
-        except (httpx2.TransportError, OSError) as problem:
+        except (httpx2.RequestError, OSError) as problem:
             raise _TryAgain(f"{type(problem).__name__} {problem}".strip()) from None
         if answer.status_code in _AGAIN:
             raise _TryAgain(_problem(answer), _retry_after(answer))
@@ -250,18 +250,25 @@ class AsyncHttpProducer(Buffered):
     async def _post(self, batch: Sequence[tuple[Prepared, asyncio.Future[Accepted]]]) -> None:
         try:
             answer = await self._api.post("/v1/events", b"[" + b",".join(e.value for e, _ in batch) + b"]")
+            results = {r.get("index"): r for r in answer["results"] if isinstance(r, dict)}
+            through = str(answer.get("through", "kafka"))
+            for index, (event, out) in enumerate(batch):
+                settle(out, _verdict(event, results.get(index), through))
         except NotAcknowledged as problem:
             for event, out in batch:
                 settle(out, type(problem)(problem.reason, event.event_id))
-            return
-        results = {r.get("index"): r for r in answer["results"] if isinstance(r, dict)}
-        through = str(answer.get("through", "kafka"))
-        for index, (event, out) in enumerate(batch):
-            settle(out, _verdict(event, results.get(index), through))
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nobody is to wait for ever
+            for event, out in batch:
+                settle(out, unforeseen(problem, event.event_id))
 
     async def _end(self) -> None:
-        for post in set(self._posts):
-            post.cancel()
+        self._waiting.clear()
+        ending = [*self._posts]
+        if self._dispatching is not None:  # before the posts, as it would go on once they have ended
+            ending.insert(0, self._dispatching)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._api.close()
 
 

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
-from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle
+from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle, unforeseen
 from stepstream_client.contract import TOPIC
 from stepstream_client.errors import ClientError, NotAcknowledged, NotInTime
 from stepstream_client.events import Prepared, require_platform_ids
@@ -139,7 +139,7 @@ class AsyncProducer(Buffered):
     async def _try(self, flight: _Flight) -> None:
         """Gives an event to aiokafka; where that fails now, it is tried again, or given up."""
         if self._http is not None and asyncio.get_running_loop().time() < self._away_until:
-            self._start(self._give_up(flight))
+            self._start(self._give_up(flight), flight)
             return
         try:
             async with asyncio.timeout_at(flight.deadline), self._in_order:
@@ -152,7 +152,7 @@ class AsyncProducer(Buffered):
                 )
         except (KafkaError, OSError, TimeoutError) as problem:
             if _may_pass(problem):
-                self._start(self._again(flight))
+                self._start(self._again(flight), flight)
             else:
                 settle(flight.out, _refused(flight.event, problem))
             return
@@ -194,7 +194,7 @@ class AsyncProducer(Buffered):
         # A batch that failed leaves a gap in the producer's numbers, and every later one would fail.
         self._discard(flight.producer)
         if problem is None or _may_pass(problem):
-            self._start(self._again(flight))
+            self._start(self._again(flight), flight)
         else:
             settle(flight.out, _refused(flight.event, problem))
 
@@ -234,7 +234,7 @@ class AsyncProducer(Buffered):
         await _stop(producer)
         for flight in [f for f in self._flights if f.producer is producer]:
             self._flights.discard(flight)
-            self._start(self._again(flight))
+            self._start(self._again(flight), flight)
 
     async def _end_what_is_late(self) -> None:
         """aiokafka tries an idempotent batch for ever: what is late is taken from it."""
@@ -244,12 +244,18 @@ class AsyncProducer(Buffered):
             for flight in [flight for flight in self._flights if flight.deadline <= now]:
                 self._flights.discard(flight)
                 self._discard(flight.producer)
-                self._start(self._give_up(flight))
+                self._start(self._give_up(flight), flight)
 
-    def _start(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    def _start(self, work: Coroutine[Any, Any, None], flight: _Flight | None = None) -> None:
+        """Goes on with an event, or with what no single one waits for."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._ended, flight))
+
+    def _ended(self, flight: _Flight | None, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if flight is not None and not task.cancelled() and (problem := task.exception()) is not None:
+            settle(flight.out, unforeseen(problem, flight.event.event_id))
 
     def _headers(self, event: Prepared) -> list[tuple[str, bytes]]:
         """CloudEvents 1.0 in binary mode."""

@@ -74,12 +74,13 @@ export class Queue<E> {
     const ended = Promise.resolve(this.#running);
     if (signal) {
       signal.throwIfAborted();
-      await Promise.race([
-        ended,
-        new Promise((_, reject) => {
-          signal.addEventListener("abort", () => reject(signal.reason as Error), { once: true });
-        }),
-      ]);
+      const { promise: left, leave } = leaving(signal);
+      signal.addEventListener("abort", leave, { once: true });
+      try {
+        await Promise.race([ended, left]);
+      } finally {
+        signal.removeEventListener("abort", leave);
+      }
     } else {
       await ended;
     }
@@ -105,15 +106,19 @@ export class Queue<E> {
   #start(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    this.#running ??= this.#run().finally(() => {
-      this.#running = undefined;
-    });
+    this.#running ??= this.#run();
   }
 
   async #run(): Promise<void> {
+    await Promise.resolve(); // `#running` is this run before it can end.
     const { signal } = this.#given;
-    while (this.#waiting.length > 0 && !signal.aborted) {
-      await this.#sendSome(this.#waiting.slice(0, MAX_SENT), signal);
+    try {
+      while (this.#waiting.length > 0 && !signal.aborted) {
+        await this.#sendSome(this.#waiting.slice(0, MAX_SENT), signal);
+      }
+    } finally {
+      // With nothing in between: what is tracked from now on begins a run of its own.
+      this.#running = undefined;
     }
     const left = this.#waiting.splice(0);
     if (left.length > 0) this.#giveUp(signal.reason as Error, left);
@@ -159,6 +164,15 @@ export class Queue<E> {
     if (onError) safely(() => onError(error, events));
     else say(`${events.length} events are not sent: ${error.message}`);
   }
+}
+
+/** A promise that `leave` rejects with the signal's reason. */
+function leaving(signal: AbortSignal): { promise: Promise<never>; leave: () => void } {
+  let leave = (): void => {};
+  const promise = new Promise<never>((_, reject) => {
+    leave = () => reject(signal.reason as Error);
+  });
+  return { promise, leave };
 }
 
 /** What a callback throws is its own affair: it is reported as an uncaught error, and the queue goes on. */

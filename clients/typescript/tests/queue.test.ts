@@ -1,8 +1,11 @@
+import { getEventListeners } from "node:events";
 import { describe, expect, test, vi } from "vitest";
 import type { StepstreamError } from "../src/errors.js";
 import type { HttpEvent } from "../src/events.js";
 import { stepCompleted } from "../src/events.js";
 import { createHttpClient } from "../src/http.js";
+import { Queue } from "../src/queue.js";
+import type { AcceptedEvent, Verdicts } from "../src/verdicts.js";
 import type { Asked } from "./server.js";
 import { accepted, serving } from "./server.js";
 
@@ -129,6 +132,34 @@ test("a flush can be left, and the sending goes on", async () => {
   await expect(client.flush({ signal: AbortSignal.timeout(20) })).rejects.toThrow();
   answer();
   expect(await client.flush()).toEqual({ accepted: 1, refused: 0, failed: 0 });
+});
+
+test("a flush leaves nothing behind on its signal", async () => {
+  await using server = await serving(accepted);
+  const client = createHttpClient({ url: server.url, key });
+  const { signal } = new AbortController();
+  client.track(event());
+  await client.flush({ signal });
+  expect(getEventListeners(signal, "abort")).toEqual([]);
+  await client.close();
+});
+
+test("what is tracked in any moment of a sending's end is sent by the next flush", async () => {
+  for (let moment = 0; moment < 20; moment += 1) {
+    const sent: number[] = [];
+    const send = (events: readonly number[]): Promise<Verdicts<AcceptedEvent>> => {
+      sent.push(...events);
+      return Promise.resolve({ accepted: events.length, refused: 0, results: [] });
+    };
+    const queue = new Queue<number>(send, () => undefined, {});
+    queue.track(1);
+    const first = queue.flush();
+    for (let i = 0; i < moment; i += 1) await Promise.resolve();
+    queue.track(2);
+    await queue.flush();
+    expect(sent, `in moment ${moment}`).toEqual([1, 2]);
+    await first;
+  }
 });
 
 test("with nobody who listens, what is lost is said on the console", () => {
