@@ -125,6 +125,12 @@ async def known_users(db: "Connection | Pool", organization: str, user_ids: Iter
     return {row["id"] for row in await db.fetch(SQL["known_users"], organization, sorted(set(user_ids)))}
 
 
+async def being_erased(db: Connection, organization: str, distinct_ids: Iterable[str]) -> set[str]:
+    """Those of an organization's people who were erased, and are not gone yet: nobody registers them now."""
+    rows = await db.fetch(SQL["being_erased"], organization, sorted(set(distinct_ids)))
+    return {row["distinct_id"] for row in rows}
+
+
 async def register_people(
     db: Connection, organization: str, distinct_ids: Iterable[str]
 ) -> dict[str, Registered]:
@@ -134,7 +140,7 @@ async def register_people(
     any more: the same id is a new person.
 
     Raises:
-        asyncpg.PostgresError: somebody else has locked what this needs, or somebody is being deleted.
+        asyncpg.PostgresError: somebody else has locked what this needs, or one of them is being erased.
     """
     found: dict[str, Registered] = {}
     left = sorted(set(distinct_ids))

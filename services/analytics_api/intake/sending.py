@@ -209,9 +209,8 @@ class _Load:
             for event in batch.events:
                 partition = _partitioner(event.key, partitions, partitions)
                 by_partition.setdefault(partition, []).append((batch, event))
-        await asyncio.gather(
-            *(self._send_to(producer, topic, partition, items) for partition, items in by_partition.items())
-        )
+        for partition, items in by_partition.items():
+            await self._send_to(producer, topic, partition, items)
         for future, _ in self._sent:
             await future
 
@@ -221,12 +220,15 @@ class _Load:
         builder = producer.create_batch()
         inside: list[tuple[_Batch, Outgoing]] = []
         for item in items:
-            if not _is_added(builder, item[1]):  # it is full
+            is_added = _is_added(builder, item[1])
+            if not is_added and inside:  # it is full
                 await self._send_batch(producer, topic, partition, builder, inside)
                 builder, inside = producer.create_batch(), []
-                _is_added(builder, item[1])
-            inside.append(item)
-        await self._send_batch(producer, topic, partition, builder, inside)
+                is_added = _is_added(builder, item[1])
+            if is_added:  # what no batch takes is not sent
+                inside.append(item)
+        if inside:
+            await self._send_batch(producer, topic, partition, builder, inside)
 
     async def _send_batch(
         self,
