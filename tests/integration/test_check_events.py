@@ -275,7 +275,7 @@ async def test_a_source_that_registers_on_first_sight_needs_no_rows_of_people_an
         for letter in await world.dead_letters()
     }
     assert {one["event_id"]: one["error_class"] for one in found} == told
-    assert sorted(told.values()) == ["unknown-step", "unknown-step", "unknown-user", "unknown-user"]
+    assert sorted(told.values()) == ["unknown-step", "unknown-user", "unknown-user", "unknown-user"]
     recorded = await world.db.fetchval("select count(*) from walkthrough_step_completions")
     assert summary["outcomes"]["counts"] == recorded == len(sent)
 
