@@ -108,8 +108,8 @@ where
   );
 
 -- name: find_servers
--- The servers of an organization that have one of these ids or slugs; and, with $3, one or two of all, so that an
--- only one is known.
+-- The servers of an organization that have one of these ids or slugs; and one or two of those that may be meant where none
+-- is named, so that an only one is known: of $3, or of all where that is null.
 select
   id,
   slug,
@@ -123,7 +123,7 @@ union all
     slug,
     false
   from mcp_servers
-  where $3::boolean and organization_id = $1
+  where organization_id = $1 and ($3::text[] is null or id = any($3::text[]))
   limit 2
 );
 
