@@ -59,23 +59,18 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """Servers of an organization that were asked for, by id and slug; and its only one, if it has one."""
+    """Servers of an organization that were asked for, by id and slug; and the only one that may be meant."""
 
     slugs: Mapping[str, str]
     by_name: Mapping[str, str]
     only: str | None
 
-    def find(self, name: str | None, allowed: Collection[str] | None) -> str | None:
+    def find(self, name: str | None) -> str | None:
         """The id of a server by its id or slug; without a name, of the only one that may be meant.
 
-        `allowed` is of the key: None is each. None where there is no such server, or several may be meant.
+        None where there is no such server, or several may be meant.
         """
-        if name is not None:
-            return self.by_name.get(name)
-        if allowed is not None and len(allowed) == 1:
-            (one,) = allowed
-            return self.by_name.get(one)
-        return self.only
+        return self.only if name is None else self.by_name.get(name)
 
 
 def own_session_id(organization: str, session_id: str) -> str:
@@ -125,6 +120,12 @@ async def known_users(db: "Connection | Pool", organization: str, user_ids: Iter
     return {row["id"] for row in await db.fetch(SQL["known_users"], organization, sorted(set(user_ids)))}
 
 
+async def being_erased(db: Connection, organization: str, distinct_ids: Iterable[str]) -> set[str]:
+    """Those of an organization's people who were erased, and are not gone yet: nobody registers them now."""
+    rows = await db.fetch(SQL["being_erased"], organization, sorted(set(distinct_ids)))
+    return {row["distinct_id"] for row in rows}
+
+
 async def register_people(
     db: Connection, organization: str, distinct_ids: Iterable[str]
 ) -> dict[str, Registered]:
@@ -134,7 +135,7 @@ async def register_people(
     any more: the same id is a new person.
 
     Raises:
-        asyncpg.PostgresError: somebody else has locked what this needs, or somebody is being deleted.
+        asyncpg.PostgresError: somebody else has locked what this needs, or one of them is being erased.
     """
     found: dict[str, Registered] = {}
     left = sorted(set(distinct_ids))
@@ -154,9 +155,15 @@ def _new_user_id() -> str:
 async def find_servers(
     db: "Connection | Pool", organization: str, names: Iterable[str], allowed: Collection[str] | None
 ) -> Servers:
-    """The servers of an organization that have these ids or slugs, those of `allowed`, and its only one."""
+    """The servers of an organization that have these ids or slugs, and the only one that may be meant.
+
+    `allowed` are those of the key; None is each.
+    """
     rows: list[asyncpg.Record] = await db.fetch(
-        SQL["find_servers"], organization, sorted({*names, *(allowed or ())}), True
+        SQL["find_servers"],
+        organization,
+        sorted({*names, *(allowed or ())}),
+        None if allowed is None else list(allowed),
     )
     named = [row for row in rows if row["is_named"]]
     all_ = [row["id"] for row in rows if not row["is_named"]]

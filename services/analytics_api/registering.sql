@@ -8,7 +8,7 @@ limit 1;
 
 -- name: find_people
 -- Whom an organization means by ids of its own, each once: who is registered; else who came to one of its servers under
--- that tracking id. Both are null of somebody whom it does not know.
+-- that tracking id. Both are null of somebody whom it does not know, and of who was erased, whose row may still be there.
 select
   given.distinct_id,
   registered.mcp_server_user_id as registered_id,
@@ -16,18 +16,28 @@ select
 from unnest($2::text[]) as given (distinct_id)
 left join registered_people as registered
   on registered.organization_id = $1 and given.distinct_id = registered.distinct_id
+  and not exists (select from erased_users where mcp_server_user_id = registered.mcp_server_user_id)
 left join lateral (
   select person.id
   from mcp_server_user as person
   where
     registered.mcp_server_user_id is null
     and person.distinct_id = given.distinct_id
+    and not exists (select from erased_users where mcp_server_user_id = person.id)
     and exists (
       select from mcp_server_session as session
       inner join mcp_servers as server on session.mcp_server_slug = server.slug
       where session.mcp_server_user_id = person.id and server.organization_id = $1
     )
 ) as known on true;
+
+-- name: being_erased
+-- Of these ids of an organization's own, those of people who were erased and whose row, which somebody has locked, is still
+-- there: it goes soon.
+select registered.distinct_id
+from registered_people as registered
+inner join erased_users as erased on registered.mcp_server_user_id = erased.mcp_server_user_id
+where registered.organization_id = $1 and registered.distinct_id = any($2::text[]);
 
 -- name: register_people
 -- Registers whoever is not: as the one whom the organization knows, else as a new user, whose id is that of $3. `people`
@@ -84,6 +94,7 @@ select given.id
 from unnest($2::text[]) as given (id)
 where
   exists (select from mcp_server_user as person where person.id = given.id)
+  and not exists (select from erased_users where mcp_server_user_id = given.id)
   and (
     exists (
       select from registered_people as registered
@@ -97,8 +108,8 @@ where
   );
 
 -- name: find_servers
--- The servers of an organization that have one of these ids or slugs; and, with $3, one or two of all, so that an
--- only one is known.
+-- The servers of an organization that have one of these ids or slugs; and one or two of those that may be meant where none
+-- is named, so that an only one is known: of $3, or of all where that is null.
 select
   id,
   slug,
@@ -112,7 +123,7 @@ union all
     slug,
     false
   from mcp_servers
-  where $3::boolean and organization_id = $1
+  where organization_id = $1 and ($3::text[] is null or id = any($3::text[]))
   limit 2
 );
 

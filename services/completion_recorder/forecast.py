@@ -1,11 +1,13 @@
 """What the recorder would do with records, by its own rules: nothing is written, and nothing is locked."""
 
+from collections import ChainMap
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from schemas import AnyEvent, Rejection, StepCompleted, StepCorrected, UserErased
+from schemas import AnyEvent, Known, Rejection, StepCompleted, StepCorrected, UserErased
 from services.completion_recorder.erasure import find_erased
+from services.completion_recorder.first_sight import of_sources, sights_in
 from services.completion_recorder.judge import (
     Accepted,
     Refused,
@@ -60,14 +62,20 @@ class Forecast:
     Args:
         seen: the events before.
         trusted: the sources whose events may decide about a person.
+        registering: the sources whose events have people and sessions registered.
         place: where a record is, for people.
         erased: who was erased by an event that was read.
+        users: people whom events before would have had registered, and `sessions`, each with its server and
+            person.
     """
 
     seen: SeenEvents
     trusted: Container[str]
+    registering: Container[str]
     place: Callable[[Record], str]
     erased: set[str] = field(default_factory=set)
+    users: set[str] = field(default_factory=set)
+    sessions: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
 
     async def foresee(
         self, db: "Connection | None", records: Sequence[Record], now_ms: int
@@ -89,6 +97,7 @@ class Forecast:
             erased |= await find_erased(db, set().union(*(people_of(r.record) for r in unreadable)))
             known, of_them = await find_known(db, accepted)
             erased |= of_them
+            known = self._with_registered(accepted, known, erased)
             good, refused = check_references([i for i in accepted if user_of(i.event) not in erased], known)
             good, reused = await without_reused_ids(db, good, ())
             _note_refused(found, events, [*refused, *reused])
@@ -102,6 +111,24 @@ class Forecast:
             found.get(id(r)) or Foreseen(r, Outcome.OF_ERASED, events.get(id(r)), message=_OF_ERASED)
             for r in records
         ]
+
+    def _with_registered(self, accepted: Sequence[Accepted], known: Known, erased: Container[str]) -> Known:
+        """What is known once those are registered whom these events, or others before them, name first."""
+        known = self._and_these(known)
+        sights = sights_in(of_sources(accepted, self.registering), known, erased)
+        if not sights:
+            return known
+        self.users |= {sight.user for sight in sights if sight.is_user_new}
+        for sight in sights:
+            if sight.is_session_new:
+                self.sessions.setdefault(sight.session, (sight.server, sight.user))
+        return self._and_these(known)
+
+    def _and_these(self, known: Known) -> Known:
+        if not self.users and not self.sessions:
+            return known
+        sessions = ChainMap(dict(known.sessions), self.sessions)
+        return replace(known, users=_Either(known.users, self.users), sessions=sessions)
 
     def _held_against_others(self, item: Accepted, before: Foreseen | None) -> Foreseen:
         """With what was read before it: `before` is what the tables say."""
@@ -121,6 +148,17 @@ class Forecast:
         if earlier.at != at:
             told += ", with another time: the earliest counts"
         return Foreseen(record, Outcome.COPY, event, message=told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """What is in one of two."""
+
+    one: Container[str]
+    other: Container[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.one or name in self.other
 
 
 _OF_ERASED = "mcp_server_user_id: this person was erased, and nothing of them is kept"

@@ -263,7 +263,9 @@ class _Check:
         self._checked = checked
         self._partitions = partitions
         self._places: dict[int, str] = {}
-        self._forecast = Forecast(seen, settings.trusted(), lambda record: self._places[id(record)])
+        self._forecast = Forecast(
+            seen, settings.trusted(), settings.registering(), lambda record: self._places[id(record)]
+        )
 
     async def hold(self, db: "Connection | None", portion: Sequence[Item]) -> list[Finding]:
         """What of a portion would not count once more; counts all of it."""

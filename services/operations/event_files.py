@@ -6,7 +6,6 @@ compressed with gzip. A line may be an event, or a record: as `stepstream dlq ex
 """
 
 import base64
-import binascii
 import json
 import re
 import zlib
@@ -302,7 +301,7 @@ def _bytes(said: Mapping[str, Any], name: str) -> bytes | None:
     if isinstance(encoded, str):
         try:
             return base64.b64decode(encoded, validate=True)
-        except binascii.Error:
+        except ValueError:  # no base64, or not even ASCII
             return encoded.encode()
     return _text(said.get(name))
 

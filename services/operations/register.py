@@ -102,7 +102,7 @@ def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[Item]:
 
 def _of_table(lines: Iterable[tuple[int, str]], what: What) -> Iterator[Item]:
     """Rows of CSV, one a line; an empty cell is none."""
-    rows = ((number, next(csv.reader([text]))) for number, text in lines)
+    rows = ((number, _cells(text)) for number, text in lines)
     number, names = next(rows)
     names = [name.strip() for name in names]
     if unknown := [name for name in names if name not in what.columns]:
@@ -118,5 +118,14 @@ def _of_table(lines: Iterable[tuple[int, str]], what: What) -> Iterator[Item]:
         yield Item(index, given, at)
 
 
+def _cells(text: str) -> list[str]:
+    """The cells of a line; a line that ends in its midst, as with a bare carriage return, is one cell."""
+    try:
+        return next(csv.reader([text]))
+    except csv.Error:
+        return [text]
+
+
 def _cell(name: str, text: str) -> str | int:
-    return int(text) if name == "started_at" and text.isascii() and text.isdigit() else text
+    is_number = name == "started_at" and text.isascii() and text.isdigit() and len(text) < 20
+    return int(text) if is_number else text

@@ -5,6 +5,7 @@ import json
 import random
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,36 @@ async def everything(world: World) -> dict[str, Any]:
         "select relname, n_tup_ins + n_tup_upd + n_tup_del as changes from pg_stat_user_tables order by 1"
     )
     return {row["relname"]: row["changes"] for row in tables if not row["relname"].startswith("api_")}
+
+
+async def test_a_source_that_registers_on_first_sight_needs_no_rows_of_people_and_sessions(
+    world: World,
+) -> None:
+    """What is foreseen of a topic is what the recorder then does."""
+    await world.offer()
+    await world.people(["ann"])
+    sent = [completed(f"new_{n}", step, n) for n in range(1, 20) for step in "ab"]
+    wrong = [
+        completed("new_1", "nowhere", 50),
+        completed("new_21", "nowhere", 51),
+        completed("new_22", "a", 52, mcp_server_session_id="s_ann"),
+    ]
+    of_source = [replace(Message.of(one), headers=[("ce_source", b"/shop")]) for one in [*sent, *wrong]]
+    stranger = completed("stranger", "a", 7)
+    await world.produce([*of_source, replace(Message.of(stranger), headers=[("ce_source", b"/till")])])
+    found, summary = await checked(
+        world, "--topic", world.settings.topic, code=3, registering_sources="/shop"
+    )
+    world.start(RECORDER, registering_sources="/shop")
+    await recorded_all(world)
+    told = {
+        json.loads(letter.value)["event_id"]: dict(letter.headers)["stepstream-error-class"].decode()
+        for letter in await world.dead_letters()
+    }
+    assert {one["event_id"]: one["error_class"] for one in found} == told
+    assert sorted(told.values()) == ["unknown-step", "unknown-user", "unknown-user", "unknown-user"]
+    recorded = await world.db.fetchval("select count(*) from walkthrough_step_completions")
+    assert summary["outcomes"]["counts"] == recorded == len(sent)
 
 
 async def test_rows_that_somebody_has_locked_hold_up_no_check(world: World, tmp_path: Path) -> None:

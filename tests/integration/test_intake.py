@@ -458,6 +458,35 @@ async def test_somebody_erased_is_unknown(world: World) -> None:
     assert errors(response) == [(0, "unknown-user", "mcp_server_user_id")]
 
 
+async def test_somebody_whose_erasure_waits_for_a_lock_is_not_registered_as_who_they_were(
+    world: World,
+) -> None:
+    """Nothing is accepted that nobody would count; nothing beside it waits."""
+    await world.offer()
+    api = await writing(world, Grant(may_read=False, may_write=True, may_register=True))
+
+    def named(user: str) -> dict[str, Any]:
+        mine = {"mcp_server_user_id": None, "mcp_server_session_id": None}
+        return event(distinct_id=user, session_id=f"s-{user}", **mine)
+
+    assert (await send(api, [named("ann"), named("bob")])).status_code == 200
+    ann = await world.db.fetchval(
+        "select mcp_server_user_id from registered_people where distinct_id = 'ann'"
+    )
+    await world.db.execute("insert into erased_users values ($1, 0, 'e')", ann)
+    response = await send(api, [named("ann") | {"event_id": str(uuid.uuid4())}, named("bob")])
+    assert errors(response) == [(0, "unknown-user", "distinct_id")]
+    headers = {"Authorization": f"Bearer {api.key}", "Content-Type": "application/json"}
+    again = await api.http.post("/v1/people", headers=headers, content=b'{"distinct_id": "ann"}')
+    assert again.status_code == 503, again.text
+    await world.db.execute("delete from mcp_server_user where id = $1", ann)
+    assert (await send(api, [named("ann") | {"event_id": str(uuid.uuid4())}])).status_code == 200
+    now = await world.db.fetchval(
+        "select mcp_server_user_id from registered_people where distinct_id = 'ann'"
+    )
+    assert now != ann
+
+
 # --- bodies and keys -----------------------------------------------------------------------------------
 
 

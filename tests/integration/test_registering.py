@@ -121,7 +121,7 @@ async def test_servers_are_found_by_id_slug_or_because_there_is_one(world: World
     await world.offer()
     await another_organization(world)
     servers = await find_servers(world.db, "other", ["srv_2", "srv_1", "srv_2-slug"], None)
-    assert [servers.find(name, None) for name in ("srv_2", "srv_2-slug", "srv_1", None)] == [
+    assert [servers.find(name) for name in ("srv_2", "srv_2-slug", "srv_1", None)] == [
         "srv_2",
         "srv_2",
         None,
@@ -129,9 +129,9 @@ async def test_servers_are_found_by_id_slug_or_because_there_is_one(world: World
     ]
     await another_organization(world, server="srv_3")
     servers = await find_servers(world.db, "other", [], None)
-    assert servers.find(None, None) is None
+    assert servers.find(None) is None
     servers = await find_servers(world.db, "other", [], {"srv_3"})
-    assert servers.find(None, {"srv_3"}) == "srv_3"
+    assert servers.find(None) == "srv_3"
 
 
 async def post(api: Api, path: str, body: Any, key: str, **headers: str) -> httpx2.Response:

@@ -273,7 +273,7 @@ def _server_of(given: GivenSession, servers: Servers, allowed: Collection[str] |
     Raises:
         RefusedItemError: there is none, or the key may not name it.
     """
-    server = servers.find(given.server, allowed)
+    server = servers.find(given.server)
     if server is None and given.server is None:
         raise RefusedItemError(
             AMBIGUOUS_SERVER, "server", "name the server: neither the key nor its organization has just one"

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,10 @@ log = logging.getLogger("stepstream.intake")
 _MOST_AT_ONCE: Final = 2_000
 #: A batch for a partition, in bytes: less than a broker takes where nobody has set how much that is.
 _BATCH_BYTES: Final = 512 * 1024
+#: Where Kafka is away again so soon after it was back, in seconds, it answers and takes nothing: it is left
+#: alone for longer each time, up to so long.
+_SOON_SECONDS: Final = 60.0
+_REST_SECONDS: Final = 5.0
 _PASSING: Final = (KafkaError, ConfigurationError, OSError, TimeoutError)
 _partitioner: Final = DefaultPartitioner()
 
@@ -92,6 +98,8 @@ class Sender:
         self._waiting: deque[_Batch] = deque()
         self._wake = asyncio.Event()
         self._is_ending = False
+        self._back_at = -math.inf
+        self._rest = 0.0
         #: Whether Kafka did not answer the last time.
         self.is_away = False
         INTAKE_AWAY.set(0)
@@ -179,12 +187,16 @@ class Sender:
             await process.sleep(seconds)
 
         await self._producer.stop()
+        is_soon = time.monotonic() - self._back_at < _SOON_SECONDS + self._rest
+        self._rest = min(_SOON_SECONDS, max(_REST_SECONDS, 2 * self._rest)) if is_soon else 0.0
+        await process.sleep(self._rest)
         async for attempt in retrying(SERVICE, pause, lambda error: isinstance(error, _PASSING)):
             with attempt:
                 async with asyncio.timeout(self._seconds):
                     client = (await self._producer.start()).client
                     topic = self._settings.topic
                     await high_watermarks(client, topic, await describe_log(client, topic))
+        self._back_at = time.monotonic()
         self._set_away(False)
         log.info("Kafka is back: events go there again")
 
@@ -209,9 +221,8 @@ class _Load:
             for event in batch.events:
                 partition = _partitioner(event.key, partitions, partitions)
                 by_partition.setdefault(partition, []).append((batch, event))
-        await asyncio.gather(
-            *(self._send_to(producer, topic, partition, items) for partition, items in by_partition.items())
-        )
+        for partition, items in by_partition.items():
+            await self._send_to(producer, topic, partition, items)
         for future, _ in self._sent:
             await future
 
@@ -221,12 +232,15 @@ class _Load:
         builder = producer.create_batch()
         inside: list[tuple[_Batch, Outgoing]] = []
         for item in items:
-            if not _is_added(builder, item[1]):  # it is full
+            is_added = _is_added(builder, item[1])
+            if not is_added and inside:  # it is full
                 await self._send_batch(producer, topic, partition, builder, inside)
                 builder, inside = producer.create_batch(), []
-                _is_added(builder, item[1])
-            inside.append(item)
-        await self._send_batch(producer, topic, partition, builder, inside)
+                is_added = _is_added(builder, item[1])
+            if is_added:  # what no batch takes is not sent
+                inside.append(item)
+        if inside:
+            await self._send_batch(producer, topic, partition, builder, inside)
 
     async def _send_batch(
         self,

@@ -24,7 +24,13 @@ from services.analytics_api.intake.verdicts import (
 )
 from services.analytics_api.keys_and_rates import may_write
 from services.analytics_api.problems import ProblemError
-from services.analytics_api.registering import Kept, OwnSession, register_people, register_sessions
+from services.analytics_api.registering import (
+    Kept,
+    OwnSession,
+    being_erased,
+    register_people,
+    register_sessions,
+)
 from services.analytics_api.writing import Writer
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Connection
@@ -128,9 +134,11 @@ class Intake:
 
         async def register(db: Connection) -> tuple[dict[str, str], dict[str, Kept]]:
             unknown = {r.distinct_id for r in missing if r.distinct_id is not None} - found.people.keys()
-            new = await register_people(db, organization, unknown)
+            gone = await being_erased(db, organization, unknown)
+            new = await register_people(db, organization, unknown - gone)
             people = {own: person.user_id for own, person in new.items()}
-            return people, await register_sessions(db, _sessions_of(missing, found, found.people | people))
+            of_others = [r for r in missing if r.distinct_id not in gone]
+            return people, await register_sessions(db, _sessions_of(of_others, found, found.people | people))
 
         people, kept = await self._writer.run(register)
         found.people.update(people)
