@@ -8,11 +8,11 @@ const kafka = new Kafka({ clientId: 'kit', brokers: servers.split(',') })
 // Its default partitioner is Kafka's murmur2 since 2.0.
 const createPartitioner = Partitioners.DefaultPartitioner
 const producer = kafka.producer({ idempotent: true, maxInFlightRequests: 1, createPartitioner })
-await producer.connect()
 for (const file of process.argv.slice(2)) {
-  const value = readFileSync(file)
-  const message = { key: JSON.parse(value).mcp_server_user_id, value, headers: { ce_source: '/kit' } }
   try {
+    const value = readFileSync(file)
+    const message = { key: JSON.parse(value).mcp_server_user_id, value, headers: { ce_source: '/kit' } }
+    await producer.connect() // the first time alone
     const [sent] = await producer.send({ topic, acks: -1, messages: [message] })
     console.log(`${file}: partition ${sent.partition}, offset ${sent.baseOffset}`)
   } catch (error) {

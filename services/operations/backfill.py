@@ -215,11 +215,12 @@ _SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vert
 
 
 def _delimiter_of(head: str, shape: Shape) -> str:
-    """By which of the usual separators the first line has the most columns that are asked for."""
+    """By which of the usual separators the first line has the most columns that are asked for, or at all."""
     wanted = {*Row.model_fields, *shape.columns.values()}
 
-    def found(delimiter: str) -> int:
-        return len(wanted.intersection(next(csv.reader([head.strip("\r\n")], delimiter=delimiter), ())))
+    def found(delimiter: str) -> tuple[int, int]:
+        names = next(csv.reader([head.strip("\r\n")], delimiter=delimiter), [])
+        return len(wanted.intersection(names)), len(names)
 
     return max(_SEPARATORS, key=found)
 
@@ -232,7 +233,7 @@ def _check_head(file: Path, names: Sequence[str], shape: Shape) -> None:
     needed = {name for name, column in Row.model_fields.items() if column.is_required()}
     if absent := sorted(needed - given):
         raise UsageError(
-            f"{file}: its first line names the columns; missing: {', '.join(absent)}. "
+            f"{file}: its columns are {', '.join(names)}; missing: {', '.join(absent)}. "
             f"--column {absent[0]}=NAME says which column it is"
         )
     if unknown := given - Row.model_fields.keys():

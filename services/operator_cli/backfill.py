@@ -101,9 +101,11 @@ def _columns(given: Iterable[str]) -> dict[str, str]:
     found = {}
     for pair in given:
         name, is_pair, column = pair.partition("=")
-        if not is_pair or not column or name not in Row.model_fields:
-            known = ", ".join(Row.model_fields)
+        known = ", ".join(Row.model_fields)
+        if not is_pair or not column:
             raise UsageError(f"--column: `{pair}` is not FIELD=NAME; the fields are {known}")
+        if name not in Row.model_fields:
+            raise UsageError(f"--column: there is no field `{name}`; the fields are {known}")
         found[name] = column
     return found
 

@@ -121,7 +121,10 @@ def report_checked(outcome: "ProduceResult", *, as_json: bool) -> None:
     bad = len(outcome.not_sent)
     if as_json:
         print_json({"dry_run": True, "would_send": outcome.good, "not_sent": _not_sent(outcome)})
-    say(f"{outcome.good:,} events would be sent; nothing was sent")
+    say(
+        f"{outcome.good:,} events would be sent; nothing was sent. Whether what they refer to is there, "
+        "`stepstream check-events` says"
+    )
     _tell_not_sent(outcome)
     if bad:
         raise StepstreamError(f"{bad:,} of {outcome.good + bad:,} are no events. Mend them first")

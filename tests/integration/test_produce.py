@@ -205,7 +205,9 @@ async def test_each_form_of_a_table_gives_the_same_events(world: World, tmp_path
     ("content", "options", "told"),
     [
         (table(ROWS), ["--column", "completed_at=finished"], "--column names finished; its columns are mcp_server_user_id,"),
-        (table(ROWS), ["--column", "when=completed_at"], "`when=completed_at` is not FIELD=NAME; the fields are mcp_server"),
+        (b"who;what;when\nann;a;1\n", ["--column", "completed_at=then"], "names then; its columns are who, what, when"),
+        (b"who;what;when\nann;a;1\n", [], "its columns are who, what, when; missing: completed_at"),
+        (table(ROWS), ["--column", "when=completed_at"], "there is no field `when`; the fields are mcp_server"),
         (table(ROWS), ["--column", "completed_at"], "`completed_at` is not FIELD=NAME"),
         (table(ROWS), ["--delimiter", ";;"], "`;;` is not one character"),
         (table(ROWS, ("who", *HEAD[1:])), [], "missing: mcp_server_user_id. --column mcp_server_user_id=NAME says"),

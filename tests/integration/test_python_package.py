@@ -168,8 +168,9 @@ def readme_blocks() -> Iterator[str]:
 async def test_the_readme_gets_events_counted_and_the_first_mistake_explained(
     world: World, python: Path
 ) -> None:
-    await world.offer("wt_9fK2mXq1Lr0B", ["wts_a1"], "srv_1")
-    await world.people(["mcpu_k3Jd82LsQ0aZ"])
+    await world.offer("wt_9fQ2xL7b", ["wts_Rt41vKp8"], "s7Yw2nQe")
+    await world.people(["mcpu_k3Jd82LsQ0aZ"], "s7Yw2nQe")
+    await world.db.execute("update mcp_server_session set mcp_server_session_id = 'mss_5d0c1e7f2a9b4c68'")
     api = await writing(world)
     world.start_both()
     by_http, by_kafka, mistake = readme_blocks()

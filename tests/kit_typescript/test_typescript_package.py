@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 
 #: The key that the README has made.
 WRITES = Grant(may_read=False, may_write=True, source="/checkout")
-WALKTHROUGH, STEPS, SERVER = "wt_9fQ2xL7b", ("wts_Rt41vKp8", "wts_Zq80mNd3"), "s7Yw2nQe"
+WALKTHROUGH, STEPS, SERVER = "wt_9fQ2xL7b", ("wts_Rt41vKp8", "wts_Zt4n8Kd1"), "s7Yw2nQe"
 
 
 async def offered(world: World) -> None:
@@ -76,7 +76,7 @@ async def test_without_waiting(world: World, project: Project) -> None:
 
 async def test_what_can_go_wrong(project: Project) -> None:
     said = await out_of(project, "what-can-go-wrong")
-    assert "1 of 1 have no verdict: http://127.0.0.1:9 cannot be reached" in said
+    assert "1 of 1 have no verdict: http://127.0.0.1:65000 cannot be reached" in said
     assert "1 to send later" in said
 
 
