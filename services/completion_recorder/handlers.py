@@ -11,6 +11,7 @@ from services.completion_recorder.guard import Recent
 from services.completion_recorder.judge import Accepted, Refused, read
 from services.completion_recorder.load_counts import Load, LoadContext, LoadCounts
 from services.completion_recorder.sending import DeadLetterSender
+from services.completion_recorder.shares import at_once, share_out
 from services.completion_recorder.source_stats import find_sources, note_sources
 from services.completion_recorder.source_tally import SourceTally, Unwritten
 from services.completion_recorder.transaction import Recorded, record
@@ -73,11 +74,15 @@ class Recorder:
     async def handle(self, records: Sequence[Record], batches: Batches) -> None:
         """Writes the good events, sends the bad ones to the dead letters, and commits.
 
-        One transaction per `batch_max_records`; while PostgreSQL is busy with one, the next is read.
+        One transaction per `batch_max_records`, several at once where the batch is larger; while PostgreSQL
+        is busy with one, the next is read.
         """
         crash_point("recorder.polled")
-        size = self._settings.batch_max_records
-        loads = [records[i : i + size] for i in range(0, len(records), size)]
+        shares = share_out(records, self._settings.batch_max_records, self._settings.recorder_connections)
+        await at_once(self._handle_share(loads, batches) for loads in shares)
+
+    async def _handle_share(self, loads: Sequence[Sequence[Record]], batches: Batches) -> None:
+        """Handles loads one after another; no other share has partitions of theirs."""
         judged = await self._read(loads[0])
         for load, following in zip(loads, [*loads[1:], ()], strict=True):
             crash_point("recorder.validated")
@@ -152,7 +157,7 @@ class Recorder:
             self._settings.topic, next_offsets(records), accepted, refused, advance, self._registering
         )
         # What somebody who is erased may have been a source of is written now: `erase` looks there next.
-        erases = any(isinstance(item.event, UserErased) for item in accepted)
+        erases = UserErased in {type(item.event) for item in accepted}
         context = self._context(self._take_counts(at_once=erases))
         try:
             with PHASE_SECONDS.labels(RECORDER, "transaction").time():
@@ -189,7 +194,9 @@ class Recorder:
         self, context: LoadContext, counted: LoadCounts, accepted: Sequence[Accepted], *, is_noted: bool
     ) -> None:
         """Keeps what is known now, and what of it is not written yet."""
-        self._recent = counted.recent
+        # Another share may have been noted since this one began.
+        same = self._recent is context.recent
+        self._recent = counted.recent if same else self._recent.after(*counted.judged)
         self._tally.remember_names(counted.new_names)
         if context.taken is None:
             self._tally.give_back(Unwritten(dict(counted.counts)))

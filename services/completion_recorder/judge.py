@@ -3,9 +3,10 @@
 import contextlib
 import json
 import re
-from collections.abc import Container, Iterable, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from pydantic_core import from_json
@@ -33,6 +34,10 @@ from services.runtime.kafka import Record
 _MOST_ID: Final = 64
 #: A person, found without reading the value.
 _PERSON: Final = re.compile(rb'"mcp_server_user_id"\s*:\s*"((?:[^"\\]|\\.){1,400})"')
+
+
+#: What decides about a person, or about a completion, and becomes no row itself. Few events are like that.
+DECIDING: Final = frozenset({UserErased, StepCorrected})
 
 
 class Accepted(NamedTuple):
@@ -84,6 +89,12 @@ def row_of(event: AnyEvent) -> RowKey:
     return RowKey(Table.COMPLETIONS, "", "")
 
 
+_SESSION: Final = attrgetter("mcp_server_session_id", "mcp_server_id", "mcp_server_user_id")
+_SERVER_WALKTHROUGH: Final = attrgetter("mcp_server_id", "walkthrough_id")
+_STEP: Final = attrgetter("step_id", "walkthrough_id")
+_COMPLETION: Final = attrgetter("mcp_server_user_id", "step_id", "completed_at", "event_id")
+
+
 @dataclass(slots=True)
 class References:
     """The rows of other tables that events refer to, each with those that it has to belong to."""
@@ -96,17 +107,14 @@ class References:
     @classmethod
     def of(cls, accepted: Iterable[Accepted]) -> "References":
         """What these events refer to."""
-        found = cls()
-        for event, _ in accepted:
-            if isinstance(event, UserErased):
-                continue
-            user, server = event.mcp_server_user_id, event.mcp_server_id
-            found.users.add(user)
-            found.sessions.add((event.mcp_server_session_id, server, user))
-            found.server_walkthroughs.add((server, event.walkthrough_id))
-            if isinstance(event, OfStep):
-                found.steps.add((event.step_id, event.walkthrough_id))
-        return found
+        events = [event for event, _ in accepted if not isinstance(event, UserErased)]
+        sessions = set(map(_SESSION, events))
+        return cls(
+            {user for _, _, user in sessions},
+            sessions,
+            set(map(_SERVER_WALKTHROUGH, events)),
+            set(map(_STEP, [event for event in events if isinstance(event, OfStep)])),
+        )
 
 
 def read(
@@ -135,7 +143,7 @@ def read_one(record: Record, now_ms: int, trusted: Container[str]) -> AnyEvent:
         EventError: it is none, or may not decide about its person.
     """
     event = decode(record.value, now_ms)
-    if isinstance(event, UserErased | StepCorrected):
+    if isinstance(event, (UserErased, StepCorrected)):
         decided_by_key(record, event, trusted)
     return event
 
@@ -222,14 +230,15 @@ def merge(accepted: Iterable[Accepted]) -> list[Accepted]:
     depends on corrections.
     """
     distinct = _Distinct()
+    completions: list[Accepted] = []
     others: list[tuple[RowKey, _Rank, Accepted]] = []
     for item in accepted:
         event = item.event
         if isinstance(event, StepCompleted):
-            key = (event.mcp_server_user_id, event.step_id, event.completed_at, event.event_id)
-            distinct.add(key, item)
-        elif not isinstance(event, UserErased | StepCorrected):
+            completions.append(item)
+        elif type(event) not in DECIDING:
             others.append((row_of(event), (event.happened_at, event.event_id), item))
+    distinct.add_all([(_COMPLETION(item.event), item) for item in completions])
     firsts: dict[RowKey, _Rank] = {}
     lasts: dict[RowKey, _Rank] = {}
     for row, rank, _ in others:
@@ -251,6 +260,15 @@ class _Distinct:
         self._kept: dict[tuple[object, ...], Accepted] = {}
         #: What is not the same as the one that is kept under its key.
         self._others: dict[tuple[object, ...], list[Accepted]] = {}
+
+    def add_all(self, pairs: Sequence[tuple[tuple[object, ...], Accepted]]) -> None:
+        """Keeps events, of which nothing was kept before, unless they are copies."""
+        distinct = dict(pairs)
+        if len(distinct) == len(pairs):
+            self._kept = distinct
+            return
+        for key, item in pairs:
+            self.add(key, item)
 
     def add(self, key: tuple[object, ...], item: Accepted) -> None:
         """Keeps an event, unless it is a copy."""

@@ -74,6 +74,8 @@ class LoadCounts:
     """What is counted of a load, and what of it is to be written in its transaction."""
 
     recent: Recent
+    #: How many events were judged for the first time, and refused.
+    judged: Chunk
     counts: Mapping[str, Counts]
     #: Sources that were not told apart before.
     new_names: Set[str]
@@ -113,6 +115,7 @@ def count_load(
     is_suspect = recent.is_suspect and bool(new_refused)
     return LoadCounts(
         recent,
+        Chunk(len(new), len(new_refused)),
         counts,
         names.new,
         len(records) - len(new),

@@ -3,7 +3,7 @@
 Of completions and starts: in the tables of skips and showings no id has to be unique.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -57,10 +57,13 @@ class SeenId(NamedTuple):
     holder_organization: str | None
 
 
-def doubled_ids(merged: Iterable[Accepted]) -> set[tuple[Table, str]]:
+def doubled_ids(merged: Sequence[Accepted]) -> set[tuple[Table, str]]:
     """The ids that events of different rows carry, each with the table that it is of."""
     seen: dict[tuple[Table, str], RowKey] = {}
-    doubled = set()
+    doubled: set[tuple[Table, str]] = set()
+    ids = [event.event_id for event, _ in merged]
+    if len(ids) == len(set(ids)):  # nearly always, and much sooner known
+        return doubled
     for event, _ in merged:
         if isinstance(event, StepCompleted | WalkthroughStarted):
             row = row_of(event)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import asyncpg
 
 from schemas import AnyEvent, Rejection
-from services.completion_recorder.event_rows import SHAPES, TABLE_OF, Row
+from services.completion_recorder.event_rows import SHAPES, TABLE_OF, Row, Shape
 from services.completion_recorder.judge import Accepted, Refused, RowKey, Table, row_of
 from services.completion_recorder.locks import IMPATIENCE, wait_at_most
 from services.completion_recorder.not_written import NotWritten, Waiting
@@ -107,13 +107,18 @@ def rows(merged: Iterable[Accepted], replayed_before: Mapping[int, int]) -> dict
     for item in merged:
         of_type.setdefault(type(item.event), []).append(item)
     return {
-        TABLE_OF[kind]: [
-            (*SHAPES[TABLE_OF[kind]].row(event), record.offset < replayed_before[record.partition])
-            for event, record in items
-        ]
+        TABLE_OF[kind]: _rows_of(SHAPES[TABLE_OF[kind]], items, replayed_before)
         for kind, items in of_type.items()
         if kind in TABLE_OF
     }
+
+
+def _rows_of(shape: Shape, items: Iterable[Accepted], replayed_before: Mapping[int, int]) -> Rows:
+    prefix, values = shape.prefix, shape.values
+    return [
+        (prefix + event.event_id, *values(event), record.offset < replayed_before[record.partition])
+        for event, record in items
+    ]
 
 
 async def apart_from_locked(

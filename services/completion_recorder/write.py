@@ -16,7 +16,7 @@ from services.completion_recorder.correction_rows import (
     lock_corrected,
 )
 from services.completion_recorder.erasure import erase, erase_by_parts
-from services.completion_recorder.judge import Accepted, Refused, merge
+from services.completion_recorder.judge import DECIDING, Accepted, Refused, merge
 from services.completion_recorder.locks import PATIENCE, wait_at_most
 from services.completion_recorder.not_written import NotWritten
 from services.completion_recorder.references import check, check_by_parts
@@ -52,10 +52,12 @@ async def write_at_once(
     Raises:
         asyncpg.PostgresError: one of `IN_THE_WAY`, for a row.
     """
-    await erase(connection, accepted)
-    await lock_corrected(connection, accepted)
+    deciding = [item for item in accepted if type(item.event) in DECIDING]
+    await erase(connection, deciding)
+    await lock_corrected(connection, deciding)
     good, not_written = await check(connection, accepted, unreadable, registering)
-    await correct(connection, corrections(good))
+    if deciding:
+        await correct(connection, corrections(good))
     merged = merge(good)
     if doubled := doubled_ids(merged):
         merged, refused = await without_reused_ids(connection, merged, doubled)

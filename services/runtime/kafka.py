@@ -280,12 +280,12 @@ def subscriber_options(settings: Settings) -> dict[str, Any]:
 
 
 def next_offsets(records: Iterable[Record]) -> dict[TopicPartition, int]:
-    """Where each partition goes on after these records."""
-    following: dict[TopicPartition, int] = {}
+    """Where each partition goes on after these records, which are of one topic."""
+    lasts: dict[int, Record] = {}
     for record in records:
-        partition = TopicPartition(record.topic, record.partition)
-        following[partition] = max(following.get(partition, 0), record.offset + 1)
-    return following
+        if (last := lasts.get(record.partition)) is None or record.offset > last.offset:
+            lasts[record.partition] = record
+    return {TopicPartition(last.topic, last.partition): last.offset + 1 for last in lasts.values()}
 
 
 async def commit_offsets(

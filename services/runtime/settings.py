@@ -107,6 +107,13 @@ class Settings(BaseSettings):
         le=200_000,
         description="The most events in one transaction of the recorder; offsets are committed after it.",
     )
+    recorder_connections: int = Field(
+        default=2,
+        ge=1,
+        le=16,
+        description="In so many transactions at once the recorder writes a batch that is too large for one; "
+        "each partition is in one of them.",
+    )
     database_pool_size: int = Field(
         default=4, ge=2, le=100, description="The most connections a service opens."
     )

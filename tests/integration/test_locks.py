@@ -905,7 +905,8 @@ async def test_a_locked_position_stops_its_partition_alone(world: World, table: 
     await prepare(world)
     people = [f"p{i}" for i in range(12)]
     await world.people(people)
-    recorder, aggregator = world.start_both()
+    # So small that the recorder writes several transactions at once.
+    recorder, aggregator = world.start_both(batch_max_records=2)
     await world.produce([completed(p, "a", 1) for p in people])
     await world.drained()
     at = {(r.key or b"").decode(): r.partition for r in await world.events()}

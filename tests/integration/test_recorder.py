@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -18,7 +19,7 @@ from services.completion_recorder.waiting import count_waiting, resuming
 from services.consumers.stored_positions import Advance, read_positions
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
-from tests.support.world import World, completed, eventually, moment, started
+from tests.support.world import Message, World, completed, eventually, moment, started
 
 pytestmark = pytest.mark.integration
 
@@ -445,3 +446,26 @@ async def test_the_event_that_is_recorded_keeps_its_id_beside_a_stranger_that_is
     assert await world.completions() == {
         ("ann", "a"): (earlier["completed_at"], recorded["event_id"]),
     }
+
+
+async def test_events_of_a_user_in_several_partitions_are_exact_where_transactions_meet(world: World) -> None:
+    """A producer that chooses partitions by other keys than ours: shares of one batch meet at the same rows."""
+    await world.offer()
+    people = [f"p{i}" for i in range(6)]
+    await world.people(people)
+    chance = random.Random(11)
+    events = [
+        completed(chance.choice(people), chance.choice("abcde"), chance.randrange(9)) for _ in range(500)
+    ]
+    sent = chance.sample([*events, *chance.choices(events, k=200)], 700)
+    await world.produce([replace(Message.of(e), key=str(i).encode()) for i, e in enumerate(sent)])
+    world.start("completion-recorder", batch_max_records=40, recorder_connections=4)
+    world.start("sankey-aggregator")
+    await world.drained()
+    best: dict[tuple[str, str], tuple[int, str]] = {}
+    for e in events:
+        key = e["mcp_server_user_id"], e["step_id"]
+        best[key] = min(best.get(key, (10**13, "")), (e["completed_at"], e["event_id"]))
+    assert await world.completions() == best
+    assert await world.dead_letters() == []
+    await world.assert_exact()
