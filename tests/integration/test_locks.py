@@ -861,6 +861,29 @@ async def test_a_table_that_is_locked_whole_is_waited_for(world: World) -> None:
     await world.assert_exact()
 
 
+@pytest.mark.parametrize("table", ["sankey_journeys", "sankey_transitions"])
+async def test_an_aggregator_behind_a_table_that_is_locked_whole_is_not_stuck(
+    world: World, table: str
+) -> None:
+    """It tries again for as long as the table is locked: beyond what a batch may take, too."""
+    await prepare(world)
+    world.start(RECORDER)
+    aggregator = await world.start(AGGREGATOR, stuck_seconds=7).ready()
+    async with locked(world, f"lock table {table} in access exclusive mode"):
+        await world.produce([event_of(p, "a", 1) for p in PEOPLE])
+
+        async def has_tried() -> bool:
+            assert aggregator.process.poll() is None, aggregator.log.read_text()
+            return await metric(aggregator, "stepstream_retries_total") >= 2
+
+        await eventually(has_tried, "it tries again")
+        url = f"http://127.0.0.1:{aggregator.port}/health/live"
+        assert (await asyncio.to_thread(httpx2.get, url)).status_code == 200
+    await world.drained()
+    assert await world.db.fetchval("select count(*) from sankey_dirty where waits_for is not null") == 0
+    await world.assert_exact()
+
+
 async def test_locked_counts_of_a_walkthrough_leave_others_current(world: World) -> None:
     """With the real services: what waits shows everywhere, also where it dies while it works that off."""
     await prepare(world)
