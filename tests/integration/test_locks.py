@@ -478,6 +478,38 @@ async def test_a_transaction_that_stays_open_is_named(world: World, monkeypatch:
         await other.close()
 
 
+async def test_how_long_the_oldest_transaction_has_been_open_is_a_line_of_status(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that has read nothing, and was prepared; of other roles there is at least one."""
+    monkeypatch.setattr("services.operator_cli.status._LONG_SECONDS", 0)
+
+    async def told() -> tuple[dict[str, Any], str]:
+        seen = json.loads((await world.invoke("status", "-o", "json")).stdout)["transactions"]
+        page = (await world.invoke("status")).stdout
+        return seen, next((line for line in page.splitlines() if line.startswith("oldest transaction")), "")
+
+    mine = await asyncpg.connect(as_role(world.settings.dsn, OPERATOR, world.base))
+    try:
+        await mine.execute("begin")
+        seen, line = await told()
+        assert seen["oldest_seconds"] > 0
+        assert seen["not_told"] == 0
+        assert " open for " in line
+    finally:
+        await mine.close()
+    monkeypatch.setattr("services.operator_cli.status._LONG_SECONDS", 60)
+    async with world.connection() as other:
+        await other.execute("begin")
+        seen, line = await told()
+        assert seen == {"oldest_seconds": 0, "not_told": 1}
+        assert "1 transaction of roles of which PostgreSQL does not tell since when" in line
+    assert await told() == ({"oldest_seconds": 0, "not_told": 0}, "")
+    async with forgotten(world, "lock table dead_letters_handled in share mode"):
+        seen, _ = await told()
+        assert seen["oldest_seconds"] > 0
+
+
 async def test_how_long_the_oldest_transaction_has_been_open_is_a_metric(world: World) -> None:
     """Whoever has it, and although the aggregator's role is not told since when others have theirs."""
     age = "stepstream_oldest_transaction_seconds"
