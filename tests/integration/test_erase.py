@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection, Set
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -9,11 +10,12 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from schemas import OPERATOR_SOURCES
-from services.completion_recorder import transaction
+from services.completion_recorder import references, transaction
 from services.completion_recorder.judge import read
-from services.completion_recorder.load_counts import Load
+from services.completion_recorder.load_counts import Load, LoadContext
 from services.operations import erase as erasing
 from services.runtime.alone import Act, be_alone
+from services.runtime.database import Connection
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import next_offsets
 from tests.support.agents import agent
@@ -195,6 +197,38 @@ async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(worl
     assert await world.db.fetchval("select count(*) from walkthrough_starts") == 0
     rows = await world.db.fetch("select mcp_server_user_id from erased_users order by 1")
     assert [r[0] for r in rows] == ["ann", "nobody"]
+
+
+@pytest.mark.parametrize("by_parts", [False, True])
+async def test_somebody_who_is_erased_while_a_load_is_judged_is_counted_once_and_leaves_no_letter(
+    world: World, monkeypatch: pytest.MonkeyPatch, by_parts: bool
+) -> None:
+    """By an operator, between the looks at what cannot be read and at the others."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    find_erased = references.find_erased
+
+    async def find_before_the_erasure(connection: Connection, people: Collection[str]) -> Set[str]:
+        found = await find_erased(connection, people)
+        await world.db.execute("insert into erased_users values ('ann', 0, 'e') on conflict do nothing")
+        return found
+
+    monkeypatch.setattr(references, "find_erased", find_before_the_erasure)
+    messages = [
+        Message(b"ann", b"no json"),
+        Message.of(completed("ann", "a", 1)),
+        # Without it all references are there, and nobody looks who was erased.
+        Message.of(completed("bob", "none", 1)),
+    ]
+    records = [
+        ConsumerRecord(world.settings.topic, 0, i, 0, 0, m.key, m.value, None, 0, 0, m.headers)
+        for i, m in enumerate(messages)
+    ]
+    load = Load(world.settings.topic, next_offsets(records), *read(records, 10**13))
+    recorded = await transaction.record(await world.recorder_pool(), load, LoadContext(), by_parts=by_parts)
+    assert [one.record.key for one in recorded.refused] == [b"bob"]
+    assert (recorded.of_erased, recorded.waiting, recorded.covered) == (2, 0, 0)
+    assert await world.completions() == {}
 
 
 @pytest.mark.parametrize("point", ["operator.erase-committed", "operator.letters-copied"])
