@@ -338,6 +338,48 @@ async def test_what_waits_under_another_key_goes_too_and_what_is_of_others_stays
         assert [row["value"] for row in left] == sorted(values[3:])
 
 
+@pytest.mark.parametrize("user", ["acme/ann", 'ann "the first"', "acme\\ann"])
+async def test_an_id_that_json_writes_with_escapes_is_found_under_another_key(
+    world: World, user: str
+) -> None:
+    """Some write a slash as `\\/`; quotes and backslashes all do."""
+    await world.offer()
+    await world.people([user, "bob"])
+    world.start(RECORDER)
+
+    def written(event: dict[str, Any]) -> str:
+        return json.dumps(event).replace("/", "\\/")
+
+    await world.produce(
+        [Message(None, written(completed(one, "none", 1)).encode()) for one in (user, "bob/ann", "bob")]
+    )
+    await world.db.executemany(
+        "insert into outbox (key, value) values ('bob', $1)",
+        [(written(completed(one, "a", 1)),) for one in (user, "bob/ann", "bob")],
+    )
+    await world.db.execute(
+        "insert into outbox_set_aside (id, key, value, headers, created_at, error)"
+        " select id, key, value, headers, created_at, '' from outbox"
+    )
+
+    async def are_letters() -> bool:
+        return len(await world.dead_letters()) == 3
+
+    await eventually(are_letters, "the recorder has refused them")
+    done = await world.invoke("erase", user, "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    removed = json.loads(done.stdout)["removed"]
+    assert [removed[what] for what in ("outbox", "outbox_set_aside", "dead_letters")] == [1, 1, 1]
+    for table in ("outbox", "outbox_set_aside"):
+        left = [
+            json.loads(row[0])["mcp_server_user_id"]
+            for row in await world.db.fetch(f"select value from {table}")
+        ]
+        assert sorted(left) == ["bob", "bob/ann"]
+    letters = [json.loads(letter.value or b"")["mcp_server_user_id"] for letter in await world.dead_letters()]
+    assert sorted(letters) == ["bob", "bob/ann"]
+
+
 async def test_an_announcement_that_kafka_refused_waits_for_whoever_sends_it_again(world: World) -> None:
     await world.offer()
     await world.people(["ann"])
