@@ -99,6 +99,9 @@ $$;
 
 -- --- tables ------------------------------------------------------------------------------------------------
 
+-- All at once: what is revoked, to be granted again, is gone at no moment for services that run.
+begin;
+
 -- Whether migrations are pending.
 grant select on stepstream_migrations to
   stepstream_recorder, stepstream_aggregator, stepstream_relay, stepstream_mcp, stepstream_api, stepstream_operator;
@@ -163,7 +166,9 @@ grant select, update (created_at) on mcp_servers, walkthroughs, walkthrough_step
 grant select on mcp_server_walkthroughs to stepstream_mcp;
 grant select (id, mcp_server_user_id, walkthrough_id, step_id, completed_at) on walkthrough_step_completions to stepstream_mcp;
 grant select (mcp_server_user_id, walkthrough_id, step_id, skipped_at) on walkthrough_step_skips to stepstream_mcp;
-grant insert on outbox to stepstream_mcp;
+-- Its ids and times are the database's: with one of their own a row could take the place of another.
+revoke insert on outbox from stepstream_mcp, stepstream_api, stepstream_operator;
+grant insert (key, value, headers, type) on outbox to stepstream_mcp, stepstream_api, stepstream_operator;
 grant select, insert on mcp_session_clients to stepstream_mcp;
 grant select on registered_people to stepstream_mcp;
 
@@ -183,7 +188,7 @@ grant select on event_sources, refused_events, source_organizations to stepstrea
 grant select, insert on registered_people to stepstream_api;
 grant select (id, distinct_id), insert (id, first_seen_at) on mcp_server_user to stepstream_api;
 grant insert, update (mcp_server_user_id) on mcp_server_session to stepstream_api;
-grant select (id), insert on outbox to stepstream_api; -- and how much waits there
+grant select (id) on outbox to stepstream_api; -- how much waits there
 grant select on erased_users to stepstream_api;
 
 -- Versions of walkthroughs are read. Triggers write them, whoever edits the steps.
@@ -196,7 +201,7 @@ grant select, insert on mcp_server_walkthroughs to stepstream_operator;
 grant select, insert, update on api_keys to stepstream_operator;
 grant select, insert, update, delete on dead_letters_handled to stepstream_operator;
 grant update (acknowledged_at) on gone_events to stepstream_operator;
-grant insert on outbox, mcp_server_session to stepstream_operator;
+grant insert on mcp_server_session to stepstream_operator;
 grant select, insert on registered_people to stepstream_operator;
 grant insert (id, first_seen_at) on mcp_server_user to stepstream_operator;
 grant update (mcp_server_user_id) on mcp_server_session to stepstream_operator;
@@ -211,3 +216,5 @@ revoke execute on function
   sankey_mark_deleted(), sankey_mark_inserted(), sankey_mark_updated(), sankey_mark_truncated(),
   walkthrough_version_begin(), walkthrough_version_finish(), walkthrough_versions_remove()
 from public;
+
+commit;

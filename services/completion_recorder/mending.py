@@ -32,7 +32,7 @@ from services.completion_recorder.dead_letters import (
 )
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
-from services.runtime.files import open_lines
+from services.runtime.files import lines_of, open_lines
 from services.runtime.settings import Settings
 from services.runtime.text import format_time, json_text
 
@@ -40,6 +40,8 @@ SQL = load_queries(__file__)
 
 #: So many lines are noted at once, and so many are told.
 _AT_ONCE = 5_000
+#: No line is longer, in bytes: a letter of 2 MiB, each byte of it written with six.
+_MOST_LINE = 16 * 1024 * 1024
 _ABSENT = object()
 
 
@@ -129,11 +131,17 @@ class MendedFile:
     db: Connection
 
     async def note(self) -> None:
-        """Notes where each line begins, which letter it mends, and what is wrong with it."""
+        """Notes where each line begins, which letter it mends, and what is wrong with it.
+
+        Raises:
+            UsageError: a line is longer than any letter's.
+        """
         await self.db.execute(SQL["mended_begin"])
         noted: list[tuple[int, int, Source | None, str | None]] = []
         at = self.lines.tell()
-        for number, line in enumerate(self.lines, start=1):
+        for number, line in enumerate(lines_of(self.lines, "what is mended", _MOST_LINE), start=1):
+            if len(line) > _MOST_LINE:
+                raise UsageError(f"line {number}: it has more than {_MOST_LINE:,} bytes")
             if line.strip():
                 try:
                     noted.append((number, at, _read(line).source, None))
@@ -218,8 +226,10 @@ class MendedFile:
             if not letter.is_waiting and letter.source not in also:
                 handled.append((number, letter.action or ""))
                 continue
-            self.lines.seek(at)
-            mended = _read(self.lines.readline())
+            mended = self._read_again(letter, at)
+            if mended is None:
+                wrong.append((number, f"{letter.source}: the file has changed while it was read"))
+                continue
             if problem := _problem(settings, mended, letter, now_ms):
                 wrong.append((number, f"{letter.source}: {problem}"))
                 continue
@@ -233,6 +243,15 @@ class MendedFile:
         if handled:
             await self.db.execute(SQL["mended_done"], [n for n, _ in handled], [how for _, how in handled])
         return good
+
+    def _read_again(self, letter: Letter, at: int) -> Mended | None:
+        """The line that mends a letter; None where something else is there now."""
+        self.lines.seek(at)
+        try:
+            mended = _read(self.lines.readline(_MOST_LINE))
+        except ValueError:
+            return None
+        return mended if mended.source == letter.source else None
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """The recorder's transaction: how far it comes, the rows, what waits, and what is counted."""
 
 from collections.abc import Collection, Sequence, Set
+from dataclasses import replace
 from typing import NamedTuple
 
 from services.completion_recorder.advance import advance_offsets, advance_positions
 from services.completion_recorder.guard import WrongDatabaseError, belongs_to_topic
 from services.completion_recorder.judge import Refused, people_of, user_of
 from services.completion_recorder.load_counts import Load, LoadContext, LoadCounts, count_load
+from services.completion_recorder.not_written import NotWritten
 from services.completion_recorder.source_stats import note
 from services.completion_recorder.waiting import set_aside
 from services.completion_recorder.write import IN_THE_WAY, write_at_once, write_by_parts
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool
+from services.runtime.kafka import Record
 
 
 class Recorded(NamedTuple):
@@ -74,8 +77,9 @@ async def _record(pool: Pool, load: Load, context: LoadContext | None, *, by_par
         not_written = await write(
             connection, load.accepted, load.unreadable, replayed_before, load.registering
         )
-        await set_aside(connection, not_written.waiting)
         of_erased = _of_erased(load, not_written.erased)
+        not_written = _without(not_written, of_erased)
+        await set_aside(connection, not_written.waiting)
         if context is not None:
             counted = count_load(load, context, before, not_written.refused, of_erased)
             if counted.wrong_database_message and not await belongs_to_topic(
@@ -90,10 +94,25 @@ async def _record(pool: Pool, load: Load, context: LoadContext | None, *, by_par
     )
 
 
+def _without(not_written: NotWritten, of_erased: Collection[tuple[int, int]]) -> NotWritten:
+    """Of people who were erased while the load was judged nothing is refused, or waits, either."""
+    if not of_erased:
+        return not_written
+    return replace(
+        not_written,
+        refused=[one for one in not_written.refused if _place(one.record) not in of_erased],
+        waiting=[one for one in not_written.waiting if _place(one.item.record) not in of_erased],
+    )
+
+
+def _place(record: Record) -> tuple[int, int]:
+    return record.partition, record.offset
+
+
 def _of_erased(load: Load, erased: Set[str]) -> Collection[tuple[int, int]]:
     """Partition and offset of the records that are of these people."""
     if not erased:
         return set()
     theirs = [item.record for item in load.accepted if user_of(item.event) in erased]
     theirs += [r.record for r in load.unreadable if not erased.isdisjoint(people_of(r.record))]
-    return {(record.partition, record.offset) for record in theirs}
+    return {_place(record) for record in theirs}

@@ -87,7 +87,10 @@ class Row(BaseModel):
     @classmethod
     def _json(cls, value: object) -> object:
         if isinstance(value, str):
-            value = json.loads(value)
+            try:
+                value = json.loads(value)
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
         if value is not None:
             encode_metadata(value)
         return value
@@ -191,8 +194,8 @@ def _read_csv(
     file: Path, raw: BufferedReader, shape: Shape, tell: Callable[[str], None]
 ) -> Iterator[tuple[str, Row | str]]:
     content = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
-    lines = io.TextIOWrapper(cast("BinaryIO", content), encoding="utf-8-sig", newline="")
-    head = lines.readline()
+    lines = _Lines(file, io.TextIOWrapper(cast("BinaryIO", content), encoding="utf-8-sig", newline=""))
+    head = next(lines, "")
     delimiter = shape.delimiter or _delimiter_of(head, shape)
     if shape.delimiter is None and delimiter != ",":
         tell(f"{file}: its columns are separated by {_SEPARATORS[delimiter]}; --delimiter says another one")
@@ -200,6 +203,7 @@ def _read_csv(
     try:
         _check_head(file, table.fieldnames or (), shape)
         for record in table:
+            lines.end_record()
             place = f"line {table.line_num}"
             if _MORE in record:
                 yield place, "it has more fields than the first line names: is one not in quotes?"
@@ -209,6 +213,39 @@ def _read_csv(
         raise UsageError(f"{file}: after line {table.line_num} it is no CSV: {error}") from None
 
 
+class _Lines:
+    """The lines of a table, of which no record is held that is longer than any event."""
+
+    def __init__(self, file: Path, text: io.TextIOWrapper) -> None:
+        self._file = file
+        self._text = text
+        self._number = 0
+        #: How long the record is that they belong to.
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_MOST_RECORD + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._length += len(line)
+        if self._length > _MOST_RECORD:
+            raise UsageError(
+                f"{self._file}: line {self._number}: a row has more than {_MOST_RECORD:,} characters: is a "
+                "quote not closed?"
+            )
+        return line
+
+    def end_record(self) -> None:
+        """The lines so far were whole records."""
+        self._length = 0
+
+
+#: No row of a table is longer, in characters.
+_MOST_RECORD: Final = 1_000_000
 #: Under which DictReader has what is beyond the last column.
 _MORE: Final = "\0"
 _SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

@@ -363,7 +363,7 @@ def is_of(record: Record, names: Names) -> bool:
     if record.key == names.user.encode():
         return True
     value = record.value
-    if value is None or (names.user.encode() not in value and b"\\u" not in value):
+    if value is None or (names.user.encode() not in value and b"\\" not in value):
         return False
     try:
         event = json.loads(value)
@@ -380,7 +380,7 @@ def speaks_of(record: Record, names: Names) -> bool:
     parts += [value for _, value in record.headers]
     if any(names.are_in(part.decode(errors="replace")) for part in parts if part):
         return True
-    if record.value is None or b"\\u" not in record.value:
+    if record.value is None or b"\\" not in record.value:
         return False
     try:
         return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, cast
 from aiokafka import ConsumerRecord
 
 from services.runtime.errors import UsageError
+from services.runtime.files import reading
 from services.runtime.kafka import Record
 
 _CHUNK: Final = 256 * 1024
@@ -68,9 +69,9 @@ def read_values(
         progress: told how many bytes more were read.
 
     Raises:
-        UsageError: it is UTF-16, or gzip that is broken or cut off.
+        UsageError: it cannot be read, is UTF-16, or gzip that is broken or cut off.
     """
-    chunks = _chunks(stream, progress)
+    chunks = _chunks(stream, name, progress)
     first = next(chunks, b"")
     if len(first) == 1:
         first += next(chunks, b"")
@@ -93,9 +94,9 @@ def read_values(
             yield f"{word} {number}", value
 
 
-def _chunks(stream: BinaryIO, progress: Callable[[int], None]) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO, name: str, progress: Callable[[int], None]) -> Iterator[bytes]:
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
-    while chunk := read(_CHUNK):
+    while chunk := reading(name, lambda: read(_CHUNK)):
         progress(len(chunk))
         yield chunk
 

@@ -26,7 +26,7 @@ from services.runtime.fair import Writing
 #: Whoever may run commands registers whom they name.
 _OPERATOR: Final = Writing(source="", may_register=True)
 #: No line of a file is longer, in bytes.
-_MOST_LINE: Final = 100_000
+MOST_LINE: Final = 100_000
 
 Result: TypeAlias = PersonResult | SessionResult
 
@@ -82,8 +82,8 @@ def _numbered(lines: Iterable[bytes], advance: Callable[[int], None]) -> Iterato
     """Lines that say something, each with its number."""
     for number, line in enumerate(lines, start=1):
         advance(len(line))
-        if len(line) > _MOST_LINE:
-            raise UsageError(f"line {number}: it has more than {_MOST_LINE:,} bytes")
+        if len(line) > MOST_LINE:
+            raise UsageError(f"line {number}: it has more than {MOST_LINE:,} bytes")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError:

@@ -39,6 +39,7 @@ _PARTS = {
     "status_set_aside": "what was set aside",
     "status_waiting": "events that wait for a lock",
     "status_handled": "dead letters that are handled",
+    "status_transactions": "the oldest transaction",
 }
 
 #: How long Kafka, and the database, may take to answer, in seconds.

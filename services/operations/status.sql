@@ -117,6 +117,30 @@ from (
   limit 10
 ) as open_;
 
+-- name: status_transactions
+-- For how many seconds the oldest transaction has been open, whatever it has read or locked; and of how many that
+-- PostgreSQL does not tell, for they are of roles whose activity is not shown. Services have a bound of their own.
+select
+  coalesce(max(seconds), 0) as oldest_transaction_seconds,
+  count(*) filter (where seconds is null)::integer as transactions_not_told
+from (
+  select extract(epoch from clock_timestamp() - holder.xact_start)::double precision as seconds
+  from pg_locks as held
+  inner join pg_stat_activity as holder on held.pid = holder.pid
+  where
+    held.locktype = 'virtualxid'
+    and held.mode = 'ExclusiveLock'
+    and held.granted
+    and held.pid <> pg_backend_pid()
+    and holder.usename is not null
+    and holder.datname = current_database()
+    and (holder.xact_start is not null or holder.application_name not like 'stepstream _%')
+  union all
+  select extract(epoch from clock_timestamp() - prepared)::double precision
+  from pg_prepared_xacts
+  where database = current_database()
+) as open_;
+
 -- name: status_positions
 -- Positions that somebody but the services has locked: their partitions stand still.
 select coalesce(jsonb_agg(to_jsonb(locked) order by locked.service, locked.partition), '[]') as positions_locked

@@ -152,8 +152,8 @@ def _taken(
 @contextlib.contextmanager
 def _items(file: str | None, what: "What", given: Sequence[dict[str, Any]]) -> "Iterator[Iterator[Item]]":
     from services.analytics_api.intake.bodies import Item
-    from services.operations.register import items_of_file
-    from services.runtime.files import open_lines
+    from services.operations.register import MOST_LINE, items_of_file
+    from services.runtime.files import lines_of, open_lines
 
     if file is None:
         yield iter([Item(index, one) for index, one in enumerate(given)])
@@ -166,7 +166,7 @@ def _items(file: str | None, what: "What", given: Sequence[dict[str, Any]]) -> "
             read += more
             bar(read)
 
-        yield items_of_file(lines, what, advance)
+        yield items_of_file(lines_of(lines, file, MOST_LINE), what, advance)
 
 
 def _json_of(result: "Result") -> dict[str, Any]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _UNKNOWN = "not known"
+#: A transaction that is open for longer is told of.
+_LONG_SECONDS = 60
 
 
 @app.command(epilog=examples("status", "status -o json"))
@@ -95,6 +97,12 @@ def _as_json(seen: "Status") -> dict[str, Any]:
         "prepared_transactions": None
         if seen.database is None
         else seen.database.get("prepared_transactions"),
+        "transactions": None
+        if seen.database is None
+        else {
+            "oldest_seconds": seen.database.get("oldest_transaction_seconds"),
+            "not_told": seen.database.get("transactions_not_told"),
+        },
         "old_snapshots": None if seen.database is None else seen.database.get("old_snapshots"),
         "newest": None
         if seen.database is None
@@ -159,6 +167,7 @@ def status_page(seen: "Status") -> RenderableType:
                 f"{db['journeys_waiting']:,}" if "journeys_waiting" in db else _UNKNOWN,
             ),
             ("outbox", _describe_outbox(db)),
+            *_describe_transactions(db),
             *((s, f"{seen.services.get(s, 0)} connections to the database") for s in SERVICES[2:]),
         ]
     if seen.agreement is not None and seen.agreement.held_back:
@@ -206,6 +215,20 @@ def _describe_time(at: str) -> str:
 
 def _describe_newest(database: Mapping[str, Any], column: str) -> str:
     return (format_time(database[column]) or "none") if column in database else _UNKNOWN
+
+
+def _describe_transactions(database: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The line about open transactions, where one is not of a moment, or may not be."""
+    oldest, not_told = (
+        database.get(name) or 0 for name in ("oldest_transaction_seconds", "transactions_not_told")
+    )
+    told = [f"open for {format_duration(oldest)}"] if oldest >= _LONG_SECONDS else []
+    if not_told:
+        told.append(
+            f"{plural(not_told, 'transaction')} of roles of which PostgreSQL does not tell since when: "
+            "pg_read_all_stats lets it"
+        )
+    return [("oldest transaction", "; ".join(told))] if told else []
 
 
 def _describe_outbox(database: Mapping[str, Any]) -> str:

@@ -353,6 +353,8 @@ async def _find(identifier: str) -> "Walkthrough":
 
 
 _OPTIONAL = " (optional)"
+#: What a person is shown in a step is no longer, in bytes.
+_MOST_TEXT = 16 * 1024 * 1024
 
 
 def _rows(steps: "Sequence[Step]") -> list[tuple[int, str, str, int]]:
@@ -385,8 +387,9 @@ def _as_json(found: "Walkthrough") -> dict[str, object]:
 
 
 def _read(file: Path) -> str:
+    from services.runtime.files import read_whole
+
     try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise UsageError(f"{file}: {reason}") from None
+        return read_whole(file, _MOST_TEXT).decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: it is not UTF-8") from None

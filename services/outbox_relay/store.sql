@@ -104,7 +104,8 @@ from unnest($2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::bigint[]
 on conflict do nothing;
 
 -- name: set_aside
--- Moves rows that Kafka refuses out of the way, with the reason.
+-- Moves rows that Kafka refuses out of the way, with the reason. Where ids of the outbox have begun again, as in a copy of
+-- the database, a row may have the id already: then it gets the next one that nothing has.
 with refused as (
   delete from outbox
   using unnest($1::bigint[], $2::text[]) as given (id, error)
@@ -113,15 +114,20 @@ with refused as (
 )
 insert into outbox_set_aside (id, key, value, headers, created_at, type, error)
 select
-  id,
-  key,
-  value,
-  headers,
-  created_at,
-  type,
-  error
-from refused
-on conflict (id) do nothing;
+  case
+    when exists (select from outbox_set_aside as kept where kept.id = refused.id)
+      then
+        (select max(id) from (select id from outbox_set_aside union all select id from refused) as used)
+        + row_number() over (order by refused.id)
+    else refused.id
+  end,
+  refused.key,
+  refused.value,
+  refused.headers,
+  refused.created_at,
+  refused.type,
+  refused.error
+from refused;
 
 -- name: depth
 -- How many rows wait (counted up to 100,000), how old the oldest is, in seconds, and how many are set aside.

@@ -1,12 +1,49 @@
 """Files that a person names, and standard input."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from services.runtime.errors import UsageError
+
+Given = TypeVar("Given")
+
+
+def reading(file: str | Path, read: Callable[[], Given]) -> Given:
+    """What `read` returns, where the file can be read.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        return read()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}") from None
+
+
+def lines_of(stream: BinaryIO, file: str | Path, most: int) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer no more than `most` + 1 bytes are read at a time.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    while line := reading(file, lambda: stream.readline(most + 1)):
+        yield line
+
+
+def read_whole(file: Path, most: int) -> bytes:
+    """What a file holds.
+
+    Raises:
+        UsageError: it cannot be read, or is longer than `most` bytes.
+    """
+    with reading(file, lambda: file.open("rb")) as opened:
+        content = reading(file, lambda: opened.read(most + 1))
+    if len(content) > most:
+        raise UsageError(f"{file}: it has more than {most:,} bytes")
+    return content
 
 
 @contextmanager
@@ -20,11 +57,8 @@ def open_lines(file: str) -> Iterator[tuple[BinaryIO, int | None]]:
         yield sys.stdin.buffer, None
         return
     path = Path(file)
-    try:
-        with path.open("rb") as lines:
-            yield lines, path.stat().st_size
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
+    with reading(file, lambda: path.open("rb")) as lines:
+        yield lines, path.stat().st_size
 
 
 @contextmanager

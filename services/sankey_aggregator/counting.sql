@@ -145,8 +145,9 @@ from sankey_dirty
 where waits_for is not null;
 
 -- name: lock_tables
--- Who locks a table whole is waited for: a rebuild's swap. Rows are not waited for, but a moment.
-set local lock_timeout = 0;
+-- Who locks a table whole is waited for, as a rebuild's swap; for longer with a new try, so that a consumer that waits
+-- is not taken for one that is stuck. Rows are not waited for, but a moment.
+set local lock_timeout = '5s';
 lock table sankey_journeys, sankey_transitions, sankey_endings, sankey_freshness in row exclusive mode;
 set local lock_timeout = '50ms';
 

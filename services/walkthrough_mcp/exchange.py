@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from services.journeys.finishing import FinishRule
 from services.runtime.database import Connection, load_queries, no_longer_than
 from services.runtime.errors import StepstreamError, UsageError
+from services.runtime.files import read_whole
 from services.runtime.finish_rules import GivenRule, finished_means, read_finish_rule, set_finish_rule
 
 SQL = load_queries(__file__)
@@ -28,6 +29,8 @@ Title = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\u0000]*
 TRANSACTION_SECONDS = 60
 Identifier = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\u0000-\u001f\u007f-\u009f]*$")]
 Milliseconds = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799_999)]
+#: Of an export: of a thousand steps with 16 KB each.
+_MOST_BYTES = 16 * 1024 * 1024
 _INTEGER = Field(strict=True, ge=-(2**31), le=2**31 - 1)
 
 
@@ -138,12 +141,9 @@ def read_export(file: Path) -> Export:
     """Reads and validates an export.
 
     Raises:
-        UsageError: no such file, or a field is wrong; names the field and what is the matter.
+        UsageError: no such file, it is too long, or a field is wrong; names the field and what is the matter.
     """
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}") from None
+    text = read_whole(file, _MOST_BYTES)
     try:
         _refuse_nul(json.loads(text))
         return Export.model_validate_json(text)

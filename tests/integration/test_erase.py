@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection, Set
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -9,11 +10,12 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from schemas import OPERATOR_SOURCES
-from services.completion_recorder import transaction
+from services.completion_recorder import references, transaction
 from services.completion_recorder.judge import read
-from services.completion_recorder.load_counts import Load
+from services.completion_recorder.load_counts import Load, LoadContext
 from services.operations import erase as erasing
 from services.runtime.alone import Act, be_alone
+from services.runtime.database import Connection
 from services.runtime.errors import StepstreamError
 from services.runtime.kafka import next_offsets
 from tests.support.agents import agent
@@ -197,6 +199,38 @@ async def test_where_and_in_which_batch_the_event_comes_makes_no_difference(worl
     assert [r[0] for r in rows] == ["ann", "nobody"]
 
 
+@pytest.mark.parametrize("by_parts", [False, True])
+async def test_somebody_who_is_erased_while_a_load_is_judged_is_counted_once_and_leaves_no_letter(
+    world: World, monkeypatch: pytest.MonkeyPatch, by_parts: bool
+) -> None:
+    """By an operator, between the looks at what cannot be read and at the others."""
+    await world.offer()
+    await world.people(["ann", "bob"])
+    find_erased = references.find_erased
+
+    async def find_before_the_erasure(connection: Connection, people: Collection[str]) -> Set[str]:
+        found = await find_erased(connection, people)
+        await world.db.execute("insert into erased_users values ('ann', 0, 'e') on conflict do nothing")
+        return found
+
+    monkeypatch.setattr(references, "find_erased", find_before_the_erasure)
+    messages = [
+        Message(b"ann", b"no json"),
+        Message.of(completed("ann", "a", 1)),
+        # Without it all references are there, and nobody looks who was erased.
+        Message.of(completed("bob", "none", 1)),
+    ]
+    records = [
+        ConsumerRecord(world.settings.topic, 0, i, 0, 0, m.key, m.value, None, 0, 0, m.headers)
+        for i, m in enumerate(messages)
+    ]
+    load = Load(world.settings.topic, next_offsets(records), *read(records, 10**13))
+    recorded = await transaction.record(await world.recorder_pool(), load, LoadContext(), by_parts=by_parts)
+    assert [one.record.key for one in recorded.refused] == [b"bob"]
+    assert (recorded.of_erased, recorded.waiting, recorded.covered) == (2, 0, 0)
+    assert await world.completions() == {}
+
+
 @pytest.mark.parametrize("point", ["operator.erase-committed", "operator.letters-copied"])
 async def test_killed_in_the_middle_and_run_again(world: World, point: str) -> None:
     await world.produce(await fill(world))
@@ -302,6 +336,48 @@ async def test_what_waits_under_another_key_goes_too_and_what_is_of_others_stays
     for table in ("outbox", "outbox_set_aside"):
         left = await world.db.fetch(f"select value from {table} order by value")
         assert [row["value"] for row in left] == sorted(values[3:])
+
+
+@pytest.mark.parametrize("user", ["acme/ann", 'ann "the first"', "acme\\ann"])
+async def test_an_id_that_json_writes_with_escapes_is_found_under_another_key(
+    world: World, user: str
+) -> None:
+    """Some write a slash as `\\/`; quotes and backslashes all do."""
+    await world.offer()
+    await world.people([user, "bob"])
+    world.start(RECORDER)
+
+    def written(event: dict[str, Any]) -> str:
+        return json.dumps(event).replace("/", "\\/")
+
+    await world.produce(
+        [Message(None, written(completed(one, "none", 1)).encode()) for one in (user, "bob/ann", "bob")]
+    )
+    await world.db.executemany(
+        "insert into outbox (key, value) values ('bob', $1)",
+        [(written(completed(one, "a", 1)),) for one in (user, "bob/ann", "bob")],
+    )
+    await world.db.execute(
+        "insert into outbox_set_aside (id, key, value, headers, created_at, error)"
+        " select id, key, value, headers, created_at, '' from outbox"
+    )
+
+    async def are_letters() -> bool:
+        return len(await world.dead_letters()) == 3
+
+    await eventually(are_letters, "the recorder has refused them")
+    done = await world.invoke("erase", user, "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    removed = json.loads(done.stdout)["removed"]
+    assert [removed[what] for what in ("outbox", "outbox_set_aside", "dead_letters")] == [1, 1, 1]
+    for table in ("outbox", "outbox_set_aside"):
+        left = [
+            json.loads(row[0])["mcp_server_user_id"]
+            for row in await world.db.fetch(f"select value from {table}")
+        ]
+        assert sorted(left) == ["bob", "bob/ann"]
+    letters = [json.loads(letter.value or b"")["mcp_server_user_id"] for letter in await world.dead_letters()]
+    assert sorted(letters) == ["bob", "bob/ann"]
 
 
 async def test_an_announcement_that_kafka_refused_waits_for_whoever_sends_it_again(world: World) -> None:

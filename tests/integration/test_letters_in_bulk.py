@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.completion_recorder.mending import MendedFile, RedrivePlan, open_mended
 from tests.support.world import Message, World, completed, moment
 
 pytestmark = pytest.mark.integration
@@ -194,3 +195,23 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
         r for r in await some.events() if r.key == b"ann" and "stepstream-redrive-of" in dict(r.headers)
     )
     assert copy.headers[:2] == (("ce_source", b"/shop"), ("x", b"\xff"))
+
+
+@pytest.mark.parametrize("instead", ["", "{", "another letter's line"])
+async def test_a_file_that_changes_while_it_is_read_sends_nothing_wrong(
+    some: World, tmp_path: Path, instead: str
+) -> None:
+    """Where each line is was noted before: what is there now may be no line, or mend another letter."""
+    lines = [json.dumps(letter) for letter in await exported(some, "--source", "/shop")]
+    assert len(lines[0]) == len(lines[1])
+    mended = tmp_path / "mended.ndjson"
+    mended.write_text("\n".join(lines[:1]))
+    plan = RedrivePlan()
+    with open_mended(str(mended)) as opened:
+        file = MendedFile(opened, some.db)
+        await file.note()
+        mended.write_text(lines[1] if instead.startswith("another") else instead)
+        opened.seek(0, 2)
+        assert [portion async for portion in file.check(some.settings, plan)] == []
+        problems = [problem async for page in file.problems() for _, problem in page]
+    assert [problem.partition(": ")[2] for problem in problems] == ["the file has changed while it was read"]

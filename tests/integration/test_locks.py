@@ -478,6 +478,38 @@ async def test_a_transaction_that_stays_open_is_named(world: World, monkeypatch:
         await other.close()
 
 
+async def test_how_long_the_oldest_transaction_has_been_open_is_a_line_of_status(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of one that has read nothing, and was prepared; of other roles there is at least one."""
+    monkeypatch.setattr("services.operator_cli.status._LONG_SECONDS", 0)
+
+    async def told() -> tuple[dict[str, Any], str]:
+        seen = json.loads((await world.invoke("status", "-o", "json")).stdout)["transactions"]
+        page = (await world.invoke("status")).stdout
+        return seen, next((line for line in page.splitlines() if line.startswith("oldest transaction")), "")
+
+    mine = await asyncpg.connect(as_role(world.settings.dsn, OPERATOR, world.base))
+    try:
+        await mine.execute("begin")
+        seen, line = await told()
+        assert seen["oldest_seconds"] > 0
+        assert seen["not_told"] == 0
+        assert " open for " in line
+    finally:
+        await mine.close()
+    monkeypatch.setattr("services.operator_cli.status._LONG_SECONDS", 60)
+    async with world.connection() as other:
+        await other.execute("begin")
+        seen, line = await told()
+        assert seen == {"oldest_seconds": 0, "not_told": 1}
+        assert "1 transaction of roles of which PostgreSQL does not tell since when" in line
+    assert await told() == ({"oldest_seconds": 0, "not_told": 0}, "")
+    async with forgotten(world, "lock table dead_letters_handled in share mode"):
+        seen, _ = await told()
+        assert seen["oldest_seconds"] > 0
+
+
 async def test_how_long_the_oldest_transaction_has_been_open_is_a_metric(world: World) -> None:
     """Whoever has it, and although the aggregator's role is not told since when others have theirs."""
     age = "stepstream_oldest_transaction_seconds"
@@ -858,6 +890,29 @@ async def test_a_table_that_is_locked_whole_is_waited_for(world: World) -> None:
 
         await eventually(waits, "it waits")
     assert await counting_all == set()
+    await world.assert_exact()
+
+
+@pytest.mark.parametrize("table", ["sankey_journeys", "sankey_transitions"])
+async def test_an_aggregator_behind_a_table_that_is_locked_whole_is_not_stuck(
+    world: World, table: str
+) -> None:
+    """It tries again for as long as the table is locked: beyond what a batch may take, too."""
+    await prepare(world)
+    world.start(RECORDER)
+    aggregator = await world.start(AGGREGATOR, stuck_seconds=7).ready()
+    async with locked(world, f"lock table {table} in access exclusive mode"):
+        await world.produce([event_of(p, "a", 1) for p in PEOPLE])
+
+        async def has_tried() -> bool:
+            assert aggregator.process.poll() is None, aggregator.log.read_text()
+            return await metric(aggregator, "stepstream_retries_total") >= 2
+
+        await eventually(has_tried, "it tries again")
+        url = f"http://127.0.0.1:{aggregator.port}/health/live"
+        assert (await asyncio.to_thread(httpx2.get, url)).status_code == 200
+    await world.drained()
+    assert await world.db.fetchval("select count(*) from sankey_dirty where waits_for is not null") == 0
     await world.assert_exact()
 
 

@@ -231,6 +231,25 @@ async def test_a_row_whose_headers_nobody_can_read_is_set_aside_and_holds_nobody
     assert relay.terminate() == 0
 
 
+async def test_what_is_set_aside_under_an_id_that_was_used_before_is_kept_beside_the_other(
+    world: World,
+) -> None:
+    """As after a copy of the database in which the ids of the outbox begin again."""
+    relay = world.start(RELAY)
+
+    async def put(*keys: str) -> list[str]:
+        await world.db.executemany(
+            "insert into outbox (key, value, headers) values ($1, '{}', '[]')", [(key,) for key in keys]
+        )
+        await world.relayed()
+        return [row[0] for row in await world.db.fetch("select key from outbox_set_aside order by key")]
+
+    assert await put("a", "b") == ["a", "b"]
+    await world.db.execute("alter table outbox alter column id restart")
+    assert await put("c", "d", "e", "f") == ["a", "b", "c", "d", "e", "f"]
+    assert relay.terminate() == 0
+
+
 async def test_a_notice_wakes_it_and_without_one_it_looks_by_itself(world: World) -> None:
     woken = await world.start(RELAY, relay_poll_seconds=3600).ready()
 

@@ -95,6 +95,8 @@ REFUSED = {
         "delete from mcp_server_user",
         "update mcp_server_user set upstream_sub = 'theirs'",
         "insert into registered_people select * from registered_people",
+        "insert into outbox (id, key, value) overriding system value values (7, 'k', 'v')",
+        "insert into outbox (key, value, created_at) values ('k', 'v', '-infinity')",
         "update walkthroughs set title = 'theirs'",
         "select email from mcp_server_user",
         "select profile_data from mcp_server_user",
@@ -115,8 +117,13 @@ REFUSED = {
         "update mcp_server_session set mcp_server_slug = 'theirs'",
         "select * from mcp_server_user",
         "select * from outbox",
+        "insert into outbox (id, key, value) overriding system value values (7, 'k', 'v')",
     ],
-    OPERATOR: ["update mcp_server_user set email = 'theirs'", "delete from api_keys"],
+    OPERATOR: [
+        "insert into outbox (id, key, value) overriding system value values (7, 'k', 'v')",
+        "update mcp_server_user set email = 'theirs'",
+        "delete from api_keys",
+    ],
 }
 
 
@@ -147,6 +154,21 @@ async def test_the_file_can_be_run_again_and_knows_every_table(world: World) -> 
     )
     named = set(re.findall(r"[a-z_]+", ROLES_SQL))
     assert {r[0] for r in tables} <= named, "say in ops/roles.sql which service may do what with a new table"
+
+
+async def test_no_right_is_gone_for_a_moment_while_the_file_is_run_again(world: World) -> None:
+    """Statement by statement, as psql runs it: a running service that met that would end."""
+    rights = """
+        select grantee || privilege_type || table_name || column_name from information_schema.column_privileges
+        where grantee like 'stepstream%'
+    """
+    async with world.connection() as other:
+        before = {row[0] for row in await other.fetch(rights)}
+        tables = re.sub(r"--.*", "", ROLES_SQL.partition("-- --- tables ---")[2])
+        for statement in filter(str.strip, tables.split(";")):
+            await world.db.execute(statement)
+            gone = before - {row[0] for row in await other.fetch(rights)}
+            assert not gone, f"after: {statement}"
 
 
 async def test_the_recorder_leaves_no_marks_under_its_role_and_others_do(world: World) -> None:
