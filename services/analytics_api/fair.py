@@ -3,6 +3,7 @@
 A `Turn` is one question's way through the lanes.
 """
 
+import asyncio
 import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
@@ -34,6 +35,8 @@ _PUBLIC_PLACES: Final = 2
 #: Rates are counted for so many keys, organizations and addresses, those seen last.
 _MOST_COUNTED: Final = 20_000
 _RETRY: Final = {"Retry-After": "2"}
+
+Made = TypeVar("Made")
 
 #: What each lane and share is of, for people.
 _OF: Final = {
@@ -85,6 +88,8 @@ class Lanes:
         self.computing = Lane("computing", 1)
         #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
+        #: What bodies that came in say: their items are read for one at a time.
+        self.reading = Lane("reading", 1)
         #: What writes: it has connections of its own, of which half are closed to any one organization.
         self.writing = Lane("writing", writers(settings), most_each=max(1, writers(settings) // 2))
         #: Keys that nobody has used lately: they come from any number of addresses, and may not be good.
@@ -202,6 +207,18 @@ class Turn:
             share.enter_context(own)
             self._share.close()
             self._share.push(share.pop_all())
+
+    async def made(self, make: Callable[[], Made], *, is_quick: bool) -> Made:
+        """What `make` makes of what came in, for one at a time; unless it `is_quick`, beside the event loop.
+
+        So others wait for one that is quick at most, each time that the event loop goes round.
+        """
+        async with self.lanes.reading.place(self.asker):
+            if not is_quick:
+                return await asyncio.to_thread(make)
+            made = make()
+            await asyncio.sleep(0)
+            return made
 
     @contextlib.asynccontextmanager
     async def again(self) -> AsyncIterator[None]:
