@@ -159,7 +159,7 @@ NO_KEYS = [
 ]
 
 
-@pytest.mark.parametrize("given", NO_KEYS, ids=str)
+@pytest.mark.parametrize("given", NO_KEYS, ids=range(len(NO_KEYS)))
 async def test_what_is_no_key_to_verify_with_is_the_issuers_fault_and_harms_no_key_beside_it(
     monkeypatch: pytest.MonkeyPatch, given: object
 ) -> None:
