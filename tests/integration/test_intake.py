@@ -748,7 +748,7 @@ async def test_a_large_body_is_read_beside_what_others_wait_for(
     monkeypatch.setattr(routes, "items_of", watched)
     for body, headers in (
         (lines([event()]), {}),
-        (lines([event()] * 50), {}),
+        (lines([event()] * 400), {}),
         (gzip.compress(lines([event()])), {"Content-Encoding": "gzip"}),  # nobody knows how much that is
     ):
         answer = await send(api, body, media_type="application/x-ndjson", **headers)
