@@ -3,6 +3,7 @@
 A `Turn` is one question's way through the lanes.
 """
 
+import asyncio
 import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
@@ -34,6 +35,8 @@ _PUBLIC_PLACES: Final = 2
 #: Rates are counted for so many keys, organizations and addresses, those seen last.
 _MOST_COUNTED: Final = 20_000
 _RETRY: Final = {"Retry-After": "2"}
+
+Made = TypeVar("Made")
 
 #: What each lane and share is of, for people.
 _OF: Final = {
@@ -85,6 +88,8 @@ class Lanes:
         self.computing = Lane("computing", 1)
         #: What is asked without a key: the dashboard's files, the API's description, refusals.
         self.public = Lane("public", _PUBLIC_PLACES)
+        #: What bodies that came in say: their items are read for one at a time.
+        self.reading = Lane("reading", 1)
         #: What writes: it has connections of its own, of which half are closed to any one organization.
         self.writing = Lane("writing", writers(settings), most_each=max(1, writers(settings) // 2))
         #: Keys that nobody has used lately: they come from any number of addresses, and may not be good.
@@ -119,6 +124,22 @@ class Lanes:
             ProblemError: the organization, its key, or everybody together asks too much at once; for a
                 stranger, all strangers together. An organization that asks little is let in all the same.
         """
+        with contextlib.ExitStack() as share:
+            share.enter_context(self.held(asker, has_known_id=has_known_id, writes=writes))
+            turn = Turn(self, asker, share, writes=writes)
+            try:
+                yield turn
+            finally:
+                turn.end()
+
+    def held(
+        self, asker: Asker, *, has_known_id: bool = False, writes: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
+        """One of the questions, or batches, that an asker has in hand; while the block lasts.
+
+        Raises:
+            ProblemError: as `turn`; where it is the share of the asker, as the block begins.
+        """
         asked = (self._writing if writes else self._asked) if asker.key else self._strangers
         most = self._most if asker.key or has_known_id else self._most_unknown
         if writes and asker.key:
@@ -127,12 +148,7 @@ class Lanes:
             API_CROWDED.labels("writes" if writes else "questions").inc()
             what = "batches" if writes else "questions"
             raise ProblemError(503, f"Too many {what}", f"too many {what} wait; come again soon", _RETRY)
-        with asked.held(asker):
-            turn = Turn(self, asker)
-            try:
-                yield turn
-            finally:
-                turn.end()
+        return asked.held(asker)
 
 
 class Turn:
@@ -141,9 +157,14 @@ class Turn:
     A stranger's has one among strangers, until its key is found.
     """
 
-    def __init__(self, lanes: Lanes, asker: Asker) -> None:
+    def __init__(
+        self, lanes: Lanes, asker: Asker, share: contextlib.ExitStack, *, writes: bool = False
+    ) -> None:
         self.lanes = lanes
         self.asker = asker
+        #: Holds what is counted of whoever asks.
+        self._share = share
+        self._writes = writes
         #: Whether its answer has begun: then it waits where another would be refused.
         self.goes_on = False
         self._place: tuple[Lane, Asker] | None = None
@@ -164,15 +185,40 @@ class Turn:
             lane.leave(asker)
 
     async def find(self, find: Callable[[], Awaitable[Asker]]) -> None:
-        """Becomes the question of whoever it is found to be of; a stranger has a place during the look."""
+        """Becomes the question of whoever it is found to be of; a stranger has a place during the look.
+
+        Raises:
+            ProblemError: whoever that is asks too much at once.
+        """
         had_place, is_stranger = self._place is not None, not self.asker.key
         if is_stranger:
             await self.begin()
         self.asker = await find()
         if is_stranger:
             self.end()
+            self._count_anew()
             if had_place:
                 await self.begin()
+
+    def _count_anew(self) -> None:
+        """Is counted among the questions of its asker, and no more among those of strangers."""
+        own = self.lanes.held(self.asker, writes=self._writes)
+        with contextlib.ExitStack() as share:
+            share.enter_context(own)
+            self._share.close()
+            self._share.push(share.pop_all())
+
+    async def made(self, make: Callable[[], Made], *, is_quick: bool) -> Made:
+        """What `make` makes of what came in, for one at a time; unless it `is_quick`, beside the event loop.
+
+        So others wait for one that is quick at most, each time that the event loop goes round.
+        """
+        async with self.lanes.reading.place(self.asker):
+            if not is_quick:
+                return await asyncio.to_thread(make)
+            made = make()
+            await asyncio.sleep(0)
+            return made
 
     @contextlib.asynccontextmanager
     async def again(self) -> AsyncIterator[None]:

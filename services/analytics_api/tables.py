@@ -53,8 +53,9 @@ JSON_LINES: Final = "application/x-ndjson"
 #: What makes a spreadsheet take a text for a formula; a quote before it makes it text again (OWASP, "CSV
 #: injection"): the signs as in Japanese, too. Titles, ids and reasons come from other people.
 _FORMULA: Final = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
-#: Where numbers have commas, spreadsheets begin a cell behind a semicolon, in the midst of quotes too.
-_FORMULA_INSIDE: Final = re.compile(r"([;\t\r\n] *)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
+#: Where numbers have commas, spreadsheets begin a cell behind a semicolon, in the midst of quotes too; quotes
+#: with which that cell begins are none of its text.
+_FORMULA_INSIDE: Final = re.compile(r'([;\t\r\n](?:[^\S\t\r\n]|")*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])')
 
 Row = Mapping[str, Any]
 

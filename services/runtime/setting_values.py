@@ -157,6 +157,8 @@ def secret_file(path: str) -> str:
     """The path of a file that holds a secret, or empty."""
     if not path:
         return path
+    if "/" not in path and not os.access(path, os.R_OK):  # the secret itself may stand there
+        raise ValueError("there is no such file in this folder, or it may not be read: give the path of one")
     if not Path(readable_file(path)).is_file():
         raise ValueError(f"{path} is no file")
     try:
@@ -179,6 +181,13 @@ def read_secret(path: str) -> str:
     if not content:
         raise OSError(errno.ENODATA, "is empty", path)
     return content
+
+
+def shown_url(url: str) -> str:
+    """As `http_url`, without a user."""
+    if "@" in http_url(url):
+        raise ValueError("it holds a user or a password, which everybody would be shown")
+    return url
 
 
 def http_url(url: str) -> str:

@@ -26,6 +26,7 @@ from services.runtime.setting_values import (
     scopes,
     scopes_by_server,
     secret_file,
+    shown_url,
     sources,
     split_at_commas,
 )
@@ -172,7 +173,7 @@ class Settings(BaseSettings):
     relay_send_timeout_seconds: float = Field(
         default=30, ge=1, description="How long Kafka may take to acknowledge before the relay starts anew."
     )
-    public_url: Annotated[str, AfterValidator(http_url)] = Field(
+    public_url: Annotated[str, AfterValidator(shown_url)] = Field(
         default="http://127.0.0.1:8084",
         description="Where agents reach walkthrough-mcp; tokens are for this address and the server's path.",
     )
@@ -263,7 +264,7 @@ class Settings(BaseSettings):
     mcp_access_token: SecretStr = Field(
         default=SecretStr(""), description="Who signs in over stdio, at a server that needs it."
     )
-    api_public_url: Annotated[str, AfterValidator(http_url)] = Field(
+    api_public_url: Annotated[str, AfterValidator(shown_url)] = Field(
         default="http://127.0.0.1:8085", description="Where people reach the dashboard and the API."
     )
     api_database_url: Annotated[SecretStr, AfterValidator(optional_postgres_url)] = Field(

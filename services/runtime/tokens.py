@@ -74,10 +74,10 @@ def problem_of_issuer(text: str) -> str | None:
 class _Keys:
     """The signing keys of an issuer, as they were read."""
 
-    def __init__(self, uri: str, keys: jwt.PyJWKSet) -> None:
+    def __init__(self, uri: str, keys: dict[str, Any]) -> None:
         self.uri = uri
         self._read_at = time.monotonic()
-        self._keys = {k.key_id: k.key for k in keys.keys if k.key_id and k.public_key_use in {"sig", None}}
+        self._keys = keys
 
     def find(self, name: Any) -> Any:
         """The key of that name, as long as these are good."""
@@ -170,16 +170,36 @@ async def _keys_at(uri: str) -> _Keys:
     return _Keys(uri, await _read_keys(uri))
 
 
-async def _read_keys(uri: str) -> jwt.PyJWKSet:
-    """The keys at an address.
+async def _read_keys(uri: str) -> dict[str, Any]:
+    """The keys at an address, by name.
 
     Raises:
-        IssuerAwayError: they cannot be had.
+        IssuerAwayError: they cannot be had, or there is none to verify with.
     """
     try:
-        return jwt.PyJWKSet.from_dict(await _read(uri))
+        given = (await _read(uri)).get("keys")
     except _NO_KEYS as error:
         raise IssuerAwayError(f"its keys cannot be read: {type(error).__name__}") from error
+    keys = {}
+    for one in given if isinstance(given, list) else []:
+        if (key := _key_to_verify_with(one)) is not None:
+            keys[one["kid"]] = key
+    if not keys:
+        raise IssuerAwayError("its keys cannot be read: there is none with a name to verify signatures with")
+    return keys
+
+
+def _key_to_verify_with(given: Any) -> Any:
+    """The public key that a JWK is, if it is one for signatures and has a name; secrets are none."""
+    if not isinstance(given, dict) or not isinstance(name := given.get("kid"), str) or not name:
+        return None
+    if (use := given.get("use")) is not None and use != "sig":
+        return None
+    try:
+        key = jwt.PyJWK.from_dict(given).key
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None
+    return key if hasattr(key, "verify") else None
 
 
 async def _find_jwks(issuer: str) -> str:

@@ -5,12 +5,17 @@ spans, so that a backlog of events that nobody traces costs one look at their he
 """
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 PROPAGATOR = TraceContextTextMapPropagator()
 HEADER = "traceparent"
@@ -40,12 +45,29 @@ def configure_tracing(service: str, endpoint: str, ratio: float) -> None:
         resource=Resource.create({"service.name": service, "service.namespace": "stepstream"}),
     )
     if endpoint:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        provider.add_span_processor(BatchSpanProcessor(exporter_to(endpoint)))
         _recording = True
     trace.set_tracer_provider(provider)
+
+
+def exporter_to(endpoint: str) -> "SpanExporter":
+    """What sends spans there, with the headers of OTEL_EXPORTER_OTLP_HEADERS."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    # OpenTelemetry logs a header that it cannot read, and that may be a token.
+    logging.getLogger("opentelemetry.util.re").addFilter(_without_header)
+    return OTLPSpanExporter(endpoint=endpoint)
+
+
+def _without_header(record: logging.LogRecord) -> bool:
+    """Takes the header out of a line of the log."""
+    record.msg = (
+        "a part of OTEL_EXPORTER_OTLP_HEADERS is not name=value, with the value URL-encoded: left out"
+    )
+    record.args = ()
+    return True
 
 
 def record_spans() -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -744,3 +745,91 @@ async def test_an_edit_is_a_mark_and_one_click_compares_before_and_after(
             start = page.locator('.sankey .node[data-id="start"]')
             await expect(start).to_have_attribute("aria-label", people)
             assert "version=2" in page.url
+
+
+#: What would run, or be an element, wherever it is taken for more than a text.
+HOSTILE = "<img src=x class=hole onerror=hole=1><svg class=hole onload=hole=1>\"'`${hole=1}"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def hostile(addresses: tuple[str, str], template: str) -> AsyncIterator[Api]:
+    """Another world, all names of which are somebody's who wants to run something in the dashboard."""
+    world = await World.make(*addresses, template)
+    try:
+        await gather(world, 40)
+        await _with_agents(world)
+        for table, column in (
+            ("organization", "name"),
+            ("mcp_servers", "name"),
+            ("walkthroughs", "title"),
+            ("walkthrough_steps", "title"),
+            ("mcp_session_clients", "name"),
+        ):
+            await world.db.execute(
+                f"update {table} set {column} = $1 || left({column}, 20)",
+                HOSTILE,
+            )
+        await world.db.execute(
+            "update walkthrough_starts set metadata = jsonb_build_object($1::text, $1::text, 'plan', $1::text)",
+            HOSTILE,
+        )
+        await world.drain_marks()
+        yield await world.start_api()
+    finally:
+        await world.close()
+
+
+async def test_what_others_wrote_is_text_wherever_it_is_shown(browser: Browser, hostile: Api) -> None:
+    of, named = f"?w={WALKTHROUGH}", quote(HOSTILE)
+    async with opened(browser, hostile) as page:
+        for query, ready in (
+            ("", "table"),
+            (f"{of}&detail=3", ".node"),
+            (f"{of}&pin=1:b", ".node.pinned"),
+            (f"{of}&table=1", "section tbody"),
+            (f"{of}&tab=steps", ".findings"),
+            (f"{of}&tab=paths", ".steps-of-path"),
+            (f"{of}&tab=trends", ".chart svg"),
+            (f"{of}&tab=compare", ".sankeys .node"),
+            (f"{of}&explain=step%3Ac", "#segments tbody tr"),
+            (f"{of}&breakdown=agent", ".sankeys .node"),
+            (f"{of}&breakdown=metadata.{named}", "main"),
+            (f"{of}&breakdown=metadata.plan", ".sankeys .node"),
+            (f"{of}&tab=trends&breakdown=agent", "section[aria-label^='Trends by'] svg"),
+            (f"{of}&tab=people", "tbody tr"),
+            (f"{of}&tab=people&journey=u001", ".timeline"),
+            (f"?w={named}&tab={named}&journey={named}&pin={named}&explain={named}", "main"),
+            (
+                f"{of}&period={named}&from={named}&to=javascript:hole=1&servers={named}&segment={named}",
+                "main",
+            ),
+        ):
+            await show(page, hostile, query)
+            await page.wait_for_selector(ready)
+            await page.locator("details").evaluate_all("all => all.forEach(d => { d.open = true; })")
+            if ready == ".node":
+                await page.locator(".node").first.hover()
+            elements = "document.querySelectorAll('.hole, a[href^=javascript]').length"
+            assert await page.evaluate(f"[window.hole, {elements}]") == [None, 0], query
+        await show(page, hostile, f"{of}&tab=steps")
+        await expect(page.locator("table").first).to_contain_text("<img src=x class=hole")
+
+
+async def test_even_what_became_an_element_runs_nothing(page: Page, api: Api) -> None:
+    await flow(page, api)
+    ran = await page.evaluate(
+        """async html => {
+            const told = [];
+            addEventListener("securitypolicyviolation", event => told.push(event.effectiveDirective));
+            const script = document.createElement("script");
+            script.textContent = "window.hole = 1";
+            document.body.append(script, document.createRange().createContextualFragment(html));
+            const link = document.createElement("a");
+            link.href = "javascript:window.hole=1";
+            link.click();
+            while (told.length < 4) await new Promise(go => addEventListener("securitypolicyviolation", go));
+            return [window.hole ?? null, [...new Set(told)].sort()];
+        }""",
+        HOSTILE.replace("src=x", "src=data:,"),
+    )
+    assert ran == [None, ["script-src-attr", "script-src-elem"]]

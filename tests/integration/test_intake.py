@@ -8,6 +8,7 @@ import os
 import random
 import re
 import subprocess
+import threading
 import time
 import uuid
 from collections import Counter
@@ -18,13 +19,15 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
-from services.analytics_api.intake.bodies import MOST_BYTES, MOST_ITEM_BYTES, MOST_ITEMS, zstd
+from services.analytics_api.intake import routes
+from services.analytics_api.intake.bodies import MOST_BYTES, MOST_ITEM_BYTES, MOST_ITEMS, Item, zstd
 from services.analytics_api.keys import Grant
 from services.analytics_api.keys import create as make_key
 from services.analytics_api.registering import own_session_id, register_people
 from services.devstack.processes import free_port
-from tests.support.world import RELAY, Api, Message, World, eventually, metric
+from tests.support.world import PATIENCE, RELAY, Api, Message, World, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -64,6 +67,11 @@ async def send(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     given = {"Authorization": f"Bearer {key or api.key}", "Content-Type": media_type}
     return await api.http.post("/v1/events", content=content, headers=given | headers)
+
+
+async def post(api: Api, path: str, body: Any) -> httpx2.Response:
+    """Something in JSON for `/v1/people`, say."""
+    return await api.http.post(f"/v1/{path}", json=body, headers={"Authorization": f"Bearer {api.key}"})
 
 
 def lines(events: Iterable[dict[str, Any]]) -> bytes:
@@ -611,7 +619,9 @@ async def test_who_is_killed_before_the_answer_is_asked_again_and_all_counts_onc
 
 
 @contextlib.asynccontextmanager
-async def half_sent(api: Api, key: str, body: bytes) -> AsyncIterator[asyncio.StreamWriter]:
+async def half_sent(
+    api: Api, key: str, body: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A request whose body does not come to its end."""
     url = urlsplit(api.url)
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -622,10 +632,9 @@ async def half_sent(api: Api, key: str, body: bytes) -> AsyncIterator[asyncio.St
     writer.write(head.encode() + body)
     await writer.drain()
     try:
-        yield writer
+        yield reader, writer
     finally:
         writer.close()
-        del reader
 
 
 async def test_bodies_that_do_not_end_hold_no_place_and_use_up_nobody_elses_share(world: World) -> None:
@@ -654,6 +663,99 @@ async def test_bodies_that_do_not_end_hold_no_place_and_use_up_nobody_elses_shar
     await eventually(taken, "who went away leaves the share")
 
 
+async def test_a_key_that_nobody_used_lately_has_no_more_batches_than_any_other(world: World) -> None:
+    """As after a restart: its first batches all come before it is known whose they are."""
+    await two_servers(world)
+    api = await writing(world, api_organization_writes=8, api_lock_seconds=120)
+    async with contextlib.AsyncExitStack() as stack:
+        async with world.connection() as lock, lock.transaction():
+            await lock.execute("lock table api_keys in access exclusive mode")
+            half = [
+                await stack.enter_async_context(half_sent(api, api.key, json.dumps(event()).encode()))
+                for _ in range(12)
+            ]
+
+            async def all_wait() -> bool:
+                return REGISTRY.get_sample_value("stepstream_api_waiting", {"lane": "strangers"}) == 11
+
+            await eventually(all_wait, "one is looked up, and eleven wait for it")
+        refused = asyncio.Semaphore(0)
+
+        async def answered(reader: asyncio.StreamReader) -> None:
+            assert (await reader.readline()).startswith(b"HTTP/1.1 429 ")
+            refused.release()
+
+        reading = [asyncio.create_task(answered(reader)) for reader, _ in half]
+        for _ in range(8):
+            await asyncio.wait_for(refused.acquire(), PATIENCE)
+        assert (await send(api, event())).status_code == 429
+        assert (await send(api, event(), key=await key_of(world))).status_code == 200
+        assert refused.locked(), "four are still to be sent"
+        for task in reading:
+            task.cancel()
+        await asyncio.wait(reading)
+
+
+@pytest.mark.parametrize("path", ["people", "sessions", "events"])
+async def test_a_batch_that_waits_for_its_place_is_not_read_yet(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """What it says may take fifty times the memory of its body."""
+    await two_servers(world)
+    api = await writing(world, api_lock_seconds=120, api_write_database_pool_size=4)
+    read: list[int] = []
+    items_of = routes.items_of
+
+    def watched(body: bytes, *more: Any) -> list[Item]:
+        read.append(len(body))
+        return items_of(body, *more)
+
+    monkeypatch.setattr(routes, "items_of", watched)
+    one = {
+        "people": {"distinct_id": "x"},
+        "sessions": {"session_id": "x", "server": "srv_1", "distinct_id": "x"},
+        "events": event(),
+    }[path]
+    assert (await post(api, path, one)).status_code in {200, 422}  # its key is known now
+    read.clear()
+    async with world.connection() as lock, lock.transaction():
+        await lock.execute(
+            "lock table mcp_servers, mcp_server_user, registered_people in access exclusive mode"
+        )
+        sent = [asyncio.create_task(post(api, path, one)) for _ in range(10)]
+
+        async def eight_wait() -> bool:
+            return REGISTRY.get_sample_value("stepstream_api_waiting", {"lane": "writing"}) == 8
+
+        await eventually(eight_wait, "two have a place, and eight wait")
+        assert len(read) == 2
+    await asyncio.gather(*sent)
+    assert len(read) == 10
+
+
+async def test_a_large_body_is_read_beside_what_others_wait_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two_servers(world)
+    api = await writing(world)
+    threads: list[bool] = []
+    items_of = routes.items_of
+
+    def watched(*given: Any) -> list[Item]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return items_of(*given)
+
+    monkeypatch.setattr(routes, "items_of", watched)
+    for body, headers in (
+        (lines([event()]), {}),
+        (lines([event()] * 400), {}),
+        (gzip.compress(lines([event()])), {"Content-Encoding": "gzip"}),  # nobody knows how much that is
+    ):
+        answer = await send(api, body, media_type="application/x-ndjson", **headers)
+        assert answer.status_code == 200, answer.text
+    assert threads == [True, False, False]
+
+
 async def test_a_client_that_leaves_leaves_no_task_behind(world: World) -> None:
     await two_servers(world)
     api = await writing(world)
@@ -661,7 +763,7 @@ async def test_a_client_that_leaves_leaves_no_task_behind(world: World) -> None:
     before = len(asyncio.all_tasks())
     body = json.dumps([event("ann", step, BEGAN + n) for n, step in enumerate("abcde")]).encode()
     for _ in range(20):
-        async with half_sent(api, api.key, body) as writer:
+        async with half_sent(api, api.key, body) as (_, writer):
             writer.write(b" ")
             await writer.drain()
 

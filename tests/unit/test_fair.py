@@ -321,6 +321,37 @@ async def test_a_stranger_whose_key_is_found_takes_its_turn_with_those_of_its_or
         assert (posting.asker, places()) == (BOB, (0, 0))
 
 
+@pytest.mark.parametrize("writes", [False, True])
+async def test_a_stranger_whose_key_is_found_is_counted_among_its_own_and_no_more_among_strangers(
+    writes: bool,
+) -> None:
+    lanes = Lanes(
+        Settings(
+            kafka_bootstrap_servers=["127.0.0.1:1"],
+            database_url="postgresql://nowhere/none",
+            api_organization_questions=4,
+            api_organization_writes=4,
+        )
+    )
+    stranger = Asker.stranger("10.0.0.1")
+
+    async def look() -> Asker:
+        return BOB
+
+    async with contextlib.AsyncExitStack() as stack:
+        turns = [await stack.enter_async_context(lanes.turn(stranger, writes=writes)) for _ in range(8)]
+        for turn in turns[:2]:
+            await turn.find(look)
+        for turn in turns[2:]:
+            with pytest.raises(ProblemError, match="this API key has 2"):
+                await turn.find(look)
+        with pytest.raises(ProblemError, match="this API key has 2"):
+            await stack.enter_async_context(lanes.turn(BOB, writes=writes))
+        assert not lanes.is_crowded
+        assert lanes._strangers.total == 6, "those that are refused are on their way out"
+    assert lanes._strangers.total == lanes._asked.total == lanes._writing.total == 0
+
+
 def test_rates_count_in_windows_and_only_of_so_many_names() -> None:
     rates, rate = Rates(most=3), limits.parse("2/minute")
     assert [rates.hit(rate, 0, "x"), rates.hit(rate, 10, "x"), rates.hit(rate, 20, "x")] == [None, None, 40]

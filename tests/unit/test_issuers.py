@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import jwt
 import pytest
@@ -112,7 +113,7 @@ def _slashes(many: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("who", "why"), [("much", "ValueError"), ("odd", "PyJWKSetError"), ("deep", "ValueError")]
+    ("who", "why"), [("much", "ValueError"), ("odd", "there is none with a name"), ("deep", "ValueError")]
 )
 async def test_keys_without_end_and_what_are_none_are_the_issuer_s_fault(
     site: Site, who: str, why: str
@@ -137,6 +138,48 @@ async def test_a_key_that_is_known_waits_for_nobody_and_one_that_is_not_is_looke
     with pytest.raises(jwt.PyJWTError):
         await issuers.key(good, other)
     assert len(site.read) == 4, "the keys, and where they are now"
+
+
+PUBLIC: dict[str, Any] = KEYS["keys"][0]
+SECRET = jwt.algorithms.ECAlgorithm.to_jwk(KEY, as_dict=True) | {"kid": "one"}
+#: What stands in the place of a part of a key that is one.
+ODD: dict[str, list[Any]] = {
+    "kid": [["one"], {}, 1, None, ""],
+    "use": [["sig"], {}, "enc"],
+    "alg": ["none", ["ES256"], 5],
+    "x": [[], 5, "", "\u00e9"],
+    "kty": [["EC"], {}, 1, None],
+}
+NO_KEYS = [
+    SECRET,
+    {"kty": "oct", "k": "AAAA", "kid": "one"},
+    *({**PUBLIC, name: odd} for name, all_odd in ODD.items() for odd in all_odd),
+    [PUBLIC],
+    None,
+]
+
+
+@pytest.mark.parametrize("given", NO_KEYS, ids=range(len(NO_KEYS)))
+async def test_what_is_no_key_to_verify_with_is_the_issuers_fault_and_harms_no_key_beside_it(
+    monkeypatch: pytest.MonkeyPatch, given: object
+) -> None:
+    read: list[object] = []
+    keys: list[object] = [given]
+
+    async def answer(url: object) -> dict[str, object]:
+        read.append(url)
+        if ".well-known" in str(url):
+            return {"issuer": "https://a.example", "jwks_uri": "https://a.example/k"}
+        return {"keys": keys}
+
+    monkeypatch.setattr(tokens, "_read", answer)
+    issuers = Issuers()
+    for _ in range(3):
+        with pytest.raises(IssuerAwayError, match="its keys cannot be read"):
+            await issuers.key("https://a.example", TOKEN)
+    assert len(read) == 2, "nobody asks again and again"
+    keys.append(PUBLIC)
+    assert await Issuers().key("https://a.example", TOKEN) == KEY.public_key()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from services.runtime.database import open_pool
 from services.runtime.environment import load_settings
 from services.runtime.errors import ConfigurationError, StepstreamError
 from services.runtime.settings import Settings
+from services.runtime.tracing import exporter_to
 
 GOOD = {
     "STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS": "a:9092, b:9093",
@@ -328,3 +329,30 @@ def test_an_address_that_is_no_url_is_refused_with_words(environment: pytest.Mon
         with pytest.raises(ConfigurationError, match=f"^{name}: it is no URL"):
             load_settings()
         environment.delenv(name)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_PASSWORD_FILE", "KAFKA_PASSWORD_FILE"])
+def test_a_password_where_its_file_should_be_is_not_shown(environment: pytest.MonkeyPatch, name: str) -> None:
+    environment.setenv(f"STEPSTREAM_{name}", "p4ssword")
+    with pytest.raises(ConfigurationError, match=f"STEPSTREAM_{name}: there is no such file") as refused:
+        load_settings()
+    assert "p4ssword" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["PUBLIC_URL", "API_PUBLIC_URL"])
+def test_a_password_in_an_address_that_everybody_is_shown_is_refused(
+    environment: pytest.MonkeyPatch, name: str
+) -> None:
+    environment.setenv(f"STEPSTREAM_{name}", "https://user:p4ssword@mcp.example.com")
+    with pytest.raises(ConfigurationError, match=f"STEPSTREAM_{name}: .*everybody") as refused:
+        load_settings()
+    assert "p4ssword" not in str(refused.value)
+
+
+def test_headers_for_the_collector_that_cannot_be_read_are_not_shown(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer p4ssword")
+    exporter_to("http://127.0.0.1:1/v1/traces").shutdown()
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in caplog.text
+    assert "p4ssword" not in caplog.text

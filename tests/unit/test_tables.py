@@ -22,6 +22,10 @@ FORMULAS = [
     ";=1+1",
     "\uff1d1+1",
     "a;\uff20SUM(A1)",
+    'a;"=1+1;',
+    'a; ""=1+1;',
+    "a;\u3000=1+1",
+    'a\n"+1\n',
 ]
 #: As on any keyboard, and as a Japanese one writes them.
 SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")

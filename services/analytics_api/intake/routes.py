@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.analytics_api.fair import Turn
-from services.analytics_api.intake.bodies import JSON, MOST_ITEMS, NDJSON, Item, Kind, items_of, read
+from services.analytics_api.intake.bodies import JSON, MOST_ITEMS, NDJSON, Body, Item, Kind, items_of, read
 from services.analytics_api.intake.documents import event_schema
 from services.analytics_api.intake.registrations import (
     MOST_REGISTERED,
@@ -64,38 +64,31 @@ def body_of(item: dict[str, Any], name: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def items_in(request: Request, uses: Shared, turn: Turn, name: str, most: int) -> list[Item]:
-    """What a request brings, counted against its key's rate.
-
-    Raises:
-        ProblemError: the body cannot be read, is too large, or is more than the key may bring.
-    """
-    kind, body = await body_in(request, uses, turn)
-    return counted_items(uses, turn, body, kind, name, most)
-
-
-async def body_in(request: Request, uses: Shared, turn: Turn) -> tuple[Kind, bytes]:
-    """What the body of a request is, and the body as it was sent.
+async def body_in(request: Request, uses: Shared, turn: Turn) -> Body:
+    """The body of a request, as it was sent.
 
     Raises:
         ProblemError: it is nothing that can be read, or too large; that counts as one against the key's rate.
     """
     try:
         kind = Kind.of(request.headers)
-        return kind, await read(request.stream())
+        return Body(kind, await read(request.stream()))
     except ProblemError:
         uses.keys.count_written(turn.asker, 1)
         raise
 
 
-def counted_items(uses: Shared, turn: Turn, body: bytes, kind: Kind, name: str, most: int) -> list[Item]:
+async def items_in(body: Body, uses: Shared, turn: Turn, name: str, most: int) -> list[Item]:
     """The items of a body, counted against their key's rate.
+
+    They may take fifty times the memory of the body: whoever waits for a place to write has none yet.
 
     Raises:
         ProblemError: the body cannot be read, is too large, or is more than the key may bring.
     """
     try:
-        items = items_of(body, kind, name, most)
+        make = partial(items_of, body.content, body.kind, name, most)
+        items = await turn.made(make, is_quick=body.is_quick)
     except ProblemError:
         uses.keys.count_written(turn.asker, 1)
         raise
@@ -126,12 +119,13 @@ async def people(request: Request, uses: Uses, turn: TurnedToWrite) -> Response:
     under that tracking id is the one that is meant.
     """
     organization = turn.asker.organization
-    items = await items_in(request, uses, turn, "people", MOST_REGISTERED)
-
-    async def take(db: Connection) -> PeopleResults:
-        return await take_people(db, organization, items)
-
+    body = await body_in(request, uses, turn)
     async with turn.lanes.writing.place(turn.asker):
+        items = await items_in(body, uses, turn, "people", MOST_REGISTERED)
+
+        async def take(db: Connection) -> PeopleResults:
+            return await take_people(db, organization, items)
+
         results = await uses.writer.run(take)
     return answered(results, results.accepted, results.refused)
 
@@ -147,13 +141,14 @@ async def sessions(request: Request, uses: Uses, turn: TurnedToWrite) -> Respons
     A session is at one server, and one person's, or nobody's yet; once it is somebody's it stays theirs.
     """
     writing, organization = may_write(turn.asker), turn.asker.organization
-    items = await items_in(request, uses, turn, "sessions", MOST_REGISTERED)
-    now = int(time.time() * 1000)
-
-    async def take(db: Connection) -> SessionsResults:
-        return await take_sessions(db, organization, writing, items, now)
-
+    body = await body_in(request, uses, turn)
     async with turn.lanes.writing.place(turn.asker):
+        items = await items_in(body, uses, turn, "sessions", MOST_REGISTERED)
+        now = int(time.time() * 1000)
+
+        async def take(db: Connection) -> SessionsResults:
+            return await take_sessions(db, organization, writing, items, now)
+
         results = await uses.writer.run(take)
     return answered(results, results.accepted, results.refused)
 
@@ -183,15 +178,17 @@ async def events(request: Request, uses: Uses, turn: TurnedToWrite) -> Response:
     Ids of your own, `distinct_id` and `session_id`, may stand for `mcp_server_user_id` and
     `mcp_server_session_id`; `mcp_server_id` may be left out where the key, or its organization, has just one.
     """
-    kind, body = await body_in(request, uses, turn)
-    parse = partial(counted_items, uses, turn, body, kind, "events", MOST_ITEMS)
-    taken = await uses.intake.take(turn, parse)
-    body = to_json(
+    body = await body_in(request, uses, turn)
+    items = partial(items_in, body, uses, turn, "events", MOST_ITEMS)
+    taken = await uses.intake.take(turn, items, is_quick=body.is_quick)
+    told = partial(
+        to_json,
         {
             "accepted": taken.accepted,
             "refused": taken.refused,
             "through": taken.through,
             "results": taken.results,
-        }
+        },
     )
-    return Response(body, status_of(taken.accepted, taken.refused), {"Cache-Control": "no-store"}, JSON)
+    text = await turn.made(told, is_quick=body.is_quick)
+    return Response(text, status_of(taken.accepted, taken.refused), {"Cache-Control": "no-store"}, JSON)

@@ -1,9 +1,9 @@
 """A batch of events, from its body to the verdicts: one query, then Kafka, or else the outbox."""
 
-import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 from services.analytics_api.fair import Turn
@@ -39,8 +39,6 @@ from services.runtime.settings import Settings
 from services.runtime.telemetry import INTAKE_EVENTS, INTAKE_THROUGH
 
 Through: TypeAlias = Literal["kafka", "outbox"]
-#: After so many items whoever else waits goes on.
-_SLICE: Final = 50
 #: How long what was counted in the outbox is believed.
 _COUNT_SECONDS: Final = 1.0
 
@@ -53,6 +51,20 @@ class Taken:
     refused: int
     through: Through | None
     results: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdicts:
+    """What becomes of a batch: where each item is, ids of good events by index, refusals, what is sent."""
+
+    places: list[dict[str, int]]
+    ids: dict[int, str]
+    refused: dict[int, Refusal]
+    events: list[Outgoing]
+
+    def results(self) -> list[dict[str, Any]]:
+        """The verdict on each item, as an answer has it."""
+        return [_result(place, self.ids, self.refused) for place in self.places]
 
 
 class Intake:
@@ -70,42 +82,34 @@ class Intake:
         self.sender = Sender(settings)
         self._outbox = _Outbox(writer, settings.api_outbox_events)
 
-    async def take(self, turn: Turn, parse: Callable[[], Sequence[Item]]) -> Taken:
-        """Takes a batch, which `parse` makes of its body; all that takes time is done in the asker's turn.
+    async def take(
+        self, turn: Turn, read_items: Callable[[], Awaitable[Sequence[Item]]], *, is_quick: bool
+    ) -> Taken:
+        """Takes a batch, whose items `read_items` reads; all that takes time is done in the asker's turn.
 
         Raises:
             ProblemError: the body cannot be read; or neither Kafka nor the outbox takes the events, of which
                 some may have arrived all the same.
         """
-        organization, writing = turn.asker.organization, may_write(turn.asker)
         async with turn.lanes.writing.place(turn.asker):
-            items = parse()
-            reads, refused = await self._read(items, organization, writing)
-            judged = await self._judge(reads, organization, writing) if reads else Judged()
-            refused |= judged.refused
-            events = [Outgoing.of(r.event, r.value, writing.source) for r in judged.good]
-        through = await self._send(turn, events)
-        ids = {r.item.index: r.event.event_id for r in judged.good}
-        _count(ids, refused, through)
-        results = [_result(item, ids, refused) for item in items]
-        return Taken(len(ids), len(refused), through, results)
+            verdicts = await self._verdicts(turn, await read_items(), is_quick=is_quick)
+        through = await self._send(turn, verdicts.events)
+        _count(verdicts.ids, verdicts.refused, through)
+        results = await turn.made(verdicts.results, is_quick=is_quick)
+        return Taken(len(verdicts.ids), len(verdicts.refused), through, results)
 
-    async def _read(
-        self, items: Sequence[Item], organization: str, writing: Writing
-    ) -> tuple[list[Read], dict[int, Refusal]]:
-        """What of the items are events, and why the others are none."""
-        reads: list[Read] = []
-        refused: dict[int, Refusal] = {}
-        now_ms = int(self._clock() * 1000)
-        for number, item in enumerate(items, 1):
-            one = read(item, organization, writing, now_ms)
-            if isinstance(one, Refusal):
-                refused[item.index] = one
-            else:
-                reads.append(one)
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-        return reads, refused
+    async def _verdicts(self, turn: Turn, items: Sequence[Item], *, is_quick: bool) -> "_Verdicts":
+        """What becomes of each item; nothing is kept of what they say, which may be large."""
+        organization, writing = turn.asker.organization, may_write(turn.asker)
+        read_all = partial(_read_all, items, organization, writing, int(self._clock() * 1000))
+        reads, refused = await turn.made(read_all, is_quick=is_quick)
+        judged = await self._judge(reads, organization, writing) if reads else Judged()
+        return _Verdicts(
+            [item.place for item in items],
+            {r.item.index: r.event.event_id for r in judged.good},
+            refused | judged.refused,
+            [Outgoing.of(r.event, r.value, writing.source) for r in judged.good],
+        )
 
     async def _judge(self, reads: Sequence[Read], organization: str, writing: Writing) -> Judged:
         """Judges events by what they refer to: one query, and more only for what is missing or unclear."""
@@ -159,6 +163,21 @@ class Intake:
         async with turn.lanes.writing.place(turn.asker):
             await self._outbox.put(left)
         return "outbox"
+
+
+def _read_all(
+    items: Sequence[Item], organization: str, writing: Writing, now_ms: int
+) -> tuple[list[Read], dict[int, Refusal]]:
+    """What of the items are events, and why the others are none."""
+    reads: list[Read] = []
+    refused: dict[int, Refusal] = {}
+    for item in items:
+        one = read(item, organization, writing, now_ms)
+        if isinstance(one, Refusal):
+            refused[item.index] = one
+        else:
+            reads.append(one)
+    return reads, refused
 
 
 def _sessions_of(missing: Sequence[Read], found: Found, people: Mapping[str, str]) -> list[OwnSession]:
@@ -219,10 +238,10 @@ def _count(accepted: dict[int, str], refused: dict[int, Refusal], through: Throu
         INTAKE_EVENTS.labels(refusal.rejection.value).inc()
 
 
-def _result(item: Item, accepted: dict[int, str], refused: dict[int, Refusal]) -> dict[str, Any]:
-    """The verdict on an item, as an answer has it."""
-    if (event_id := accepted.get(item.index)) is not None:
-        return {**item.place, "status": "accepted", "event_id": event_id}
-    refusal = refused[item.index]
+def _result(place: dict[str, int], accepted: dict[int, str], refused: dict[int, Refusal]) -> dict[str, Any]:
+    """The verdict on the item there, as an answer has it."""
+    if (event_id := accepted.get(place["index"])) is not None:
+        return {**place, "status": "accepted", "event_id": event_id}
+    refusal = refused[place["index"]]
     error = {"class": refusal.rejection, "field": refusal.field, "message": refusal.message}
-    return {**item.place, "status": "refused", "error": error}
+    return {**place, "status": "refused", "error": error}
