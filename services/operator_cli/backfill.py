@@ -18,7 +18,7 @@ from services.operator_cli.options import (
     say,
 )
 from services.operator_cli.produce import report as report_sent
-from services.operator_cli.stopping import run_until_stopped
+from services.operator_cli.stopping import nothing_begun, run_until_stopped
 from services.runtime.errors import StepstreamError, StoppedError, UsageError
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def backfill(
 
     Without --execute it says what it would send, and what it cannot know.
     """
-    from services.operations.backfill import Backfill, Origin, Shape
-    from services.operations.backfill import backfill as fill
+    with nothing_begun():
+        from services.operations.backfill import Backfill, Origin, Shape
+        from services.operations.backfill import backfill as fill
 
     if (file is None) != from_progress:
         raise UsageError("name a file, or say --from-progress")

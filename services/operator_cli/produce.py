@@ -15,7 +15,7 @@ from services.operator_cli.options import (
     progress_of_bytes,
     say,
 )
-from services.operator_cli.stopping import run_until_stopped
+from services.operator_cli.stopping import nothing_begun, run_until_stopped
 from services.runtime.errors import StepstreamError, StoppedError
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def produce(
     What is no event is named with its line and reason, and everything else is sent. Whoever ends it by
     Ctrl-C or SIGTERM is told what was sent.
     """
-    from services.operations.produce import ProduceResult
+    with nothing_begun():
+        from services.operations.produce import ProduceResult
 
     outcome = ProduceResult()
     if dry_run:

@@ -148,6 +148,62 @@ async def test_whoever_ends_produce_is_told_what_was_sent(
     assert "Fatal" not in err
 
 
+#: Imported by a program as it starts, before anything of ours: it says when, and waits until it is interrupted.
+WAITING = """
+import os, sys
+WHERE = {where!r}
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == WHERE:
+            os.write(1, b"there\\n")
+            import time
+            time.sleep({patience})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["stepstream", "services.operator_cli"])
+@pytest.mark.parametrize(
+    "where",
+    ["typer", "services.operator_cli.register", "services.operations.produce", "aiokafka.producer.sender"],
+)
+async def test_whoever_ends_produce_while_it_is_being_loaded_is_told(
+    world: World, tmp_path: Path, where: str, module: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WAITING.format(where=where, patience=PATIENCE))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, "produce", "-"),
+        env=world.environment() | {"PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"there\n"
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(_outputs(process), PATIENCE)
+    assert process.returncode == 130
+    assert err.decode() == "interrupted: nothing was sent or changed\n"
+
+
+async def test_whoever_ends_another_command_is_told(world: World, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        WAITING.format(where="services.sankey_aggregator.verify", patience=PATIENCE)
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stepstream", "verify"),
+        env=world.environment() | {"PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"there\n"
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(_outputs(process), PATIENCE)
+    assert (process.returncode, err.decode()) == (130, "interrupted\n")
+
+
 # --- backfill ------------------------------------------------------------------------------------------------
 
 HEAD = ("mcp_server_user_id", "walkthrough_id", "step_id", "completed_at")
