@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 from aiokafka.errors import KafkaError
 
+from services.operations.tally import Tally
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import admin_client, connection, describe_topics, unreachable
 from services.runtime.settings import Settings
@@ -22,15 +23,10 @@ _IN_FLIGHT: Final = 20_000
 _TIMEOUT_SECONDS: Final = 120.0
 #: Whoever ends a command waits so long, in seconds, for what is on its way.
 _LAST_SECONDS: Final = 10.0
+#: The kind of what Kafka did not take.
+NOT_ACKNOWLEDGED: Final = "not acknowledged"
 #: A value and where it is, for people: `line 3`.
 Value = tuple[str, bytes]
-
-
-class NotSent(NamedTuple):
-    """An event that was not sent, or that nobody acknowledged."""
-
-    place: str
-    reason: str
 
 
 @dataclass
@@ -43,7 +39,7 @@ class ProduceResult:
 
     sent: int = 0
     good: int = 0
-    not_sent: list[NotSent] = field(default_factory=list)
+    not_sent: Tally = field(default_factory=Tally)
     seconds: float = 0.0
     read_to: str = ""
     is_kafka_away: bool = False
@@ -61,10 +57,6 @@ class ProduceResult:
         """
         if self.is_kafka_away:
             raise StepstreamError("Kafka is away: nothing was sent any more")
-
-    def leave(self, place: str, reason: str) -> None:
-        """Notes what was not sent."""
-        self.not_sent.append(NotSent(place, reason))
 
 
 @asynccontextmanager
@@ -140,7 +132,7 @@ async def send_batches(
             try:
                 out = await producer.enqueue(value)
             except InvalidEvent as error:
-                outcome.leave(place, str(error))
+                outcome.not_sent.add(error.rejection, place, str(error))
                 continue
             outcome.good += 1
             out.add_done_callback(partial(_answered, outcome, place))
@@ -160,7 +152,7 @@ def check_values(values: Iterable[Value], outcome: ProduceResult) -> None:
         try:
             prepare_for_kafka(value)
         except InvalidEvent as error:
-            outcome.leave(place, str(error))
+            outcome.not_sent.add(error.rejection, place, str(error))
         else:
             outcome.good += 1
 
@@ -168,7 +160,7 @@ def check_values(values: Iterable[Value], outcome: ProduceResult) -> None:
 def _answered(outcome: ProduceResult, place: str, out: "asyncio.Future[Accepted]") -> None:
     error = None if out.cancelled() else out.exception()
     if isinstance(error, ClientError):
-        outcome.leave(place, str(error))
+        outcome.not_sent.add(NOT_ACKNOWLEDGED, place, str(error))
         outcome.is_kafka_away |= isinstance(error, NotInTime)
     elif not out.cancelled():
         outcome.sent += 1

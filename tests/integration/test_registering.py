@@ -381,6 +381,22 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
     assert set(ids) == {"u-1", "u-2", "u,3"}
     assert all(distinct_id in done.stdout and user in done.stdout for distinct_id, user in ids.items())
 
+    for given, more, told in (
+        ("distinct_id\nu-1\n", (), ""),
+        ("session_id;distinct_id\ns-0;u-2\n", (), "its columns are separated by semicolons"),
+        ('session_id;distinct_id\n"s-0";u-2\n', ("--delimiter", ";"), ""),
+        ("session_id\tdistinct_id\ns-0\tu-2\n", ("--delimiter", "tab"), ""),
+    ):
+        kind = "sessions" if "session_id" in given else "people"
+        done = world.command(
+            "register", kind, "-", *more, "--organization", "acme", "-o", "json", stdin=given.encode()
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stderr
+        assert told or "separated" not in done.stderr
+        (registered,) = json.loads(done.stdout)
+        assert registered["distinct_id" if kind == "people" else "session_id"] in {"u-1", "s-0"}
+
     lines = [
         {"session_id": "s-1", "distinct_id": "u-1", "started_at": 1_764_000_000_000},
         {"session_id": "s-2", "server": "srv_9"},
@@ -413,6 +429,9 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
     ("args", "given", "code", "told"),
     [
         (("people",), b"", 2, "--distinct-id"),
+        (("people", "-", "--delimiter", ";;"), b"", 2, "`;;` is not one character"),
+        (("people", "--distinct-id", "u-1", "--delimiter", ";"), b"", 2, "--delimiter is for a file"),
+        (("people", "-"), b"name;distinct_id\nann;u-1\n", 2, "line 1: `name` is no column of people"),
         (("people", "-", "--distinct-id", "u-1"), b"", 2, "one of them"),
         (("people", "-"), b"", 2, "there are no people in it"),
         (("people", "-"), b"name\nann\n", 2, "line 1: `name` is no column of people"),

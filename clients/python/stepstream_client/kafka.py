@@ -102,7 +102,7 @@ class AsyncProducer(Buffered):
         self._http = None if http_url is None else AsyncHttpProducer(http_url, http_key or "")
         self._in_order = asyncio.Lock()
         self._producer: AIOKafkaProducer | None = None
-        self._flights: set[_Flight] = set()
+        self._flights: dict[_Flight, None] = {}  # in the order in which they were given
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._away_until = 0.0
@@ -157,7 +157,7 @@ class AsyncProducer(Buffered):
                 settle(flight.out, _refused(flight.event, problem))
             return
         flight.producer = made
-        self._flights.add(flight)
+        self._flights[flight] = None
         inner.add_done_callback(partial(self._answered, flight))
 
     async def _connected(self) -> AIOKafkaProducer:
@@ -186,7 +186,7 @@ class AsyncProducer(Buffered):
         problem = None if inner.cancelled() else inner.exception()
         if flight not in self._flights:  # it goes another way meanwhile
             return
-        self._flights.discard(flight)
+        self._flights.pop(flight, None)
         if not inner.cancelled() and problem is None:
             where = inner.result()
             settle(flight.out, Accepted(flight.event.event_id, "kafka", where.partition, where.offset))
@@ -233,7 +233,7 @@ class AsyncProducer(Buffered):
         """Ends a producer that has failed; what it has not sent by then is tried again."""
         await _stop(producer)
         for flight in [f for f in self._flights if f.producer is producer]:
-            self._flights.discard(flight)
+            self._flights.pop(flight, None)
             self._start(self._again(flight), flight)
 
     async def _end_what_is_late(self) -> None:
@@ -242,7 +242,7 @@ class AsyncProducer(Buffered):
             await asyncio.sleep(min(0.5, self._timeout / 4))
             now = asyncio.get_running_loop().time()
             for flight in [flight for flight in self._flights if flight.deadline <= now]:
-                self._flights.discard(flight)
+                self._flights.pop(flight, None)
                 self._discard(flight.producer)
                 self._start(self._give_up(flight), flight)
 
