@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -235,26 +235,51 @@ def print_json(value: Any) -> None:
     typer.echo(json_text(value))
 
 
-class JsonStream:
-    """A JSON document on stdout with one long list, whose elements are printed as they come: none is kept.
+class JsonList:
+    """A list for programs that is printed as it comes, an element a line."""
+
+    def __init__(self) -> None:
+        self._is_begun = False
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Prints some more."""
+        texts = [json_text(value) for value in values]
+        if texts:
+            typer.echo((",\n" if self._is_begun else "[") + ",\n".join(texts), nl=False)
+            self._is_begun = True
+
+    def end(self, *, nl: bool = True) -> None:
+        """Prints its end."""
+        typer.echo("]" if self._is_begun else "[]", nl=nl)
+
+
+class JsonObject:
+    """An object for programs with one long list, whose elements are printed as they come.
 
     Args:
-        name: of the list, where the document is an object; else it is the list.
+        name: of the list.
     """
 
-    def __init__(self, name: str | None = None) -> None:
-        self._open, self._close = ("[", "]") if name is None else (f"{{{json_text(name)}: [", "]}")
+    def __init__(self, name: str) -> None:
+        self._beginning = f"{{{json_text(name)}: "
         self._is_begun = False
+        self._list = JsonList()
 
     def add(self, element: Any) -> None:
         """Prints one more."""
-        typer.echo((",\n" if self._is_begun else self._open + "\n") + json_text(element), nl=False)
-        self._is_begun = True
+        self._begin()
+        self._list.add([element])
 
-    def end(self, rest: Mapping[str, Any] | None = None) -> None:
-        """Ends the document; an object has these as well."""
-        more = "".join(f", {json_text(name)}: {json_text(value)}" for name, value in (rest or {}).items())
-        typer.echo(("\n" if self._is_begun else self._open) + self._close[0] + more + self._close[1:])
+    def end(self, rest: Mapping[str, Any]) -> None:
+        """Prints its end, with these beside the list."""
+        self._begin()
+        self._list.end(nl=False)
+        typer.echo("".join(f", {json_text(name)}: {json_text(value)}" for name, value in rest.items()) + "}")
+
+    def _begin(self) -> None:
+        if not self._is_begun:
+            typer.echo(self._beginning, nl=False)
+        self._is_begun = True
 
 
 #: So many that were refused are told one by one.

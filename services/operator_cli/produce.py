@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.operator_cli.options import (
-    JsonStream,
+    JsonObject,
     Output,
     OutputOption,
     current_settings,
@@ -57,7 +57,7 @@ def produce(
         from services.operations.produce import ProduceResult
 
     outcome = ProduceResult()
-    stream = JsonStream("not_sent") if output is Output.JSON else None
+    stream = JsonObject("not_sent") if output is Output.JSON else None
     if stream is not None:
         outcome.not_sent.tell = lambda refused: stream.add(_json_of(refused))
     if dry_run:
@@ -104,7 +104,7 @@ def _json_of(refused: "Refused") -> dict[str, object]:
     return {word: int(number) if number.isdigit() else number, "error": refused.reason}
 
 
-def report_checked(outcome: "ProduceResult", stream: JsonStream | None) -> None:
+def report_checked(outcome: "ProduceResult", stream: JsonObject | None) -> None:
     """Tells what would be sent.
 
     Raises:

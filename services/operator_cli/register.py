@@ -11,7 +11,7 @@ import typer
 
 from services.operator_cli.options import (
     DelimiterOption,
-    JsonStream,
+    JsonList,
     current_settings,
     examples,
     parse_delimiter,
@@ -146,7 +146,7 @@ class _Outcome:
         from services.operations.tally import Tally
 
         self.refused = Tally()
-        self.stream = JsonStream()
+        self.stream = JsonList()
 
     def take(self, results: "Sequence[Result]") -> None:
         """Takes some more."""
@@ -154,7 +154,7 @@ class _Outcome:
             if self.output is Format.NDJSON:
                 print_json(_json_of(result))
             elif self.output is Format.JSON:
-                self.stream.add(_json_of(result))
+                self.stream.add([_json_of(result)])
             if (error := result.error) is not None:
                 where = f"line {result.line}" if result.line is not None else f"number {result.index + 1}"
                 self.refused.add(error.class_, where, f"{error.class_}: {error.message}")
