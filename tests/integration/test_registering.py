@@ -26,7 +26,7 @@ from services.analytics_api.registering import (
 from tests.integration.test_locks import locked
 from tests.support.agents import agent
 from tests.support.proxy import proxied
-from tests.support.world import API, PATIENCE, Api, World, completed
+from tests.support.world import API, PATIENCE, Api, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -522,6 +522,64 @@ async def test_who_is_registered_is_the_one_whom_agents_lead(world: World) -> No
     assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
     # Who came to a server before is known to its organization alone.
     assert await find_people(world.db, "other", ["u-1"]) == {"u-1": users["srv_2-slug"].pop()}
+
+
+async def people_of(world: World, distinct_id: str) -> list[str]:
+    """All who stand for this id, registered or come."""
+    rows = await world.db.fetch(
+        "select mcp_server_user_id as id from registered_people where distinct_id = $1"
+        " union select id from mcp_server_user where distinct_id = $1",
+        distinct_id,
+    )
+    return [row["id"] for row in rows]
+
+
+async def test_who_comes_for_the_first_time_while_being_registered_is_one_person(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+
+    async def waits_or_is_there() -> bool:
+        waiting = "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+        return bool(await world.db.fetchval(waiting)) or len(await people_of(world, "u-1")) > 0
+
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/u-1") as client:
+        async with world.connection() as other, other.transaction():
+            registered = (await register_people(other, "org", ["u-1"]))["u-1"]
+            first = asyncio.create_task(client.call("start_walkthrough"))
+            await eventually(waits_or_is_there, "the first visit waits, or is over", every=0.001)
+        await first
+    assert await people_of(world, "u-1") == [registered.user_id]
+    assert await world.db.fetchval("select mcp_server_user_id from mcp_server_session") == registered.user_id
+
+
+async def test_first_visits_and_registrations_at_once_make_one_person_of_each(world: World) -> None:
+    await world.offer()
+    api = await world.start_api()
+    key = await key_of(world, WRITES)
+    service = await world.start_mcp(
+        mcp_address_rate="",
+        mcp_new_people_rate="",
+        mcp_new_people_address_rate="",
+        mcp_new_people_server_rate="",
+    )
+    names = [f"u-{n}" for n in range(40)]
+
+    async def comes(name: str) -> None:
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{name}") as client:
+            await client.call("start_walkthrough")
+
+    async def is_registered(some: list[str]) -> dict[str, str]:
+        answer = await post(api, "people", [{"distinct_id": name} for name in some], key)
+        assert answer.status_code == 200, answer.text
+        return {r["distinct_id"]: r["mcp_server_user_id"] for r in answer.json()["results"]}
+
+    found, *_ = await asyncio.gather(
+        is_registered(names),
+        *(comes(name) for name in names),
+        *(is_registered(names[n::5]) for n in range(5)),
+    )
+    assert {name: await people_of(world, name) for name in names} == {n: [found[n]] for n in names}
+    assert await world.db.fetchval("select count(distinct mcp_server_user_id) from mcp_server_session") == 40
 
 
 async def test_who_is_erased_is_forgotten_and_the_same_id_is_a_new_person(world: World) -> None:
