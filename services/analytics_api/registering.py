@@ -131,9 +131,9 @@ async def register_people(
 ) -> dict[str, Registered]:
     """Registers people of an organization by ids of its own, in two round trips.
 
-    Or in few, where somebody else registers the same ones at the same moment. In a transaction, who comes to a
-    server under such an id for the first time is waited for, or waits: so both find one person. Who was erased
-    is not known any more: the same id is a new person.
+    Or in few, where somebody else registers the same ones at the same moment. In a transaction, who comes
+    to a server under such an id for the first time is waited for, or waits: so both find one person. Who was
+    erased is not known any more: the same id is a new person.
 
     Raises:
         asyncpg.PostgresError: somebody else has locked what this needs, or one of them is being erased.
