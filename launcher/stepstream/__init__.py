@@ -4,16 +4,18 @@ In a wheel the application is under `stepstream/app`, which only a process of ou
 and `schemas` are names that other packages may have, too. In a checkout they are beside its folder.
 """
 
+import os
 import sys
-from pathlib import Path
-
-_APP = Path(__file__).resolve().parent / "app"
 
 
 def main() -> None:
     """Runs the command line."""
-    if _APP.is_dir():
-        sys.path.insert(0, str(_APP))
+    app = os.path.join(os.path.dirname(os.path.abspath(__file__)), "app")  # noqa: PTH100, PTH118, PTH120
+    if os.path.isdir(app):  # noqa: PTH112
+        sys.path.insert(0, app)
+    from services.operator_cli import interrupts
+
+    interrupts.begin()
     from services.operator_cli.app import main as run
 
     run()

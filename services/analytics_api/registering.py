@@ -129,16 +129,19 @@ async def being_erased(db: Connection, organization: str, distinct_ids: Iterable
 async def register_people(
     db: Connection, organization: str, distinct_ids: Iterable[str]
 ) -> dict[str, Registered]:
-    """Registers people of an organization by ids of its own, in one round trip.
+    """Registers people of an organization by ids of its own, in two round trips.
 
-    Or in few, where somebody else registers the same ones at the same moment. Who was erased is not known
-    any more: the same id is a new person.
+    Or in few, where somebody else registers the same ones at the same moment. In a transaction, who comes
+    to a server under such an id for the first time is waited for, or waits: so both find one person. Who was
+    erased is not known any more: the same id is a new person.
 
     Raises:
         asyncpg.PostgresError: somebody else has locked what this needs, or one of them is being erased.
     """
     found: dict[str, Registered] = {}
     left = sorted(set(distinct_ids))
+    if left:
+        await db.execute(SQL["lock_first_visits"], organization, left)
     for _ in range(_MOST_TRIES):
         if not left:
             return found

@@ -39,6 +39,17 @@ from registered_people as registered
 inner join erased_users as erased on registered.mcp_server_user_id = erased.mcp_server_user_id
 where registered.organization_id = $1 and registered.distinct_id = any($2::text[]);
 
+-- name: lock_first_visits
+-- Nobody comes to one of the organization's servers for the first time under one of these ids, until the transaction ends:
+-- see `lock_first_visit` of the MCP servers, which takes the same lock alone. Each id has one of 128; in their order.
+select pg_advisory_xact_lock_shared(hashtext('people of ' || $1), shard)
+from (
+  select distinct hashtext(given.distinct_id) & 127 as shard
+  from unnest($2::text[]) as given (distinct_id)
+  order by shard
+  offset 0
+) as shards;
+
 -- name: register_people
 -- Registers whoever is not: as the one whom the organization knows, else as a new user, whose id is that of $3. `people`
 -- is the query before. Answers who they are; one that is missing is being registered by somebody else, whose row no

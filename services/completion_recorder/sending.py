@@ -22,6 +22,7 @@ from services.runtime.producer import NULL, Producer, send_all, send_each
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import DEAD_LETTERS, EVENTS, PHASE_SECONDS
+from services.runtime.text import plural
 
 log = logging.getLogger("stepstream.recorder")
 
@@ -93,8 +94,8 @@ class DeadLetterSender:
             DEAD_LETTERS.labels(name).inc(count)
         EVENTS.labels(RECORDER, "refused").inc(len(refused))
         log.warning(
-            "%d events went to %s",
-            len(refused),
+            "%s went to %s",
+            plural(len(refused), "event"),
             self._settings.dead_letter_topic,
             extra={"fields": {"classes": classes}},
         )

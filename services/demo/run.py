@@ -225,8 +225,8 @@ async def _send_the_past(
     outcome = ProduceResult()
     async with bulk_producer(settings, "/stepstream/demo") as producer:
         await send_values(producer, ((f"event {n}", value) for n, value in enumerate(values)), outcome)
-    if outcome.not_sent:
-        raise StepstreamError(f"{len(outcome.not_sent):,} events were not sent: {outcome.not_sent[0].reason}")
+    if lost := outcome.not_sent.total:
+        raise StepstreamError(f"{lost:,} events were not sent: {outcome.not_sent.first(1)[0].reason}")
     console.print(f"· {len(past):,} people of the month before, as {len(values):,} events from a producer")
     return past
 

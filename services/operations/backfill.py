@@ -24,14 +24,24 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from schemas import encode, encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
+from services.analytics_api.registering import find_people, problem_of_own_id
 from services.consumers.lag import RECORDER, read_groups
 from services.operations.event_files import read_values
 from services.operations.in_thread import in_thread
 from services.operations.produce import ProduceResult, bulk_producer, send_values
+from services.operations.tables import delimiter_of, told
 from services.runtime.database import Connection, connected, fetch_one, load_queries
 from services.runtime.errors import RefusedError, UsageError
 from services.runtime.settings import Settings
@@ -42,17 +52,22 @@ SQL = load_queries(__file__)
 #: The namespace of the ids of backfilled events (UUID version 5).
 NAMESPACE = uuid.UUID("6f2f6d0e-6f0b-5c53-9c6b-1d7a52f0b3a4")
 _CHUNK = 5_000
+#: So many reasons are told apart.
+_MOST_REASONS: Final = 100
 #: People active so recently may have events on their way, of steps that progress shows already; milliseconds.
 _RECENT_MS = 3_600_000
 _AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
 
 
 class Row(BaseModel):
-    """A line of the file: one completed step. Server and session may be left out."""
+    """A line of the file: one completed step. Server and session may be left out.
+
+    The person is named by the platform's id, or by that of the organization whose walkthrough it is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mcp_server_user_id: Identifier
+    mcp_server_user_id: Identifier | None = None
     walkthrough_id: Identifier
     step_id: Identifier
     completed_at: int
@@ -60,6 +75,20 @@ class Row(BaseModel):
     mcp_server_session_id: Identifier | None = None
     metadata: dict[str, Any] | None = None
     event_id: str | None = None
+    distinct_id: str | None = None
+
+    @field_validator("distinct_id")
+    @classmethod
+    def _own_id(cls, value: str | None) -> str | None:
+        if value is not None and (problem := problem_of_own_id(value)) is not None:
+            raise ValueError(problem)
+        return value
+
+    @model_validator(mode="after")
+    def _one_person(self) -> "Row":
+        if (self.mcp_server_user_id is None) is (self.distinct_id is None):
+            raise ValueError("give either mcp_server_user_id or distinct_id")
+        return self
 
     @field_validator("completed_at", mode="before")
     @classmethod
@@ -98,7 +127,10 @@ class Row(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An event to be, with what is not known yet; without a step it is a start."""
+    """An event to be, with what is not known yet; without a step it is a start.
+
+    `user` is empty as long as the person is known by `distinct_id` alone.
+    """
 
     where: str
     user: str
@@ -109,6 +141,7 @@ class Candidate:
     session: str | None = None
     metadata: dict[str, Any] | None = None
     event_id: str | None = None
+    distinct_id: str | None = None
 
 
 #: An event, and where it comes from.
@@ -129,6 +162,8 @@ class Backfill:
     counts: Counter[str] = field(default_factory=Counter)
     #: What is left out, and why: (where, reason), the first thousand.
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    #: How many there are of them.
+    all_left_out: int = 0
     sessions_made: int = 0
     executed: bool = False
     #: What was concluded from the file.
@@ -137,7 +172,11 @@ class Backfill:
 
     def leave(self, where: str, reason: str) -> None:
         """Counts something that is not sent."""
-        self.counts[f"left out: {reason}"] += 1
+        kind = f"left out: {reason}"
+        if kind not in self.counts and len(self.counts) >= _MOST_REASONS:
+            kind = "left out: other reasons"
+        self.counts[kind] += 1
+        self.all_left_out += 1
         if len(self.left_out) < 1_000:
             self.left_out.append((where, reason))
 
@@ -196,9 +235,9 @@ def _read_csv(
     content = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
     lines = _Lines(file, io.TextIOWrapper(cast("BinaryIO", content), encoding="utf-8-sig", newline=""))
     head = next(lines, "")
-    delimiter = shape.delimiter or _delimiter_of(head, shape)
+    delimiter = shape.delimiter or delimiter_of(head, {*Row.model_fields, *shape.columns.values()})
     if shape.delimiter is None and delimiter != ",":
-        tell(f"{file}: its columns are separated by {_SEPARATORS[delimiter]}; --delimiter says another one")
+        tell(f"{file}: {told(delimiter)}")
     table = csv.DictReader(itertools.chain([head], lines), delimiter=delimiter, restkey=_MORE)
     try:
         _check_head(file, table.fieldnames or (), shape)
@@ -248,18 +287,6 @@ class _Lines:
 _MOST_RECORD: Final = 1_000_000
 #: Under which DictReader has what is beyond the last column.
 _MORE: Final = "\0"
-_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-
-
-def _delimiter_of(head: str, shape: Shape) -> str:
-    """By which of the usual separators the first line has the most columns that are asked for, or at all."""
-    wanted = {*Row.model_fields, *shape.columns.values()}
-
-    def found(delimiter: str) -> tuple[int, int]:
-        names = next(csv.reader([head.strip("\r\n")], delimiter=delimiter), [])
-        return len(wanted.intersection(names)), len(names)
-
-    return max(_SEPARATORS, key=found)
 
 
 def _check_head(file: Path, names: Sequence[str], shape: Shape) -> None:
@@ -268,10 +295,13 @@ def _check_head(file: Path, names: Sequence[str], shape: Shape) -> None:
         raise UsageError(f"{file}: --column names {', '.join(absent)}; its columns are {', '.join(names)}")
     given = shape.named(dict.fromkeys(names, "")).keys()
     needed = {name for name, column in Row.model_fields.items() if column.is_required()}
+    if "distinct_id" not in given:
+        needed.add("mcp_server_user_id")
     if absent := sorted(needed - given):
         raise UsageError(
             f"{file}: its columns are {', '.join(names)}; missing: {', '.join(absent)}. "
             f"--column {absent[0]}=NAME says which column it is"
+            + ("; distinct_id may stand for mcp_server_user_id" if "mcp_server_user_id" in absent else "")
         )
     if unknown := given - Row.model_fields.keys():
         known = ", ".join(Row.model_fields)
@@ -394,7 +424,7 @@ async def _from_file(file: Path, shape: Shape, outcome: Backfill) -> AsyncIterat
 def _candidate(where: str, row: Row) -> Candidate:
     return Candidate(
         where,
-        row.mcp_server_user_id,
+        row.mcp_server_user_id or "",
         row.walkthrough_id,
         row.step_id,
         row.completed_at,
@@ -402,6 +432,7 @@ def _candidate(where: str, row: Row) -> Candidate:
         row.mcp_server_session_id,
         row.metadata,
         row.event_id,
+        row.distinct_id,
     )
 
 
@@ -476,6 +507,7 @@ async def _resolve(
     db: Connection, chunk: Sequence[Candidate], server: str | None, outcome: Backfill
 ) -> tuple[list[_Placed], list[_Session]]:
     """The events of these candidates, and the sessions that they need; the rest is left out with a reason."""
+    chunk = await _with_people(db, chunk, outcome)
     known = await fetch_one(
         db,
         SQL["backfill_known"],
@@ -513,6 +545,32 @@ async def _resolve(
         else:
             good.append(c)
     return await _with_sessions(db, good, default, slugs, outcome)
+
+
+async def _with_people(db: Connection, chunk: Sequence[Candidate], outcome: Backfill) -> Sequence[Candidate]:
+    """Those whose person is known: a `distinct_id` is that of the organization whose walkthrough it is."""
+    own = [c for c in chunk if c.distinct_id is not None]
+    if not own:
+        return chunk
+    rows = await db.fetch(SQL["backfill_organizations"], list({c.walkthrough for c in own}))
+    owners: dict[str, str] = {row["id"]: row["organization_id"] for row in rows}
+    people = {}
+    for owner in set(owners.values()):
+        asked = {c.distinct_id for c in own if owners.get(c.walkthrough) == owner and c.distinct_id}
+        people[owner] = await find_people(db, owner, asked)
+    found = []
+    for c in chunk:
+        if c.distinct_id is None:
+            found.append(c)
+        elif (owner_ := owners.get(c.walkthrough)) is None:
+            outcome.leave(c.where, "there is no such step in that walkthrough")
+        elif (user := people[owner_].get(c.distinct_id)) is None:
+            outcome.leave(
+                c.where, "nobody is registered under that distinct_id: `stepstream register people` does it"
+            )
+        else:
+            found.append(replace(c, user=user))
+    return found
 
 
 async def _with_sessions(

@@ -92,6 +92,14 @@ where
     where done.mcp_server_user_id = given.mcp_server_user_id and done.step_id = given.step_id
   );
 
+-- name: backfill_organizations
+-- Whose these walkthroughs are.
+select
+  id,
+  organization_id
+from walkthroughs
+where id = any($1::text[]);
+
 -- name: backfill_server
 select true from mcp_servers where slug = $1;
 

@@ -19,6 +19,7 @@ from services.analytics_api.intake.registrations import (
     take_sessions,
 )
 from services.analytics_api.registering import find_organization
+from services.operations.tables import delimiter_of, told
 from services.runtime.database import Connection
 from services.runtime.errors import UsageError
 from services.runtime.fair import Writing
@@ -64,18 +65,33 @@ async def register(
         yield taken.results
 
 
-def items_of_file(lines: Iterable[bytes], what: What, advance: Callable[[int], None]) -> Iterator[Item]:
-    """The items of a file, NDJSON or CSV with a line of names; `advance` is told of bytes.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a file is read: what separates its columns, else it is seen; who is told of bytes, and of that."""
+
+    delimiter: str | None
+    advance: Callable[[int], None]
+    tell: Callable[[str], object]
+
+
+def items_of_file(lines: Iterable[bytes], what: What, reading: Reading) -> Iterator[Item]:
+    """The items of a file, NDJSON or CSV with a line of names.
 
     Raises:
         UsageError: it is neither, or names a column that there is not.
     """
-    numbered = _numbered(lines, advance)
+    numbered = _numbered(lines, reading.advance)
     first = next(numbered, None)
     if first is None:
         raise UsageError(f"there are no {what.name} in it")
     text = itertools.chain([first], numbered)
-    yield from _of_json(text) if first[1].startswith("{") else _of_table(text, what)
+    if reading.delimiter is None and first[1].startswith("{"):
+        yield from _of_json(text)
+        return
+    delimiter = reading.delimiter or delimiter_of(first[1], what.columns)
+    if reading.delimiter is None and delimiter != ",":
+        reading.tell(told(delimiter))
+    yield from _of_table(text, what, delimiter)
 
 
 def _numbered(lines: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
@@ -100,9 +116,9 @@ def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[Item]:
             yield Item(index, None, number, problem=f"the line is no JSON: {error}")
 
 
-def _of_table(lines: Iterable[tuple[int, str]], what: What) -> Iterator[Item]:
+def _of_table(lines: Iterable[tuple[int, str]], what: What, delimiter: str) -> Iterator[Item]:
     """Rows of CSV, one a line; an empty cell is none."""
-    rows = ((number, _cells(text)) for number, text in lines)
+    rows = ((number, _cells(text, delimiter)) for number, text in lines)
     number, names = next(rows)
     names = [name.strip() for name in names]
     if unknown := [name for name in names if name not in what.columns]:
@@ -118,10 +134,10 @@ def _of_table(lines: Iterable[tuple[int, str]], what: What) -> Iterator[Item]:
         yield Item(index, given, at)
 
 
-def _cells(text: str) -> list[str]:
+def _cells(text: str, delimiter: str) -> list[str]:
     """The cells of a line; a line that ends in its midst, as with a bare carriage return, is one cell."""
     try:
-        return next(csv.reader([text]))
+        return next(csv.reader([text], delimiter=delimiter))
     except csv.Error:
         return [text]
 

@@ -20,6 +20,7 @@ from services.operator_cli import (
     erase,
     exchange,
     gone,
+    interrupts,
     keys,
     lag,
     migrate,
@@ -86,14 +87,21 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+#: These end by a line until they send, and keep to it until they say themselves that they do.
+_SENDING = {"produce", "backfill"}
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show which release this is.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
     """Exact Sankey flows of walkthroughs, from Kafka into PostgreSQL."""
+    if context.invoked_subcommand not in _SENDING:
+        interrupts.end()
 
 
 def report_error(error: StepstreamError) -> int:
@@ -114,8 +122,10 @@ def main() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in buffers would fail again
         sys.exit(report_error(StepstreamError(problem)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == interrupts.INTERRUPTED:  # so typer ends a command that Ctrl-C has ended
+            console.print("interrupted")
+        raise
 
 
 def _open_what_is_closed() -> None:

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.operator_cli.options import (
+    DelimiterOption,
     ExecuteOption,
     Output,
     OutputOption,
     current_settings,
     examples,
     not_executed,
+    parse_delimiter,
     print_json,
     print_table,
     say,
 )
 from services.operator_cli.produce import report as report_sent
-from services.operator_cli.stopping import run_until_stopped
+from services.operator_cli.stopping import nothing_begun, run_until_stopped
 from services.runtime.errors import StepstreamError, StoppedError, UsageError
+from services.runtime.text import plural
 
 if TYPE_CHECKING:
     from services.operations.backfill import Backfill
@@ -56,10 +59,7 @@ def backfill(
             metavar="SLUG", help="Where people went of whom no session is known; one is made for each."
         ),
     ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(metavar="CHAR", help="What separates columns of CSV, or `tab`; else it is seen."),
-    ] = None,
+    delimiter: DelimiterOption = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,27 +72,21 @@ def backfill(
 ) -> None:
     """Send completions from before Stepstream, as events with stable ids: doing it again changes nothing.
 
-    Without --execute it says what it would send, and what it cannot know.
+    People may be named by `distinct_id`, as their organization registered them. Without --execute it says
+    what it would send, and what it cannot know. Exit 1 where all was left out.
     """
-    from services.operations.backfill import Backfill, Origin, Shape
-    from services.operations.backfill import backfill as fill
+    with nothing_begun():
+        from services.operations.backfill import Backfill, Origin, Shape
+        from services.operations.backfill import backfill as fill
 
     if (file is None) != from_progress:
         raise UsageError("name a file, or say --from-progress")
-    shape = Shape(_delimiter(delimiter), _columns(column or ()))
+    shape = Shape(parse_delimiter(delimiter), _columns(column or ()))
     outcome = Backfill(executed=execute)
     early = run_until_stopped(fill(current_settings(), Origin(file, shape, server), outcome))
     if early is not None and not outcome.sent.sent and not isinstance(early, StoppedError):
         raise early
     _report(outcome, early, as_json=output is Output.JSON)
-
-
-def _delimiter(given: str | None) -> str | None:
-    if given is None or len(given) == 1:
-        return given
-    if given in {"tab", "\\t"}:
-        return "\t"
-    raise UsageError(f"--delimiter: `{given}` is not one character; `tab` stands for one")
 
 
 def _columns(given: Iterable[str]) -> dict[str, str]:
@@ -150,3 +144,19 @@ def _report(outcome: "Backfill", early: StepstreamError | None, *, as_json: bool
         raise early
     else:
         not_executed()
+    _refuse_nothing(outcome)
+
+
+def _refuse_nothing(outcome: "Backfill") -> None:
+    """Raises where all was left out.
+
+    Raises:
+        StepstreamError: it was.
+    """
+    left = outcome.all_left_out
+    is_something = any(n for name, n in outcome.counts.items() if not name.startswith("left out: "))
+    if left and not is_something:
+        what = "was sent" if outcome.executed else "would be sent"
+        raise StepstreamError(
+            f"nothing {what}: {plural(left, 'row')} left out, and there are no others. The reasons are above"
+        )

@@ -107,7 +107,8 @@ def dlq_list(
     With -o json all of them, as they are read.
     """
     from services.completion_recorder import dead_letters
-    from services.operator_cli.letter_tables import JsonList, Listing, letter_json
+    from services.operator_cli.letter_tables import Listing, letter_json
+    from services.operator_cli.options import JsonList
     from services.runtime.database import connected
 
     settings = current_settings()

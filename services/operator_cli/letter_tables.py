@@ -13,10 +13,10 @@ from services.completion_recorder.dead_letters import Letter, Source, encoded, e
 from services.completion_recorder.letter_summary import Tally
 from services.completion_recorder.mending import MendedFile, RedrivePlan
 from services.completion_recorder.redriving import Redriven
-from services.operator_cli.options import print_json, print_table, safe, say
+from services.operator_cli.options import JsonList, print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE
-from services.runtime.text import format_time, json_text, plural
+from services.runtime.text import format_time, plural
 
 #: So many rows of a table, and lines of a file, are told one by one.
 _SHOWN = 20
@@ -123,24 +123,6 @@ class Listing:
         newest = [[tell(x) for tell in columns.values()] for x in sorted(self._newest, reverse=True)]
         print_table("newest first", list(columns), newest, _SHOWN, self.count)
         say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
-
-
-class JsonList:
-    """A list for programs that is printed as it comes, an element a line."""
-
-    def __init__(self) -> None:
-        self._is_begun = False
-
-    def add(self, values: Iterable[Any]) -> None:
-        """Prints some more."""
-        texts = [json_text(value) for value in values]
-        if texts:
-            typer.echo((",\n" if self._is_begun else "[") + ",\n".join(texts), nl=False)
-            self._is_begun = True
-
-    def end(self, *, nl: bool = True) -> None:
-        """Prints its end."""
-        typer.echo("]" if self._is_begun else "[]", nl=nl)
 
 
 @dataclass
@@ -306,14 +288,16 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
             format_time(t.since),
             format_time(t.newest),
             str(t.example),
-            t.error,
         )
         for t in tallies
     ]
-    columns = ("source", "error class", "letters", "since", "newest", "example", "its error")
+    columns = ("source", "error class", "letters", "since", "newest", "example")
     print_table(
         f"{plural(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SUMMARY_SHOWN
     )
+    # Beside all the others an error would have few characters.
+    errors = [(str(t.example), t.error) for t in tallies[:_SUMMARY_SHOWN]]
+    print_table("what was wrong", ("example", "its error"), errors)
 
 
 def _tally_json(tally: Tally) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import StrEnum
@@ -34,6 +34,7 @@ from services.runtime.errors import UsageError
 from services.runtime.text import json_text
 
 if TYPE_CHECKING:
+    from services.operations.tally import Tally
     from services.runtime.settings import Settings
 
 
@@ -118,6 +119,27 @@ def current_settings(*, needs_kafka: bool = True, needs_database: bool = True) -
 def examples(*lines: str) -> str:
     """The end of a command's help: each line is tried by the tests."""
     return "\n\n".join(["Examples:", *(f"$ stepstream {line}" for line in lines)])
+
+
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter", metavar="CHAR", help="What separates columns of CSV, or `tab`; else it is seen."
+    ),
+]
+
+
+def parse_delimiter(given: str | None) -> str | None:
+    """The character of --delimiter; None where it is not given.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if given is None or len(given) == 1:
+        return given
+    if given in {"tab", "\\t"}:
+        return "\t"
+    raise UsageError(f"--delimiter: `{given}` is not one character; `tab` stands for one")
 
 
 PartitionsOption = Annotated[
@@ -211,6 +233,67 @@ def time_option(name: str, help_: str) -> Any:
 def print_json(value: Any) -> None:
     """The result for programs: one JSON document on stdout."""
     typer.echo(json_text(value))
+
+
+class JsonList:
+    """A list for programs that is printed as it comes, an element a line."""
+
+    def __init__(self) -> None:
+        self._is_begun = False
+
+    def add(self, values: Iterable[Any]) -> None:
+        """Prints some more."""
+        texts = [json_text(value) for value in values]
+        if texts:
+            typer.echo((",\n" if self._is_begun else "[") + ",\n".join(texts), nl=False)
+            self._is_begun = True
+
+    def end(self, *, nl: bool = True) -> None:
+        """Prints its end."""
+        typer.echo("]" if self._is_begun else "[]", nl=nl)
+
+
+class JsonObject:
+    """An object for programs with one long list, whose elements are printed as they come.
+
+    Args:
+        name: of the list.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._beginning = f"{{{json_text(name)}: "
+        self._is_begun = False
+        self._list = JsonList()
+
+    def add(self, element: Any) -> None:
+        """Prints one more."""
+        self._begin()
+        self._list.add([element])
+
+    def end(self, rest: Mapping[str, Any]) -> None:
+        """Prints its end, with these beside the list."""
+        self._begin()
+        self._list.end(nl=False)
+        typer.echo("".join(f", {json_text(name)}: {json_text(value)}" for name, value in rest.items()) + "}")
+
+    def _begin(self) -> None:
+        if not self._is_begun:
+            typer.echo(self._beginning, nl=False)
+        self._is_begun = True
+
+
+#: So many that were refused are told one by one.
+_TOLD = 20
+
+
+def tell_refused(tally: "Tally") -> None:
+    """The first of what was refused, some of each kind, and how many more there are."""
+    for one in (first := tally.first(_TOLD)):
+        console.print(f"  {one.place}: {one.reason}", markup=False, soft_wrap=True)
+    if (more := tally.total - len(first)) > 0:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in tally.counts.most_common())
+        of_all = f" (of all: {kinds})" if len(tally.counts) > 1 else ""
+        console.print(f"  and {more:,} more{of_all}; -o json lists them all", markup=False, soft_wrap=True)
 
 
 def print_result(what: RenderableType) -> None:

@@ -6,25 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.operator_cli.options import (
+    JsonObject,
     Output,
     OutputOption,
-    console,
     current_settings,
     examples,
-    print_json,
     progress_of_bytes,
     say,
+    tell_refused,
 )
-from services.operator_cli.stopping import run_until_stopped
+from services.operator_cli.stopping import nothing_begun, run_until_stopped
 from services.runtime.errors import StepstreamError, StoppedError
 
 if TYPE_CHECKING:
     from services.operations.produce import ProduceResult
+    from services.operations.tally import Refused
 
 app = typer.Typer()
 
-#: Bad lines that are told one by one.
-_TOLD = 20
 _AGAIN = "send the file again: what is there already counts once"
 
 
@@ -54,19 +53,23 @@ def produce(
     What is no event is named with its line and reason, and everything else is sent. Whoever ends it by
     Ctrl-C or SIGTERM is told what was sent.
     """
-    from services.operations.produce import ProduceResult
+    with nothing_begun():
+        from services.operations.produce import ProduceResult
 
     outcome = ProduceResult()
+    stream = JsonObject("not_sent") if output is Output.JSON else None
+    if stream is not None:
+        outcome.not_sent.tell = lambda refused: stream.add(_json_of(refused))
     if dry_run:
         _check(file, outcome)
-        report_checked(outcome, as_json=output is Output.JSON)
+        report_checked(outcome, stream)
         return
     early = run_until_stopped(_send(file, source, outcome))
     if early is not None and not outcome.read_to and not isinstance(early, StoppedError):
         raise early
-    if output is Output.JSON:
+    if stream is not None:
         ended = {} if early is None else {"ended": str(early), "read_to": outcome.read_to}
-        print_json({"sent": outcome.sent, "not_sent": _not_sent(outcome)} | ended)
+        stream.end({"sent": outcome.sent} | ended)
     report(outcome, early)
 
 
@@ -95,37 +98,26 @@ async def _send(file: str, source: str, outcome: "ProduceResult") -> None:
             await send_batches(producer, batches, outcome)
 
 
-def _not_sent(outcome: "ProduceResult") -> list[dict[str, object]]:
-    """Each with its line, element or object: what a file consists of."""
-    found = []
-    for place, reason in _in_order(outcome):
-        word, _, number = place.partition(" ")
-        found.append({word: int(number), "error": reason})
-    return found
+def _json_of(refused: "Refused") -> dict[str, object]:
+    """With its line, element or object: what a file consists of."""
+    word, _, number = refused.place.partition(" ")
+    return {word: int(number) if number.isdigit() else number, "error": refused.reason}
 
 
-def _in_order(outcome: "ProduceResult") -> "list[tuple[str, str]]":
-    def order(pair: tuple[str, str]) -> tuple[int, str]:
-        number = pair[0].partition(" ")[2]
-        return int(number) if number.isdigit() else 0, pair[1]
-
-    return sorted(outcome.not_sent, key=order)
-
-
-def report_checked(outcome: "ProduceResult", *, as_json: bool) -> None:
+def report_checked(outcome: "ProduceResult", stream: JsonObject | None) -> None:
     """Tells what would be sent.
 
     Raises:
         StepstreamError: something would not.
     """
-    bad = len(outcome.not_sent)
-    if as_json:
-        print_json({"dry_run": True, "would_send": outcome.good, "not_sent": _not_sent(outcome)})
+    bad = outcome.not_sent.total
+    if stream is not None:
+        stream.end({"dry_run": True, "would_send": outcome.good})
     say(
         f"{outcome.good:,} events would be sent; nothing was sent. Whether what they refer to is there, "
         "`stepstream check-events` says"
     )
-    _tell_not_sent(outcome)
+    tell_refused(outcome.not_sent)
     if bad:
         raise StepstreamError(f"{bad:,} of {outcome.good + bad:,} are no events. Mend them first")
 
@@ -136,9 +128,9 @@ def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> No
     Raises:
         StepstreamError: what has ended it; or an event was not sent.
     """
-    lost = len(outcome.not_sent)
+    lost = outcome.not_sent.total
     say(f"{outcome.sent:,} events sent and acknowledged, {outcome.rate:,.0f} a second")
-    _tell_not_sent(outcome)
+    tell_refused(outcome.not_sent)
     if early is not None:
         where = f"read up to {outcome.read_to}" if outcome.read_to else "before anything was read"
         early.args = (f"{early}, {where}. To go on, {_AGAIN}",)
@@ -147,10 +139,3 @@ def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> No
         raise StepstreamError(
             f"{lost:,} of {outcome.sent + lost:,} events were not sent. Mend them and {_AGAIN}"
         )
-
-
-def _tell_not_sent(outcome: "ProduceResult") -> None:
-    for place, reason in _in_order(outcome)[:_TOLD]:
-        console.print(f"  {place}: {reason}", markup=False, soft_wrap=True)
-    if len(outcome.not_sent) > _TOLD:
-        console.print(f"  and {len(outcome.not_sent) - _TOLD:,} more; -o json lists them all")

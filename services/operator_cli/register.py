@@ -3,20 +3,24 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.operator_cli.options import (
-    console,
+    DelimiterOption,
+    JsonList,
     current_settings,
     examples,
+    parse_delimiter,
     parse_time,
     print_json,
     print_table,
-    progress,
+    progress_of_bytes,
     say,
+    tell_refused,
 )
 from services.runtime.errors import StepstreamError, UsageError
 
@@ -28,8 +32,7 @@ app = typer.Typer(
     help="People and sessions, by ids of their organization's own: safe to repeat.", no_args_is_help=True
 )
 
-#: So many that were refused are told one by one, and so many rows are printed.
-_TOLD = 20
+#: So many rows are printed.
 _ROWS = 50
 
 
@@ -39,6 +42,15 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     NDJSON = "ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file, or none, with what separates its columns; and the option that stands for one."""
+
+    name: str | None
+    delimiter: str | None
+    else_: str
 
 
 FileArgument = Annotated[
@@ -64,6 +76,7 @@ def register_people(
     distinct_id: Annotated[
         list[str] | None, typer.Option(help="Somebody, by the organization's own id; again for more.")
     ] = None,
+    delimiter: DelimiterOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Register people, and print the id of each, by which events name them.
@@ -74,7 +87,8 @@ def register_people(
 
     given = [{"distinct_id": one} for one in distinct_id or ()]
     columns = ("distinct_id", "mcp_server_user_id", "created")
-    _report(_taken(organization, PEOPLE, file, given, "--distinct-id", output), columns, output)
+    read = _File(file, parse_delimiter(delimiter), "--distinct-id")
+    _register(organization, PEOPLE, given, read, _Outcome(columns, output))
 
 
 @app.command(
@@ -99,6 +113,7 @@ def register_sessions(
         typer.Option(metavar="TIME", parser=parse_time, help="When it began: RFC 3339, say; else now."),
     ] = None,
     title: Annotated[str | None, typer.Option(help="What it is called.")] = None,
+    delimiter: DelimiterOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Register sessions, with the people whom they name, and print the id of each, for events."""
@@ -112,93 +127,107 @@ def register_sessions(
         )
     given = [] if session_id is None else [{"session_id": session_id, **one}]
     columns = ("session_id", "mcp_server_session_id", "created")
-    _report(_taken(organization, SESSIONS, file, given, "--session-id", output), columns, output)
+    read = _File(file, parse_delimiter(delimiter), "--session-id")
+    _register(organization, SESSIONS, given, read, _Outcome(columns, output))
 
 
-def _taken(
-    organization: str,
-    what: "What",
-    file: str | None,
-    given: Sequence[dict[str, Any]],
-    option: str,
-    output: Format,
-) -> "list[Result]":
-    """What became of each.
+@dataclass
+class _Outcome:
+    """What became of each, told as it comes: the first ones are kept, and counts of all."""
+
+    columns: Sequence[str]
+    output: Format
+    good: int = 0
+    new: int = 0
+    #: Rows of a table.
+    first: list[list[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from services.operations.tally import Tally
+
+        self.refused = Tally()
+        self.stream = JsonList()
+
+    def take(self, results: "Sequence[Result]") -> None:
+        """Takes some more."""
+        for result in results:
+            if self.output is Format.NDJSON:
+                print_json(_json_of(result))
+            elif self.output is Format.JSON:
+                self.stream.add([_json_of(result)])
+            if (error := result.error) is not None:
+                where = f"line {result.line}" if result.line is not None else f"number {result.index + 1}"
+                self.refused.add(error.class_, where, f"{error.class_}: {error.message}")
+                continue
+            self.good += 1
+            self.new += bool(result.created)
+            if len(self.first) < _ROWS:
+                self.first.append([getattr(result, name) for name in self.columns])
+
+    def report(self) -> None:
+        """Tells what came of it.
+
+        Raises:
+            StepstreamError: some were refused.
+        """
+        if self.output is Format.TABLE and self.good:
+            print_table("", (*self.columns[:-1], "new"), self.first, _ROWS, self.good)
+        say(f"{self.good:,} registered, {self.new:,} of them new")
+        tell_refused(self.refused)
+        if bad := self.refused.total:
+            raise StepstreamError(
+                f"{bad:,} of {self.good + bad:,} were refused. Mend them and give them again: what is "
+                "registered stays as it is"
+            )
+
+
+def _register(
+    organization: str, what: "What", given: Sequence[dict[str, Any]], file: _File, outcome: _Outcome
+) -> None:
+    """Registers, and tells what became of each.
 
     Raises:
         UsageError: neither a file nor options say what, or both do; or the file cannot be read.
+        StepstreamError: some were refused.
     """
     from services.operations.register import register
     from services.runtime.database import connected
 
-    if (file is None) is not bool(given):
-        raise UsageError(f"give a file, `-` for standard input, or {option}: one of them")
+    if (file.name is None) is not bool(given):
+        raise UsageError(f"give a file, `-` for standard input, or {file.else_}: one of them")
+    if file.name is None and file.delimiter is not None:
+        raise UsageError("--delimiter is for a file")
     settings = current_settings(needs_kafka=False)
 
-    async def work() -> "list[Result]":
-        results: list[Result] = []
+    async def work() -> None:
         with _items(file, what, given) as items:
             async with connected(settings) as db:
                 async for batch in register(db, organization, what, items):
-                    results += batch
-                    if output is Format.NDJSON:
-                        for result in batch:
-                            print_json(_json_of(result))
-        return results
+                    outcome.take(batch)
 
-    return asyncio.run(work())
+    try:
+        asyncio.run(work())
+    finally:
+        if outcome.output is Format.JSON and (outcome.good or outcome.refused.total):
+            outcome.stream.end()
+    outcome.report()
 
 
 @contextlib.contextmanager
-def _items(file: str | None, what: "What", given: Sequence[dict[str, Any]]) -> "Iterator[Iterator[Item]]":
+def _items(file: _File, what: "What", given: Sequence[dict[str, Any]]) -> "Iterator[Iterator[Item]]":
     from services.analytics_api.intake.bodies import Item
-    from services.operations.register import MOST_LINE, items_of_file
+    from services.operations.register import MOST_LINE, Reading, items_of_file
     from services.runtime.files import lines_of, open_lines
 
-    if file is None:
+    if file.name is None:
         yield iter([Item(index, one) for index, one in enumerate(given)])
         return
-    with open_lines(file) as (lines, size), progress("registering", "bytes", size) as bar:
-        read = 0
-
-        def advance(more: int) -> None:
-            nonlocal read
-            read += more
-            bar(read)
-
-        yield items_of_file(lines_of(lines, file, MOST_LINE), what, advance)
+    with open_lines(file.name) as (lines, size), progress_of_bytes("registering", size) as advance:
+        told = lambda text: say(f"{file.name}: {text}", markup=False)  # noqa: E731 - of this file
+        yield items_of_file(
+            lines_of(lines, file.name, MOST_LINE), what, Reading(file.delimiter, advance, told)
+        )
 
 
 def _json_of(result: "Result") -> dict[str, Any]:
     return result.model_dump(mode="json", by_alias=True, exclude_unset=True)
-
-
-def _report(results: "Sequence[Result]", columns: Sequence[str], output: Format) -> None:
-    """Prints what became of each.
-
-    Raises:
-        StepstreamError: some were refused.
-    """
-    if output is Format.JSON:
-        print_json([_json_of(result) for result in results])
-    good = [result for result in results if result.error is None]
-    if output is Format.TABLE and good:
-        rows = [[getattr(result, name) for name in columns] for result in good]
-        print_table("", (*columns[:-1], "new"), rows, _ROWS, len(rows))
-    new = sum(1 for result in good if result.created)
-    say(f"{len(good):,} registered, {new:,} of them new")
-    refused = [result for result in results if result.error is not None]
-    if not refused:
-        return
-    for result in refused[:_TOLD]:
-        where = f"line {result.line}" if result.line is not None else f"number {result.index + 1}"
-        assert result.error is not None  # noqa: S101 - those alone were chosen
-        console.print(
-            f"  {where}: {result.error.class_}: {result.error.message}", markup=False, soft_wrap=True
-        )
-    if len(refused) > _TOLD:
-        console.print(f"  and {len(refused) - _TOLD:,} more; -o json lists them all")
-    raise StepstreamError(
-        f"{len(refused):,} of {len(results):,} were refused. Mend them and give them again: what is "
-        "registered stays as it is"
-    )

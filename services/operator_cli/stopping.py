@@ -4,12 +4,26 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
+from services.operator_cli import interrupts
 from services.runtime.errors import StepstreamError, StoppedError
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def nothing_begun() -> Iterator[None]:
+    """In this block a command prepares, and has neither sent nor changed anything: SIGINT ends it at once."""
+    is_told = threading.current_thread() is threading.main_thread()  # others get no signals
+    if is_told:
+        interrupts.begin()
+    try:
+        yield
+    finally:
+        if is_told:
+            interrupts.end()
 
 
 def run_until_stopped(work: Coroutine[Any, Any, None]) -> StepstreamError | None:

@@ -394,13 +394,16 @@ async def _somebody_new(connection: Connection, caller: Caller) -> Caller:
         who = caller.identity
         await connection.execute(SQL["create_by_identity"], user, who.issuer, who.subject, who.email)
     elif caller.tracking_id is not None:
-        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
+        owner = caller.server.organization_id
+        await connection.execute(SQL["lock_first_visit"], owner, caller.tracking_id)
+        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id, owner)
     elif caller.transport_session is not None:
         session, slug = caller.transport_session, caller.server.slug
         await connection.execute(SQL["create_by_session"], user, session, slug, new_tracking_id())
     else:
         caller = replace(caller, tracking_id=new_tracking_id())
-        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id)
+        owner = caller.server.organization_id
+        await connection.execute(SQL["create_by_tracking_id"], user, caller.tracking_id, owner)
     return caller
 
 

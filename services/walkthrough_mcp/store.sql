@@ -211,9 +211,22 @@ where server.slug = $1
   and walkthroughs.status = 'published'
   and steps.steps is not null;
 
+-- name: lock_first_visit
+-- Nobody registers somebody of the organization under this id until the transaction ends: whoever does takes the same lock
+-- together with others, see `lock_first_visits` of the API.
+select pg_advisory_xact_lock(hashtext('people of ' || $1), hashtext($2) & 127);
+
 -- name: create_by_tracking_id
+-- Not where the organization has registered somebody under it meanwhile.
 insert into mcp_server_user (id, distinct_id, first_seen_at)
-values ($1, $2, (extract(epoch from clock_timestamp()) * 1000)::bigint)
+select
+  $1,
+  $2,
+  (extract(epoch from clock_timestamp()) * 1000)::bigint
+where not exists (
+  select from registered_people
+  where organization_id = $3 and distinct_id = $2
+)
 on conflict do nothing;
 
 -- name: create_by_identity

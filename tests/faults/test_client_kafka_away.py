@@ -76,16 +76,20 @@ async def test_what_kafka_does_not_acknowledge_goes_by_http_and_counts_once(
     await assert_counted(world, events)
 
 
+@pytest.mark.parametrize("batch", [16_384, 600], ids=["with room", "of one event"])
 async def test_without_http_each_event_is_told_and_the_producer_goes_on_afterwards(
-    one: Cluster, world: World
+    one: Cluster, world: World, batch: int
 ) -> None:
+    """Where a batch has room, an event waits in it; else the next ones wait until it is gone."""
     (broker,) = one.brokers
     events = [done("p00", "abcde"[n % 5], 1_790_000_000_000 + n) for n in range(60)]
     servers = world.settings.kafka_bootstrap_servers
-    async with AsyncProducer(servers, source="/checkout", topic=world.settings.topic, timeout=2) as producer:
+    async with AsyncProducer(
+        servers, source="/checkout", topic=world.settings.topic, timeout=2, max_batch_size=batch
+    ) as producer:
         before = await producer.send_many(events[:20])
         broker.freeze()
-        meanwhile = await producer.send_many(events[20:40])
+        meanwhile = await asyncio.gather(*map(producer.send, events[20:40]), return_exceptions=True)
         broker.thaw()
         await one.answers()
 

@@ -42,6 +42,17 @@ async def some(world: World) -> World:
     return world
 
 
+async def test_one_event_is_one_in_the_log(world: World) -> None:
+    await world.offer()
+    recorder = world.start(RECORDER)
+    await world.produce([unknown("bob")])
+
+    async def is_told() -> bool:
+        return "1 event went to" in recorder.log.read_text()
+
+    await eventually(is_told, "it is in the log")
+
+
 async def test_listed_by_class_partition_time_and_key(some: World) -> None:
     found = await letters(some)
     assert sorted(x["error_class"] for x in found) == [

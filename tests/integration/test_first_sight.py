@@ -15,6 +15,7 @@ from services.completion_recorder.transaction import Recorded
 from services.runtime.database import Pool
 from services.runtime.kafka import next_offsets
 from tests.integration.test_erase import erased
+from tests.integration.test_intake import another_organization
 from tests.integration.test_locks import locked
 from tests.support.world import (
     AGGREGATOR,
@@ -235,3 +236,44 @@ async def test_a_setting_that_names_no_producer_is_refused(world: World, value: 
     done = world.command("run", RECORDER, registering_sources=value)
     assert done.returncode == 2
     assert "STEPSTREAM_REGISTERING_SOURCES" in done.stderr
+
+
+async def test_who_is_another_organizations_keeps_what_they_did_there_to_it(world: World) -> None:
+    """Ids of people are the platform's: an event of an organization's source counts there, and reveals nothing."""
+    await world.offer()
+    await another_organization(world)
+    await world.db.execute(
+        "update mcp_server_user set email = 'zoe@example.org', distinct_id = 'track-17' where id = 'zoe'"
+    )
+    there = completed(
+        "zoe", "x", 5, walkthrough_id="wt_x", mcp_server_id="srv_x", mcp_server_session_id="s_zoe"
+    )
+    world.start(RECORDER, registering_sources=SHOP)
+    world.start(AGGREGATOR)
+    await world.produce(
+        [*of("/other", there), *of(SHOP, completed("zoe", "a", 9, mcp_server_session_id="s_new"))]
+    )
+    await world.drained()
+    api = await world.start_api()
+    theirs = await world.make_key("other")
+
+    async def asked(path: str, key: str) -> tuple[int, str]:
+        answer = await api.http.get(f"/v1/{path}", headers={"Authorization": f"Bearer {key}"})
+        return answer.status_code, answer.text
+
+    for path, status in (
+        ("walkthroughs/wt_a/journeys", 200),
+        ("walkthroughs/wt_a/journeys/zoe", 200),
+        ("sessions/s_new", 200),
+        ("walkthroughs/wt_x/journeys", 404),
+        ("walkthroughs/wt_x/journeys/zoe", 404),
+        ("sessions/s_zoe", 404),
+    ):
+        ours = await asked(path, api.key)
+        assert ours[0] == status, (path, ours)
+        assert not {
+            one for one in ("example.org", "track-17", "wt_x", "srv_x", "s_zoe") if one in ours[1]
+        } - {one for one in ("wt_x", "s_zoe") if one in path}
+    status, text = await asked("walkthroughs/wt_x/journeys/zoe", theirs)
+    assert (status, "s_new" in text, "wt_a" in text) == (200, False, False)
+    assert (await asked("sessions/s_new", theirs))[0] == 404

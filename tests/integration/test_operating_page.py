@@ -296,7 +296,9 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
         "Completions from before",
         "From a file (`backfill completions.csv`, with the fields of the event as columns), or from what the platform\n"
         "knows: there a step's time is not known, only when the person began and was last active, so times are\n"
-        "spread evenly in between and marked so in `metadata`. What is a completion already is left out.",
+        "spread evenly in between and marked so in `metadata`. What is a completion already is left out. In a file "
+        "people may\nbe named by `distinct_id` in place of `mcp_server_user_id`: as the organization whose walkthrough it is "
+        "registered them. Exit 1\nwhere all rows were left out.",
     )
     await run("status")
     part("And afterwards", "The relay and the MCP layer do not run in this example.")

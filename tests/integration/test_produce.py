@@ -148,6 +148,62 @@ async def test_whoever_ends_produce_is_told_what_was_sent(
     assert "Fatal" not in err
 
 
+#: Imported by a program as it starts, before anything of ours: it says when, and waits until it is interrupted.
+WAITING = """
+import os, sys
+WHERE = {where!r}
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == WHERE:
+            os.write(1, b"there\\n")
+            import time
+            time.sleep({patience})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["stepstream", "services.operator_cli"])
+@pytest.mark.parametrize(
+    "where",
+    ["typer", "services.operator_cli.register", "services.operations.produce", "aiokafka.producer.sender"],
+)
+async def test_whoever_ends_produce_while_it_is_being_loaded_is_told(
+    world: World, tmp_path: Path, where: str, module: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WAITING.format(where=where, patience=PATIENCE))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, "produce", "-"),
+        env=world.environment() | {"PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"there\n"
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(_outputs(process), PATIENCE)
+    assert process.returncode == 130
+    assert err.decode() == "interrupted: nothing was sent or changed\n"
+
+
+async def test_whoever_ends_another_command_is_told(world: World, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        WAITING.format(where="services.sankey_aggregator.verify", patience=PATIENCE)
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "stepstream", "verify"),
+        env=world.environment() | {"PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), PATIENCE) == b"there\n"
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(_outputs(process), PATIENCE)
+    assert (process.returncode, err.decode()) == (130, "interrupted\n")
+
+
 # --- backfill ------------------------------------------------------------------------------------------------
 
 HEAD = ("mcp_server_user_id", "walkthrough_id", "step_id", "completed_at")
@@ -237,6 +293,51 @@ async def test_a_line_with_too_many_fields_is_left_out_and_named(world: World, t
         ("line 3", "it has more fields than the first line names"),
         ("line 4", "completed_at"),
     ]
+
+
+async def test_whoever_leaves_all_rows_out_is_told_and_fails(world: World, tmp_path: Path) -> None:
+    await world.offer()
+    await world.people(["ann"])
+    file = tmp_path / "old.csv"
+    file.write_bytes(table([("nobody", *row[1:]) for row in ROWS]))
+    for more, told in ([], "nothing would be sent"), (["--execute"], "nothing was sent"):
+        done = await world.invoke("backfill", str(file), *more)
+        assert (done.returncode, f"{told}: 3 rows left out" in done.stderr) == (1, True), done.stderr
+        assert "line 2: there is no such user" in done.stderr
+    file.write_bytes(table([("nobody", *ROWS[0][1:]), *ROWS[1:]]))
+    assert (await world.invoke("backfill", str(file))).returncode == 0
+    file.write_bytes(table([]))
+    assert (await world.invoke("backfill", str(file))).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["old.csv", "old.ndjson"])
+async def test_people_of_a_table_may_be_named_by_their_organizations_ids(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    """Those of the organization whose walkthrough it is: another one's `u-1` is somebody else."""
+    await world.offer()
+    await world.db.execute("insert into organization (id, name, created_at) values ('acme', 'acme', now())")
+    await world.invoke("register", "people", "--organization", "acme", "--distinct-id", "u-2")
+    await world.invoke("register", "people", "--organization", "acme", "--distinct-id", "u-1")
+    done = await world.invoke(
+        "register", "people", "--organization", "org", "--distinct-id", "u-1", "-o", "json"
+    )
+    (ann,) = json.loads(done.stdout)
+    rows = [(user, *ROWS[n][1:]) for n, user in enumerate(["u-1", "u-1", "u-2"])]
+    head = ("distinct_id", *HEAD[1:])
+    lines = [json.dumps(dict(zip(head, row, strict=True))) for row in rows]
+    both = json.dumps(dict(zip(head, rows[0], strict=True)) | {"mcp_server_user_id": "ann"})
+    file = tmp_path / name
+    file.write_bytes(table(rows, head) if name.endswith("csv") else "\n".join([*lines, both]).encode())
+    done = await world.invoke("backfill", str(file), "--server", "srv_1", "--execute", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    left = {item["where"]: item["reason"] for item in json.loads(done.stdout)["left_out"]}
+    where = "line 4" if name.endswith("csv") else "line 3"
+    assert left.pop(where).startswith("nobody is registered under that distinct_id")
+    assert list(left.values()) == (
+        [] if name.endswith("csv") else ["the line: give either mcp_server_user_id or distinct_id"]
+    )
+    assert [e["mcp_server_user_id"] for e in await sent(world)] == [ann["mcp_server_user_id"]] * 2
 
 
 async def test_whoever_ends_backfill_is_told_what_was_sent_and_goes_on_later(

@@ -190,6 +190,27 @@ async def test_who_gives_more_than_there_is_room_for_waits_and_none_is_lost(worl
     assert all(times == sorted(times) for times in by_user.values())
 
 
+@pytest.mark.parametrize("batch", [16_384, 1_200], ids=["with room", "of few events"])
+async def test_a_persons_events_stay_in_their_order_whatever_waits(world: World, batch: int) -> None:
+    """Also where each event is given by a task of its own, and where most find no room in a batch."""
+    events = [done(f"u{n % 3}", "abcde"[n % 5], BEGAN + n) for n in range(3_000)]
+    async with asynchronous(world, max_batch_size=batch) as producer:
+        await asyncio.gather(*map(producer.send, events[:300]))
+        giving = []
+        for event in events[300:]:  # one each time that the loop goes round
+            giving.append(asyncio.create_task(producer.send(event)))
+            await asyncio.sleep(0)
+        giving.pop().cancel()
+        verdicts = await asyncio.gather(*giving)
+    assert {v.through for v in verdicts} == {"kafka"}
+    by_user: dict[str, list[int]] = {}
+    for record in await world.events():
+        event = json.loads(record.value or b"")
+        by_user.setdefault(event["mcp_server_user_id"], []).append(event["completed_at"])
+    assert sum(map(len, by_user.values())) >= 2_999
+    assert all(times == sorted(times) for times in by_user.values())
+
+
 async def test_without_kafka_it_ends_in_bounded_time_and_says_so(world: World) -> None:
     producer = AsyncProducer("127.0.0.1:1", source="/checkout", timeout=1)
     with pytest.raises(NotInTime, match="did not acknowledge it within 1 s") as caught:

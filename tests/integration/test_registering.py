@@ -26,7 +26,7 @@ from services.analytics_api.registering import (
 from tests.integration.test_locks import locked
 from tests.support.agents import agent
 from tests.support.proxy import proxied
-from tests.support.world import API, PATIENCE, Api, World, completed
+from tests.support.world import API, PATIENCE, Api, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -381,6 +381,22 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
     assert set(ids) == {"u-1", "u-2", "u,3"}
     assert all(distinct_id in done.stdout and user in done.stdout for distinct_id, user in ids.items())
 
+    for given, more, told in (
+        ("distinct_id\nu-1\n", (), ""),
+        ("session_id;distinct_id\ns-0;u-2\n", (), "its columns are separated by semicolons"),
+        ('session_id;distinct_id\n"s-0";u-2\n', ("--delimiter", ";"), ""),
+        ("session_id\tdistinct_id\ns-0\tu-2\n", ("--delimiter", "tab"), ""),
+    ):
+        kind = "sessions" if "session_id" in given else "people"
+        done = world.command(
+            "register", kind, "-", *more, "--organization", "acme", "-o", "json", stdin=given.encode()
+        )
+        assert done.returncode == 0, done.stderr
+        assert told in done.stderr
+        assert told or "separated" not in done.stderr
+        (registered,) = json.loads(done.stdout)
+        assert registered["distinct_id" if kind == "people" else "session_id"] in {"u-1", "s-0"}
+
     lines = [
         {"session_id": "s-1", "distinct_id": "u-1", "started_at": 1_764_000_000_000},
         {"session_id": "s-2", "server": "srv_9"},
@@ -413,6 +429,9 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
     ("args", "given", "code", "told"),
     [
         (("people",), b"", 2, "--distinct-id"),
+        (("people", "-", "--delimiter", ";;"), b"", 2, "`;;` is not one character"),
+        (("people", "--distinct-id", "u-1", "--delimiter", ";"), b"", 2, "--delimiter is for a file"),
+        (("people", "-"), b"name;distinct_id\nann;u-1\n", 2, "line 1: `name` is no column of people"),
         (("people", "-", "--distinct-id", "u-1"), b"", 2, "one of them"),
         (("people", "-"), b"", 2, "there are no people in it"),
         (("people", "-"), b"name\nann\n", 2, "line 1: `name` is no column of people"),
@@ -503,6 +522,64 @@ async def test_who_is_registered_is_the_one_whom_agents_lead(world: World) -> No
     assert await world.db.fetchval("select count(*) from mcp_server_user") == 2
     # Who came to a server before is known to its organization alone.
     assert await find_people(world.db, "other", ["u-1"]) == {"u-1": users["srv_2-slug"].pop()}
+
+
+async def people_of(world: World, distinct_id: str) -> list[str]:
+    """All who stand for this id, registered or come."""
+    rows = await world.db.fetch(
+        "select mcp_server_user_id as id from registered_people where distinct_id = $1"
+        " union select id from mcp_server_user where distinct_id = $1",
+        distinct_id,
+    )
+    return [row["id"] for row in rows]
+
+
+async def test_who_comes_for_the_first_time_while_being_registered_is_one_person(world: World) -> None:
+    await world.offer()
+    service = await world.start_mcp()
+
+    async def waits_or_is_there() -> bool:
+        waiting = "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+        return bool(await world.db.fetchval(waiting)) or len(await people_of(world, "u-1")) > 0
+
+    async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/u-1") as client:
+        async with world.connection() as other, other.transaction():
+            registered = (await register_people(other, "org", ["u-1"]))["u-1"]
+            first = asyncio.create_task(client.call("start_walkthrough"))
+            await eventually(waits_or_is_there, "the first visit waits, or is over", every=0.001)
+        await first
+    assert await people_of(world, "u-1") == [registered.user_id]
+    assert await world.db.fetchval("select mcp_server_user_id from mcp_server_session") == registered.user_id
+
+
+async def test_first_visits_and_registrations_at_once_make_one_person_of_each(world: World) -> None:
+    await world.offer()
+    api = await world.start_api()
+    key = await key_of(world, WRITES)
+    service = await world.start_mcp(
+        mcp_address_rate="",
+        mcp_new_people_rate="",
+        mcp_new_people_address_rate="",
+        mcp_new_people_server_rate="",
+    )
+    names = [f"u-{n}" for n in range(40)]
+
+    async def comes(name: str) -> None:
+        async with agent(f"http://127.0.0.1:{service.port}/mcp/srv_1/{name}") as client:
+            await client.call("start_walkthrough")
+
+    async def is_registered(some: list[str]) -> dict[str, str]:
+        answer = await post(api, "people", [{"distinct_id": name} for name in some], key)
+        assert answer.status_code == 200, answer.text
+        return {r["distinct_id"]: r["mcp_server_user_id"] for r in answer.json()["results"]}
+
+    found, *_ = await asyncio.gather(
+        is_registered(names),
+        *(comes(name) for name in names),
+        *(is_registered(names[n::5]) for n in range(5)),
+    )
+    assert {name: await people_of(world, name) for name in names} == {n: [found[n]] for n in names}
+    assert await world.db.fetchval("select count(distinct mcp_server_user_id) from mcp_server_session") == 40
 
 
 async def test_who_is_erased_is_forgotten_and_the_same_id_is_a_new_person(world: World) -> None:

@@ -161,8 +161,8 @@ async def test_each_first_mistake_is_said_at_its_place_and_the_rest_is_taken(
 @pytest.mark.parametrize(
     ("grant", "key", "told"),
     [
-        (READS, None, "403"),
-        (WRITES, "stst_no_key", "401"),
+        (READS, None, "may not do this: 403"),
+        (WRITES, "stst_no_key", "is none that is known: 401"),
     ],
 )
 async def test_a_key_that_does_not_fit_is_said(
@@ -172,7 +172,7 @@ async def test_a_key_that_does_not_fit_is_said(
     address = await address_of(world, await world.start_api(), grant)
     said = await project.send("http", [GOOD], **address | ({"STEPSTREAM_KEY": key} if key else {}))
     assert said["unsettled"] == 1
-    assert f"1 of 1 have no verdict: {told}" in said["error"]
+    assert f"1 of 1 not accepted, because the key {told}" in said["error"]
 
 
 async def test_client_and_server_refuse_the_examples_for_the_same_reason(

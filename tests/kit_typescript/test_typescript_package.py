@@ -76,7 +76,7 @@ async def test_without_waiting(world: World, project: Project) -> None:
 
 async def test_what_can_go_wrong(project: Project) -> None:
     said = await out_of(project, "what-can-go-wrong")
-    assert "1 of 1 have no verdict: http://127.0.0.1:65000 cannot be reached" in said
+    assert "1 of 1 without an answer, perhaps accepted: http://127.0.0.1:65000 cannot be reached" in said
     assert "1 to send later" in said
 
 

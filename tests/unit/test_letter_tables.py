@@ -6,7 +6,15 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from services.completion_recorder.dead_letters import Failure, Letter, Source
-from services.operator_cli.letter_tables import Chosen, JsonList, Listing, end_json, letter_json
+from services.completion_recorder.letter_summary import Tally
+from services.operator_cli.letter_tables import (
+    Chosen,
+    Listing,
+    end_json,
+    letter_json,
+    show_summary,
+)
+from services.operator_cli.options import JsonList
 
 
 def letter(at: int, error_class: str = "not-json") -> Letter:
@@ -61,3 +69,16 @@ def test_records_of_any_time_are_told(capsys: pytest.CaptureFixture[str]) -> Non
         "after 9999",
         "before 0001",
     }
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_an_error_in_the_summary_has_the_width_of_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    error = "event: Invalid JSON: " + "EOF while parsing, " * 8
+    place = Source("walkthrough.progress.v1", 2, 123_456)
+    show_summary([Tally("/shop/installer", "not-json", 2, 0, 0, place, error)], as_json=False)
+    shown = capsys.readouterr().out
+    lines = [line for line in shown.splitlines() if "EOF" in line]
+    assert len(lines) <= -(-len(error) // (width - 45))

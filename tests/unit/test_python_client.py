@@ -1,6 +1,8 @@
 """The Python client judges as the server does, and its typed events are those of the contract."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta, timezone
@@ -159,3 +161,48 @@ def test_it_imports_neither_the_server_nor_kafka_until_that_is_asked_for() -> No
     root = Path(stepstream_client.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert {"services", "schemas", "aiokafka", "faststream"}.isdisjoint(done.stdout.split())
+
+
+RIGHT: dict[str, Any] = {
+    "event_id": "0192f4c1-7a3e-7cc2-9d55-1b2f3c4d5e6f",
+    "distinct_id": "u",
+    "session_id": "s",
+    "walkthrough_id": "w",
+    "step_id": "a",
+    "completed_at": 1_764_000_000_000,
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "meant"),
+    [
+        ("distinct_id", "userId", "distinct_id or mcp_server_user_id"),
+        ("distinct_id", "distinctId", "distinct_id"),
+        ("distinct_id", "mcpServerUserId", "mcp_server_user_id"),
+        ("session_id", "sessionId", "session_id"),
+        ("walkthrough_id", "walkthroughId", "walkthrough_id"),
+        ("step_id", "step", "step_id"),
+        ("completed_at", "completedAt", "completed_at"),
+        ("completed_at", "timestamp", "completed_at"),
+        ("event_id", "eventID", "event_id"),
+    ],
+)
+def test_the_field_that_is_meant_by_another_name_is_told(field: str, name: str, meant: str) -> None:
+    """As an argument, and in a mapping, where a field that is no one's is ignored and one is missing."""
+    changed = {name if one == field else one: value for one, value in RIGHT.items()}
+    with pytest.raises(
+        InvalidEvent, match=f"{name}: there is no such field; {meant} is perhaps meant"
+    ) as typed:
+        StepCompleted(**changed)
+    assert (typed.value.rejection, typed.value.field) == ("invalid-event", name)
+    for prepared in (prepare, prepare_for_kafka):
+        with pytest.raises(InvalidEvent, match="Field required; ") as caught:
+            prepared({"type": "step-completed", **changed})
+        assert name in str(caught.value)
+        assert all(one in str(caught.value) for one in meant.split(" or "))
+
+
+def test_an_argument_that_stands_for_nothing_is_told_with_what_there_is() -> None:
+    with pytest.raises(InvalidEvent, match="colour: there is no such field; there are walkthrough_id, "):
+        StepCompleted(**RIGHT, colour="red")  # type: ignore[call-arg]
+    assert copy.deepcopy(StepCompleted(**RIGHT)) == pickle.loads(pickle.dumps(StepCompleted(**RIGHT)))

@@ -75,10 +75,7 @@ class Buffered(ABC):
         Raises:
             InvalidEvent: it is none that counts.
         """
-        prepared = prepare(event)
-        out = await self._begin(prepared)
-        out.add_done_callback(lambda done: self._tell(prepared.event_id, done))
-        return out
+        return await self._begin(prepare(event), self._left_alone)
 
     async def flush(self) -> None:
         """Waits until nothing is on its way: each event is acknowledged, or its failure was told."""
@@ -108,8 +105,10 @@ class Buffered(ABC):
     ) -> None:
         await self.close()
 
-    async def _begin(self, event: Prepared) -> asyncio.Future[Accepted]:
-        """Hands an event over once there is room.
+    async def _begin(
+        self, event: Prepared, left: Callable[[asyncio.Future[Accepted]], object] | None = None
+    ) -> asyncio.Future[Accepted]:
+        """Hands an event over once there is room; `left` is called once it is answered.
 
         Raises:
             ClientError: it was not taken.
@@ -121,7 +120,7 @@ class Buffered(ABC):
             raise ProducerClosed("the producer is closed")
         out: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
         self._pending[out] = event.event_id
-        out.add_done_callback(self._left)
+        out.add_done_callback(left or self._left)
         try:
             await self._hand_over(event, out)
         except BaseException:
@@ -133,10 +132,11 @@ class Buffered(ABC):
         self._pending.pop(out, None)
         self._room.release()
 
-    def _tell(self, event_id: str, out: asyncio.Future[Accepted]) -> None:
-        if out.cancelled():
-            return
-        if isinstance(error := out.exception(), ClientError):
+    def _left_alone(self, out: asyncio.Future[Accepted]) -> None:
+        """As `_left`, of an event that nobody may wait for."""
+        event_id = self._pending.get(out)
+        self._left(out)
+        if not out.cancelled() and isinstance(error := out.exception(), ClientError):
             self._on_failure(event_id, error)
 
     @abstractmethod

@@ -1,10 +1,10 @@
 """Typed events, and how anything is held against the contract before it is sent."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 import uuid_utils
 from pydantic_core import from_json
@@ -19,6 +19,7 @@ from stepstream_client.contract import (
     encode,
 )
 from stepstream_client.errors import InvalidEvent
+from stepstream_client.names import meant_by
 
 #: Milliseconds since the epoch, or a time with its zone.
 Time: TypeAlias = int | datetime
@@ -26,6 +27,11 @@ Time: TypeAlias = int | datetime
 #: How long a producer's own id of a person or session is, in characters, at most.
 MAX_OWN_ID: Final = 200
 _STANDS_IN: Final = "x"
+#: What of the HTTP client answers a field.
+_REGISTERING: Final = {
+    "mcp_server_user_id": ", and `register_people` answers it",
+    "mcp_server_session_id": ", and `register_sessions` answers it",
+}
 #: The producer's own name of something, by the field that it stands for.
 _OWN: Final = {"mcp_server_user_id": "distinct_id", "mcp_server_session_id": "session_id"}
 
@@ -77,6 +83,17 @@ class Event:
     metadata: Mapping[str, Any] | None = None
     #: The event as it was judged.
     prepared: Prepared = field(init=False, repr=False, compare=False)
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        """Refuses names that are no fields: its `__init__` would not say which are meant.
+
+        Raises:
+            InvalidEvent: there are such.
+        """
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                raise InvalidEvent(Rejection.INVALID, f"{name}: {_no_field(cls, name)}", field=name)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         at = getattr(self, self.TIME)
@@ -141,8 +158,24 @@ class StepCompleted(Event):
     completed_at: Time = field(default_factory=now_ms)
 
 
+def _no_field(kind: type[Event], name: str) -> str:
+    known = [one.name for one in fields(kind) if one.init]
+    if meant := meant_by(name, known):
+        return f"there is no such field; {' or '.join(meant)} is perhaps meant"
+    return f"there is no such field; there are {', '.join(known)}"
+
+
 #: What producers take: a typed event, a mapping with the fields of the contract, or its JSON.
 Sendable: TypeAlias = Event | Mapping[str, Any] | bytes | str
+
+
+#: All names of fields that producers send.
+_NAMES: Final = frozenset(
+    {
+        "type",
+        *(f.name for one in (StepCompleted, StepShown, StepSkipped, WalkthroughStarted) for f in fields(one)),
+    }
+)
 
 
 def _milliseconds(at: object, name: str) -> object:
@@ -187,11 +220,34 @@ def prepare(event: Sendable) -> Prepared:
     except EventError as error:
         whole, open_fields = _with_stand_ins(value)
         if not open_fields:
-            raise InvalidEvent.of(error) from None
+            raise _invalid(error, value) from None
     try:
         return _prepared(value, decode(whole, now_ms()), open_fields)
     except EventError as error:
-        raise InvalidEvent.of(error) from None
+        raise _invalid(error, value) from None
+
+
+def _invalid(error: EventError, value: bytes) -> InvalidEvent:
+    """What the contract says of it, and under which other name a field is that is missing."""
+    of_contract = InvalidEvent.of(error)
+    hints = [hint for hint in _misnamed(error, value) if hint[0] not in (of_contract.cause or "")]
+    if not hints:
+        return of_contract
+    told = "; ".join(f"`{name}` is perhaps {' or '.join(meant)}" for name, meant in hints)
+    cause = f"{of_contract.cause}; {told}" if of_contract.cause else told
+    return InvalidEvent(error.rejection, of_contract.message, field=of_contract.field, cause=cause)
+
+
+def _misnamed(error: EventError, value: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
+    try:
+        found = from_json(value)
+    except ValueError:
+        return
+    missing = {name for name in _NAMES if f"{name}: Field required" in error.told}
+    wanted = {*missing, *(own for name, own in _OWN.items() if name in missing)}
+    for name in found if isinstance(found, dict) else ():
+        if name not in _NAMES and (meant := meant_by(name, sorted(wanted))):
+            yield name, meant
 
 
 def _encoded(event: Mapping[str, Any] | bytes | str) -> bytes:
@@ -267,4 +323,5 @@ def require_platform_ids(event: Prepared) -> None:
         name = event.open_fields[0]
         own = f", and not `{_OWN[name]}`" if name in _OWN else ""
         told = f"{name}: through Kafka an event has it{own}; by HTTP it may be left out"
+        told += _REGISTERING.get(name, "")
         raise InvalidEvent(Rejection.INVALID, told, field=name)

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Coroutine, Sequence
+import types
+from collections.abc import Coroutine, Generator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle, unforeseen
 from stepstream_client.contract import TOPIC
@@ -30,11 +31,14 @@ except ModuleNotFoundError as error:  # the base package goes without
         "sending through Kafka needs aiokafka: install `stepstream-client[kafka]`", name=error.name
     ) from error
 
+_T = TypeVar("_T")
 MAX_SOURCE: Final = 100
 _STOP_SECONDS: Final = 5.0
 _PAUSE_SECONDS: Final = 0.2
 #: How long Kafka is left alone once it was away, in seconds, where events can go by HTTP.
 _LEAVE_SECONDS: Final = 15.0
+_SPECIFICATION: Final = ("ce_specversion", b"1.0")
+_CONTENT: Final = ("content-type", b"application/json")
 
 #: What a producer of aiokafka has come to, and a new one has not.
 _OF_A_PRODUCER: Final = (
@@ -96,13 +100,15 @@ class AsyncProducer(Buffered):
         servers = bootstrap_servers.split(",") if isinstance(bootstrap_servers, str) else bootstrap_servers
         ours = {"bootstrap_servers": list(servers), "enable_idempotence": True, "acks": "all"}
         self._options = {"linger_ms": 5} | kafka | ours
-        self._source = source.encode()
+        self._source = ("ce_source", source.encode())
         self._topic = topic
         self._timeout = timeout
         self._http = None if http_url is None else AsyncHttpProducer(http_url, http_key or "")
         self._in_order = asyncio.Lock()
+        #: How many wait for the lock, or have it: while there are any, the next one waits behind them.
+        self._queued = 0
         self._producer: AIOKafkaProducer | None = None
-        self._flights: set[_Flight] = set()
+        self._flights: dict[_Flight, None] = {}  # in the order in which they were given
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._away_until = 0.0
@@ -142,14 +148,7 @@ class AsyncProducer(Buffered):
             self._start(self._give_up(flight), flight)
             return
         try:
-            async with asyncio.timeout_at(flight.deadline), self._in_order:
-                made = await self._connected()
-                inner = await made.send(
-                    self._topic,
-                    flight.event.value,
-                    key=_key(flight.event),
-                    headers=self._headers(flight.event),
-                )
+            made, inner = await self._given(flight)
         except (KafkaError, OSError, TimeoutError) as problem:
             if _may_pass(problem):
                 self._start(self._again(flight), flight)
@@ -157,8 +156,43 @@ class AsyncProducer(Buffered):
                 settle(flight.out, _refused(flight.event, problem))
             return
         flight.producer = made
-        self._flights.add(flight)
+        self._flights[flight] = None
         inner.add_done_callback(partial(self._answered, flight))
+
+    async def _given(self, flight: _Flight) -> "tuple[AIOKafkaProducer, asyncio.Future[RecordMetadata]]":
+        """The producer that has taken an event, and what tells of its acknowledgement.
+
+        Most events find a batch with room: aiokafka takes them without waiting for anything. These need
+        neither a clock nor a lock, which would take as long as all the rest.
+
+        Raises:
+            KafkaError: it was not taken.
+            TimeoutError: it was not taken in time.
+        """
+        made, begun = self._producer, None
+        if made is not None and not self._queued:
+            sending = self._sending(made, flight.event)
+            try:
+                begun = sending, sending.send(None)
+            except StopIteration as done:
+                return made, done.value
+        self._queued += 1
+        try:
+            async with asyncio.timeout_at(flight.deadline), self._in_order:
+                if made is not None and begun is not None:
+                    return made, await _rest_of(*begun)
+                made = await self._connected()
+                return made, await self._sending(made, flight.event)
+        finally:
+            self._queued -= 1
+
+    def _sending(
+        self, made: AIOKafkaProducer, event: Prepared
+    ) -> "Coroutine[Any, Any, asyncio.Future[RecordMetadata]]":
+        sending: Coroutine[Any, Any, asyncio.Future[RecordMetadata]] = made.send(
+            self._topic, event.value, key=_key(event), headers=self._headers(event)
+        )
+        return sending
 
     async def _connected(self) -> AIOKafkaProducer:
         """The producer; made anew where there is none, but not for each event that waits for one.
@@ -186,7 +220,7 @@ class AsyncProducer(Buffered):
         problem = None if inner.cancelled() else inner.exception()
         if flight not in self._flights:  # it goes another way meanwhile
             return
-        self._flights.discard(flight)
+        self._flights.pop(flight, None)
         if not inner.cancelled() and problem is None:
             where = inner.result()
             settle(flight.out, Accepted(flight.event.event_id, "kafka", where.partition, where.offset))
@@ -233,7 +267,7 @@ class AsyncProducer(Buffered):
         """Ends a producer that has failed; what it has not sent by then is tried again."""
         await _stop(producer)
         for flight in [f for f in self._flights if f.producer is producer]:
-            self._flights.discard(flight)
+            self._flights.pop(flight, None)
             self._start(self._again(flight), flight)
 
     async def _end_what_is_late(self) -> None:
@@ -242,7 +276,7 @@ class AsyncProducer(Buffered):
             await asyncio.sleep(min(0.5, self._timeout / 4))
             now = asyncio.get_running_loop().time()
             for flight in [flight for flight in self._flights if flight.deadline <= now]:
-                self._flights.discard(flight)
+                self._flights.pop(flight, None)
                 self._discard(flight.producer)
                 self._start(self._give_up(flight), flight)
 
@@ -261,12 +295,12 @@ class AsyncProducer(Buffered):
         """CloudEvents 1.0 in binary mode."""
         at = datetime.fromtimestamp(event.at / 1000, UTC).isoformat(timespec="milliseconds")
         return [
-            ("ce_specversion", b"1.0"),
+            _SPECIFICATION,
             ("ce_id", event.event_id.encode()),
             ("ce_type", event.type.encode()),
-            ("ce_source", self._source),
+            self._source,
             ("ce_time", at.encode()),
-            ("content-type", b"application/json"),
+            _CONTENT,
         ]
 
     async def _end(self) -> None:
@@ -281,6 +315,23 @@ class AsyncProducer(Buffered):
             task.cancel()
         if self._http is not None:
             await self._http.close()
+
+
+@types.coroutine
+def _rest_of(coroutine: Coroutine[Any, Any, _T], waits_for: Any) -> Generator[Any, Any, _T]:
+    """What `await coroutine` gives, of one that has begun, and waits for this."""
+    while True:
+        try:
+            sent = yield waits_for
+        except BaseException as problem:  # noqa: BLE001 - it is the coroutine's
+            resume = partial(coroutine.throw, problem)
+        else:
+            resume = partial(coroutine.send, sent)
+        try:
+            waits_for = resume()
+        except StopIteration as done:
+            found: _T = done.value
+            return found
 
 
 def check_options(source: str, http_url: str | None, http_key: str | None) -> None:

@@ -35,3 +35,8 @@ export function batchesOf(
 export function arrayOf(batch: readonly Prepared[]): string {
   return `[${batch.map(({ text }) => text).join(",")}]`;
 }
+
+/** What was given, which may be one or several, as a list. */
+export function listOf<Item>(given: Item | readonly Item[]): readonly Item[] {
+  return Array.isArray(given) ? (given as readonly Item[]) : [given as Item];
+}

@@ -22,6 +22,11 @@ const MAX_AHEAD_MS = 24 * 60 * 60 * 1000;
 const MAX_METADATA_BYTES = 8 * 1024;
 /** What HTTP takes for a field of the contract: the producer's own ids. */
 const STANDS_FOR = { distinct_id: "mcp_server_user_id", session_id: "mcp_server_session_id" } as const;
+/** What of the HTTP client answers the platform's id. */
+const REGISTERING = {
+  mcp_server_user_id: "registerPeople",
+  mcp_server_session_id: "registerSessions",
+} as const;
 /** A value that is right, where the server fills in or translates the field. */
 const FILLED_IN = "filled in";
 
@@ -148,6 +153,7 @@ function ofProblems(problems: readonly Problem[], fields: Fields, form: Form): R
   // By HTTP a producer's own ids do as well.
   const own = form === "http" ? Object.entries(STANDS_FOR).filter(([, of]) => missing.includes(of)) : [];
   for (const [name, of] of own) told.push(`${name}, your own id, may stand for ${of}`);
+  if (form === "contract") told.push(...ofOwnIds(fields, missing));
   const names = [...missing, ...own.map(([name]) => name)];
   told.push(...ofMissing(fields, names, new Set(FIELDS_OF[String(fields.type)])));
   for (const { field } of problems) {
@@ -155,6 +161,13 @@ function ofProblems(problems: readonly Problem[], fields: Fields, form: Form): R
     if (cause) told.push(cause);
   }
   return refuse("invalid-event", problems[0]?.field ?? null, told.join("; "));
+}
+
+/** What to do about ids of the producer's own where the platform's are needed, as by Kafka. */
+function ofOwnIds(fields: Fields, missing: readonly string[]): string[] {
+  return Object.entries(STANDS_FOR)
+    .filter(([own, of]) => missing.includes(of) && fields[own] !== undefined)
+    .map(([own, of]) => `${own} is for HTTP alone: ${REGISTERING[of]} answers the ${of} to give here`);
 }
 
 function ofTimes(fields: Fields, now: number): Refusal | undefined {

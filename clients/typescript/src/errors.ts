@@ -31,11 +31,11 @@ export class SendError<Item, Result> extends StepstreamError {
     cause: unknown,
     /** The verdicts that are there. */
     readonly settled: readonly Result[],
-    /** What has no verdict, and perhaps arrived. */
+    /** What has no verdict, and perhaps arrived; not where a `ProblemError` says that nothing was accepted. */
     readonly unsettled: readonly { index: number; item: Item }[],
   ) {
     const all = settled.length + unsettled.length;
-    super(`${unsettled.length} of ${all} have no verdict: ${messageOf(cause)}`, { cause });
+    super(`${unsettled.length} of ${all} ${whatBecame(cause)}: ${messageOf(cause)}`, { cause });
   }
 }
 
@@ -47,6 +47,14 @@ export class QueueFullError extends StepstreamError {
 /** `track` was called after `close`, or `close` was told not to wait for what was left. */
 export class ClosedError extends StepstreamError {
   override readonly name = "ClosedError";
+}
+
+/** What became of those without a verdict: an answer for the whole request says that none was taken. */
+function whatBecame(cause: unknown): string {
+  if (!(cause instanceof ProblemError) || isTransient(cause)) return "without an answer, perhaps accepted";
+  if (cause.status === 401) return "not accepted, because the key is none that is known";
+  if (cause.status === 403) return "not accepted, because the key may not do this";
+  return "not accepted";
 }
 
 /** Whether the same may go well a little later. */

@@ -1,6 +1,6 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import type { Prepared } from "./batches.js";
-import { arrayOf, batchesOf } from "./batches.js";
+import { arrayOf, batchesOf, listOf } from "./batches.js";
 import { check } from "./check.js";
 import { ProblemError, SendError, StepstreamError } from "./errors.js";
 import type { HttpEvent, Person } from "./events.js";
@@ -8,7 +8,7 @@ import { ofOwnId } from "./own-ids.js";
 import type { QueueOptions, Tally } from "./queue.js";
 import { Queue } from "./queue.js";
 import type { Transport } from "./transport.js";
-import { post } from "./transport.js";
+import { MAKES_A_KEY, post } from "./transport.js";
 import type {
   AcceptedEvent,
   AcceptedPerson,
@@ -58,17 +58,20 @@ export type NewSession = {
 /** Sends by HTTP. */
 export interface HttpClient {
   /**
-   * Sends events, and says of each what became of it. Taken is what Kafka has, or what is kept until Kafka is back.
+   * Sends an event or several, and says of each what became of it. Taken is what Kafka has, or what is kept until Kafka is back.
    * What fails is repeated first; sending again is safe while an event keeps its `event_id`.
    *
    * @throws SendError where some have no verdict
    */
-  send(events: readonly HttpEvent[], options?: CallOptions): Promise<EventVerdicts>;
+  send(events: HttpEvent | readonly HttpEvent[], options?: CallOptions): Promise<EventVerdicts>;
   /** Says which people there are, before events name them. Repeating it changes nothing. */
-  registerPeople(people: readonly NewPerson[], options?: CallOptions): Promise<Verdicts<AcceptedPerson>>;
+  registerPeople(
+    people: NewPerson | readonly NewPerson[],
+    options?: CallOptions,
+  ): Promise<Verdicts<AcceptedPerson>>;
   /** Says which sessions there are, before events name them. Repeating it changes nothing. */
   registerSessions(
-    sessions: readonly NewSession[],
+    sessions: NewSession | readonly NewSession[],
     options?: CallOptions,
   ): Promise<Verdicts<AcceptedSession>>;
   /** Takes an event to send soon, without waiting; false where it does not, and `onRefused` or `onError` is told. */
@@ -117,9 +120,7 @@ function transportOf({ url, key, timeoutMs, retryForMs, fetch: given }: HttpClie
     );
   }
   if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key)) {
-    throw new StepstreamError(
-      "key is empty or no key; `stepstream keys create --organization ORG --may-write` makes one",
-    );
+    throw new StepstreamError(`key is empty or no key; ${MAKES_A_KEY}`);
   }
   const base = new URL(url);
   base.search = base.hash = "";
@@ -154,11 +155,12 @@ interface Answer<Accepted> {
 async function submit<Item, Accepted extends { status: "accepted"; index: number }>(
   transport: Transport,
   path: string,
-  items: readonly Item[],
+  given: Item | readonly Item[],
   problemOf: (item: Item) => Refusal | undefined,
   signal: AbortSignal | undefined,
   note: (answer: Answer<Accepted>) => void = () => {},
 ): Promise<Verdicts<Accepted>> {
+  const items = listOf(given);
   const results = new Map<number, Accepted | Refused>();
   const prepared: Prepared[] = [];
   for (const [index, item] of items.entries()) {

@@ -1,7 +1,7 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import type { Kafka, Message, Producer, ProducerConfig } from "kafkajs";
 import kafkajs from "kafkajs";
-import { batchesOf } from "./batches.js";
+import { batchesOf, listOf } from "./batches.js";
 import { check } from "./check.js";
 import { messageOf, SendError, StepstreamError, UnreachableError } from "./errors.js";
 import type { ContractEvent } from "./generated/events.js";
@@ -33,12 +33,12 @@ export interface KafkaProducerOptions extends QueueOptions<ContractEvent> {
 /** Sends by Kafka. */
 export interface KafkaProducer {
   /**
-   * Sends events, and says of each whether Kafka has acknowledged it. What the database does not know (people, steps)
+   * Sends an event or several, and says of each whether Kafka has acknowledged it. What the database does not know (people, steps)
    * is judged later: the dashboard's page *Refused events* has it, under this producer's source.
    *
    * @throws SendError where some are not acknowledged
    */
-  send(events: readonly ContractEvent[]): Promise<EventVerdicts>;
+  send(events: ContractEvent | readonly ContractEvent[]): Promise<EventVerdicts>;
   /** Takes an event to send soon, without waiting; false where it does not, and `onRefused` or `onError` is told. */
   track(event: ContractEvent): boolean;
   /** Waits until all that was tracked is acknowledged or refused, and says what became of it since the last time. */
@@ -98,7 +98,7 @@ export function createKafkaProducer(options: KafkaProducerOptions): KafkaProduce
     return tally;
   };
   return {
-    send: (events) => sender.send(events),
+    send: (events) => sender.send(listOf(events)),
     track: (event) => queue.track(event),
     flush: ({ signal } = {}) => queue.flush(signal),
     close,

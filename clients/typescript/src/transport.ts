@@ -12,6 +12,8 @@ export interface Transport {
   retryForMs: number;
 }
 
+/** What an operator does for whoever sends. */
+export const MAKES_A_KEY = "`stepstream keys create --organization ORG --may-write` makes one";
 /** What is shorter is sent as it is. */
 const WORTH_COMPRESSING = 1_000;
 
@@ -147,7 +149,10 @@ function told(response: Response, body: unknown, url: URL): string {
     return `${url.origin} answers with a redirect${target ? ` to ${target}` : ""}; give that address as url`;
   }
   const problem = isRecord(body) ? [body.title, body.detail].filter((one) => typeof one === "string") : [];
-  if (problem.length > 0) return `${status}: ${problem.join(": ")}`;
+  if (problem.length > 0) {
+    const said = `${status}: ${problem.join(": ")}`;
+    return status === 401 ? `${said}. Give another one: ${MAKES_A_KEY}` : said;
+  }
   return `${status} from ${url.origin}, which is no answer of Stepstream; is it the address of its analytics-api?`;
 }
 

@@ -41,6 +41,29 @@ test("what is wrong is refused here, and the rest is sent, each by its place", a
   expect(server.asked[0]?.headers.authorization).toBe("Bearer a-key");
 });
 
+test("one event, person or session needs no array", async () => {
+  await using server = await serving(accepted);
+  const [event] = events(1);
+  const client = createHttpClient({ url: server.url, key });
+  expect((await client.send(event as HttpEvent)).accepted).toBe(1);
+  expect((await client.registerPeople({ distinct_id: "ada" })).accepted).toBe(1);
+  expect((await client.registerSessions({ session_id: "s", distinct_id: "ada" })).accepted).toBe(1);
+  expect(server.asked.map(({ items }) => items.length)).toEqual([1, 1, 1]);
+  const { results } = await client.send("an event" as never);
+  expect(results).toMatchObject([{ error: { message: expect.stringContaining("it is a string") } }]);
+});
+
+test.each([
+  [401, "not accepted, because the key is none that is known: 401: No key: it is none. Give another one"],
+  [403, "not accepted, because the key may not do this: 403: No key: it is none"],
+  [413, "not accepted: 413: No key: it is none"],
+  [503, "without an answer, perhaps accepted: 503: No key: it is none"],
+])("what was not accepted for a status of %i is said so", async (status, told) => {
+  await using server = await serving(() => ({ status, body: { title: "No key", detail: "it is none" } }));
+  const client = createHttpClient({ url: server.url, key, retryForMs: 0 });
+  expect((await thrown(client.send(events(1)))).message).toContain(`1 of 1 ${told}`);
+});
+
 test("what the server refuses keeps its place among all", async () => {
   await using server = await serving(({ items }) => ({
     status: 422,

@@ -67,3 +67,27 @@ test("a producer without a source is none", () => {
   const kafka = new kafkajs.Kafka({ brokers: ["127.0.0.1:9"] });
   expect(() => createKafkaProducer({ kafka, source: "" })).toThrow("source is empty");
 });
+
+test("own ids, which HTTP alone takes, are refused with what to do", async () => {
+  const kafka = new kafkajs.Kafka({ brokers: ["127.0.0.1:9"] });
+  const producer = createKafkaProducer({ kafka, source: "/test" });
+  const { mcp_server_user_id: _, mcp_server_session_id: __, ...rest } = about;
+  const event = stepCompleted({ ...rest, distinct_id: "ada", session_id: "s-1", step_id: "a" });
+  const { results } = await producer.send(event as never);
+  expect(results).toMatchObject([{ status: "refused", error: { field: "mcp_server_user_id" } }]);
+  const [refused] = results;
+  const message = refused?.status === "refused" ? refused.error.message : "";
+  expect(message).toContain(
+    "distinct_id is for HTTP alone: registerPeople answers the mcp_server_user_id to give here",
+  );
+  expect(message).toContain(
+    "session_id is for HTTP alone: registerSessions answers the mcp_server_session_id to give here",
+  );
+});
+
+test("what is no event and no list of them is refused in words", async () => {
+  const kafka = new kafkajs.Kafka({ brokers: ["127.0.0.1:9"] });
+  const producer = createKafkaProducer({ kafka, source: "/test" });
+  const { results } = await producer.send("an event" as never);
+  expect(results).toMatchObject([{ error: { message: expect.stringContaining("it is a string") } }]);
+});
