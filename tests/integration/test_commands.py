@@ -69,7 +69,7 @@ async def test_a_line_too_large_for_kafka_is_named_and_the_rest_is_sent(world: W
         (("migrate",), {"kafka_bootstrap_servers": "127.0.0.1:1"}, 1, "Kafka at 127.0.0.1:1"),
         (("verify",), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),
         (("verify",), {"database_url": "nonsense"}, 2, "STEPSTREAM_DATABASE_URL"),
-        (("run", RECORDER), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),
+        (("run", RECORDER, "--port", "0"), {"database_url": "postgresql://u:hidden@127.0.0.1:1/db"}, 1, "PostgreSQL at 127.0.0.1:1/db"),
         (("import", str(EXPORT), "--server", "none"), {}, 1, "no MCP server with the slug `none`"),
         (("import", "nowhere.json", "--server", "none"), {}, 2, "nowhere.json"),
     ],

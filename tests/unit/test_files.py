@@ -10,7 +10,7 @@ import pytest
 
 from services.operations.backfill import Row, Shape, read_file
 from services.operations.event_files import read_values
-from services.operations.register import MOST_LINE, PEOPLE, items_of_file
+from services.operations.register import MOST_LINE, PEOPLE, Reading, items_of_file
 from services.runtime.errors import UsageError
 from services.runtime.files import lines_of, open_lines, read_whole
 from services.walkthrough_mcp.exchange import read_export
@@ -61,8 +61,9 @@ def test_what_cannot_be_read_is_named(read: object) -> None:
 
 def test_of_a_line_without_end_a_little_is_read() -> None:
     stream = io.BytesIO(b"a" * 10 * MOST_LINE)
+    reading = Reading(None, lambda _: None, lambda _: None)
     with pytest.raises(UsageError, match="line 1: it has more than 100,000 bytes"):
-        list(items_of_file(lines_of(stream, "f", MOST_LINE), PEOPLE, lambda _: None))
+        list(items_of_file(lines_of(stream, "f", MOST_LINE), PEOPLE, reading))
     assert stream.tell() == MOST_LINE + 1
 
 
