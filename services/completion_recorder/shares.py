@@ -16,10 +16,10 @@ from services.runtime.kafka import Record
 _OF_A_SHARE = (Interrupted, MovedError, PositionLockedError)
 
 
-def share_out(records: Sequence[Record], size: int, shares: int) -> list[list[list[Record]]]:
+def share_out(records: Sequence[Record], size: int, shares: int) -> list[list[Sequence[Record]]]:
     """Shares of a batch, each of them loads in the order of each partition.
 
-    One share where the batch fits a load.
+    One load where the batch fits it.
 
     Args:
         records: of several partitions, at least one; those of a partition in its order.
@@ -33,7 +33,15 @@ def share_out(records: Sequence[Record], size: int, shares: int) -> list[list[li
     given: list[list[Record]] = [[] for _ in range(count)]
     for part in sorted(parts.values(), key=len, reverse=True):
         min(given, key=len).extend(part)
-    return [[share[i : i + size] for i in range(0, len(share), size)] for share in given]
+    if count == 1 and len(records) <= size:
+        return [[given[0]]]
+    return [_loads(share, size) for share in given]
+
+
+def _loads(share: Sequence[Record], size: int) -> list[Sequence[Record]]:
+    """A small one first: until it is read, PostgreSQL has nothing to do."""
+    first = min(len(share), -(-size // 4))
+    return [share[:first], *(share[i : i + size] for i in range(first, len(share), size))]
 
 
 async def at_once(shares: Iterable[Coroutine[Any, Any, None]]) -> None:

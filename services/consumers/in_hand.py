@@ -89,6 +89,7 @@ class InHand:
             batch.left = len(mine)
             mine = await shell.placing.records_that_follow(owned, mine) if mine else []
             if mine:
+                shell.fetches.fetch_ahead()
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {shell.settings.topic}"
                 with message_spans(service, name, SpanKind.CONSUMER, parents, len(mine)):

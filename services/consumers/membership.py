@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
 
-from services.consumers.fetches import note_fetches
 from services.consumers.handling import BatchHandler
 from services.consumers.subscription import bound_the_end
 from services.runtime.telemetry import REBALANCES
@@ -36,7 +35,7 @@ class Membership(ConsumerRebalanceListener):
         """New partitions: handlers may wait again."""
         shell = self._shell
         bound_the_end(shell.consumer)
-        note_fetches(shell)
+        shell.fetches.watch(shell.consumer)
         shell.paused_partitions.assigned(shell.consumer, assigned)
         shell.keeper.forget()
         shell.placing.assigned()

@@ -100,6 +100,7 @@ class PausedPartitions:
             shell.consumer.pause(tp)
             if partition in shell.keeper.positions:
                 shell.consumer.seek(tp, shell.keeper.positions[partition].reads_from)
+                shell.placing.sought()
         if self._polling is None or self._polling.done():
             self._polling = asyncio.create_task(self._release_held())
 

@@ -50,6 +50,10 @@ class Placing:
         self._placed_times += 1
         self._at_committed = True
 
+    def sought(self) -> None:
+        """The consumer was told to read elsewhere: what was fetched before does not follow."""
+        self._placed_times += 1
+
     def fetched(self) -> None:
         """Something was fetched just now."""
         self._fetched_after = self._placed_times

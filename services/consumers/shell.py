@@ -17,6 +17,7 @@ from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from starlette.routing import Router
 
+from services.consumers.fetches import Fetches
 from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.in_hand import InHand
 from services.consumers.keeper import PositionKeeper
@@ -65,6 +66,7 @@ class ConsumerShell(Process[H_co]):
         self.in_hand = InHand(self)
         self.paused_partitions = PausedPartitions(self)
         self.placing = Placing(self)
+        self.fetches = Fetches(self)
         for metric in (REBALANCES, REWINDS, CANCELLED, EXPIRED, PAUSED):
             metric.labels(service)  # there from the start, so that the first increase is seen as one
         broker = make_broker(service, settings)
