@@ -2,11 +2,11 @@
 
     make bench [QUICK=1] [ARGS="--only recorder,freshness --events 100000"]
 
-On an embedded stack of its own, with the real services as processes. The rounds of all sections alternate, and
-so do the lines within a section, so that a busy minute hits everything alike. A ratio is of two measurements of
-one round; told are medians, with the least and the most of the rounds. What each line means is in
-docs/performance.md. Leaves bench.json with every round and the environment, bench.md with the tables, and
-pictures. Exits 1 where a service fails, or a table of ours is not what the events come to.
+On an embedded stack of its own, with the real services as processes. The rounds of all sections alternate,
+and so do the lines within a section, so that a busy minute hits everything alike. A ratio is of two
+measurements of one round; told are medians, with the least and the most of the rounds. What each line means
+is in docs/performance.md. Leaves bench.json with every round and the environment, bench.md with the tables,
+and pictures. Exits 1 where a service fails, or a table of ours is not what the events come to.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-connect", action="store_true", help="leave Kafka Connect out, as --quick does")
     parser.add_argument("--write-docs", action="store_true", help="write the tables into docs/performance.md")
     parser.add_argument("--dir", type=Path, default=Path(".stepstream-bench"), help="of the embedded stack")
-    parser.add_argument("--out", type=Path, default=Path("dist/bench"), help="where the results go")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="where the results go")
     args = parser.parse_args()
     args.rounds = args.rounds or (2 if args.quick else 5)
     args.events = args.events or (8_000 if args.quick else 200_000)

@@ -9,7 +9,10 @@ from benchmarks.peers.consuming import BATCH, OPTIONS, Progress, StepCompleted, 
 
 UPSERT = """
 insert into walkthrough_step_completions as known
-(id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata)
+(
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at,
+  metadata
+)
 values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (mcp_server_user_id, step_id) do update set
   id = excluded.id,

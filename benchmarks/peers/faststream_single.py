@@ -1,4 +1,4 @@
-"""FastStream with one message a call: each event in a transaction of its own, partitions beside each other."""
+"""FastStream with one message a call: a transaction for each event, partitions beside each other."""
 
 import asyncpg
 from faststream import AckPolicy

@@ -10,7 +10,10 @@ from benchmarks.peers.consuming import BATCH, OPTIONS, Progress, StepCompleted, 
 # Of two events of a user and step in one batch only the earlier may get to ON CONFLICT.
 UPSERT = """
 insert into walkthrough_step_completions as known
-(id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at, metadata)
+(
+  id, mcp_server_user_id, walkthrough_id, step_id, mcp_server_id, mcp_server_session_id, completed_at,
+  metadata
+)
 select distinct on (given.user_, given.step)
   given.id, given.user_, given.walkthrough, given.step, given.server, given.session_, given.at, given.metadata
 from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::jsonb[])

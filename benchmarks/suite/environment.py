@@ -38,7 +38,7 @@ async def describe(database_url: str, folder: Path) -> dict[str, Any]:
     postgres = await db.fetchval("show server_version")
     settings = await db.fetch(
         "select name, setting || coalesce(' ' || unit, '') as value from pg_settings"
-        " where source = 'command line' and name not in ('port', 'data_directory', 'config_file') order by name"
+        " where source = 'command line' and name not in ('port', 'data_directory') order by name"
     )
     await db.close()
     return {

@@ -11,7 +11,7 @@ _PROCESSOR = (("service_us", "the service"), ("postgres_us", "PostgreSQL"), ("ka
 
 
 def draw(summaries: Sequence[Summary], folder: Path) -> list[Path]:
-    """Writes what can be drawn of these: rates beside their floors, the processor an event, instances, delays."""
+    """Writes what can be drawn: rates beside COPY, the processor's time an event, instances, delays."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -13,8 +13,6 @@ _T = TypeVar("_T")
 #: How much the aggregator follows at once.
 TURN = 20_000
 INSTANCES = (1, 2, 4)
-#: A process that is stopped for a while stays in its group.
-STOPPED = {"session_timeout_seconds": 120}
 RECORDER_LINE = "Stepstream, recorder"
 COPY, TWO_COPIES = "COPY", "two COPYs at once"
 
@@ -23,6 +21,14 @@ def rotated(items: Sequence[_T], by: int) -> list[_T]:
     """The same in another order each round, so that none always comes after the same one."""
     by %= max(1, len(items))
     return [*items[by:], *items[:by]]
+
+
+def stays_in_group(bench: Bench) -> dict[str, float]:
+    """Settings with which a process that is stopped for a while stays in its group.
+
+    Its heartbeats are a quarter of that apart, and so long a group takes at most to have one member more.
+    """
+    return {"session_timeout_seconds": 40 if bench.options.quick else 120}
 
 
 async def recorder(bench: Bench, number: int) -> list[Measurement]:
@@ -84,7 +90,7 @@ async def following(bench: Bench, number: int) -> list[Measurement]:
     base = distinct(bench.options.events, number)
     found = []
     for name, workload in rotated([("time-ordered", base), ("shuffled", shuffled(base, number))], number):
-        async with bench.world(workload, **STOPPED) as world:
+        async with bench.world(workload, **stays_in_group(bench)) as world:
             ours = await _in_turns(world, workload)
         found.append(Measurement("following", name, "recorder", ours[RECORDER]))
         found.append(Measurement("following", name, "aggregator", ours[AGGREGATOR], "recorder"))
@@ -173,7 +179,7 @@ async def instances(bench: Bench, number: int) -> list[Measurement]:
     workload = distinct(bench.options.events, number)
     found: dict[tuple[str, int], Measurement] = {}
     for count in rotated(counts, number):
-        async with bench.world(workload, 8, **STOPPED) as world:
+        async with bench.world(workload, 8, **stays_in_group(bench)) as world:
             values = await _with_instances(world, workload, count)
         for service, value in values.items():
             against = None if count == 1 else "1"
@@ -182,8 +188,8 @@ async def instances(bench: Bench, number: int) -> list[Measurement]:
 
 
 async def _with_instances(world: World, workload: Workload, count: int) -> dict[str, dict[str, float]]:
-    running = {name: await world.start_ready(*[name] * count) for name in (RECORDER, AGGREGATOR)}
-    everybody = [one for group in running.values() for one in group]
+    everybody = await world.start_ready(*[RECORDER] * count, *[AGGREGATOR] * count)
+    running = {RECORDER: everybody[:count], AGGREGATOR: everybody[count:]}
     for one in everybody:
         one.freeze()
     await world.produce(workload.events)

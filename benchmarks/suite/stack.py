@@ -79,11 +79,14 @@ class Running:
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
 
-    def stop(self) -> None:
-        """SIGTERM. A service that does not end by it, or not with 0, has failed."""
+    def ask_to_end(self) -> None:
+        """SIGTERM."""
         self.check()
         self.thaw()
         self.process.terminate()
+
+    def ended(self) -> None:
+        """Waits for the end. A service that does not end by SIGTERM, or not with 0, has failed."""
         try:
             code = self.process.wait(60)
         except subprocess.TimeoutExpired:
@@ -239,9 +242,12 @@ class World:
             raise BenchError(f"not after {PATIENCE} s: {what}") from None
 
     def stop(self, *running: Running) -> None:
+        """All at once: who is stopped keeps no other waiting that leaves the same group."""
         for one in running:
+            one.ask_to_end()
+        for one in running:
+            one.ended()
             self.processes.remove(one)
-            one.stop()
 
     async def produce(self, events: Iterable[dict[str, Any]], topic: str | None = None) -> None:
         topic = topic or self.settings.topic
