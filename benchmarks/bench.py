@@ -80,6 +80,18 @@ async def measure(bench: Bench, names: list[str], rounds: int, results: Results)
         results.rounds.append([one for name in names for one in found[name]])
 
 
+def has_connect() -> bool:
+    """Fetches Kafka Connect; whether that is to be had."""
+    from benchmarks.peers import connect
+
+    try:
+        connect.fetch()
+    except Exception as error:  # noqa: BLE001 - whatever the resolver raises, the bench can do without
+        print(f"Kafka Connect is left out: its artifacts cannot be fetched: {error}", flush=True)
+        return False
+    return True
+
+
 async def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results()
@@ -92,7 +104,8 @@ async def run(args: argparse.Namespace) -> None:
             "quick": args.quick,
             "only": args.only,
         }
-        options = Options(args.events, args.quick, connect=not (args.quick or args.no_connect))
+        wants_connect = not (args.quick or args.no_connect) and "recorder" in args.only
+        options = Options(args.events, args.quick, wants_connect and await asyncio.to_thread(has_connect))
         bench = await Bench.on(addresses, args.dir, options)
         try:
             await measure(bench, args.only, args.rounds, results)

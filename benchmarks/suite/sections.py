@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from benchmarks.suite import contest
 from benchmarks.suite.results import Measurement
-from benchmarks.suite.stack import AGGREGATOR, COUNTED, RECORDED, RECORDER, Bench, Running, World
+from benchmarks.suite.stack import AGGREGATOR, COUNTED, RECORDED, RECORDER, Bench, Options, Running, World
 from benchmarks.suite.workloads import Workload, again, distinct, real_log, shuffled
 
 _T = TypeVar("_T")
@@ -44,9 +44,16 @@ async def recorder(bench: Bench, number: int) -> list[Measurement]:
     return found
 
 
+def _lines(options: Options, workload: Workload) -> list[contest.Peer | str]:
+    """What is measured of a workload: quickly, others only where their tables may be wrong."""
+    floors = [RECORDER_LINE, COPY, TWO_COPIES]
+    if options.quick and workload.name != "again":
+        return [*floors]
+    return [*floors, *contest.FASTSTREAM, *(contest.CONNECT if options.connect else ())]
+
+
 async def _contest(bench: Bench, number: int, workload: Workload) -> list[Measurement]:
-    peers = (*contest.FASTSTREAM, *(contest.CONNECT if bench.options.connect else ()))
-    lines: list[contest.Peer | str] = [RECORDER_LINE, COPY, TWO_COPIES, *peers]
+    lines = _lines(bench.options, workload)
     found: dict[str, Measurement] = {}
     for line in rotated(lines, number):
         values = await _contestant(bench, line, workload)

@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import httpx2
+import psutil
 
 from benchmarks.suite.results import BenchError
 from benchmarks.suite.usage import Meter, postmaster
@@ -48,11 +49,8 @@ class Options:
 
     events: int
     quick: bool = False
-    #: Whether Kafka Connect, whose artifacts are fetched, is among the peers.
-    connect: bool = True
-
-    def portion(self, share: float) -> int:
-        return max(500, int(self.events * share))
+    #: Whether Kafka Connect is among the peers.
+    connect: bool = False
 
 
 @dataclass
@@ -95,8 +93,11 @@ class Running:
             raise BenchError(f"{self.name} ended with {code} at SIGTERM:\n{self._end_of_log()}")
 
     def end(self) -> None:
-        """Ends it whatever it does."""
+        """Ends it whatever it does, and what it has started."""
         if self.process.poll() is None:
+            for child in psutil.Process(self.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
             self.process.kill()
             self.process.wait()
 
@@ -142,7 +143,7 @@ class Bench:
     async def _template(self, workload: Workload) -> str:
         """A migrated database with what the workload refers to, which others are copied from."""
         if workload.key not in self._templates:
-            name = f"template_{len(self._templates)}"
+            name = f"template_{uuid.uuid4().hex[:8]}"
             await self._admin(f"create database {name}")
             db = await asyncpg.connect(self.url(name), server_settings=AS_RECORDER)
             await migrate(db)

@@ -1,5 +1,6 @@
 """Processor time and memory of processes, as Linux counts them."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,25 +9,32 @@ from pathlib import Path
 import asyncpg
 
 
+def _stats() -> dict[int, list[str]]:
+    """Of each process what its `stat` says behind its name."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[int(stat.parent.name)] = stat.read_text().rpartition(")")[2].split()
+    return found
+
+
 def cpu_seconds(*of: int) -> float:
     """What these processes, and those they have started, have had of the processor so far."""
-
-    def fields(stat: Path) -> list[str]:
-        try:
-            return stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            return []
-
-    stats = [(int(s.parent.name), fields(s)) for s in Path("/proc").glob("[0-9]*/stat")]
-    ticks = sum(sum(map(int, f[11:15])) for pid, f in stats if f and pid in of)
-    ticks += sum(sum(map(int, f[11:13])) for _, f in stats if f and int(f[1]) in of)
+    stats = _stats()
+    ticks = sum(sum(map(int, f[11:15])) for pid, f in stats.items() if pid in of)
+    ticks += sum(sum(map(int, f[11:13])) for f in stats.values() if int(f[1]) in of)
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def peak_mib(pid: int) -> float:
-    """The most memory that a process has had resident (VmHWM)."""
+def peak_mib(of: int) -> float:
+    """The most memory that a process, or one that it has started, has had resident (VmHWM)."""
+    family = [of, *(pid for pid, fields in _stats().items() if int(fields[1]) == of)]
+    return max(_peak_kib(pid) for pid in family) / 1024
+
+
+def _peak_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 async def postmaster(db: asyncpg.Connection) -> int:
