@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, help="how often each is measured: 5, with --quick 2")
-    parser.add_argument("--events", type=int, help="how many are drained: 200,000, with --quick 8,000")
+    parser.add_argument("--events", type=int, help="how many are drained: 200,000, with --quick 4,000")
     parser.add_argument("--only", type=_names, default=list(SECTIONS), help=", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help="shows that all works; its rates say little")
     parser.add_argument("--no-connect", action="store_true", help="leave Kafka Connect out, as --quick does")
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="where the results go")
     args = parser.parse_args()
     args.rounds = args.rounds or (2 if args.quick else 5)
-    args.events = args.events or (8_000 if args.quick else 200_000)
+    args.events = args.events or (4_000 if args.quick else 200_000)
     if args.rounds < 1 or args.events < 1_000:
         parser.error("--rounds is at least 1, and --events at least 1000")
     return args

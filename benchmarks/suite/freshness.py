@@ -37,7 +37,7 @@ class Waiting:
 
 async def freshness(bench: Bench, number: int) -> list[Measurement]:
     """The same events twice: to a bare consumer, and to the services."""
-    seconds = 3 if bench.options.quick else 20
+    seconds = 2 if bench.options.quick else 20
     count = int(seconds / EACH_SECONDS)
     workload = distinct(count * STEPS, number)
     async with bench.world(workload) as world:

@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def draw(summaries: Sequence[Summary], folder: Path) -> list[Path]:
 def _beside_copy(plt: Any, lines: Sequence[Summary]) -> Any:
     """Ratios to COPY, with the least and the most of the rounds."""
     cases = list(dict.fromkeys(one.case for one in lines))
-    figure, axes = plt.subplots(1, len(cases), figsize=(5 * len(cases), 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(cases), figsize=(6.5 * len(cases), 4), layout="constrained")
     for axis, case in zip([axes] if len(cases) == 1 else axes, cases, strict=True):
         shown = [one for one in lines if one.case == case and one.ratio is not None][::-1]
         _bars(axis, [one.line for one in shown], [one.ratio for one in shown])
@@ -63,7 +64,11 @@ def _processor(plt: Any, summaries: Sequence[Summary]) -> Any:
         left = [so_far + part for so_far, part in zip(left, parts, strict=True)]
     names = [f"{one.section}, {one.case}: {one.line}" for one in shown]
     axis.set_yticks(range(len(shown)), names, fontsize=7)
-    axis.set_xscale("log" if max(left) > 20 * min(left) > 0 else "linear")
+    most = max(total for total in left if total <= 10 * statistics.median(left)) * 1.2
+    axis.set_xlim(0, most)
+    for place, total in enumerate(left):
+        if total > most:
+            axis.text(most, place, f"{total:,.0f} → ", ha="right", va="center", fontsize=7)
     axis.set_xlabel("µs of the processor an event")
     axis.legend(fontsize=8)
     return figure

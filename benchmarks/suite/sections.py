@@ -28,7 +28,7 @@ def stays_in_group(bench: Bench) -> dict[str, float]:
 
     Its heartbeats are a quarter of that apart, and so long a group takes at most to have one member more.
     """
-    return {"session_timeout_seconds": 40 if bench.options.quick else 120}
+    return {"session_timeout_seconds": 24 if bench.options.quick else 120}
 
 
 async def recorder(bench: Bench, number: int) -> list[Measurement]:

@@ -27,6 +27,7 @@ from services.runtime.kafka import admin_client, ensure_topics
 from services.runtime.migrate import migrate
 from services.runtime.producer import producer
 from services.runtime.settings import Settings
+from services.sankey_aggregator.verify import verify
 
 RECORDER, AGGREGATOR, RELAY = "completion-recorder", "sankey-aggregator", "outbox-relay"
 RECORDED = "select coalesce(sum(next_offset), 0)::bigint from recorded_offsets"
@@ -283,10 +284,6 @@ class World:
 
     async def must_be_exact(self) -> None:
         """As `stepstream verify` sees it."""
-        command = [str(Path(sys.executable).with_name("stepstream")), "verify"]
-        done = await asyncio.create_subprocess_exec(
-            *command, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        said, _ = await done.communicate()
-        if done.returncode:
-            raise BenchError(f"stepstream verify: {said.decode()}")
+        outcome = await verify(self.settings)
+        if outcome.differing or outcome.why:
+            raise BenchError(f"{outcome.differing} cells or journeys differ: {'; '.join(outcome.why)}")
