@@ -11,6 +11,7 @@ WORKERS ?= 6
 PYTEST_ARGS ?=
 MINUTES ?= 10
 ROUNDS ?= 10
+QUICK ?=
 SEED ?=
 FAULTS ?=
 DASHBOARD := services/analytics_api/dashboard
@@ -107,10 +108,8 @@ docs: setup  ## write what commands print (docs/operating.md), roles' rights (se
 	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/integration/test_operating_page.py -k page_shows
 	STEPSTREAM_WRITE_DOCS=1 $(BIN)/pytest -q tests/unit/test_security_page.py tests/unit/test_agents_page.py
 
-bench: setup  ## how fast the consumers drain, a step is served, and a Sankey is read
-	$(BIN)/python -m benchmarks.drain
-	$(BIN)/python -m benchmarks.mcp
-	$(BIN)/python -m benchmarks.reading
+bench: setup  ## all that is measured of the pipeline, beside floors of the same run (QUICK=1 shows that it works; ARGS="--only relay")
+	$(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick) $(ARGS)
 
 soak: setup  ## traffic for 10 minutes (MINUTES=2 for two): lag and memory over time, and the tables must be exact
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)

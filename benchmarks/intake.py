@@ -15,7 +15,6 @@ organization; and how many of them were answered with 429.
 
 import argparse
 import asyncio
-import contextlib
 import gzip
 import json
 import os
@@ -34,6 +33,7 @@ from pathlib import Path
 
 import asyncpg
 
+from benchmarks.suite.usage import cpu_seconds
 from services.analytics_api.keys import Grant, create
 from services.analytics_api.registering import own_session_id
 from services.devstack import down, up
@@ -212,27 +212,10 @@ def pace(load: Load, rate: float, seconds: float) -> list[float]:
     return asyncio.run(run())
 
 
-def cpu_seconds(*pids: int) -> float:
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 def postgres() -> list[int]:
-    """The processes of PostgreSQL that this benchmark started."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            text = stat.read_text()
-            pid = int(stat.parent.name)
-            names[pid] = text.partition("(")[2].rpartition(")")[0]
-            parents[pid] = int(text.rpartition(")")[2].split()[1])
-    mains = [pid for pid in names if PREFIX in _command(pid) and names[pid] == "postgres"]
-    return [*mains, *(pid for pid, parent in parents.items() if parent in mains)]
+    """The processes of PostgreSQL that this benchmark started, which start all others."""
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if PREFIX in (command := _command(pid)) and "/postgres" in command]
 
 
 def _command(pid: int) -> str:

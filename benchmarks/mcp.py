@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from typing import Any
 
 import asyncpg
 
+from benchmarks.suite.usage import cpu_seconds, postmaster
 from services.devstack import down, up
 from services.devstack.processes import free_port
 from services.runtime.migrate import migrate
@@ -162,28 +162,12 @@ async def run_people(port: int, people: int, steps: int, name: str = "p") -> tup
     return times, people * steps / (time.perf_counter() - began)
 
 
-def cpu_seconds(*of: int) -> float:
-    """What these processes, and those they have started, have had of the processor so far."""
-
-    def fields(stat: Path) -> list[str]:
-        try:
-            return stat.read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
-            return []
-
-    stats = [(int(s.parent.name), fields(s)) for s in Path("/proc").glob("[0-9]*/stat")]
-    ticks = sum(sum(map(int, f[11:15])) for pid, f in stats if f and pid in of)
-    ticks += sum(sum(map(int, f[11:13])) for _, f in stats if f and int(f[1]) in of)
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 async def run_against(
     url: str, services: dict[str, tuple[int, int]], crowds: Sequence[int], steps: int, rounds: int
 ) -> None:
     """Both services in turns; each is a port and a process."""
     db = await asyncpg.connect(url)
-    backend = await db.fetchval("select pg_backend_pid()")
-    postgres = int(Path(f"/proc/{backend}/stat").read_text().rpartition(")")[2].split()[1])
+    postgres = await postmaster(db)
     await db.close()
     found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
     for number, crowd in itertools.product(range(rounds), crowds):
