@@ -181,6 +181,8 @@ grant select on
 to stepstream_api;
 grant insert, update, delete on walkthrough_finish_rules to stepstream_api;
 grant select (id, mcp_server_user_id, walkthrough_id) on waiting_events to stepstream_api;
+-- Whose an event id is.
+grant select (id, mcp_server_user_id, step_id, mcp_server_id, completed_at) on later_completions to stepstream_api;
 grant select on recorded_offsets, counted_offsets, gone_events to stepstream_api;
 grant select on event_sources, refused_events, source_organizations to stepstream_api;
 

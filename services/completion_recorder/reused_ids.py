@@ -3,7 +3,7 @@
 Of completions and starts: in the tables of skips and showings no id has to be unique.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -46,8 +46,8 @@ async def without_reused_ids(
 class SeenId(NamedTuple):
     """What the tables say of an event whose id is another event's, too."""
 
-    #: No earlier event is recorded of its user and step, or walkthrough: it would be written.
-    wins: bool
+    #: Whether it claims the id: a completion that is not recorded under it, a start that would be written.
+    claims: bool
     #: The organization of its server.
     organization: str
     #: Whose event of another user or step is recorded under the id; None where there is none.
@@ -55,6 +55,12 @@ class SeenId(NamedTuple):
     #: When that happened, in milliseconds since the epoch, and the organization of its server.
     holder_at: int | None
     holder_organization: str | None
+
+
+async def names_later(connection: Connection, merged: Iterable[Accepted]) -> bool:
+    """Whether one of these completions has the id of one that does not count because an earlier one does."""
+    ids = ["wtsc_" + event.event_id for event, _ in merged if isinstance(event, StepCompleted)]
+    return bool(ids) and bool(await connection.fetchval(SQL["names_later"], ids))
 
 
 def doubled_ids(merged: Sequence[Accepted]) -> set[tuple[Table, str]]:
@@ -85,7 +91,7 @@ def check_ids(
     refused: dict[int, Refused] = {}
     for i in sorted(looked_up, key=lambda i: (merged[i].record.partition, merged[i].record.offset)):
         (event, record), seen = merged[i], looked_up[i]
-        if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.wins:
+        if not isinstance(event, StepCompleted | WalkthroughStarted) or not seen.claims:
             continue
         if seen.holder_user is not None:
             refused[i] = _refused(record, _describe_holder(event, seen))

@@ -65,11 +65,13 @@ def _incoming(table: Table) -> str:
 
 async def upsert_candidates(connection: Connection, candidates: int) -> None:
     """Upserts so many completions, which are in `incoming` already, as replayed ones; and empties it."""
-    await _upsert_completions(connection, candidates, is_replay=True)
+    await _upsert_completions(connection, candidates, is_replay=True, are_events=False)
     await connection.execute(SQL["clear_incoming"])
 
 
-async def _upsert_completions(connection: Connection, left: int, *, is_replay: bool) -> None:
+async def _upsert_completions(
+    connection: Connection, left: int, *, is_replay: bool, are_events: bool = True
+) -> None:
     if is_replay:
         # Most of a replay is there: that is known sooner than it is upserted in vain.
         left -= await _delete(connection, "drop_recorded")
@@ -77,6 +79,8 @@ async def _upsert_completions(connection: Connection, left: int, *, is_replay: b
         return
     changed = await connection.fetchval(SQL["upsert_completions"])
     if changed < left:
+        if are_events and await connection.fetchval(SQL["names_another_row"]):
+            raise asyncpg.UniqueViolationError("a completion that does not count has the id of another row")
         await connection.execute(SQL["keep_later"])
     if changed and is_replay:
         await connection.execute(SQL["mark_changed"])

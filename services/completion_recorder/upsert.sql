@@ -118,6 +118,24 @@ outdone as (
 )
 select count(*) from changed;
 
+-- name: names_another_row
+-- Whether a completion of the load has the id of another user and step: of those that became rows PostgreSQL says so.
+select exists (
+  select
+  from incoming
+  cross join lateral (
+    select
+      other.mcp_server_user_id,
+      other.step_id
+    from walkthrough_step_completions as other
+    where other.id = incoming.id
+    limit 1
+  ) as other
+  where
+    (other.mcp_server_user_id, other.step_id) <> (incoming.mcp_server_user_id, incoming.step_id)
+    and not incoming.of_correction
+);
+
 -- name: keep_later
 -- Completions of the load that do not count because the row is of an earlier one. Sorted as the upsert; row by row,
 -- through the index, however large the table is.

@@ -1,6 +1,6 @@
 """What the database has of the events of a batch; and the outbox, where they wait while Kafka is away."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from services.analytics_api import registering
@@ -16,6 +16,8 @@ SQL["find_references"] = (
 )
 #: What the ids of rows begin with.
 _PREFIXES: Final = {"step-completed": "wtsc_", "walkthrough-started": "wtst_"}
+#: Completions that do not count because an earlier one does.
+_LATER: Final = "later"
 
 
 async def find_references(
@@ -40,6 +42,7 @@ async def find_references(
         None if allowed is None else list(allowed),
     )
     found, only = Found(), []
+    holders: list[tuple[str, str, Holder]] = []
     for kind, id_, one, two, at in rows:
         if kind == "people":
             found.people[id_] = one
@@ -57,15 +60,25 @@ async def find_references(
         elif kind == "steps":
             found.steps[id_] = one
         else:
-            found.holders[kind, id_.removeprefix(_PREFIXES[kind])] = Holder(one, two, at)
+            holders.append((kind, id_, Holder(one, two, at)))
+    found.holders = _holders(holders)
     if len(only) == 1:
         ((found.only_server, slug),) = only
         found.servers[found.only_server] = slug
     return found
 
 
+def _holders(rows: Iterable[tuple[str, str, Holder]]) -> dict[tuple[str, str], Holder]:
+    """Whose the ids are, by type and id: where a completion that counts has one, too, it is that one's."""
+    found = {}
+    for kind, id_, holder in sorted(rows, key=lambda row: row[0] != _LATER):
+        type_ = "step-completed" if kind == _LATER else kind
+        found[type_, id_.removeprefix(_PREFIXES[type_])] = holder
+    return found
+
+
 async def find_surpassed(db: Connection, reads: Sequence[Read]) -> set[int]:
-    """Those of these completions and starts that change nothing, by index: an earlier one is recorded."""
+    """Those of these completions and starts that change nothing, by index: see the statement."""
     rows = [
         (r.item.index, kind, *r.of_what, r.event.happened_at, _PREFIXES[kind] + r.event.event_id)
         for r in reads

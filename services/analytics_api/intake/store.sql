@@ -86,6 +86,16 @@ inner join mcp_servers as server on completion.mcp_server_id = server.id
 where completion.id = any($8::text[]) and server.organization_id = $1
 union all
 select
+  'later',
+  later.id,
+  later.mcp_server_user_id,
+  later.step_id,
+  later.completed_at
+from later_completions as later
+inner join mcp_servers as server on later.mcp_server_id = server.id
+where later.id = any($8::text[]) and server.organization_id = $1
+union all
+select
   'walkthrough-started',
   start.id,
   start.mcp_server_user_id,
@@ -96,17 +106,15 @@ inner join mcp_servers as server on start.mcp_server_id = server.id
 where start.id = any($9::text[]) and server.organization_id = $1;
 
 -- name: find_surpassed
--- Those of these events (numbers, types, users, steps or walkthroughs, times, ids of their rows) that the recorder would
--- not write, whatever their ids are: an earlier one is recorded of the same user and step, or walkthrough.
+-- Those of these events (numbers, types, users, steps or walkthroughs, times, ids of their rows) that change nothing,
+-- whatever their ids are: completions that are kept under them already, and starts that an earlier one has beaten.
 select given.number
 from unnest($1::integer[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[])
   as given (number, type, user_id, of_what, at, id)
 where
   given.type = 'step-completed' and exists (
-    select from walkthrough_step_completions as own
-    where
-      own.mcp_server_user_id = given.user_id and own.step_id = given.of_what
-      and (own.completed_at, own.id collate "C") < (given.at, given.id collate "C")
+    select from later_completions as own
+    where own.mcp_server_user_id = given.user_id and own.step_id = given.of_what and own.id = given.id
   )
   or given.type = 'walkthrough-started' and exists (
     select from walkthrough_starts as own
