@@ -22,10 +22,9 @@ with contextlib.suppress(ImportError):  # `check_codecs` says so
 
 #: A batch has no more bytes when it is unpacked.
 MOST_BYTES: Final = 16 * 1024 * 1024
-#: A record has no more headers, as without compression in a batch of a MiB: each takes two bytes of it, and
-#: this much memory.
-MOST_HEADERS: Final = 512 * 1024
-_HEADER_BYTES: Final = 64
+#: The records of a batch have no more headers: each takes two bytes of it, and this much memory.
+MOST_HEADERS: Final = 300_000
+_HEADER_BYTES: Final = 128
 #: What is larger than batches of events are counts several times: each copy of it is as large.
 _USUAL_BYTES: Final = 1024 * 1024
 _LARGE_WEIGHT: Final = 4
@@ -123,7 +122,7 @@ def _count_headers(data: bytes) -> int:
     """How many headers records have, up to what is no record: whoever reads that will say so.
 
     Raises:
-        TooLargeError: one has too many.
+        TooLargeError: they have too many.
     """
     buffer, at, end, found = bytearray(data), 0, len(data), 0
     try:
@@ -140,11 +139,12 @@ def _count_headers(data: bytes) -> int:
             if size > 0:
                 at += size
             count, at = decode_varint(buffer, at)
-            if count > MOST_HEADERS:
-                raise TooLargeError(f"one of its records has {count:,} headers, more than {MOST_HEADERS:,}")
-            if following < at:
+            found += count
+            if found > MOST_HEADERS:
+                raise TooLargeError(f"its records have more than {MOST_HEADERS:,} headers")
+            if count < 0 or following < at:
                 break
-            found, at = found + count, following
+            at = following
     except (IndexError, ValueError):
         pass
     return found
