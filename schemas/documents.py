@@ -165,7 +165,7 @@ def asyncapi(examples: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "sendDeadLetters": {
                 "action": "send",
                 "channel": {"$ref": "#/channels/deadLetters"},
-                "summary": "The completion-recorder sends refused records here, byte for byte.",
+                "summary": "The completion-recorder sends refused records here, byte for byte if they fit.",
             },
         },
         "components": {
@@ -257,6 +257,17 @@ def _headers() -> dict[str, Any]:
     }
 
 
+#: Only a letter that was cut has these.
+_CUT: Final = {
+    "stepstream-cut": "What does not fit and was cut, of `headers key value`. Only then are these here.",
+    "stepstream-cut-value-bytes": "How many bytes the value had; -1 is none.",
+    "stepstream-cut-key-bytes": "How many bytes the key had; -1 is none.",
+    "stepstream-cut-headers": "How many headers there were.",
+    "stepstream-cut-value-sha256": "The SHA-256 of the value as it was.",
+    "stepstream-cut-crc32": "The CRC-32 of key and value as they were.",
+}
+
+
 def _dead_letter() -> dict[str, Any]:
     text = {"type": "string"}
     return {
@@ -271,6 +282,7 @@ def _dead_letter() -> dict[str, Any]:
                 "stepstream-timestamp": text,
                 "stepstream-error-class": {"type": "string", "enum": [r.value for r in Rejection]},
                 "stepstream-error": text,
+                **{name: {"type": "string", "description": told} for name, told in _CUT.items()},
             },
         },
         "payload": {"description": "Any bytes, or none."},

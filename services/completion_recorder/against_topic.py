@@ -294,10 +294,11 @@ class _Comparison:
     async def _forgive_letters(self) -> None:
         letters: list[tuple[int, int, int]] = []
         async for record in read_partitions(self._settings, self._settings.dead_letter_topic):
-            crc = checksum(record)
+            letter = parse(record)
+            crc = letter.cut.checksum if letter.cut else checksum(record)
             letters += [
                 (failure.source.partition, failure.source.offset, crc)
-                for failure in parse(record).failures
+                for failure in letter.failures
                 if failure.source.topic == self._settings.topic
             ]
             if len(letters) >= self._portion:

@@ -8,11 +8,12 @@ import base64
 import contextlib
 from collections.abc import AsyncGenerator, Container, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from aiokafka.errors import KafkaError
 
+from services.completion_recorder.cutting import CUT_HEADERS, Cut, read_cut
 from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.consumers.lag import partitions_of
 from services.consumers.reader import read_range, reader
@@ -69,6 +70,8 @@ class Letter:
     failures: list[Failure]
     headers: list[tuple[str, bytes]]
     action: str | None = None
+    #: What the record was that did not fit; None where it is here byte for byte.
+    cut: Cut | None = None
 
     @property
     def last(self) -> Failure:
@@ -122,18 +125,22 @@ class Filter:
 
 def parse(record: Record) -> Letter:
     """Reads the headers that the recorder added; the last set is the newest failure."""
-    own, failures = _split(record)
+    headers = list(record.headers)
+    cut = read_cut(headers[-len(CUT_HEADERS) :])
+    if cut is not None:
+        del headers[-len(CUT_HEADERS) :]
+    own, failures = _split(headers)
     if not failures:
         letter = Source(record.topic, record.partition, record.offset)
         failures = [Failure(letter, record.timestamp, "unknown", "it does not say why it was refused")]
-    return Letter(record, failures, own)
+    return Letter(record, failures, own, cut=cut)
 
 
-def _split(record: Record) -> tuple[list[tuple[str, bytes]], list[Failure]]:
+def _split(headers: Sequence[tuple[str, bytes]]) -> tuple[list[tuple[str, bytes]], list[Failure]]:
     """The record's own headers, and its failures in order."""
     own: list[tuple[str, bytes]] = []
     failures: list[Failure] = []
-    headers, at, size = list(record.headers), 0, len(DEAD_LETTER_HEADERS)
+    at, size = 0, len(DEAD_LETTER_HEADERS)
     while at < len(headers):
         names = tuple(name for name, _ in headers[at : at + size])
         if names == DEAD_LETTER_HEADERS:
@@ -275,9 +282,33 @@ async def find_one(settings: Settings, db: Connection, identifier: str) -> Lette
     raise UsageError(f"there is no dead letter {identifier}; `stepstream dlq list --all` shows their ids")
 
 
-def is_event_of(topic: str, letter: Letter) -> bool:
-    """Whether a letter can be sent to the topic again: it came from there, and is no whole batch."""
-    return letter.source.topic == topic and letter.last.error_class != UNREADABLE_BATCH
+@dataclass
+class Staying:
+    """How many letters cannot be sent to the topic again."""
+
+    #: Of another topic, or whole batches.
+    strange: int = 0
+    #: Those that hold a part of their event alone, and one of them.
+    cut: int = 0
+    example: Source | None = None
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.strange + self.cut
+
+    def leave(self, topic: str, letters: Iterable[Letter]) -> list[Letter]:
+        """Counts those that stay; returns the others."""
+        able = []
+        for letter in letters:
+            if letter.source.topic != topic or letter.last.error_class == UNREADABLE_BATCH:
+                self.strange += 1
+            elif letter.cut is not None:
+                self.cut += 1
+                self.example = self.example or letter.source
+            else:
+                able.append(letter)
+        return able
 
 
 def columns(sources: Iterable[Source]) -> tuple[list[str], list[int], list[int]]:
@@ -297,6 +328,11 @@ async def drop(db: Connection, letters: Sequence[Letter]) -> None:
 def encoded_headers(letter: Letter) -> list[dict[str, Any]]:
     """The record's own headers, in order."""
     return [{"name": name} | encoded("value", value) for name, value in letter.headers]
+
+
+def encoded_cut(letter: Letter) -> dict[str, Any]:
+    """What was cut and what the record was, where it is not here byte for byte."""
+    return {} if letter.cut is None else {"cut": asdict(letter.cut)}
 
 
 def encoded(name: str, value: bytes | None) -> dict[str, Any]:

@@ -26,10 +26,13 @@ class Tally:
     #: Where the newest one was, and what was wrong with it.
     example: Source
     error: str
+    #: How many of them hold a part of their event alone.
+    cut: int = 0
 
     def add(self, letter: Letter) -> None:
         """Counts one more."""
         self.letters += 1
+        self.cut += letter.cut is not None
         last = letter.last
         self.since = min(self.since, last.timestamp)
         if last.timestamp >= self.newest:

@@ -26,6 +26,7 @@ from services.completion_recorder.dead_letters import (
     Source,
     columns,
     encoded,
+    encoded_cut,
     encoded_headers,
     read_portions,
     source_at,
@@ -74,6 +75,7 @@ def _exported(letter: Letter) -> dict[str, Any]:
         **encoded("key", letter.record.key),
         **encoded("value", letter.record.value),
         "headers": encoded_headers(letter),
+        **encoded_cut(letter),
     }
 
 
@@ -235,7 +237,7 @@ class MendedFile:
                 continue
             plan.without_id += _id_of(letter) is None
             record = dataclasses.replace(letter.record, value=mended.value)
-            good.append(dataclasses.replace(letter, record=record))
+            good.append(dataclasses.replace(letter, record=record, cut=None))
         if wrong:
             await self.db.execute(
                 SQL["mended_wrong"], [n for n, _ in wrong], [message for _, message in wrong]

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -19,8 +19,8 @@ from services.completion_recorder.dead_letters import (
     REDRIVE_HEADER,
     Letter,
     Source,
+    Staying,
     columns,
-    is_event_of,
     read_partitions,
     source_at,
 )
@@ -48,8 +48,8 @@ class Redriven:
     sent: int = 0
     #: Sent by somebody who was interrupted before it was noted.
     found_sent: int = 0
-    #: Of another topic, or whole batches: these cannot be sent.
-    stay: int = 0
+    #: These cannot be sent.
+    stay: Staying = field(default_factory=Staying)
 
 
 async def redrive(
@@ -79,8 +79,7 @@ async def redrive(
     size = max(1, min(_AT_ONCE, int(rate)))
     async with _sender(settings) as (sender, consumer):
         async for portion in portions:
-            able = [letter for letter in portion if is_event_of(settings.topic, letter)]
-            outcome.stay += len(portion) - len(able)
+            able = outcome.stay.leave(settings.topic, portion)
             there = [letter for letter in able if not letter.is_waiting]
             outcome.found_sent += len(there)
             progressed(there, outcome)

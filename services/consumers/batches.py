@@ -12,6 +12,7 @@ from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
 from services.consumers.header_names import read_records
+from services.consumers.unpacking import TooLargeError, unpacked
 from services.runtime.errors import StepstreamError
 
 #: The class of a dead letter that is a whole batch.
@@ -26,6 +27,8 @@ _BASE_AND_LENGTH: Final = struct.Struct(">qi")
 #: The newest format that there is.
 _MAGIC: Final = 2
 _MOST_BYTES: Final = 64 * 1024 * 1024
+#: In bytes: as many events as are taken at once, of half a KB.
+_UNPACKED_AT_ONCE: Final = 32 * 1024 * 1024
 
 
 class UnreadableError(StepstreamError):
@@ -36,16 +39,40 @@ class _FormatError(Exception):
     """A batch in a format that comes after the newest."""
 
 
+class Budget:
+    """What may be unpacked for whoever asks for records once: many batches may each be just within the bound.
+
+    The last batch may go beyond it, so that there is always one.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0
+        self.renew()
+
+    def renew(self) -> None:
+        """Somebody asks anew."""
+        self._until = unpacked.total + _UNPACKED_AT_ONCE
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no other batch is to be opened."""
+        return unpacked.total >= self._until
+
+
 class BatchSequence:
     """The batches of a fetch; aiokafka would read a format of tomorrow as if it were today's."""
 
-    def __init__(self, records: Any) -> None:
+    def __init__(self, records: Any, budget: "Budget | None" = None) -> None:
         self._records = records
+        self._budget = budget
         self._ahead: Any = None
         #: The one that was begun last, where its header can be read.
         self.current: Any = None
 
     def has_next(self) -> bool:
+        """Whether there is one that may be opened now; the rest is fetched again."""
+        if self._budget is not None and self._budget.is_spent:
+            return False
         return self._ahead is not None or bool(self._records.has_next())
 
     def following(self) -> int | None:
@@ -174,7 +201,7 @@ def explain(error: Exception) -> str:
     """Why a batch cannot be read."""
     if isinstance(error, CorruptRecordException) and "CRC" in str(error):
         return "its checksum does not fit: its bytes are not those that were sent"
-    if isinstance(error, _FormatError):
+    if isinstance(error, _FormatError | TooLargeError):
         return str(error)
     name = type(error).__name__
     return f"{name}: {str(error).removeprefix(f'{name}: ')}"

@@ -7,8 +7,9 @@ import struct
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from aiokafka.record.util import decode_varint
+
+from services.consumers.unpacking import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 
 #: Base offset, attributes, delta of the last offset, first and last timestamp, number of records.
 _HEADER: Final = struct.Struct(">q13xhiqq14xi")

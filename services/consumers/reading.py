@@ -17,7 +17,14 @@ from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException, IllegalStateError, KafkaError, UnknownError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 
-from services.consumers.batches import BatchSequence, UnreadableError, explain, find_batch, is_whole
+from services.consumers.batches import (
+    BatchSequence,
+    Budget,
+    UnreadableError,
+    explain,
+    find_batch,
+    is_whole,
+)
 from services.consumers.header_names import read_records
 
 #: What a broker answers that cannot read its own file.
@@ -103,7 +110,9 @@ class Reading:
         self._raw: dict[TopicPartition, bytes] = {}
         #: What was left out.
         self.passed: list[Unreadable] = []
+        self._budget = Budget()
         fetcher: Any = consumer._fetcher  # noqa: SLF001 - the one place where batches are opened
+        fetcher.fetched_records = self._asking(fetcher.fetched_records)
         fetcher._records = _Handed(self)  # noqa: SLF001
         fetcher._client = _Client(fetcher._client, self._inspect)  # noqa: SLF001
 
@@ -112,10 +121,25 @@ class Reading:
         """The partitions that pause, and at what."""
         return {tp: held.what for tp, held in self._held.items()}
 
+    def _asking(self, fetched_records: Any) -> Any:
+        async def asking(*args: Any, **options: Any) -> Any:
+            self._budget.renew()
+            return await fetched_records(*args, **options)
+
+        return asking
+
+    def within_budget(self, getall: Any) -> Any:
+        """What takes the records of a fetch: none where others have had all that may be unpacked."""
+
+        def taking(max_records: int | None = None) -> Any:
+            return [] if self._budget.is_spent else getall(max_records)
+
+        return taking
+
     def records(self, tp: TopicPartition, inner: PartitionRecords) -> Iterator[Any]:
         """The records of a fetch up to what cannot be read."""
         parts: Any = inner
-        parts._records = batches = BatchSequence(parts._records)  # noqa: SLF001
+        parts._records = batches = BatchSequence(parts._records, self._budget)  # noqa: SLF001
         while True:
             try:
                 try:
@@ -258,6 +282,7 @@ class _Handed(OrderedDict[TopicPartition, Any]):
         if isinstance(result, FetchResult):
             parts: Any = result._partition_records  # noqa: SLF001
             parts._records_iterator = self.reading.records(tp, parts)  # noqa: SLF001
+            result.getall = self.reading.within_budget(result.getall)  # type: ignore[method-assign]
         super().__setitem__(tp, result)
 
 

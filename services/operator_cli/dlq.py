@@ -24,7 +24,7 @@ from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.text import plural
 
 if TYPE_CHECKING:
-    from services.completion_recorder.dead_letters import Filter, Letter
+    from services.completion_recorder.dead_letters import Filter, Letter, Staying
     from services.completion_recorder.letter_summary import Tally
     from services.completion_recorder.redriving import Redriven
     from services.operator_cli.letter_tables import Chosen, Listing
@@ -235,8 +235,8 @@ def dlq_redrive(
 
     Key, value, headers and event id stay. With --from-file the value is the file's, as text or as a JSON
     object; all lines are held against the contract and their letters first, and where one is wrong nothing
-    is sent. Interrupted, it can be run again: nothing is sent twice. What fails again comes back as one dead
-    letter, with its history.
+    is sent. A letter that was cut, for its event is too large, is sent in this way alone. Interrupted, it can
+    be run again: nothing is sent twice. What fails again comes back as one dead letter, with its history.
     """
     from services.completion_recorder import dead_letters
     from services.completion_recorder.mending import open_mended
@@ -279,7 +279,7 @@ async def _redrive(
             outcome = await _send_again(settings, db, portions, rate, chosen)
             stay = outcome.stay
     if as_json:
-        show_redriven(chosen, outcome, matching=chosen.count + stay)
+        show_redriven(chosen, outcome, stay)
         end_json()
     show_staying(stay, settings.topic)
     _show_redriven(settings, chosen.count, outcome, rate)
@@ -319,7 +319,7 @@ async def _redrive_file(
                     f"the file has changed meanwhile: {outcome.sent:,} were sent, others not"
                 )
         if as_json:
-            show_redriven(chosen, outcome, matching=chosen.count + stay)
+            show_redriven(chosen, outcome, stay)
             await show_file(file)
             end_json()
         elif not execute and not plan.problems:
@@ -331,15 +331,14 @@ async def _redrive_file(
 
 async def _choose(
     settings: "Settings", portions: "AsyncIterator[Sequence[Letter]]", chosen: "Chosen"
-) -> "tuple[Listing, int]":
+) -> "tuple[Listing, Staying]":
     """The letters that can be sent, as a table; and how many of them cannot be."""
-    from services.completion_recorder.dead_letters import is_event_of
+    from services.completion_recorder.dead_letters import Staying
     from services.operator_cli.letter_tables import Listing
 
-    listing, stay = Listing(), 0
+    listing, stay = Listing(), Staying()
     async for letters in portions:
-        able = [letter for letter in letters if is_event_of(settings.topic, letter)]
-        stay += len(letters) - len(able)
+        able = stay.leave(settings.topic, letters)
         chosen.add(able)
         listing.add(able)
     return listing, stay

@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 import typer
 
-from services.completion_recorder.dead_letters import Letter, Source, encoded, encoded_headers
+from services.completion_recorder.cutting import Cut
+from services.completion_recorder.dead_letters import (
+    Letter,
+    Source,
+    Staying,
+    encoded,
+    encoded_cut,
+    encoded_headers,
+)
 from services.completion_recorder.letter_summary import Tally
 from services.completion_recorder.mending import MendedFile, RedrivePlan
 from services.completion_recorder.redriving import Redriven
@@ -40,6 +48,7 @@ class _Row(NamedTuple):
     error: str
     failures: int
     action: str
+    cut: str
 
     @classmethod
     def of(cls, letter: Letter) -> "_Row":
@@ -53,6 +62,7 @@ class _Row(NamedTuple):
             last.error,
             len(letter.failures),
             letter.action or "",
+            "" if letter.cut is None else ", ".join(letter.cut.parts),
         )
 
 
@@ -73,6 +83,7 @@ class Listing:
     _has_source: bool = False
     _has_failed_again: bool = False
     _has_action: bool = False
+    _has_cut: bool = False
 
     def add(self, letters: Iterable[Letter]) -> None:
         """Takes some more."""
@@ -90,6 +101,7 @@ class Listing:
         self._has_source |= row.sender != NO_SOURCE
         self._has_failed_again |= row.failures > 1
         self._has_action |= bool(row.action)
+        self._has_cut |= bool(row.cut)
         if len(self._newest) < _SHOWN:
             heapq.heappush(self._newest, row)
         else:
@@ -120,6 +132,8 @@ class Listing:
             columns["failed"] = lambda x: f"{x.failures} times" if x.failures > 1 else "once"
         if self._has_action:
             columns["handled"] = lambda x: x.action
+        if self._has_cut:
+            columns["cut"] = lambda x: x.cut
         newest = [[tell(x) for tell in columns.values()] for x in sorted(self._newest, reverse=True)]
         print_table("newest first", list(columns), newest, _SHOWN, self.count)
         say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
@@ -155,11 +169,12 @@ def end_json() -> None:
     typer.echo("}")
 
 
-def show_redriven(chosen: Chosen, outcome: Redriven | None, *, matching: int) -> None:
+def show_redriven(chosen: Chosen, outcome: Redriven | None, stay: Staying) -> None:
     """How many were sent, and which, for programs; without its end."""
     chosen.show(
         {
-            "matching": matching,
+            "matching": chosen.count + stay.count,
+            "cut": stay.cut,
             "executed": outcome is not None,
             "sent": outcome.sent if outcome else 0,
             "sent_before": outcome.found_sent if outcome else 0,
@@ -205,12 +220,19 @@ async def show_problems(file: MendedFile, plan: RedrivePlan) -> None:
         raise StepstreamError(f"{plural(plan.problems, 'line')} cannot be sent; nothing was sent")
 
 
-def show_staying(stay: int, topic: str) -> None:
-    """Says how many letters cannot be sent."""
-    if stay:
+def show_staying(stay: Staying, topic: str) -> None:
+    """Says how many letters cannot be sent, and what to do with those that hold a part of their event."""
+    if stay.strange:
         say(
-            f"[yellow]{stay:,} do not say that they come from {topic}, or are batches that could not be "
-            "read: they stay[/]"
+            f"[yellow]{stay.strange:,} do not say that they come from {topic}, or are batches that could "
+            "not be read: they stay[/]"
+        )
+    if stay.cut and stay.example is not None:
+        say(
+            f"[yellow]{stay.cut:,} hold a part of their event alone (one is {stay.example}): it is too large "
+            f"for a dead letter, and they stay. The whole event is in {topic}, at the partition and offset "
+            "that are the letter's id, while Kafka keeps it. Read it there with a client of Kafka, mend it, "
+            "and give it with --from-file[/]"
         )
 
 
@@ -226,6 +248,7 @@ def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
         "key": _key(letter),
         "failures": len(letter.failures),
         "action": letter.action,
+        **encoded_cut(letter),
     }
     if body:
         found["history"] = [
@@ -251,6 +274,7 @@ def show_one(letter: Letter, *, as_json: bool) -> None:
         ("topic", letter.source.topic),
         ("came at", format_time(letter.last.timestamp)),
         ("handled", letter.action or "no"),
+        *([] if letter.cut is None else [("cut", _cut(letter, letter.cut))]),
         ("key", "none" if (key := _key(letter)) is None else key),
         *((f"header {safe(n)}", _shown(v)) for n, v in letter.headers),
         *(
@@ -260,6 +284,19 @@ def show_one(letter: Letter, *, as_json: bool) -> None:
         ("value", _shown(letter.record.value)),
     ]
     print_table("", ("", ""), facts)
+
+
+def _cut(letter: Letter, cut: Cut) -> str:
+    told = {
+        "value": f"the value had {cut.value_bytes:,} bytes (SHA-256 {safe(cut.value_sha256)})",
+        "key": f"the key had {cut.key_bytes:,} bytes",
+        "headers": f"there were {cut.headers:,} headers",
+    }
+    source = letter.source
+    return (
+        f"{'; '.join(told[part] for part in cut.parts)}. The whole record is at {source} of "
+        f"{safe(source.topic)}, while Kafka keeps it"
+    )
 
 
 def _shown(value: bytes | None) -> str:
@@ -280,6 +317,7 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
     if not tallies:
         say("no dead letters wait here")
         return
+    has_cut = any(t.cut for t in tallies)
     rows = [
         (
             t.sender,
@@ -288,10 +326,19 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
             format_time(t.since),
             format_time(t.newest),
             str(t.example),
+            *([t.cut] if has_cut else []),
         )
         for t in tallies
     ]
-    columns = ("source", "error class", "letters", "since", "newest", "example")
+    columns = [
+        "source",
+        "error class",
+        "letters",
+        "since",
+        "newest",
+        "example",
+        *(["cut"] if has_cut else []),
+    ]
     print_table(
         f"{plural(sum(t.letters for t in tallies), 'dead letter')} by source", columns, rows, _SUMMARY_SHOWN
     )
@@ -305,6 +352,7 @@ def _tally_json(tally: Tally) -> dict[str, Any]:
         "source": tally.sender,
         "error_class": tally.error_class,
         "letters": tally.letters,
+        "cut": tally.cut,
         "since": format_time(tally.since),
         "newest": format_time(tally.newest),
         "example": {

@@ -1,15 +1,12 @@
 """Bad events: to the dead letters byte for byte, with the reason; each good one beside them counts once."""
 
-import asyncio
 import json
 import random
-import re
 from collections import Counter
 from typing import Any
 
 import pytest
-from aiokafka import ConsumerRecord, TopicPartition
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka import ConsumerRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,10 +14,10 @@ from schemas import EventError, decode
 from services.completion_recorder import transaction
 from services.completion_recorder.judge import read
 from services.completion_recorder.load_counts import Load
-from services.consumers.reader import reader
 from services.runtime.kafka import next_offsets
 from tests.support import damage
 from tests.support.bad_events import corpus
+from tests.support.bombs import produce_raw
 from tests.support.world import (
     AGGREGATOR,
     RECORDER,
@@ -128,34 +125,6 @@ async def test_a_value_of_1_mib_and_more_fits_into_the_dead_letters(world: World
     assert await world.transitions() == {(0, None, "a"): 1}
 
 
-async def test_a_value_too_large_for_a_dead_letter_is_named_and_can_be_left_behind(world: World) -> None:
-    """Compressed it fits into the topic: the recorder stops at it, and says what helps."""
-    await world.offer()
-    await world.people(["ann"])
-    large = Message(b"ann", b"x" * 3_000_000)
-    await world.produce([large], compression_type="gzip", max_request_size=2**24)
-    await world.produce([completed("ann", "a", 1)])
-    recorder = world.start(RECORDER)
-    assert await asyncio.to_thread(recorder.process.wait, 60) == 1
-    last = json.loads(recorder.log.read_text().splitlines()[-1])
-    assert "too many for a dead letter" in last["message"]
-    assert "max.message.bytes" not in last["message"]
-    advice = re.search(r"`stepstream (skip .*)`", last["message"])
-    assert advice
-    done = await world.invoke(*advice.group(1).split())
-    assert done.returncode == 0, done.stderr
-    (gone,) = json.loads((await world.invoke("gone", "list", "-o", "json")).stdout)
-    assert (gone["cause"], gone["until_offset"] - gone["from_offset"]) == ("skipped", 1)
-    assert (await world.invoke("status")).returncode == 3
-    assert (await world.invoke("gone", "acknowledge", str(gone["id"]))).returncode == 0
-    assert (await world.invoke("status")).returncode == 0
-    world.services.remove(recorder)
-    world.start_both()
-    await world.drained()
-    assert await world.dead_letters() == []
-    assert await world.transitions() == {(0, None, "a"): 1}
-
-
 # --- fuzz: whatever comes, it is either an event whose row PostgreSQL takes, or refused with a reason ------
 
 _scalars = st.one_of(
@@ -239,23 +208,6 @@ async def test_fuzzed_batches_lose_no_good_event(world: World) -> None:
     assert await world.recorded() == offset
     rows = await world.completions()
     assert {(f"p{i}", step) for i in range(min(40, len(drawn))) for step in "abc"} <= rows.keys()
-
-
-async def produce_raw(world: World, partition: int, batch: bytes) -> None:
-    """Hands a batch to the broker as it is: no client of Python writes such names."""
-    tp = TopicPartition(world.settings.topic, partition)
-    async with reader(world.settings) as consumer:
-        await consumer.end_offsets([tp])  # it knows the leader then
-        client = consumer._client
-        request = ProduceRequest(
-            transactional_id=None,
-            required_acks=-1,
-            timeout=10_000,
-            topics=[(tp.topic, [(partition, batch)])],
-        )
-        answer = await client.send(client.cluster.leader_for_partition(tp), request)
-        ((_, ((_, error, *_),)),) = answer.topics
-        assert error == 0
 
 
 @pytest.mark.parametrize("compressed", [False, True])

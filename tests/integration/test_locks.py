@@ -751,16 +751,20 @@ async def test_two_recorders_send_what_waited_once(world: World, monkeypatch: py
     assert await waiting(world) == 0
 
 
-async def test_what_is_too_large_for_a_dead_letter_waits_alone(world: World) -> None:
-    """Nothing beside it is sent again with each look."""
+async def test_what_is_too_large_for_a_dead_letter_is_one_that_is_cut(world: World) -> None:
     events = [completed("ann", step, 1, more="x" * 2_100_000 if step == "b" else "") for step in "abc"]
     await refused_ones(world, events)
     async with looking(world) as (recorder, _):
-        for _ in range(2):
-            with pytest.raises(StepstreamError, match=r"the event at 0:1 of .* is bad.*waiting_events"):
-                await recorder.resume()
-    assert len(await world.dead_letters()) == 2
-    assert await world.db.fetchval('select "offset" from waiting_events') == 1
+        assert await recorder.resume() == 3
+    assert await waiting(world) == 0
+    letters = {dict(x.headers)["stepstream-offset"]: x for x in await world.dead_letters()}
+    assert len(letters) == 3
+    assert {number for number, x in letters.items() if "stepstream-cut" in dict(x.headers)} == {b"1"}
+    value = json.dumps(events[1]).encode()
+    cut = letters[b"1"]
+    assert cut.value
+    assert value.startswith(cut.value)
+    assert dict(cut.headers)["stepstream-cut-value-bytes"] == str(len(value)).encode()
 
 
 async def test_large_events_wait_and_are_looked_at_a_few_at_a_time(
