@@ -5,6 +5,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 from pydantic_core import from_json
@@ -110,14 +111,14 @@ class Kind:
         return cls(media_type != JSON, encoding)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Body:
     """A body as it was sent, and what it is."""
 
     kind: Kind
     content: bytes
 
-    @property
+    @cached_property
     def is_quick(self) -> bool:
         """Whether it takes little time to read it: some milliseconds at worst."""
         content = self.content
