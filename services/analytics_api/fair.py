@@ -308,9 +308,13 @@ class Rates:
         """Counts `cost`; or, where that is more than the rate, how many seconds are left of the window."""
         left = self.left(rate, now, *name, cost=cost)
         if left is None:
-            until, count = self._window(rate, now, name)
-            self._counts[(rate, *name)] = until, count + cost
+            self.add(rate, now, *name, cost=cost)
         return left
+
+    def add(self, rate: RateLimitItem, now: float, *name: str, cost: int) -> None:
+        """Counts `cost`, though it be more than the rate."""
+        until, count = self._window(rate, now, name)
+        self._counts[(rate, *name)] = until, count + cost
 
     def left(self, rate: RateLimitItem, now: float, *name: str, cost: int = 1) -> float | None:
         """How many seconds to wait until `cost` may be counted; None is now.

@@ -121,15 +121,12 @@ class KeysAndRates:
             self._check_asker(asker)
         return asker
 
-    def check_written(self, asker: Asker) -> None:
-        """Looks whether anything more may come in now; so that a body is not read for nothing.
+    def check_written(self, asker: Asker, cost: int = 1) -> None:
+        """Looks whether so much more may come in now; so that a body is not read for nothing.
 
         Raises:
             ProblemError: as `count_written`.
         """
-        self._check_written(asker, 1)
-
-    def _check_written(self, asker: Asker, cost: int) -> None:
         for rate, *name in self._written_by(asker):
             if (left := self._rates.left(rate, time.monotonic(), *name, cost=cost)) is not None:
                 raise _too_many(rate, left, "events, people and sessions", _NOTHING_TAKEN)
@@ -141,7 +138,7 @@ class KeysAndRates:
             yield _twice(self._write_rate), "written", "organization", asker.organization
 
     def count_written(self, asker: Asker, items: int) -> None:
-        """Counts what came in with one request: events, people or sessions, and 1 where it has none.
+        """Counts what came in with one request: events, people or sessions, or by its length; 1 at least.
 
         What comes in uses up no rate of questions.
 
@@ -149,9 +146,13 @@ class KeysAndRates:
             ProblemError: that is more than the key, or its organization, may send; nothing is counted.
         """
         cost = max(1, items)
-        self._check_written(asker, cost)
+        self.check_written(asker, cost)
+        self.add_written(asker, cost)
+
+    def add_written(self, asker: Asker, cost: int) -> None:
+        """Counts what was read for nothing, though it be more than may come in."""
         for rate, *name in self._written_by(asker):
-            self._rates.hit(rate, time.monotonic(), *name, cost=cost)
+            self._rates.add(rate, time.monotonic(), *name, cost=max(1, cost))
 
     async def _of_token(self, text: str) -> Asker:
         try:

@@ -20,6 +20,10 @@ from services.runtime.telemetry import HTTP_ERRORS
 
 #: The header with the id of the request, in every answer.
 REQUEST_ID: Final = "X-Request-Id"
+#: In the scope of a request: tells whether much of its body has yet to come.
+IS_LEFT: Final = "stepstream.is_left"
+#: Tells a client that it need not send the rest.
+_CLOSE: Final = (b"connection", b"close")
 #: In every answer: browsers take it for what it says it is.
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 
@@ -182,7 +186,7 @@ class Answered:
             await self._app(scope, receive, send)
             return
         exchange = Exchange.begin(self._service, scope)
-        wire = _Wire(receive, send, exchange.id)
+        wire = _Wire(receive, send, exchange.id, scope.get(IS_LEFT, _nothing_is_left))
         try:
             await self._app(scope, wire.receive, wire.send)
         except EndingError:
@@ -212,7 +216,8 @@ class Answered:
 class _Wire:
     """What passes between client and application: how far the answer is, and whether the client left."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str) -> None:
+    def __init__(self, receive: Receive, send: Send, request_id: str, is_left: Callable[[], bool]) -> None:
+        self._is_left = is_left
         self._receive = receive
         self._send = send
         self._header = (REQUEST_ID.lower().encode(), request_id.encode())
@@ -230,10 +235,17 @@ class _Wire:
         """Passes a message of the answer on, at once."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), self._header, _NO_SNIFFING]}
+            headers = [*message.get("headers", ()), self._header, _NO_SNIFFING]
+            if self._is_left():  # to take it, and throw it away, costs everybody else
+                headers.append(_CLOSE)
+            message = {**message, "headers": headers}
         else:
             self.is_finished = not message.get("more_body", False)
         await self._send(message)
+
+
+def _nothing_is_left() -> bool:
+    return False
 
 
 def _is_disconnect(error: Exception) -> bool:

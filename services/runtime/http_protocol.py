@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -10,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from services.runtime.bounds import client_of
 from services.runtime.connections import Connections, Part
 from services.runtime.faults import ARRIVED
+from services.runtime.http import IS_LEFT
 
 #: The largest head of a request, and what may follow a body that is no body; parsers take any.
 _HEAD_BYTES: Final = 65_536
@@ -19,6 +21,12 @@ _BLANKS: Final = b" \t"
 _AHEAD: Final = 10
 #: What a client has to take of its answer, in bytes a second, while it is looked at.
 _LEAST_RATE: Final = 512
+#: So much of a body that nobody reads is passed over, and the connection goes on.
+_PASSED_OVER: Final = 65_536
+#: Of a longer one so much is taken, and for so long, while its client reads the answer: where a connection is
+#: closed before all was sent, some systems throw away what came.
+_DISCARDED: Final = 262_144
+_LINGER_SECONDS: Final = 1.0
 
 #: The part, of which request, and whether uvicorn has no timer for it.
 _State: TypeAlias = tuple[Part, int, bool]
@@ -56,6 +64,10 @@ class TimedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         #: What is being answered; `cycle` is the last request that came, which may have to wait for it.
         self._answering: RequestResponseCycle | None = None
+        #: What is missing of a body by its head; None is chunked, which may be any.
+        self._left: int | None = 0
+        #: What is still taken of a body that was answered before its end; None is a connection that goes on.
+        self._discarding: int | None = None
 
     # --- the connection ---
 
@@ -76,10 +88,14 @@ class TimedProtocol(HttpToolsProtocol):
             self._answering.message_event.set()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        self._cancel_timers()
+        self._connections.leave(self)
+
+    def _cancel_timers(self) -> None:
         for timer in (self._timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
-        self._connections.leave(self)
+        self._timer = self._write_timer = None
 
     def is_idle_for(self, seconds: float) -> bool:
         """Whether its client has sent nothing for so long."""
@@ -106,6 +122,8 @@ class TimedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads what came, and watches for what is missing."""
         self.heard_at = self.loop.time()
+        if self._discarding is not None and not self._discard(len(data)):
+            return
         if self._part is not None:
             self._head_bytes += len(data)
         super().data_received(data)
@@ -149,21 +167,67 @@ class TimedProtocol(HttpToolsProtocol):
         self.scope[ARRIVED] = time.monotonic()  # type: ignore[typeddict-unknown-key]
         self._part = "body"
         self._head_bytes = 0
+        self._left = self._length()
+        self.scope[IS_LEFT] = self._is_left  # type: ignore[typeddict-unknown-key]
         super().on_headers_complete()
+        if self._left is None or self._left > _PASSED_OVER:
+            self.cycle.transport = _Lingering(  # type: ignore[assignment]
+                self.transport, self._linger
+            )
         if not self.pipeline:
             self._answering = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """A part of a body, which is bounded by whoever reads it; what surrounds it is counted anew."""
         self._head_bytes = 0
+        if self._left is not None:
+            self._left -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._part = None
+        self._left = 0
         super().on_message_complete()
+        if self._discarding is not None:
+            self._close_read()
+
+    def _length(self) -> int | None:
+        """How long a body is, by its head; the parser has seen that this is a number, if there is one."""
+        for name, value in self.headers:
+            if name == b"transfer-encoding":
+                return None
+            if name == b"content-length":
+                return int(value)
+        return 0
+
+    def _is_left(self) -> bool:
+        """Whether much of the body of the last request has yet to come."""
+        return self._left is None or self._left > _PASSED_OVER
+
+    def _linger(self) -> None:
+        """Closes the connection, once its client has had the time to read the answer."""
+        if self._part != "body":
+            self.transport.close()
+            return
+        self._discarding = _DISCARDED
+        self._connections.waits(self)
+        self._cancel_timers()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self._close_read)
+
+    def _discard(self, size: int) -> bool:
+        """Takes a part of a body that nobody reads; whether it has to be looked at where that ends."""
+        assert self._discarding is not None  # noqa: S101 - it was looked at
+        self._discarding -= size
+        if self._discarding <= 0:
+            self.flow.pause_reading()
+        return self._discarding > 0
 
     def on_response_complete(self) -> None:
         """An answer is made; the next request, if one waits, is answered."""
+        if self._discarding is not None:
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            return
         following = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if following is not None:
@@ -190,6 +254,8 @@ class TimedProtocol(HttpToolsProtocol):
         return part, self._requests, part != "idle" or self.timeout_keep_alive_task is None
 
     def _watch(self) -> None:
+        if self._discarding is not None:
+            return
         if self.transport.is_closing():
             self._watch_writing()
             return
@@ -225,6 +291,11 @@ class TimedProtocol(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Closes it, for its client wants nothing more; it may read what is there."""
         super().timeout_keep_alive_handler()
+        self._watch_writing()
+
+    def _close_read(self) -> None:
+        """Reads no more; what is left of the answer may be read, in the time that there is for that."""
+        self.transport.close()
         self._watch_writing()
 
     # --- what goes out ---
@@ -263,6 +334,15 @@ class TimedProtocol(HttpToolsProtocol):
             return
         self._unread = unread
         self._check_writing_later()
+
+
+class _Lingering:
+    """What a request with a long body is answered through: it is closed by `close`, in place of at once."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.close = close
+        self.write = transport.write
+        self.is_closing = transport.is_closing
 
 
 def _refusal(line: str) -> bytes:

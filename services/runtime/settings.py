@@ -344,7 +344,7 @@ class Settings(BaseSettings):
     api_write_rate: str = Field(
         default="600000/minute",
         description="How many events, people and sessions may come in with one API key, and twice as many of "
-        "an organization; empty is no limit.",
+        "an organization; 1 KB counts as one at least. Empty is no limit.",
     )
     api_failure_rate: str = Field(
         default="60/minute",

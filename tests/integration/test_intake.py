@@ -561,6 +561,21 @@ async def test_too_many_events_are_refused_whole_with_when_to_come_again(world: 
     assert len(await world.events()) == 15
 
 
+@pytest.mark.parametrize(
+    ("content", "codes"),
+    [(b'[{"a":"' + b"x" * 450_000 + b'"}]', [422, 422, 422, 422, 429]), (b"[" * 102_400, [400, 400, 429])],
+)
+async def test_what_is_long_counts_by_its_length_and_what_is_no_json_ten_times(
+    world: World, content: bytes, codes: list[int]
+) -> None:
+    await two_servers(world)
+    api = await writing(world, api_write_rate="2000/minute")
+    headers = {"Authorization": f"Bearer {api.key}", "Content-Type": "application/json"}
+    answers = [await api.http.post("/v1/events", content=content, headers=headers) for _ in codes]
+    assert [answer.status_code for answer in answers] == codes
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60
+
+
 # --- Kafka, the outbox, and processes that end ---------------------------------------------------------
 
 

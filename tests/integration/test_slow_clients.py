@@ -112,6 +112,55 @@ async def test_who_sends_half_a_body_is_closed_and_that_is_no_fault_of_ours(worl
     assert '"level": "error"' not in service.log.read_text()
 
 
+async def served_with_a_path(world: World, name: str) -> tuple[Service, str, str]:
+    """A service, a path of it that takes messages of MCP, and the headers of one."""
+    await world.offer()
+    port = free_port()
+    urls = {"public_url": f"http://127.0.0.1:{port}", "api_public_url": f"http://127.0.0.1:{port}"}
+    service = await world.start(name, port, http_body_seconds=600, **urls).ready()
+    headers = "content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
+    if name == MCP:
+        return service, "/mcp/srv_1/eve", headers
+    return service, "/mcp/analytics", f"{headers}authorization: Bearer {await world.make_key('org')}\r\n"
+
+
+@pytest.mark.parametrize("name", [MCP, API])
+async def test_a_body_without_end_that_is_refused_is_not_read_on(world: World, name: str) -> None:
+    service, path, headers = await served_with_a_path(world, name)
+    for length in ("content-length: 1000000000000", "transfer-encoding: chunked"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(
+            f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{service.port}\r\n{headers}{length}\r\n\r\n".encode()
+        )
+        answer = asyncio.create_task(reader.read())
+        part = b"x" * 2**20
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE):
+                while not reader.at_eof():
+                    writer.write(b"100000\r\n" + part + b"\r\n" if "chunked" in length else part)
+                    await writer.drain()
+        with contextlib.suppress(ConnectionError):
+            head = await answer
+            assert head.startswith(b"HTTP/1.1 413 ")
+            assert b"connection: close" in head.lower()
+        writer.close()
+    assert service.terminate() == 0
+    assert '"level": "error"' not in service.log.read_text()
+
+
+@pytest.mark.parametrize("name", [MCP, API])
+async def test_who_sends_too_much_reads_why_and_goes_on(world: World, name: str) -> None:
+    service, path, headers = await served_with_a_path(world, name)
+    given = dict(line.split(": ", 1) for line in headers.splitlines())
+    async with httpx2.AsyncClient(
+        base_url=f"http://127.0.0.1:{service.port}", headers=given, timeout=PATIENCE
+    ) as http:
+        for size in (70_000, 300_000, 3_000_000):
+            assert (await http.post(path, content=b"x" * size)).status_code == 413
+            assert (await http.post(path, content=b"{}")).status_code == 400
+    assert service.terminate() == 0
+
+
 async def test_health_is_for_its_own_port_and_for_this_machine_alone(world: World) -> None:
     await world.offer()
     mcp, api = await world.start_mcp(process=True), await world.start_api(process=True)

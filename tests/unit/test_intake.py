@@ -14,6 +14,7 @@ from schemas import Rejection, decode
 from services.analytics_api.intake.bodies import (
     MOST_BYTES,
     MOST_ITEMS,
+    Body,
     Item,
     Kind,
     decompressed,
@@ -57,6 +58,29 @@ def status_of(headers: dict[str, str], body: bytes = b"[1]", name: str = "events
 
 
 # --- bodies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"[" + b"{}," * 20_000, AS_JSON),
+        (b"[" + b"[]," * 2_000 + b"1]", AS_JSON),
+        (b"[" + b"1," * 20_000 + b"1]", AS_JSON),
+        (b"1\n" * 5_000, AS_LINES),
+        (b" " * 100_000, AS_JSON),
+        (b"{}", Kind(is_lines=False, encoding="gzip")),
+    ],
+)
+def test_a_small_body_of_very_many_values_is_read_in_a_thread(content: bytes, kind: Kind) -> None:
+    assert not Body(kind, content).is_quick
+
+
+def test_batches_of_some_hundred_events_are_read_without_a_thread() -> None:
+    event: dict[str, Any] = {"event_id": ID, "type": "step-completed", "completed_at": NOW}
+    event |= dict.fromkeys(("mcp_server_user_id", "walkthrough_id", "step_id", "session_id"), "x" * 12)
+    event["metadata"] = {"stepOrder": 1, "isLastStep": False}
+    assert Body(AS_JSON, json.dumps([event] * 190).encode()).is_quick
+    assert Body(AS_LINES, b"\n".join([json.dumps(event).encode()] * 190)).is_quick
 
 
 @given(st.lists(VALUES, min_size=1, max_size=20), st.sampled_from(["identity", "gzip", "zstd"]))

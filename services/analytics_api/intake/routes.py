@@ -12,7 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.analytics_api.fair import Turn
-from services.analytics_api.intake.bodies import JSON, MOST_ITEMS, NDJSON, Body, Item, Kind, items_of, read
+from services.analytics_api.intake.bodies import (
+    JSON,
+    MOST_ITEMS,
+    NDJSON,
+    QUICK_ITEMS,
+    Body,
+    Item,
+    Kind,
+    cost_of,
+    items_of,
+    read,
+)
 from services.analytics_api.intake.documents import event_schema
 from services.analytics_api.intake.registrations import (
     MOST_REGISTERED,
@@ -69,9 +80,13 @@ async def body_in(request: Request, uses: Shared, turn: Turn) -> Body:
 
     Raises:
         ProblemError: it is nothing that can be read, or too large; that counts as one against the key's rate.
+            Or it is longer than the key may bring now: then it is not read.
     """
     try:
         kind = Kind.of(request.headers)
+        length = request.headers.get("content-length", "")
+        if length.isdigit():
+            uses.keys.check_written(turn.asker, cost_of(int(length)))
         return Body(kind, await read(request.stream()))
     except ProblemError:
         uses.keys.count_written(turn.asker, 1)
@@ -79,7 +94,7 @@ async def body_in(request: Request, uses: Shared, turn: Turn) -> Body:
 
 
 async def items_in(body: Body, uses: Shared, turn: Turn, name: str, most: int) -> list[Item]:
-    """The items of a body, counted against their key's rate.
+    """The items of a body, counted against their key's rate: by their number, or by the body's length.
 
     They may take fifty times the memory of the body: whoever waits for a place to write has none yet.
 
@@ -90,9 +105,13 @@ async def items_in(body: Body, uses: Shared, turn: Turn, name: str, most: int) -
         make = partial(items_of, body.content, body.kind, name, most)
         items = await turn.made(make, is_quick=body.is_quick)
     except ProblemError:
-        uses.keys.count_written(turn.asker, 1)
+        uses.keys.add_written(turn.asker, body.cost_if_bad)
         raise
-    uses.keys.count_written(turn.asker, len(items))
+    try:
+        uses.keys.count_written(turn.asker, max(len(items), body.cost))
+    except ProblemError:
+        uses.keys.add_written(turn.asker, body.cost)
+        raise
     return items
 
 
@@ -180,7 +199,8 @@ async def events(request: Request, uses: Uses, turn: TurnedToWrite) -> Response:
     """
     body = await body_in(request, uses, turn)
     items = partial(items_in, body, uses, turn, "events", MOST_ITEMS)
-    taken = await uses.intake.take(turn, items, is_quick=body.is_quick)
+    is_quick = body.is_quick
+    taken = await uses.intake.take(turn, items, is_quick=is_quick)
     told = partial(
         to_json,
         {
@@ -190,5 +210,5 @@ async def events(request: Request, uses: Uses, turn: TurnedToWrite) -> Response:
             "results": taken.results,
         },
     )
-    text = await turn.made(told, is_quick=body.is_quick)
+    text = await turn.made(told, is_quick=is_quick and len(taken.results) <= QUICK_ITEMS)
     return Response(text, status_of(taken.accepted, taken.refused), {"Cache-Control": "no-store"}, JSON)

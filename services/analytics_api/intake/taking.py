@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from services.analytics_api.fair import Turn
 from services.analytics_api.intake import store
-from services.analytics_api.intake.bodies import Item
+from services.analytics_api.intake.bodies import QUICK_ITEMS, Item
 from services.analytics_api.intake.sending import Outgoing, Sender
 from services.analytics_api.intake.verdicts import (
     Found,
@@ -92,7 +92,10 @@ class Intake:
                 some may have arrived all the same.
         """
         async with turn.lanes.writing.place(turn.asker):
-            verdicts = await self._verdicts(turn, await read_items(), is_quick=is_quick)
+            items = await read_items()
+            is_quick = is_quick and len(items) <= QUICK_ITEMS
+            verdicts = await self._verdicts(turn, items, is_quick=is_quick)
+            del items  # they may be large
         through = await self._send(turn, verdicts.events)
         _count(verdicts.ids, verdicts.refused, through)
         results = await turn.made(verdicts.results, is_quick=is_quick)
