@@ -1,7 +1,7 @@
 """Typed events, and how anything is held against the contract before it is sent."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, ClassVar, Final, Self, TypeAlias
@@ -96,6 +96,9 @@ class Event:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name, own in _OWN.items():
+            if getattr(self, name) is not None and getattr(self, own) is not None:
+                raise InvalidEvent(Rejection.INVALID, f"{own}: give either {own} or {name}", field=own)
         at = getattr(self, self.TIME)
         object.__setattr__(self, self.TIME, _milliseconds(at, self.TIME))
         object.__setattr__(self, "prepared", prepare(self.as_dict()))
@@ -167,6 +170,11 @@ def _no_field(kind: type[Event], name: str) -> str:
 
 #: What producers take: a typed event, a mapping with the fields of the contract, or its JSON.
 Sendable: TypeAlias = Event | Mapping[str, Any] | bytes | str
+
+
+def listed(events: Sendable | Iterable[Sendable]) -> Iterable[Sendable]:
+    """Several events, of which one alone may be given as it is."""
+    return [events] if isinstance(events, Event | Mapping | bytes | str) else events
 
 
 #: All names of fields that producers send.
@@ -251,6 +259,8 @@ def _misnamed(error: EventError, value: bytes) -> Iterator[tuple[str, tuple[str,
 
 
 def _encoded(event: Mapping[str, Any] | bytes | str) -> bytes:
+    if not isinstance(event, Mapping | bytes | str) and isinstance(event, Iterable):
+        raise InvalidEvent(Rejection.INVALID, "event: this takes one event; `send_many` takes several")
     try:
         if isinstance(event, bytes | str):
             return event.encode() if isinstance(event, str) else event

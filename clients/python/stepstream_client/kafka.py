@@ -13,7 +13,7 @@ from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle, u
 from stepstream_client.contract import TOPIC
 from stepstream_client.errors import ClientError, NotAcknowledged, NotInTime
 from stepstream_client.events import Prepared, require_platform_ids
-from stepstream_client.http import AsyncHttpProducer
+from stepstream_client.http import AsyncHttpProducer, check_address
 
 try:
     from aiokafka import AIOKafkaProducer
@@ -344,6 +344,8 @@ def check_options(source: str, http_url: str | None, http_key: str | None) -> No
         raise ValueError(f"source: a short name of your service, 1 to {MAX_SOURCE} printable characters")
     if (http_url is None) != (http_key is None):
         raise ValueError("http_url and http_key go together")
+    if http_url is not None:
+        check_address(http_url, http_key, "http_url", "http_key")
 
 
 def _key(event: Prepared) -> bytes:
