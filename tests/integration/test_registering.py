@@ -193,6 +193,8 @@ async def test_people_come_in_by_http_each_with_a_verdict(world: World) -> None:
         7: "distinct_id",
     }
     assert {error["class"] for error in errors.values()} == {"invalid-person"}
+    other = (await post(api, "people", [{"user_id": "u-1"}], key)).json()["results"][0]["error"]
+    assert other["message"] == "distinct_id: Field required; `user_id` is perhaps distinct_id"
     lines = b'{"distinct_id": "u-3"}\n\n{"distinct_id": \n'
     ndjson = await post(api, "people", lines, key, **{"Content-Type": "application/x-ndjson"})
     assert ndjson.status_code == 207

@@ -31,6 +31,8 @@ _WINDOW_LOG: Final = 23
 _MOST_MEMBERS: Final = 1_000
 #: What is read without a thread, which costs batches of a hundred events half of their rate.
 _QUICK_BYTES: Final = 65_536
+#: What a body begins with that is compressed.
+_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 #: What JSON has for blanks.
 _BLANKS: Final = b" \t\r\n"
 
@@ -147,6 +149,11 @@ def items_of(body: bytes, kind: Kind, name: str, most: int = MOST_ITEMS) -> list
         ProblemError: 400, it is no JSON as a whole, or has no items; 413.
     """
     plain = decompressed(body, kind.encoding)
+    for magic, packed in _MAGIC.items():
+        if plain.startswith(magic):
+            raise unreadable(
+                f"the body is compressed with {packed}: say so by the header Content-Encoding: {packed}"
+            )
     items = _lines_of(plain, name, most) if kind.is_lines else _values_of(plain, name, most)
     if not items:
         raise unreadable(f"the body has no {name}")
@@ -165,15 +172,25 @@ def _lines_of(body: bytes, name: str, most: int) -> list[Item]:
         try:
             items.append(Item(index, _parsed(line), number, line))
         except ValueError as error:
-            items.append(Item(index, None, number, line, f"the line is no JSON: {error}"))
+            problem = f"the line is no JSON: {error}{_behind(hint_of_joined(line))}"
+            items.append(Item(index, None, number, line, problem))
     return items
+
+
+def hint_of_joined(text: bytes) -> str:
+    """Why several objects stand in one line, where they do."""
+    return "`curl -d` joins lines: use --data-binary" if b"}{" in text else ""
+
+
+def _behind(hint: str) -> str:
+    return f"; {hint}" if hint else ""
 
 
 def _values_of(body: bytes, name: str, most: int) -> list[Item]:
     try:
         value = _parsed(body)
     except ValueError as error:
-        hint = ""
+        hint = _behind(hint_of_joined(body))
         if b"}\n{" in body or b"}\r\n{" in body:
             hint = " (one a line is application/x-ndjson)"
         raise unreadable(f"the body is no JSON: {error}{hint}") from None

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from schemas import Rejection
 from schemas.events import MAX_AHEAD_MS, MIN_TIME_MS, Identifier
+from schemas.names import hints
 from services.analytics_api.intake.bodies import Item
 from services.analytics_api.registering import (
     MOST_OWN_ID,
@@ -175,7 +176,9 @@ def _parsed(item: Item, model: type[Given], class_: str) -> Given:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = str(first["loc"][0]) if first["loc"] else None
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise RefusedItemError(class_, field, f"{field}: {message}" if field else message) from None
+        missing = [field] if field is not None and first["type"] == "missing" else []
+        told = [f"{field}: {message}" if field else message, *hints(item.value, missing, model.model_fields)]
+        raise RefusedItemError(class_, field, "; ".join(told)) from None
 
 
 async def take_people(db: Connection, organization: str, items: Sequence[Item]) -> PeopleResults:
