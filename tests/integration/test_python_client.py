@@ -38,7 +38,7 @@ from stepstream_client import (
     WalkthroughStarted,
 )
 from tests.integration.test_intake import BEGAN, key_of, writing
-from tests.support.world import PATIENCE, World, completed
+from tests.support.world import PATIENCE, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -173,6 +173,34 @@ async def test_a_bad_event_among_good_ones_harms_none(world: World) -> None:
     assert {json.loads(r.value or b"")["step_id"] for r in await world.events()} == set("abc")
     with pytest.raises(ProducerClosed):
         await producer.send(good[0])
+
+
+async def test_a_topic_that_is_not_there_is_told_at_once_and_by_no_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where one of that name is made afterwards."""
+    servers, topic = world.settings.kafka_bootstrap_servers, f"{world.settings.topic}-of-nobody"
+    producer = AsyncProducer(servers, source="/checkout", topic=topic, timeout=PATIENCE * 2)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(NotAcknowledged, match=f"there is no topic {topic}"):
+            await producer.send(done("ann", "a"))
+        with pytest.raises(NotAcknowledged, match=f"there is no topic {topic}"):
+            await producer.start()
+    assert [record for record in caplog.records if topic in record.getMessage()] == []
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await eventually(lambda: _is_taken(producer), "the event is taken")
+    await producer.close()
+    await admin.delete_topics([topic])
+    await admin.close()
+
+
+async def _is_taken(producer: AsyncProducer) -> bool:
+    try:
+        return (await producer.send(done("ann", "a"))).through == "kafka"
+    except NotAcknowledged:
+        return False
 
 
 async def test_who_gives_more_than_there_is_room_for_waits_and_none_is_lost(world: World) -> None:
