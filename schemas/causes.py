@@ -40,6 +40,8 @@ _OF_PROBLEMS: Final = (
     ("surrogate", "it holds half of a surrogate pair: a text was perhaps cut in the middle of a character"),
     ("recursion", "it is nested too deep: some 200 objects and arrays in one another are the most"),
 )
+#: What operators send, and no producer.
+_OF_OPERATORS: Final = frozenset({"user-erased", "step-corrected"})
 _COMPRESSION: Final = "; leave that to the producer's compression.type"
 #: An event that is wrapped is under one of these names.
 _WRAPPERS: Final = ("payload", "data", "value", "event", "message", "body", "record", "after")
@@ -81,7 +83,7 @@ def likely(
     if kind == "union_tag_invalid":
         return [_of_type(found["type"], tuple(fields))]
     if kind == "union_tag_not_found":
-        return list(_of_missing(found, ("type",), fields)) or [f"there are {', '.join(fields)}"]
+        return list(_of_missing(found, ("type",), fields)) or [_types(fields)]
     missing = tuple(str(p["loc"][-1]) for p in problems if p["type"] == "missing")
     return [*_of_missing(found, missing, fields), *_of_fields(found, problems)]
 
@@ -171,7 +173,11 @@ def _of_another_value(found: object) -> str | None:
 
 def _of_type(given: object, known: tuple[str, ...]) -> str:
     alike = _alike(_safe_names([given]), known) if isinstance(given, str) else {}
-    return f"`{next(iter(alike))}` is perhaps meant" if alike else f"there are {', '.join(known)}"
+    return f"`{next(iter(alike))}` is perhaps meant" if alike else _types(known)
+
+
+def _types(known: Iterable[str]) -> str:
+    return f"there are {', '.join(kind for kind in known if kind not in _OF_OPERATORS)}"
 
 
 def _of_missing(

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER / "examples"
 #: Where the Python client, which installs without the server, has its copy of these modules.
 PYTHON_CLIENT = FOLDER.parent / "clients" / "python" / "stepstream_client" / "contract"
-COPIED = ("events.py", "causes.py", "advice.py")
+COPIED = ("events.py", "causes.py", "advice.py", "names.py")
 
 
 def documents() -> dict[str, Any]:

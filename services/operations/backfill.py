@@ -19,16 +19,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -36,6 +33,7 @@ from pydantic import (
 
 from schemas import encode, encode_metadata
 from schemas.events import MAX_TIME_MS, Identifier, why_too_early
+from services.analytics_api.intake.registrations import milliseconds
 from services.analytics_api.registering import find_people, problem_of_own_id
 from services.consumers.lag import RECORDER, read_groups
 from services.operations.event_files import read_values
@@ -56,7 +54,6 @@ _CHUNK = 5_000
 _MOST_REASONS: Final = 100
 #: People active so recently may have events on their way, of steps that progress shows already; milliseconds.
 _RECENT_MS = 3_600_000
-_AWARE: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
 
 
 class Row(BaseModel):
@@ -94,14 +91,7 @@ class Row(BaseModel):
     @classmethod
     def _time(cls, value: object) -> object:
         """Milliseconds since the epoch, or an RFC 3339 time."""
-        if isinstance(value, str) and not value.strip().isdigit():
-            try:
-                return round(_AWARE.validate_python(value).timestamp() * 1000)
-            except ValidationError:
-                raise ValueError(
-                    "neither milliseconds since the epoch nor an RFC 3339 time with an offset"
-                ) from None
-        return value
+        return milliseconds(value)
 
     @field_validator("completed_at")
     @classmethod

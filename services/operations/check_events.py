@@ -6,15 +6,16 @@ They come from a file, or from a topic, which is read without a group. The rules
 import contextlib
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from schemas import advice_on
+from schemas import Rejection, advice_on
+from services.analytics_api.registering import find_organization
 from services.completion_recorder.forecast import Forecast, Foreseen, Outcome
 from services.completion_recorder.judge import Table
 from services.completion_recorder.seen_events import SeenEvents, seen_events
@@ -24,9 +25,10 @@ from services.consumers.reader import read_range, reader
 from services.consumers.reading import unreadable_of
 from services.operations.event_files import Item, Known
 from services.operations.event_habits import Habits
+from services.operations.own_ids import Named, by_platform_ids, is_of_http
 from services.runtime.database import Connection, connected
 from services.runtime.environment import names_database
-from services.runtime.errors import StepstreamError
+from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import Record, admin_client, check_codecs, describe_topics, unreachable
 from services.runtime.settings import Settings
 from services.runtime.sources import OTHERS, source_of
@@ -206,6 +208,7 @@ async def check_events(
     *,
     partitions: Callable[[], int | None],
     with_database: bool = True,
+    organization: str | None = None,
 ) -> Checked:
     """Holds events against the contract, against each other and, where there is one, against the database.
 
@@ -215,8 +218,10 @@ async def check_events(
         tell: called with what would not count once more, in order.
         partitions: how many the topic has, once a portion is there; None where that is not known.
         with_database: whether to look into it.
+        organization: by whose own ids, people and sessions are named, as by HTTP: id or slug.
 
     Raises:
+        UsageError: there is no such organization, or no database to look it up in.
         StepstreamError: the database went away while it was needed.
     """
     checked = Checked()
@@ -224,7 +229,10 @@ async def check_events(
         seen = stack.enter_context(seen_events())
         db = await _database(settings, stack, checked, wanted=with_database)
         checked.has_database = db is not None
-        check = _Check(settings, seen, checked, partitions)
+        if organization is not None and db is None:
+            raise UsageError(f"--organization looks up people and sessions: {checked.not_said[-1]}")
+        owner = await find_organization(db, organization) if db is not None and organization else None
+        check = _Check(settings, seen, checked, partitions, owner)
         async with aclosing(portions) as opened:  # type: ignore[type-var]
             async for portion in opened:
                 tell(await check.hold(db, portion))
@@ -258,27 +266,38 @@ async def _database(
 
 class _Check:
     def __init__(
-        self, settings: Settings, seen: SeenEvents, checked: Checked, partitions: Callable[[], int | None]
+        self,
+        settings: Settings,
+        seen: SeenEvents,
+        checked: Checked,
+        partitions: Callable[[], int | None],
+        organization: str | None,
     ) -> None:
         self._checked = checked
+        self._organization = organization
         self._partitions = partitions
         self._places: dict[int, str] = {}
         self._forecast = Forecast(
             seen, settings.trusted(), settings.registering(), lambda record: self._places[id(record)]
         )
 
-    async def hold(self, db: "Connection | None", portion: Sequence[Item]) -> list[Finding]:
+    async def hold(self, db: "Connection | None", given: Sequence[Item]) -> list[Finding]:
         """What of a portion would not count once more; counts all of it."""
         now_ms = int(time.time() * 1000)
+        if db is not None and self._organization is not None:
+            named = await by_platform_ids(db, self._organization, given)
+        else:
+            named = [Named(item, {}) for item in given]
+        portion = [item for item, _ in named]
         self._places = {id(item.record): item.place for item in portion}
         foreseen = await self._forecast.foresee(db, [item.record for item in portion], now_ms)
         found = []
-        for item, one in zip(portion, foreseen, strict=True):
+        for (item, names), one in zip(named, foreseen, strict=True):
             of_source = self._of_source(source_of(item.record.headers))
             self._count(of_source, one)
             of_source.habits.note(item, one.event, now_ms, has_another_id=one.has_another_id)
             if one.outcome is not Outcome.COUNTS:
-                found.append(_finding(item, one))
+                found.append(_finding(item, _as_named(one, names)))
         return found
 
     def _count(self, of_source: OfSource, one: Foreseen) -> None:
@@ -302,7 +321,7 @@ _FIELDS: Final = frozenset(
     {
         *("type", "event_id", "mcp_server_user_id", "walkthrough_id", "step_id", "mcp_server_id"),
         *("mcp_server_session_id", "completed_at", "started_at", "skipped_at", "shown_at", "erased_at"),
-        *("corrected_at", "covers_until", "metadata", "reason", "version"),
+        *("corrected_at", "covers_until", "metadata", "reason", "version", "distinct_id", "session_id"),
     }
 )
 
@@ -311,6 +330,16 @@ def field_of(message: str) -> str | None:
     """The field that a message about an event begins with."""
     name = message.partition(":")[0]
     return name if name in _FIELDS else None
+
+
+def _as_named(one: Foreseen, names: Mapping[str, str]) -> Foreseen:
+    """With the names that the event has for fields, and what to do about names that Kafka does not take."""
+    message = one.message
+    for name, own in names.items():
+        message = message.replace(f"{name}: ", f"{own}: ")
+    if one.rejection is Rejection.INVALID and "Field required" in message and is_of_http(one.record.value):
+        message += "; by HTTP it may go so: `--organization ORG` looks up whom and what it names"
+    return replace(one, message=message)
 
 
 def _finding(item: Item, one: Foreseen) -> Finding:

@@ -151,7 +151,7 @@ async def send_batches(
         for place, value in batch:
             outcome.read_to = place
             try:
-                out = await producer.enqueue(value)
+                out = await producer.begin(value)
             except InvalidEvent as error:
                 outcome.not_sent.add(error.rejection, place, str(error))
                 continue

@@ -4,10 +4,11 @@ import csv
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from schemas.names import meant_by
 from services.analytics_api.intake.bodies import Item
 from services.analytics_api.intake.registrations import (
     MOST_REGISTERED,
@@ -67,11 +68,20 @@ async def register(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a file is read: what separates its columns, else it is seen; who is told of bytes, and of that."""
+    """How a file is read: what separates its columns, else it is seen; who is told of bytes, and of that.
+
+    Where `columns` are named, by the field that they stand for, others than fields are left out.
+    """
 
     delimiter: str | None
     advance: Callable[[int], None]
     tell: Callable[[str], object]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The field of each column that was named."""
+        return {column: name for name, column in self.columns.items()}
 
 
 def items_of_file(lines: Iterable[bytes], what: What, reading: Reading) -> Iterator[Item]:
@@ -86,12 +96,13 @@ def items_of_file(lines: Iterable[bytes], what: What, reading: Reading) -> Itera
         raise UsageError(f"there are no {what.name} in it")
     text = itertools.chain([first], numbered)
     if reading.delimiter is None and first[1].startswith("{"):
-        yield from _of_json(text)
+        yield from _of_json(text, reading)
         return
-    delimiter = reading.delimiter or delimiter_of(first[1], what.columns)
+    wanted = {*what.columns, *reading.columns.values()}
+    delimiter = reading.delimiter or delimiter_of(first[1], wanted)
     if reading.delimiter is None and delimiter != ",":
         reading.tell(told(delimiter))
-    yield from _of_table(text, what, delimiter)
+    yield from _of_table(text, what, delimiter, reading)
 
 
 def _numbered(lines: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
@@ -108,30 +119,54 @@ def _numbered(lines: Iterable[bytes], advance: Callable[[int], None]) -> Iterato
             yield number, text
 
 
-def _of_json(lines: Iterable[tuple[int, str]]) -> Iterator[Item]:
+def _of_json(lines: Iterable[tuple[int, str]], reading: Reading) -> Iterator[Item]:
     for index, (number, text) in enumerate(lines):
         try:
-            yield Item(index, json.loads(text), number)
+            given = json.loads(text)
         except (ValueError, RecursionError) as error:
             yield Item(index, None, number, problem=f"the line is no JSON: {error}")
+            continue
+        if reading.columns and isinstance(given, dict):
+            named = {name: given[column] for column, name in reading.fields.items() if column in given}
+            given = {name: value for name, value in given.items() if name not in reading.fields} | named
+        yield Item(index, given, number)
 
 
-def _of_table(lines: Iterable[tuple[int, str]], what: What, delimiter: str) -> Iterator[Item]:
+def _of_table(
+    lines: Iterable[tuple[int, str]], what: What, delimiter: str, reading: Reading
+) -> Iterator[Item]:
     """Rows of CSV, one a line; an empty cell is none."""
     rows = ((number, _cells(text, delimiter)) for number, text in lines)
-    number, names = next(rows)
-    names = [name.strip() for name in names]
-    if unknown := [name for name in names if name not in what.columns]:
-        raise UsageError(
-            f"line {number}: `{unknown[0]}` is no column of {what.name}: a table begins with a line of "
-            f"names, of {', '.join(what.columns)}; else give one JSON object a line"
-        )
+    number, columns = next(rows)
+    names = _names([column.strip() for column in columns], what, reading, number)
     for index, (at, cells) in enumerate(rows):
         if len(cells) > len(names):
             yield Item(index, None, at, problem=f"the line has {len(cells)} cells for {len(names)} names")
             continue
-        given = {name: _cell(name, text) for name, text in zip(names, cells, strict=False) if text}
+        pairs = zip(names, cells, strict=False)
+        given = {name: _cell(name, text) for name, text in pairs if text and name is not None}
         yield Item(index, given, at)
+
+
+def _names(columns: Sequence[str], what: What, reading: Reading, number: int) -> list[str | None]:
+    """The field of each column; None where it is left out.
+
+    Raises:
+        UsageError: one is no field, and nobody said which are; or one that was named is not there.
+    """
+    of = f"of {what.name}, which are {', '.join(what.columns)}"
+    if absent := [column for column in reading.columns.values() if column not in columns]:
+        raise UsageError(f"line {number}: --column: there is no column `{absent[0]}`")
+    fields = {name: name for name in what.columns if name not in reading.columns} | reading.fields
+    unknown = [column for column in columns if column not in fields]
+    if unknown and not reading.columns:
+        meant = meant_by(unknown[0], tuple(name for name in what.columns if name not in columns))
+        field_ = meant[0] if meant else "FIELD"
+        raise UsageError(
+            f"line {number}: `{unknown[0]}` is no column {of}; --column {field_}={unknown[0]} says what it "
+            "is, and leaves other columns out. Else give one JSON object a line"
+        )
+    return [fields.get(column) for column in columns]
 
 
 def _cells(text: str, delimiter: str) -> list[str]:

@@ -1,12 +1,12 @@
 """`stepstream backfill`: completions from before Stepstream."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.operator_cli.options import (
+    ColumnOption,
     DelimiterOption,
     ExecuteOption,
     Output,
@@ -14,6 +14,7 @@ from services.operator_cli.options import (
     current_settings,
     examples,
     not_executed,
+    parse_columns,
     parse_delimiter,
     print_json,
     print_table,
@@ -60,13 +61,7 @@ def backfill(
         ),
     ] = None,
     delimiter: DelimiterOption = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIELD=NAME",
-            help="Which column a field of the event is, once for each; others are left out then.",
-        ),
-    ] = None,
+    column: ColumnOption = None,
     execute: ExecuteOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -76,32 +71,17 @@ def backfill(
     what it would send, and what it cannot know. Exit 1 where all was left out.
     """
     with nothing_begun():
-        from services.operations.backfill import Backfill, Origin, Shape
+        from services.operations.backfill import Backfill, Origin, Row, Shape
         from services.operations.backfill import backfill as fill
 
     if (file is None) != from_progress:
         raise UsageError("name a file, or say --from-progress")
-    shape = Shape(parse_delimiter(delimiter), _columns(column or ()))
+    shape = Shape(parse_delimiter(delimiter), parse_columns(column or (), tuple(Row.model_fields)))
     outcome = Backfill(executed=execute)
     early = run_until_stopped(fill(current_settings(), Origin(file, shape, server), outcome))
     if early is not None and not outcome.sent.sent and not isinstance(early, StoppedError):
         raise early
     _report(outcome, early, as_json=output is Output.JSON)
-
-
-def _columns(given: Iterable[str]) -> dict[str, str]:
-    from services.operations.backfill import Row
-
-    found = {}
-    for pair in given:
-        name, is_pair, column = pair.partition("=")
-        known = ", ".join(Row.model_fields)
-        if not is_pair or not column:
-            raise UsageError(f"--column: `{pair}` is not FIELD=NAME; the fields are {known}")
-        if name not in Row.model_fields:
-            raise UsageError(f"--column: there is no field `{name}`; the fields are {known}")
-        found[name] = column
-    return found
 
 
 def _report(outcome: "Backfill", early: StepstreamError | None, *, as_json: bool) -> None:

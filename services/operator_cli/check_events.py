@@ -74,11 +74,20 @@ class _Shown:
             typer.echo((("\n" if self._printed else '{"events": [') + "], ") + summary[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class _Looking:
+    """Whether what events refer to is looked up, and whose own ids they have."""
+
+    into_database: bool
+    organization: str | None
+
+
 @app.command(
     "check-events",
     epilog=examples(
         "check-events events.ndjson",
         "check-events events.ndjson --no-database -o ndjson",
+        "check-events for-http.ndjson --organization acme-tools",
         "check-events --topic walkthrough.progress.v1 --source /checkout --from -2h",
     ),
 )
@@ -116,6 +125,14 @@ def check_events(
     database: Annotated[
         bool, typer.Option("--database/--no-database", help="Whether to look up what events refer to.")
     ] = True,
+    organization: Annotated[
+        str | None,
+        typer.Option(
+            "--organization",
+            metavar="ORG",
+            help="Of a FILE in the form of HTTP: whose ids `distinct_id` and `session_id` are. Id or slug.",
+        ),
+    ] = None,
     output: Annotated[
         CheckOutput, typer.Option("--output", "-o", help="How to print the result.")
     ] = CheckOutput.TABLE,
@@ -126,11 +143,14 @@ def check_events(
     against the database, by the recorder's own rules; records also by key, partition, headers and codec.
     Exit 3 where one would not count. A table has the first problems; JSON all, and what is there already.
     """
+    if organization is not None and (file is None or not database):
+        raise UsageError("--organization is for a file, and looks into the database")
     _check_usage(file, topic, topic_only=(source, last, from_time), partitions=partitions)
     settings = current_settings(needs_kafka=topic is not None, needs_database=False)
+    looking = _Looking(database, organization)
     shown = _Shown(output)
     if file is not None:
-        checked = asyncio.run(_of_file(settings, file, partitions, shown, with_database=database))
+        checked = asyncio.run(_of_file(settings, file, partitions, shown, looking))
     else:
         checked = asyncio.run(
             _of_topic(settings, topic or "", (source, last, from_time), shown, with_database=database)
@@ -163,7 +183,7 @@ def _check_usage(
 
 
 async def _of_file(
-    settings: "Settings", file: str, partitions: int | None, shown: _Shown, *, with_database: bool
+    settings: "Settings", file: str, partitions: int | None, shown: _Shown, looking: _Looking
 ) -> "Checked":
     from services.operations.check_events import check_events, from_file
     from services.operations.event_files import read_items
@@ -176,7 +196,8 @@ async def _of_file(
             from_file(items),
             shown.tell,
             partitions=lambda: partitions,
-            with_database=with_database,
+            with_database=looking.into_database,
+            organization=looking.organization,
         )
 
 

@@ -142,6 +142,34 @@ def parse_delimiter(given: str | None) -> str | None:
     raise UsageError(f"--delimiter: `{given}` is not one character; `tab` stands for one")
 
 
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=NAME",
+        help="Which column a field is, once for each; others are left out then.",
+    ),
+]
+
+
+def parse_columns(given: Iterable[str], fields: Sequence[str]) -> dict[str, str]:
+    """The column of each field that --column names.
+
+    Raises:
+        UsageError: it is none, or there is no such field.
+    """
+    found = {}
+    for pair in given:
+        name, is_pair, column = pair.partition("=")
+        known = ", ".join(fields)
+        if not is_pair or not column:
+            raise UsageError(f"--column: `{pair}` is not FIELD=NAME; the fields are {known}")
+        if name not in fields:
+            raise UsageError(f"--column: there is no field `{name}`; the fields are {known}")
+        found[name] = column
+    return found
+
+
 PartitionsOption = Annotated[
     str | None, typer.Option("--partitions", metavar="N,N", help="Only these partitions; else all.")
 ]

@@ -70,7 +70,7 @@ def produce(
     if stream is not None:
         ended = {} if early is None else {"ended": str(early), "read_to": outcome.read_to}
         stream.end({"sent": outcome.sent} | ended)
-    report(outcome, early)
+    report(outcome, early, source)
 
 
 def _check(file: str, outcome: "ProduceResult") -> None:
@@ -122,8 +122,8 @@ def report_checked(outcome: "ProduceResult", stream: JsonObject | None) -> None:
         raise StepstreamError(f"{bad:,} of {outcome.good + bad:,} are no events. Mend them first")
 
 
-def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> None:
-    """Tells what was sent, and what has ended it early.
+def report(outcome: "ProduceResult", early: StepstreamError | None = None, source: str | None = None) -> None:
+    """Tells what was sent, and what has ended it early; with a source also where one sees what became of it.
 
     Raises:
         StepstreamError: what has ended it; or an event was not sent.
@@ -131,6 +131,13 @@ def report(outcome: "ProduceResult", early: StepstreamError | None = None) -> No
     lost = outcome.not_sent.total
     say(f"{outcome.sent:,} events sent and acknowledged, {outcome.rate:,.0f} a second")
     tell_refused(outcome.not_sent)
+    if source is not None and outcome.sent:
+        topic = current_settings().topic
+        say(
+            f"whether they count: `stepstream check-events --topic {topic} --source {source} --from -1h`; "
+            f"what was refused: `stepstream dlq summary --source {source}`",
+            markup=False,
+        )
     if early is not None:
         where = f"read up to {outcome.read_to}" if outcome.read_to else "before anything was read"
         early.args = (f"{early}, {where}. To go on, {_AGAIN}",)

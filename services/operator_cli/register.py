@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.operator_cli.options import (
+    ColumnOption,
     DelimiterOption,
     JsonList,
     current_settings,
     examples,
+    parse_columns,
     parse_delimiter,
     parse_time,
     print_json,
@@ -46,10 +48,11 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file, or none, with what separates its columns; and the option that stands for one."""
+    """A file, or none, with what separates its columns and which they are; what stands for one."""
 
     name: str | None
     delimiter: str | None
+    columns: Sequence[str]
     else_: str
 
 
@@ -67,6 +70,7 @@ FormatOption = Annotated[Format, typer.Option("--output", "-o", help="How to pri
     "people",
     epilog=examples(
         "register people people.csv --organization acme-tools",
+        "register people customers.csv --organization acme-tools --column distinct_id=customer",
         "register people --organization acme-tools --distinct-id u-1 -o json",
     ),
 )
@@ -77,6 +81,7 @@ def register_people(
         list[str] | None, typer.Option(help="Somebody, by the organization's own id; again for more.")
     ] = None,
     delimiter: DelimiterOption = None,
+    column: ColumnOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Register people, and print the id of each, by which events name them.
@@ -87,7 +92,7 @@ def register_people(
 
     given = [{"distinct_id": one} for one in distinct_id or ()]
     columns = ("distinct_id", "mcp_server_user_id", "created")
-    read = _File(file, parse_delimiter(delimiter), "--distinct-id")
+    read = _File(file, parse_delimiter(delimiter), column or (), "--distinct-id")
     _register(organization, PEOPLE, given, read, _Outcome(columns, output))
 
 
@@ -114,6 +119,7 @@ def register_sessions(
     ] = None,
     title: Annotated[str | None, typer.Option(help="What it is called.")] = None,
     delimiter: DelimiterOption = None,
+    column: ColumnOption = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Register sessions, with the people whom they name, and print the id of each, for events."""
@@ -127,7 +133,7 @@ def register_sessions(
         )
     given = [] if session_id is None else [{"session_id": session_id, **one}]
     columns = ("session_id", "mcp_server_session_id", "created")
-    read = _File(file, parse_delimiter(delimiter), "--session-id")
+    read = _File(file, parse_delimiter(delimiter), column or (), "--session-id")
     _register(organization, SESSIONS, given, read, _Outcome(columns, output))
 
 
@@ -195,12 +201,13 @@ def _register(
 
     if (file.name is None) is not bool(given):
         raise UsageError(f"give a file, `-` for standard input, or {file.else_}: one of them")
-    if file.name is None and file.delimiter is not None:
-        raise UsageError("--delimiter is for a file")
+    if file.name is None and (file.delimiter is not None or file.columns):
+        raise UsageError("--delimiter and --column are for a file")
+    columns = parse_columns(file.columns, what.columns)
     settings = current_settings(needs_kafka=False)
 
     async def work() -> None:
-        with _items(file, what, given) as items:
+        with _items(file, columns, what, given) as items:
             async with connected(settings) as db:
                 async for batch in register(db, organization, what, items):
                     outcome.take(batch)
@@ -214,7 +221,9 @@ def _register(
 
 
 @contextlib.contextmanager
-def _items(file: _File, what: "What", given: Sequence[dict[str, Any]]) -> "Iterator[Iterator[Item]]":
+def _items(
+    file: _File, columns: dict[str, str], what: "What", given: Sequence[dict[str, Any]]
+) -> "Iterator[Iterator[Item]]":
     from services.analytics_api.intake.bodies import Item
     from services.operations.register import MOST_LINE, Reading, items_of_file
     from services.runtime.files import lines_of, open_lines
@@ -225,7 +234,7 @@ def _items(file: _File, what: "What", given: Sequence[dict[str, Any]]) -> "Itera
     with open_lines(file.name) as (lines, size), progress_of_bytes("registering", size) as advance:
         told = lambda text: say(f"{file.name}: {text}", markup=False)  # noqa: E731 - of this file
         yield items_of_file(
-            lines_of(lines, file.name, MOST_LINE), what, Reading(file.delimiter, advance, told)
+            lines_of(lines, file.name, MOST_LINE), what, Reading(file.delimiter, advance, told, columns)
         )
 
 

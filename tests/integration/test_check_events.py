@@ -280,6 +280,33 @@ async def test_a_source_that_registers_on_first_sight_needs_no_rows_of_people_an
     assert summary["outcomes"]["counts"] == recorded == len(sent)
 
 
+async def test_events_in_the_form_of_http_are_looked_up_by_their_organizations_own_ids(
+    world: World, tmp_path: Path
+) -> None:
+    await world.offer()
+    registering = ("register", "sessions", "--organization", "org")
+    done = await world.invoke(*registering, "--session-id", "visit", "--distinct-id", "customer 17")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "events.ndjson"
+    platform = ("mcp_server_user_id", "mcp_server_session_id", "mcp_server_id")
+    bare = {name: value for name, value in completed("x", "a", NOW).items() if name not in platform}
+    good = bare | {"distinct_id": "customer 17", "session_id": "visit"}
+    other = [
+        good | {"event_id": str(uuid.uuid4()), "step_id": "b", "distinct_id": "nobody"},
+        good | {"event_id": str(uuid.uuid4()), "step_id": "c", "session_id": "none"},
+    ]
+    file.write_text("\n".join(map(json.dumps, [good, *other, completed("x", "a", NOW)])))
+    found, summary = await checked(world, str(file), "--organization", "org", code=3)
+    assert summary["outcomes"] == {"counts": 1, "refused": 3}
+    assert [(one["error_class"], one["field"]) for one in found] == [
+        ("unknown-user", "distinct_id"),
+        ("unknown-session", "session_id"),
+        ("unknown-user", "mcp_server_user_id"),
+    ]
+    found, _ = await checked(world, str(file), code=3)
+    assert "`--organization ORG` looks up whom and what it names" in found[0]["message"]
+
+
 async def test_rows_that_somebody_has_locked_hold_up_no_check(world: World, tmp_path: Path) -> None:
     await world.offer()
     await world.people(["ann"])
@@ -379,6 +406,7 @@ async def test_a_table_has_the_summary_first_and_then_the_first_problems(world: 
         (["--topic", "b", "--partitions", "5"], "--partitions is for a file"),
         (["--topic", "b", "--last", "5", "--from", "-2h"], "say where to begin once"),
         (["--topic", "no-such-topic"], "Kafka has no topic no-such-topic"),
+        (["--topic", "b", "--organization", "org"], "--organization is for a file"),
         (["nowhere.ndjson"], "nowhere.ndjson: No such file"),
     ],
 )

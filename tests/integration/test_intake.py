@@ -416,7 +416,7 @@ async def test_a_key_that_registers_makes_people_and_sessions_that_nobody_knows(
     responses = await asyncio.gather(*(send(api, batch) for batch in batches))
     assert [response.status_code for response in responses] == [200] * 5
     response = await send(api, [named("u-x", "z"), named("u-y", "a", mcp_server_id="srv_none")])
-    assert [kind for _, kind, _ in errors(response)] == ["unknown-user", "unknown-user"]
+    assert [kind for _, kind, _ in errors(response)] == ["unknown-step", "unknown-server"]
     await world.drained()
     assert await world.db.fetchval("select count(*) from mcp_server_user") == 30
     assert await world.db.fetchval("select count(*) from mcp_server_session") == 30

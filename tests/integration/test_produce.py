@@ -42,6 +42,9 @@ async def test_each_form_of_a_file_is_sent_whole(world: World, form: str, tmp_pa
     by_pipe = world.command("produce", "-", stdin=FORMS[form])
     assert by_pipe.returncode == 0, by_pipe.stderr
     assert "50 events sent and acknowledged" in by_pipe.stderr
+    told = " ".join(by_pipe.stderr.split())
+    assert f"check-events --topic {world.settings.topic} --source /stepstream/produce --from -1h`" in told
+    assert told.endswith("`stepstream dlq summary --source /stepstream/produce`")
     wanted = sorted(EVENTS, key=lambda e: str(e["event_id"]))
     assert await sent(world) == wanted
     file = tmp_path / "events"

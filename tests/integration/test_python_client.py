@@ -38,7 +38,7 @@ from stepstream_client import (
     WalkthroughStarted,
 )
 from tests.integration.test_intake import BEGAN, key_of, writing
-from tests.support.world import PATIENCE, World, completed
+from tests.support.world import PATIENCE, World, completed, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -127,7 +127,7 @@ async def test_events_count_and_say_in_their_headers_who_sent_them(world: World)
     ]
     async with asynchronous(world) as producer:
         first = await producer.send(events[0])
-        futures = [await producer.enqueue(event) for event in events[1:]]
+        futures = [producer.enqueue(event) for event in events[1:]]
         await producer.flush()
         assert all(future.done() for future in futures)
         verdicts = await producer.send_many([*other, events[0]])  # the first once more
@@ -162,9 +162,9 @@ async def test_a_bad_event_among_good_ones_harms_none(world: World) -> None:
     told: list[tuple[str | None, ClientError]] = []
     async with asynchronous(world, on_failure=lambda *of: told.append(of)) as producer:
         verdicts = await producer.send_many([good[0], *bad, *good[1:]])
-        await producer.enqueue(large)
+        producer.enqueue(large)
         with pytest.raises(InvalidEvent):
-            await producer.enqueue(b"no json")
+            producer.enqueue(b"no json")
         await producer.flush()
     assert [type(v) for v in verdicts] == [
         *(Accepted, InvalidEvent, InvalidEvent, NotAcknowledged, Accepted, Accepted)
@@ -175,10 +175,38 @@ async def test_a_bad_event_among_good_ones_harms_none(world: World) -> None:
         await producer.send(good[0])
 
 
+async def test_a_topic_that_is_not_there_is_told_at_once_and_by_no_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where one of that name is made afterwards."""
+    servers, topic = world.settings.kafka_bootstrap_servers, f"{world.settings.topic}-of-nobody"
+    producer = AsyncProducer(servers, source="/checkout", topic=topic, timeout=PATIENCE * 2)
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(NotAcknowledged, match=f"there is no topic {topic}"):
+            await producer.send(done("ann", "a"))
+        with pytest.raises(NotAcknowledged, match=f"there is no topic {topic}"):
+            await producer.start()
+    assert [record for record in caplog.records if topic in record.getMessage()] == []
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic, 1, 1)])
+    await eventually(lambda: _is_taken(producer), "the event is taken")
+    await producer.close()
+    await admin.delete_topics([topic])
+    await admin.close()
+
+
+async def _is_taken(producer: AsyncProducer) -> bool:
+    try:
+        return (await producer.send(done("ann", "a"))).through == "kafka"
+    except NotAcknowledged:
+        return False
+
+
 async def test_who_gives_more_than_there_is_room_for_waits_and_none_is_lost(world: World) -> None:
     events = [done(f"u{n % 7}", "abcde"[n % 5], BEGAN + n) for n in range(2_000)]
     async with asynchronous(world, max_buffered=10) as producer:
-        futures = [await producer.enqueue(event) for event in events]
+        futures = [await producer.begin(event) for event in events]
         assert sum(not future.done() for future in futures) <= 10
     assert all(future.result().through == "kafka" for future in futures)
     sent = [json.loads(r.value or b"") for r in await world.events()]

@@ -23,6 +23,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 #: As strict as a user's own checks may be.
 SNIPPET = """
+import asyncio
 from datetime import UTC, datetime
 
 from stepstream_client import (
@@ -36,12 +37,16 @@ with Producer("kafka:9092", source="/x", compression_type="gzip") as producer:
     partition: int | None = producer.enqueue({"type": "step-completed"}).result().partition
 with HttpProducer("http://x", "key", timeout=3) as by_http:
     names: list[str] = [p.mcp_server_user_id for p in by_http.register_people(["u"]) if isinstance(p, Person)]
+    by_http.register_people("u")
     by_http.register_sessions([Session("s", distinct_id="u", started_at=datetime.now(UTC))])
 
 
 async def main() -> int:
     async with AsyncProducer(["kafka:9092"], source="/x", http_url="http://x", http_key="k") as one:
         verdicts = await one.send_many([event, b"{}"])
+        later: asyncio.Future[Accepted] = one.enqueue(event)
+        first: Accepted = await one.enqueue(event)
+        print(later.done(), first, await one.begin(event))
     async with AsyncHttpProducer("http://x", "key") as other:
         await other.send(StepShown(walkthrough_id="wt", step_id="a", version="1", mcp_server_user_id="u"))
     try:
@@ -160,7 +165,7 @@ def test_a_users_code_passes_strict_types_and_wrong_code_does_not(python: Path, 
 
 
 def readme_blocks() -> Iterator[str]:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     yield from BLOCKS
 
 
@@ -168,24 +173,31 @@ def readme_blocks() -> Iterator[str]:
 async def test_the_readme_gets_events_counted_and_the_first_mistake_explained(
     world: World, python: Path
 ) -> None:
-    await world.offer("wt_9fQ2xL7b", ["wts_Rt41vKp8"], "s7Yw2nQe")
+    await world.offer("wt_9fQ2xL7b", ["wts_Rt41vKp8", "wts_Zt4n8Kd1", "wts_Lc5d9Gw2"], "s7Yw2nQe")
     await world.people(["mcpu_k3Jd82LsQ0aZ"], "s7Yw2nQe")
     await world.db.execute("update mcp_server_session set mcp_server_session_id = 'mss_5d0c1e7f2a9b4c68'")
     api = await writing(world)
     world.start_both()
-    by_http, by_kafka, mistake = readme_blocks()
+    by_http, by_kafka, enqueued, mistake = readme_blocks()
     kafka = ",".join(world.settings.kafka_bootstrap_servers)
     own_topic = f'source="/checkout", topic={world.settings.topic!r}'  # a test's world has one of its own
-    given = {"STEPSTREAM_URL": api.url, "STEPSTREAM_KEY": api.key, "STEPSTREAM_KAFKA": kafka}
+    given = {
+        "STEPSTREAM_URL": api.url,
+        "STEPSTREAM_KEY": api.key,
+        "STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS": kafka,
+    }
     ids = []
     for code in (by_http, by_kafka.replace('source="/checkout"', own_topic)):
         done = await asyncio.to_thread(run, python, code, **given)
         assert done.returncode == 0, done.stderr
         ids.append(done.stdout.split()[0])
         assert done.stdout.split()[1] == "kafka"
+    done = await asyncio.to_thread(run, python, enqueued, **given)
+    assert done.stdout.split() == ["kafka", "kafka"], done.stderr
     await world.drained()
     rows = await world.db.fetch("select * from walkthrough_step_completions")
-    assert {row["id"] for row in rows} == {f"wtsc_{event_id}" for event_id in ids}
+    assert {row["id"] for row in rows} > {f"wtsc_{event_id}" for event_id in ids}
+    assert len(rows) == 4
     assert "mcpu_k3Jd82LsQ0aZ" in {row["mcp_server_user_id"] for row in rows}
     assert json.loads(next(r["metadata"] for r in rows if r["metadata"])) == {"plan": "free"}
     await world.assert_exact()

@@ -193,6 +193,8 @@ async def test_people_come_in_by_http_each_with_a_verdict(world: World) -> None:
         7: "distinct_id",
     }
     assert {error["class"] for error in errors.values()} == {"invalid-person"}
+    other = (await post(api, "people", [{"user_id": "u-1"}], key)).json()["results"][0]["error"]
+    assert other["message"] == "distinct_id: Field required; `user_id` is perhaps distinct_id"
     lines = b'{"distinct_id": "u-3"}\n\n{"distinct_id": \n'
     ndjson = await post(api, "people", lines, key, **{"Content-Type": "application/x-ndjson"})
     assert ndjson.status_code == 207
@@ -430,8 +432,17 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
     [
         (("people",), b"", 2, "--distinct-id"),
         (("people", "-", "--delimiter", ";;"), b"", 2, "`;;` is not one character"),
-        (("people", "--distinct-id", "u-1", "--delimiter", ";"), b"", 2, "--delimiter is for a file"),
+        (
+            ("people", "--distinct-id", "u-1", "--delimiter", ";"),
+            b"",
+            2,
+            "--delimiter and --column are for a file",
+        ),
         (("people", "-"), b"name;distinct_id\nann;u-1\n", 2, "line 1: `name` is no column of people"),
+        (("people", "-"), b"user_id\nann\n", 2, "--column distinct_id=user_id says what it is"),
+        (("people", "-", "--column", "distinct_id=name"), b"user_id\nann\n", 2, "there is no column `name`"),
+        (("people", "-", "--column", "colour=name"), b"name\nann\n", 2, "there is no field `colour`"),
+        (("people", "--distinct-id", "u-1", "--column", "distinct_id=a"), b"", 2, "are for a file"),
         (("people", "-", "--distinct-id", "u-1"), b"", 2, "one of them"),
         (("people", "-"), b"", 2, "there are no people in it"),
         (("people", "-"), b"name\nann\n", 2, "line 1: `name` is no column of people"),
@@ -439,7 +450,8 @@ async def test_people_and_sessions_are_registered_by_command(world: World, tmp_p
         (("people", "-"), b"distinct_id\na,b\nc\n", 1, "line 2: not-json: the line has 2 cells for 1 names"),
         (("people", "nowhere.csv"), b"", 2, "nowhere.csv: No such file"),
         (("sessions", "--server", "srv_1"), b"", 2, "--server is of one session"),
-        (("sessions", "-"), b"session_id,started_at\ns,soon\n", 1, "started_at"),
+        (("sessions", "-"), b"session_id,started_at\ns,soon\n", 1, "started_at: neither milliseconds"),
+        (("sessions", "-"), b"session_id,started_at\ns,1764000000\n", 1, "are these seconds instead of"),
     ],
 )
 async def test_what_cannot_be_registered_is_said_with_its_line(
@@ -448,6 +460,27 @@ async def test_what_cannot_be_registered_is_said_with_its_line(
     await world.offer()
     done = world.command("register", *args, "--organization", "org", stdin=given)
     assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"customer,visit,began,mail\nu-1,s-1,2025-11-24T17:00:00+01:00,a@b.c\n",
+        b'{"customer": "u-1", "visit": "s-1", "began": "2025-11-24T16:00:00Z", "mail": 1}\n',
+    ],
+)
+async def test_columns_may_have_other_names_and_a_time_is_what_rfc_3339_says(
+    world: World, given: bytes
+) -> None:
+    await world.offer()
+    columns = ("session_id=visit", "distinct_id=customer", "started_at=began")
+    named = [part for column in columns for part in ("--column", column)]
+    done = world.command("register", "sessions", "-", *named, "--organization", "org", stdin=given)
+    assert done.returncode == 0, done.stderr
+    row = await world.db.fetchrow("select mcp_server_user_id, connection_timestamp from mcp_server_session")
+    assert row is not None
+    assert row["mcp_server_user_id"] is not None
+    assert row["connection_timestamp"] == 1_764_000_000_000
 
 
 async def test_registering_for_an_organization_that_there_is_not_is_refused(world: World) -> None:

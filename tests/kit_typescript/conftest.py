@@ -91,7 +91,8 @@ class Project:
 
 def kafka_of(world: World) -> dict[str, str]:
     """Where programs find this world's Kafka."""
-    return {"KAFKA": ",".join(world.settings.kafka_bootstrap_servers), "TOPIC": world.settings.topic}
+    servers = ",".join(world.settings.kafka_bootstrap_servers)
+    return {"STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS": servers, "STEPSTREAM_TOPIC": world.settings.topic}
 
 
 async def address_of(world: World, api: Api, grant: Grant) -> dict[str, str]:

@@ -5,8 +5,8 @@ import { stepCompleted } from "@stepstream/client";
 import { createKafkaProducer, toMessage } from "@stepstream/client/kafka";
 import kafkajs from "kafkajs";
 
-const topic = process.env.TOPIC ?? "";
-const brokers = (process.env.KAFKA ?? "").split(",");
+const topic = process.env.STEPSTREAM_TOPIC ?? "";
+const brokers = (process.env.STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS ?? "").split(",");
 const kafka = new kafkajs.Kafka({ brokers, logLevel: kafkajs.logLevel.NOTHING, connectionTimeout: 1_000 });
 const isPlain = process.argv[2] === "plain";
 const producer = createKafkaProducer({ kafka, source: "/hammer", topic });

@@ -20,9 +20,9 @@ const told = {
 const client = how.endsWith("kafka")
   ? createKafkaProducer({
       ...told,
-      kafka: new Kafka({ brokers: (process.env.KAFKA ?? "").split(","), logLevel: logLevel.NOTHING }),
+      kafka: new Kafka({ brokers: (process.env.STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS ?? "").split(","), logLevel: logLevel.NOTHING }),
       source: "/kit-typescript",
-      topic: process.env.TOPIC ?? "",
+      topic: process.env.STEPSTREAM_TOPIC ?? "",
     })
   : createHttpClient({
       ...told,

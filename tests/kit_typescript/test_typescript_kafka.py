@@ -68,6 +68,16 @@ async def test_what_is_wrong_is_said_before_or_after(world: World, project: Proj
 
 async def test_nobody_there_is_said_with_what_is_left(project: Project) -> None:
     events = [completed("p", "a", 1), completed("p", "b", 2)]
-    said = await project.send("kafka", events, KAFKA="127.0.0.1:9", TOPIC="t")
+    nowhere = {"STEPSTREAM_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9", "STEPSTREAM_TOPIC": "t"}
+    said = await project.send("kafka", events, **nowhere)
     assert said["unsettled"] == 2
     assert "Kafka cannot be reached" in said["error"]
+
+
+async def test_a_topic_that_is_not_there_is_said_and_no_attempt_is_repeated(
+    world: World, project: Project
+) -> None:
+    events = [completed("p", "a", 1), completed("p", "b", 2)]
+    said = await project.send("kafka", events, **(kafka_of(world) | {"STEPSTREAM_TOPIC": "nope"}))
+    assert said["unsettled"] == 2
+    assert "Kafka refuses: there is no topic nope" in said["error"]

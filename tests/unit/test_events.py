@@ -183,7 +183,7 @@ def test_an_error_names_the_field_and_never_the_content() -> None:
         ),
         ({"step_id": 17}, "step_id is a number; ids are text, in quotes"),
         ({"metadata": '{"secret": 1}'}, "metadata is a string that holds JSON"),
-        ({"type": "shipped"}, "there are step-completed"),
+        ({"type": "shipped"}, "there are step-completed, walkthrough-started, step-skipped, step-shown"),
         ({"completed_at": "secret"}, None),
         ({"completed_at": True}, None),
     ],

@@ -373,3 +373,36 @@ def test_only_own_ids_are_registered_and_only_where_all_else_is_there() -> None:
     ]
     settle(reads, FOUND)
     assert unregistered(reads, FOUND.known("org")) == [new]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"distinct_id": None, "user_id": "u"}, "`user_id` is perhaps distinct_id or mcp_server_user_id"),
+        ({"distinct_id": None, "distinctId": "u"}, "`distinctId` is perhaps distinct_id"),
+        ({"session_id": None, "sessionId": "s"}, "`sessionId` is perhaps session_id"),
+        ({"session_id": None}, "session_id, an id of your own, may stand for mcp_server_session_id"),
+        ({"distinct_id": None}, "distinct_id, an id of your own, may stand for mcp_server_user_id"),
+    ],
+)
+def test_ids_of_the_producers_own_are_told_where_both_are_missing(changes: dict[str, Any], told: str) -> None:
+    event = {"type": "step-completed", "event_id": ID, "distinct_id": "u", "session_id": "s"}
+    event |= {"walkthrough_id": "w", "step_id": "a", "completed_at": NOW, **changes}
+    refusal = read_item(Item(0, {n: v for n, v in event.items() if v is not None}), "org", ANY, NOW)
+    assert isinstance(refusal, Refusal)
+    assert told in refusal.message
+
+
+def test_how_a_body_was_sent_is_told_where_nothing_can_be_made_of_it() -> None:
+    for packed, name in ((gzip.compress(b"[{}]"), "gzip"), (zstd.compress(b"[{}]"), "zstd")):
+        for kind in (AS_JSON, AS_LINES):
+            with pytest.raises(ProblemError, match=f"by the header Content-Encoding: {name}"):
+                items_of(packed, kind, "events")
+    joined = b'{"a": 1}{"a": 2}'
+    with pytest.raises(ProblemError, match="`curl -d` joins lines: use --data-binary"):
+        items_of(joined, AS_JSON, "events")
+    (line,) = items_of(joined, AS_LINES, "events")
+    refusal = read_item(line, "org", ANY, NOW)
+    assert isinstance(refusal, Refusal)
+    assert "use --data-binary" in refusal.message
+    assert "use --data-binary" in (line.problem or "")

@@ -41,3 +41,29 @@ def test_no_sentence_is_on_both_pages() -> None:
 
     assert sentences(PAGE) & sentences(BEYOND) == set()
     assert "(../schemas/README.md)" in BEYOND
+
+
+_EVENT_ID = r'"?event_id"?: "([0-9a-fA-F-]{36})"'
+
+
+def what_it_says(event: str) -> str:
+    """All of an event that decides what it is, however it is written."""
+    return repr(sorted(re.findall(r'"?(\w+)"?:\s*("[^"]*"|\d+)', event.partition('"metadata"')[0])))
+
+
+def test_no_two_different_events_on_the_pages_and_in_the_examples_have_one_id() -> None:
+    """Whoever sends several of them is not refused for it, but by the example that shows just that."""
+    root = FOLDER.parent
+    pages = [root / "README.md", FOLDER / "README.md", *(root / "docs").glob("*.md")]
+    pages += (root / "clients").glob("*/README.md")
+    object_ = re.compile(r'\{[^{}]*"?event_id"?:[^{}]*(?:\{[^{}]*\}[^{}]*)?\}')
+    events = [event for page in pages for event in object_.findall(page.read_text("utf-8"))]
+    for folder in ("valid", "operator", "refused"):
+        files = (EXAMPLES / folder).glob("*.json")
+        events += [file.read_text("utf-8") for file in files if file.stem != "reused-event-id"]
+    found: dict[str, set[str]] = {}
+    for event in events:
+        if id_ := re.search(_EVENT_ID, event):
+            found.setdefault(id_[1].lower(), set()).add(what_it_says(event))
+    assert len(found) > 20
+    assert {id_: one for id_, one in found.items() if len(one) > 1} == {}

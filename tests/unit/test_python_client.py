@@ -125,6 +125,13 @@ def test_a_time_with_its_zone_is_turned_into_milliseconds_and_one_without_is_ref
         ({"metadata": {"a": float("inf")}}, "invalid-event", "metadata", "not finite"),
         ({"metadata": {"a": datetime.now(UTC)}}, "invalid-event", None, "cannot be written as JSON"),
         ({"metadata": {"a": "\ud800"}}, "not-json", None, "surrogate"),
+        (
+            {"distinct_id": "u-1"},
+            "invalid-event",
+            "distinct_id",
+            "give either distinct_id or mcp_server_user_id",
+        ),
+        ({"session_id": "s-1"}, "invalid-event", "session_id", "give either session_id or"),
         ({"distinct_id": "", "mcp_server_user_id": None}, "invalid-event", "distinct_id", "1 to 200"),
         ({"distinct_id": 7, "mcp_server_user_id": None}, "invalid-event", "distinct_id", "text"),
     ],

@@ -15,9 +15,13 @@ from aiokafka.errors import KafkaConnectionError
 from stepstream_client import (
     AsyncHttpProducer,
     AsyncProducer,
+    BufferFull,
     HttpProducer,
+    InvalidEvent,
     NotAcknowledged,
+    Producer,
     ProducerClosed,
+    Session,
     StepCompleted,
 )
 from tests.support.world import PATIENCE
@@ -117,7 +121,7 @@ async def test_what_was_told_as_not_acknowledged_is_not_sent_after_the_end() -> 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
     async with asyncio.timeout(PATIENCE), api() as at:
         producer = AsyncHttpProducer(at.url, "key", connections=1)
-        outs = [await producer.enqueue(done(metadata={"much": "x" * 8_000})) for _ in range(150)]
+        outs = [producer.enqueue(done(metadata={"much": "x" * 8_000})) for _ in range(150)]
         await at.was_asked.wait()
         before = producer._posts.copy()
         await producer.close(within=0)
@@ -163,3 +167,110 @@ async def test_who_registers_while_the_producer_is_closed_is_told() -> None:
         await asyncio.to_thread(producer.close, 0)
         with pytest.raises(ProducerClosed):
             await asking
+
+
+async def test_enqueue_takes_an_event_at_once_and_its_future_or_the_failure_says_what_became_of_it() -> None:
+    first, second, third = done(), done(), done()
+    async with (
+        asyncio.timeout(PATIENCE),
+        api(verdicts(*({"index": n, "status": "accepted"} for n in range(3)))) as at,
+    ):
+        async with AsyncHttpProducer(at.url, "key", max_buffered=3) as producer:
+            out = producer.enqueue(first)
+            with pytest.raises(InvalidEvent):
+                producer.enqueue(b"no json")
+            sent = [out, producer.enqueue(second), await producer.begin(third)]
+            with pytest.raises(BufferFull, match="3 events are on their way: `begin` waits for room"):
+                producer.enqueue(done())
+            assert [(await one).event_id for one in sent] == [e.event_id for e in (first, second, third)]
+        with pytest.raises(ProducerClosed):
+            producer.enqueue(done())
+        assert at.asked == 1
+
+
+async def test_events_begin_in_the_order_in_which_they_are_given_however_that_is_done() -> None:
+    given: list[str] = []
+
+    class Noting(AsyncHttpProducer):
+        async def _hand_over(self, event: Any, out: Any) -> None:
+            given.append(event.event_id)
+            await super()._hand_over(event, out)
+
+    events = [done() for _ in range(4)]
+    accepted = verdicts(*({"index": n, "status": "accepted"} for n in range(4)))
+    async with asyncio.timeout(PATIENCE), api(accepted) as at, Noting(at.url, "key") as producer:
+        outs = [producer.enqueue(events[0]), producer.enqueue(events[1]), await producer.begin(events[2])]
+        await producer.send(events[3])
+        assert all(out.done() for out in outs)
+    assert given == [event.event_id for event in events]
+
+
+async def test_one_may_be_given_where_several_may() -> None:
+    person = {
+        "status": "accepted",
+        "index": 0,
+        "distinct_id": "customer 18",
+        "mcp_server_user_id": "u",
+        "created": True,
+    }
+    session = {
+        "status": "accepted",
+        "index": 0,
+        "session_id": "s",
+        "mcp_server_session_id": "m",
+        "created": True,
+    }
+    answers = [verdicts(one) for one in (person, session, {"index": 0, "status": "accepted"})] * 2
+    async with asyncio.timeout(PATIENCE), api(*answers) as at:
+        async with AsyncHttpProducer(at.url, "key") as producer:
+            assert len(await producer.register_people("customer 18")) == 1
+            assert len(await producer.register_sessions(Session("s"))) == 1
+            assert len(await producer.send_many(done().as_dict())) == 1
+        with HttpProducer(at.url, "key") as blocking:
+            assert len(await asyncio.to_thread(blocking.register_people, "customer 18")) == 1
+            assert len(await asyncio.to_thread(blocking.register_sessions, Session("s"))) == 1
+            assert len(await asyncio.to_thread(blocking.send_many, done())) == 1
+            with pytest.raises(InvalidEvent, match="this takes one event; `send_many` takes several"):
+                blocking.send([done()])  # type: ignore[arg-type]
+        assert at.asked == 6
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "told"),
+    [
+        ("http://x", "", "key: it is empty; `stepstream keys create"),
+        ("http://x", None, "key: it is None; `stepstream keys create"),
+        ("http://x", 17, "key: it is no text"),
+        ("http://x", "sst_secret\n", "key: it has a space, a line's end or a character that no key has"),
+        ("http://x", "sst_secrét", "key: it has a space, a line's end"),
+        ("127.0.0.1:8085", "sst_secret", "url: '127.0.0.1:8085' is no address"),
+        ("stepstream.example", "sst_secret", "give that of analytics-api"),
+        ("ftp://x", "sst_secret", "is no address"),
+        ("http://", "sst_secret", "is no address"),
+        ("", "sst_secret", "url: '' is no address"),
+        (None, "sst_secret", "url: None is no address"),
+    ],
+)
+def test_a_mistake_in_address_or_key_is_told_at_once_and_never_shows_the_key(
+    url: Any, key: Any, told: str
+) -> None:
+    making = [lambda: HttpProducer(url, key), lambda: AsyncHttpProducer(url, key)]
+    if url is not None and key is not None:
+        making.append(lambda: Producer("127.0.0.1:9", source="/x", http_url=url, http_key=key))
+    for make in making:
+        with pytest.raises(ValueError, match=re.escape(told)) as caught:
+            make()
+        assert "secr" not in str(caught.value)
+
+
+async def test_what_asking_again_does_not_mend_is_asked_once_and_says_which_address_is_asked() -> None:
+    elsewhere = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+    async with asyncio.timeout(PATIENCE), api(elsewhere, answer(b"{}")) as at:
+        async with AsyncHttpProducer(at.url, "key") as producer:
+            for told in ("HTTP 404 Not Found; is ", "HTTP 200 without verdicts; is "):
+                with pytest.raises(NotAcknowledged, match=f"{told}{at.url} the address of analytics-api"):
+                    await producer.send(done())
+        assert at.asked == 2
+    async with AsyncHttpProducer("http://127.0.0.1:1", "key", timeout=0.1) as producer:
+        with pytest.raises(NotAcknowledged, match=r"is http://127\.0\.0\.1:1 the address of analytics-api"):
+            await producer.send(done())

@@ -6,6 +6,7 @@ from stepstream_client.blocking import HttpProducer, Producer
 from stepstream_client.buffering import Accepted, Verdict
 from stepstream_client.contract import TOPIC, Rejection, encode
 from stepstream_client.errors import (
+    BufferFull,
     ClientError,
     InvalidEvent,
     NotAcknowledged,
@@ -33,6 +34,7 @@ __all__ = [
     "Accepted",
     "AsyncHttpProducer",
     "AsyncProducer",
+    "BufferFull",
     "ClientError",
     "Event",
     "HttpProducer",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 from stepstream_client.buffering import Accepted, Buffered, OnFailure, Verdict, log_failure
 from stepstream_client.contract import TOPIC
 from stepstream_client.errors import ClientError, ProducerClosed, Refused
-from stepstream_client.events import Prepared, Sendable, prepare
-from stepstream_client.http import AsyncHttpProducer, Person, RegisteredSession, Session
+from stepstream_client.events import Prepared, Sendable, listed, prepare
+from stepstream_client.http import AsyncHttpProducer, Person, RegisteredSession, Session, check_address
 
 if TYPE_CHECKING:
     from stepstream_client.kafka import AsyncProducer
@@ -76,10 +76,10 @@ class Blocking(Generic[_P]):
         """
         return self._submit(prepare(event)).result()
 
-    def send_many(self, events: Iterable[Sendable]) -> list[Verdict]:
+    def send_many(self, events: Sendable | Iterable[Sendable]) -> list[Verdict]:
         """Sends events, and returns what became of each, in order: a bad one harms no other."""
         begun: list[Future[Accepted] | ClientError] = []
-        for event in events:
+        for event in listed(events):
             try:
                 begun.append(self._submit(prepare(event)))
             except ClientError as error:
@@ -218,15 +218,16 @@ class HttpProducer(Blocking[AsyncHttpProducer]):
         on_failure: OnFailure | None = None,
         **more: Any,
     ) -> None:
+        check_address(url, key)
         super().__init__(
             lambda: AsyncHttpProducer(url, key, max_buffered=max_buffered, **more), max_buffered, on_failure
         )
 
-    def register_people(self, distinct_ids: Iterable[str]) -> list[Person | Refused]:
+    def register_people(self, distinct_ids: str | Iterable[str]) -> list[Person | Refused]:
         """As that of `AsyncHttpProducer`."""
         return self._wait(lambda producer: producer.register_people(distinct_ids))
 
-    def register_sessions(self, sessions: Iterable[Session]) -> list[RegisteredSession | Refused]:
+    def register_sessions(self, sessions: Session | Iterable[Session]) -> list[RegisteredSession | Refused]:
         """As that of `AsyncHttpProducer`."""
         return self._wait(lambda producer: producer.register_sessions(sessions))
 

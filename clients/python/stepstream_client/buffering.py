@@ -1,6 +1,7 @@
 """What both producers share: room for so many events, what became of each, and a clean end."""
 
 import asyncio
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
-from stepstream_client.errors import ClientError, NotAcknowledged, ProducerClosed
-from stepstream_client.events import Prepared, Sendable, prepare
+from stepstream_client.errors import BufferFull, ClientError, NotAcknowledged, ProducerClosed
+from stepstream_client.events import Prepared, Sendable, listed, prepare
 
 log = logging.getLogger("stepstream_client")
 
@@ -39,7 +40,11 @@ class Buffered(ABC):
     """A producer of at most `max_buffered` events at once: who gives it more waits for room."""
 
     def __init__(self, max_buffered: int, on_failure: OnFailure | None) -> None:
+        self._max_buffered = max_buffered
         self._room = asyncio.Semaphore(max_buffered)
+        self._handing: set[asyncio.Task[None]] = set()
+        #: How many of these tasks have not begun: while there are any, the next event begins behind them.
+        self._unbegun = 0
         self._on_failure = on_failure or log_failure
         self._pending: dict[asyncio.Future[Accepted], str] = {}
         self._closed = False
@@ -57,23 +62,42 @@ class Buffered(ABC):
         """As `send`, of an event that was judged before."""
         return await (await self._begin(event))
 
-    async def send_many(self, events: Iterable[Sendable]) -> list[Verdict]:
+    async def send_many(self, events: Sendable | Iterable[Sendable]) -> list[Verdict]:
         """Sends events, and returns what became of each, in order: a bad one harms no other."""
         begun: list[asyncio.Future[Accepted] | ClientError] = []
-        for event in events:
+        for event in listed(events):
             try:
                 begun.append(await self._begin(prepare(event)))
             except ClientError as error:
                 begun.append(error)
         return [one if isinstance(one, ClientError) else await _verdict(one) for one in begun]
 
-    async def enqueue(self, event: Sendable) -> asyncio.Future[Accepted]:
-        """Takes an event once there is room; what becomes of it is in the future.
+    def enqueue(self, event: Sendable) -> asyncio.Future[Accepted]:
+        """Takes an event at once; what becomes of it is in the future.
 
         Where it is not accepted, `on_failure` is told as well, so that the future may be let go.
 
         Raises:
             InvalidEvent: it is none that counts.
+            BufferFull: there is no room; `begin` waits for it.
+            ProducerClosed: the producer was closed.
+        """
+        prepared = prepare(event)
+        self._check(prepared)
+        if self._closed:
+            raise ProducerClosed("the producer is closed")
+        if self._room.locked():
+            raise BufferFull(f"{self._max_buffered} events are on their way: `begin` waits for room")
+        with contextlib.suppress(StopIteration):  # where there is room, nothing is waited for
+            self._room.acquire().send(None)
+        return self._hand_over_later(prepared, self._taken(prepared, self._left_alone))
+
+    async def begin(self, event: Sendable) -> asyncio.Future[Accepted]:
+        """As `enqueue`, but where there is no room it waits for it.
+
+        Raises:
+            InvalidEvent: it is none that counts.
+            ProducerClosed: the producer was closed.
         """
         return await self._begin(prepare(event), self._left_alone)
 
@@ -94,6 +118,8 @@ class Buffered(ABC):
         except TimeoutError:
             for out, event_id in list(self._pending.items()):
                 settle(out, NotAcknowledged("nobody acknowledged it before the end", event_id))
+        for task in self._handing:
+            task.cancel()
         await self._end()
         await asyncio.sleep(0)  # so that whoever asked to be called has been
 
@@ -118,15 +144,39 @@ class Buffered(ABC):
         if self._closed:
             self._room.release()
             raise ProducerClosed("the producer is closed")
-        out: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
-        self._pending[out] = event.event_id
-        out.add_done_callback(left or self._left)
+        out = self._taken(event, left or self._left)
+        if self._unbegun:
+            return self._hand_over_later(event, out)
         try:
             await self._hand_over(event, out)
         except BaseException:
             out.cancel()
             raise
         return out
+
+    def _taken(
+        self, event: Prepared, left: Callable[[asyncio.Future[Accepted]], object]
+    ) -> asyncio.Future[Accepted]:
+        """What an event that has room will be answered with; `left` is called once it is."""
+        out: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        self._pending[out] = event.event_id
+        out.add_done_callback(left)
+        return out
+
+    def _hand_over_later(self, event: Prepared, out: asyncio.Future[Accepted]) -> asyncio.Future[Accepted]:
+        """Hands an event over by a task: those begin in the order in which they are made."""
+        self._unbegun += 1
+        task = asyncio.create_task(self._handed_over(event, out))
+        self._handing.add(task)
+        task.add_done_callback(self._handing.discard)
+        return out
+
+    async def _handed_over(self, event: Prepared, out: asyncio.Future[Accepted]) -> None:
+        self._unbegun -= 1
+        try:
+            await self._hand_over(event, out)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, nobody is to wait for ever
+            settle(out, unforeseen(problem, event.event_id))
 
     def _left(self, out: asyncio.Future[Accepted]) -> None:
         self._pending.pop(out, None)

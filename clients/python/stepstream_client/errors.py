@@ -76,3 +76,7 @@ class NotAllowed(NotAcknowledged):
 
 class ProducerClosed(ClientError):
     """The producer was closed before."""
+
+
+class BufferFull(ClientError):
+    """So many events are on their way that there is no room for one more: it was not taken."""

@@ -1,7 +1,7 @@
 """Typed events, and how anything is held against the contract before it is sent."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, ClassVar, Final, Self, TypeAlias
@@ -18,8 +18,8 @@ from stepstream_client.contract import (
     decode,
     encode,
 )
+from stepstream_client.contract.names import hints, meant_by
 from stepstream_client.errors import InvalidEvent
-from stepstream_client.names import meant_by
 
 #: Milliseconds since the epoch, or a time with its zone.
 Time: TypeAlias = int | datetime
@@ -96,6 +96,9 @@ class Event:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name, own in _OWN.items():
+            if getattr(self, name) is not None and getattr(self, own) is not None:
+                raise InvalidEvent(Rejection.INVALID, f"{own}: give either {own} or {name}", field=own)
         at = getattr(self, self.TIME)
         object.__setattr__(self, self.TIME, _milliseconds(at, self.TIME))
         object.__setattr__(self, "prepared", prepare(self.as_dict()))
@@ -159,7 +162,7 @@ class StepCompleted(Event):
 
 
 def _no_field(kind: type[Event], name: str) -> str:
-    known = [one.name for one in fields(kind) if one.init]
+    known = tuple(one.name for one in fields(kind) if one.init)
     if meant := meant_by(name, known):
         return f"there is no such field; {' or '.join(meant)} is perhaps meant"
     return f"there is no such field; there are {', '.join(known)}"
@@ -167,6 +170,11 @@ def _no_field(kind: type[Event], name: str) -> str:
 
 #: What producers take: a typed event, a mapping with the fields of the contract, or its JSON.
 Sendable: TypeAlias = Event | Mapping[str, Any] | bytes | str
+
+
+def listed(events: Sendable | Iterable[Sendable]) -> Iterable[Sendable]:
+    """Several events, of which one alone may be given as it is."""
+    return [events] if isinstance(events, Event | Mapping | bytes | str) else events
 
 
 #: All names of fields that producers send.
@@ -230,27 +238,28 @@ def prepare(event: Sendable) -> Prepared:
 def _invalid(error: EventError, value: bytes) -> InvalidEvent:
     """What the contract says of it, and under which other name a field is that is missing."""
     of_contract = InvalidEvent.of(error)
-    hints = [hint for hint in _misnamed(error, value) if hint[0] not in (of_contract.cause or "")]
-    if not hints:
+    told = "; ".join(
+        hint for hint in _misnamed(error, value) if hint.split("`")[1] not in (of_contract.cause or "")
+    )
+    if not told:
         return of_contract
-    told = "; ".join(f"`{name}` is perhaps {' or '.join(meant)}" for name, meant in hints)
     cause = f"{of_contract.cause}; {told}" if of_contract.cause else told
     return InvalidEvent(error.rejection, of_contract.message, field=of_contract.field, cause=cause)
 
 
-def _misnamed(error: EventError, value: bytes) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _misnamed(error: EventError, value: bytes) -> list[str]:
     try:
         found = from_json(value)
     except ValueError:
-        return
+        return []
     missing = {name for name in _NAMES if f"{name}: Field required" in error.told}
-    wanted = {*missing, *(own for name, own in _OWN.items() if name in missing)}
-    for name in found if isinstance(found, dict) else ():
-        if name not in _NAMES and (meant := meant_by(name, sorted(wanted))):
-            yield name, meant
+    own = {own for name, own in _OWN.items() if name in missing}
+    return hints(found, missing | own, _NAMES) if isinstance(found, dict) else []
 
 
 def _encoded(event: Mapping[str, Any] | bytes | str) -> bytes:
+    if not isinstance(event, Mapping | bytes | str) and isinstance(event, Iterable):
+        raise InvalidEvent(Rejection.INVALID, "event: this takes one event; `send_many` takes several")
     try:
         if isinstance(event, bytes | str):
             return event.encode() if isinstance(event, str) else event

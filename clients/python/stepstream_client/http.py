@@ -23,9 +23,12 @@ from stepstream_client.events import Prepared
 MAX_BATCH_BYTES: Final = 500_000
 MAX_EVENT_BYTES: Final = 32_000
 MAX_REGISTERED: Final = 1_000
+_MAKES_A_KEY: Final = "`stepstream keys create --organization ORG --may-write` makes one"
 #: Smaller bodies are sent as they are.
 _GZIP_FROM: Final = 1_000
 _AGAIN: Final = frozenset({429, 500, 502, 503, 504})
+#: What asking again does not mend, though it is no answer.
+_OF_THE_REQUEST: Final = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, httpx2.TooManyRedirects)
 _BACK_OFF: Final = wait_random_exponential(0.2, max=10)
 
 
@@ -72,6 +75,29 @@ class RegisteredSession:
     created: bool
 
 
+def check_address(url: object, key: object, url_name: str = "url", key_name: str = "key") -> None:
+    """Looks at where events go by HTTP, and with which key; what it says never has the key.
+
+    Raises:
+        ValueError: it is no address, or no key.
+    """
+    try:
+        is_address = (
+            isinstance(url, str) and (found := httpx2.URL(url)).scheme in {"http", "https"} and found.host
+        )
+    except httpx2.InvalidURL:
+        is_address = False
+    if not is_address:
+        raise ValueError(f"{url_name}: {url!r} is no address; give that of analytics-api, https://...")
+    if not isinstance(key, str) or not key:
+        is_what = "empty" if key == "" else "None" if key is None else "no text"
+        raise ValueError(f"{key_name}: it is {is_what}; {_MAKES_A_KEY}")
+    if not all("!" <= character <= "~" for character in key):
+        raise ValueError(
+            f"{key_name}: it has a space, a line's end or a character that no key has; {_MAKES_A_KEY}"
+        )
+
+
 class _TryAgain(Exception):  # noqa: N818 - no error: a reason to wait
     """Nothing was taken; `after` is when the API wants to be asked again, in seconds."""
 
@@ -84,7 +110,9 @@ class Api:
     """Posts to the API with a key, again where nothing was taken or nobody knows."""
 
     def __init__(self, url: str, key: str, timeout: float) -> None:
+        check_address(url, key)
         self._timeout = timeout
+        self._is_it = f"is {url} the address of analytics-api?"
         self._http = httpx2.AsyncClient(
             base_url=url.rstrip("/"),
             headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
@@ -113,26 +141,34 @@ class Api:
                     return await self._once(path, body, headers)
         except _TryAgain as problem:
             raise NotInTime(f"by HTTP nobody took it: {problem}") from None
+        except _OF_THE_REQUEST as problem:  # what it says may have the headers, and so the key
+            raise NotAcknowledged(f"it cannot be sent: {type(problem).__name__}; {self._is_it}") from None
         raise AssertionError("tenacity returns or raises")
 
     async def _once(self, path: str, body: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:
         try:
             answer = await self._http.post(path, content=body, headers=headers)
+        except _OF_THE_REQUEST:
+            raise
+        except httpx2.ConnectError as problem:
+            raise _TryAgain(f"{problem or type(problem).__name__}; {self._is_it}") from None
         except (httpx2.RequestError, OSError) as problem:
             raise _TryAgain(f"{type(problem).__name__} {problem}".strip()) from None
         if answer.status_code in _AGAIN:
             raise _TryAgain(_problem(answer), _retry_after(answer))
         if answer.status_code in {401, 403}:
             raise NotAllowed(_problem(answer))
+        if answer.status_code in {404, 405}:
+            raise NotAcknowledged(f"{_problem(answer)}; {self._is_it}")
         if answer.status_code not in {200, 207, 422}:
             raise NotAcknowledged(_problem(answer))
         try:
             found = answer.json()
             results = found["results"]
         except (ValueError, KeyError, TypeError):
-            raise NotAcknowledged(f"HTTP {answer.status_code} without verdicts: is it Stepstream?") from None
+            raise NotAcknowledged(f"HTTP {answer.status_code} without verdicts; {self._is_it}") from None
         if not isinstance(results, list):
-            raise NotAcknowledged(f"HTTP {answer.status_code} without verdicts: is it Stepstream?")
+            raise NotAcknowledged(f"HTTP {answer.status_code} without verdicts; {self._is_it}")
         return dict(found)
 
     async def close(self) -> None:
@@ -178,13 +214,14 @@ class AsyncHttpProducer(Buffered):
         self._posts: set[asyncio.Task[None]] = set()
         self._dispatching: asyncio.Task[None] | None = None
 
-    async def register_people(self, distinct_ids: Iterable[str]) -> list[Person | Refused]:
-        """Makes people known by your own ids; what became of each, in order. Again changes nothing.
+    async def register_people(self, distinct_ids: str | Iterable[str]) -> list[Person | Refused]:
+        """Makes one or several known by your own ids; what became of each, in order. Again changes nothing.
 
         Raises:
             NotAcknowledged: the API is away or busy; `NotAllowed`, the key may not.
         """
-        items = [{"distinct_id": given} for given in distinct_ids]
+        given = [distinct_ids] if isinstance(distinct_ids, str) else distinct_ids
+        items = [{"distinct_id": one} for one in given]
         found = [r async for r in self._register("/v1/people", "people", items)]
         return [
             _refused(r)
@@ -193,13 +230,16 @@ class AsyncHttpProducer(Buffered):
             for r in found
         ]
 
-    async def register_sessions(self, sessions: Iterable[Session]) -> list[RegisteredSession | Refused]:
-        """Makes sessions known by your own ids; what became of each, in order. Again changes nothing.
+    async def register_sessions(
+        self, sessions: Session | Iterable[Session]
+    ) -> list[RegisteredSession | Refused]:
+        """Makes one or several known by your own ids; what became of each, in order. Again changes nothing.
 
         Raises:
             NotAcknowledged: the API is away or busy; `NotAllowed`, the key may not.
         """
-        items = [session.as_dict() for session in sessions]
+        given = [sessions] if isinstance(sessions, Session) else sessions
+        items = [session.as_dict() for session in given]
         found = [r async for r in self._register("/v1/sessions", "sessions", items)]
         return [
             _refused(r)

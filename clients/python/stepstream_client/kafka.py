@@ -13,7 +13,7 @@ from stepstream_client.buffering import Accepted, Buffered, OnFailure, settle, u
 from stepstream_client.contract import TOPIC
 from stepstream_client.errors import ClientError, NotAcknowledged, NotInTime
 from stepstream_client.events import Prepared, require_platform_ids
-from stepstream_client.http import AsyncHttpProducer
+from stepstream_client.http import AsyncHttpProducer, check_address
 
 try:
     from aiokafka import AIOKafkaProducer
@@ -48,6 +48,10 @@ _OF_A_PRODUCER: Final = (
     UnknownProducerId,
     Ended,
 )
+
+
+class _NoTopicError(KafkaError):
+    """Kafka has no topic of this name, or shows it to nobody who signs in so."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -127,7 +131,8 @@ class AsyncProducer(Buffered):
                 await made.partitions_for(self._topic)
         except (KafkaError, OSError, TimeoutError) as problem:
             if self._http is None or not _may_pass(problem):
-                raise NotAcknowledged(f"Kafka cannot be reached: {_told(problem)}") from problem
+                what = "Kafka refused it" if isinstance(problem, _NoTopicError) else "Kafka cannot be reached"
+                raise NotAcknowledged(f"{what}: {_told(problem)}") from problem
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -208,6 +213,7 @@ class AsyncProducer(Buffered):
         made = AIOKafkaProducer(**self._options)
         try:
             await made.start()
+            await self._check_topic(made)
         except BaseException as problem:
             self._connect_from = asyncio.get_running_loop().time() + _PAUSE_SECONDS
             self._problem = problem if isinstance(problem, KafkaError) else self._problem
@@ -215,6 +221,15 @@ class AsyncProducer(Buffered):
             raise
         self._producer = made
         return made
+
+    async def _check_topic(self, made: AIOKafkaProducer) -> None:
+        """Looks whether the topic is there: aiokafka would ask again and again, with a log line each time.
+
+        Raises:
+            KafkaError: it is not, or nobody says it.
+        """
+        if self._topic not in (await made.client.fetch_all_metadata()).topics():
+            raise _NoTopicError(f"there is no topic {self._topic}, or you may not see it")
 
     def _answered(self, flight: _Flight, inner: "asyncio.Future[RecordMetadata]") -> None:
         problem = None if inner.cancelled() else inner.exception()
@@ -344,6 +359,8 @@ def check_options(source: str, http_url: str | None, http_key: str | None) -> No
         raise ValueError(f"source: a short name of your service, 1 to {MAX_SOURCE} printable characters")
     if (http_url is None) != (http_key is None):
         raise ValueError("http_url and http_key go together")
+    if http_url is not None:
+        check_address(http_url, http_key, "http_url", "http_key")
 
 
 def _key(event: Prepared) -> bytes:

@@ -5,6 +5,7 @@ import { batchesOf, listOf } from "./batches.js";
 import { check } from "./check.js";
 import { messageOf, SendError, StepstreamError, UnreachableError } from "./errors.js";
 import type { ContractEvent } from "./generated/events.js";
+import { checkTopic, isOurs, RETRY } from "./kafka-problems.js";
 import type { QueueOptions, Tally } from "./queue.js";
 import { Queue } from "./queue.js";
 import type { AcceptedEvent, EventVerdicts, Refused } from "./verdicts.js";
@@ -210,7 +211,7 @@ class Sender {
   async #connect(): Promise<Producer> {
     const made = this.#options.kafka.producer({
       allowAutoTopicCreation: false,
-      retry: { retries: 8, maxRetryTime: 5_000 },
+      retry: RETRY,
       ...this.#options.producer,
       idempotent: true,
       maxInFlightRequests: 1,
@@ -223,6 +224,7 @@ class Sender {
         };
       },
     });
+    if (!this.#options.producer?.allowAutoTopicCreation) await checkTopic(this.#options.kafka, this.#topic);
     await made.connect();
     return made;
   }
@@ -233,20 +235,4 @@ class Sender {
     const made = await before?.catch(() => undefined);
     await made?.disconnect().catch(() => {});
   }
-}
-
-/** What sending again does not mend. */
-const NOT_MENDED = new Set([
-  "TOPIC_AUTHORIZATION_FAILED",
-  "CLUSTER_AUTHORIZATION_FAILED",
-  "MESSAGE_TOO_LARGE",
-  "RECORD_LIST_TOO_LARGE",
-  "INVALID_TOPIC_EXCEPTION",
-]);
-
-function isOurs(error: unknown): boolean {
-  if (typeof error !== "object" || error === null) return false;
-  if ("type" in error && NOT_MENDED.has(String(error.type))) return true;
-  if ("name" in error && error.name === "KafkaJSSASLAuthenticationError") return true;
-  return "cause" in error && isOurs(error.cause);
 }

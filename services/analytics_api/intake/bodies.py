@@ -41,6 +41,8 @@ _OTHER_JSON: Final = ("hex escape", "recursion limit")
 #: In a rate, so many bytes count as an item; of a body that nothing can be made of, a tenth of that.
 _ITEM_BYTES: Final = 1_024
 _BAD_ITEM_BYTES: Final = 102
+#: What a body begins with that is compressed.
+_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 #: What JSON has for blanks.
 _BLANKS: Final = b" \t\r\n"
 
@@ -180,6 +182,11 @@ def items_of(body: bytes, kind: Kind, name: str, most: int = MOST_ITEMS) -> list
         ProblemError: 400, it is no JSON as a whole, or has no items; 413.
     """
     plain = decompressed(body, kind.encoding)
+    for magic, packed in _MAGIC.items():
+        if plain.startswith(magic):
+            raise unreadable(
+                f"the body is compressed with {packed}: say so by the header Content-Encoding: {packed}"
+            )
     items = _lines_of(plain, name, most) if kind.is_lines else _values_of(plain, name, most)
     if not items:
         raise unreadable(f"the body has no {name}")
@@ -198,15 +205,25 @@ def _lines_of(body: bytes, name: str, most: int) -> list[Item]:
         try:
             items.append(Item(index, _parsed(line), number, line))
         except ValueError as error:
-            items.append(Item(index, None, number, line, f"the line is no JSON: {error}"))
+            problem = f"the line is no JSON: {error}{_behind(hint_of_joined(line))}"
+            items.append(Item(index, None, number, line, problem))
     return items
+
+
+def hint_of_joined(text: bytes) -> str:
+    """Why several objects stand in one line, where they do."""
+    return "`curl -d` joins lines: use --data-binary" if b"}{" in text else ""
+
+
+def _behind(hint: str) -> str:
+    return f"; {hint}" if hint else ""
 
 
 def _values_of(body: bytes, name: str, most: int) -> list[Item]:
     try:
         value = _parsed(body)
     except ValueError as error:
-        hint = ""
+        hint = _behind(hint_of_joined(body))
         if b"}\n{" in body or b"}\r\n{" in body:
             hint = " (one a line is application/x-ndjson)"
         raise unreadable(f"the body is no JSON: {error}{hint}") from None

@@ -2,12 +2,24 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from schemas import Rejection
-from schemas.events import MAX_AHEAD_MS, MIN_TIME_MS, Identifier
+from schemas.events import MAX_AHEAD_MS, Identifier, why_too_early
+from schemas.names import hints
 from services.analytics_api.intake.bodies import Item
 from services.analytics_api.registering import (
     MOST_OWN_ID,
@@ -49,6 +61,29 @@ def _storable(text: str) -> str:
     return text
 
 
+_AWARE: Final = TypeAdapter(AwareDatetime)
+
+
+def milliseconds(given: object) -> object:
+    """A time as RFC 3339 writes it in milliseconds since the epoch; a number stays as it is.
+
+    Raises:
+        ValueError: it is a text that is neither.
+    """
+    if not isinstance(given, str) or given.strip().isdigit():
+        return given
+    try:
+        return round(_AWARE.validate_python(given).timestamp() * 1000)
+    except ValidationError:
+        raise ValueError("neither milliseconds since the epoch nor an RFC 3339 time with an offset") from None
+
+
+def _late_enough(at: int) -> int:
+    if (problem := why_too_early(at)) is not None:
+        raise ValueError(problem)
+    return at
+
+
 #: An id of the producer's own.
 OwnId = Annotated[
     str,
@@ -86,11 +121,18 @@ class GivenSession(_Given):
         default=None, description="Whose it is, by the id here, in place of `distinct_id`."
     )
     title: _Title | None = None
-    started_at: int | None = Field(
+    started_at: (
+        Annotated[
+            int,
+            Field(strict=True),
+            BeforeValidator(milliseconds, json_schema_input_type=int | datetime),
+            AfterValidator(_late_enough),
+        ]
+        | None
+    ) = Field(
         default=None,
-        strict=True,
-        ge=MIN_TIME_MS,
-        description="Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.",
+        description="Milliseconds since the epoch, or RFC 3339 with an offset; from 2000 on, at most 24 "
+        "hours ahead; now without it.",
     )
 
     @model_validator(mode="after")
@@ -175,7 +217,9 @@ def _parsed(item: Item, model: type[Given], class_: str) -> Given:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = str(first["loc"][0]) if first["loc"] else None
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise RefusedItemError(class_, field, f"{field}: {message}" if field else message) from None
+        missing = [field] if field is not None and first["type"] == "missing" else []
+        told = [f"{field}: {message}" if field else message, *hints(item.value, missing, model.model_fields)]
+        raise RefusedItemError(class_, field, "; ".join(told)) from None
 
 
 async def take_people(db: Connection, organization: str, items: Sequence[Item]) -> PeopleResults:

@@ -131,7 +131,7 @@ class Intake:
                 return await store.find_surpassed(db, doubtful)
 
             found.surpassed = await self._writer.run(find_surpassed, is_one_statement=True)
-        return judge(reads, found, organization)
+        return judge(reads, found, organization, registers=writing.may_register)
 
     async def _register(self, reads: Sequence[Read], found: Found, organization: str) -> None:
         """Registers people and sessions that nobody knows, where walkthrough, step and server are there."""

@@ -27,7 +27,8 @@ from schemas import (
     problems_with,
 )
 from schemas.events import FIELDS
-from services.analytics_api.intake.bodies import MOST_ITEM_BYTES, Item
+from schemas.names import hints
+from services.analytics_api.intake.bodies import MOST_ITEM_BYTES, Item, hint_of_joined
 from services.analytics_api.registering import own_session_id, problem_of_own_id
 from services.runtime.fair import Writing
 
@@ -50,6 +51,8 @@ _USER, _SESSION, _SERVER = "mcp_server_user_id", "mcp_server_session_id", "mcp_s
 #: The producer's own names for ids of the platform.
 _OWN: Final = {_USER: "distinct_id", _SESSION: "session_id"}
 _OWN_NAMES: Final = frozenset(_OWN.values())
+#: All names of fields that an item may have.
+_NAMES: Final = _OWN_NAMES.union(*FIELDS.values())
 _UNUSABLE: Final = "it has half of a surrogate pair, a number of thousands of digits, or hundreds of levels"
 
 
@@ -190,7 +193,8 @@ def read(item: Item, organization: str, writing: Writing, now_ms: int) -> Read |
     """
     try:
         if not isinstance(item.value, dict):
-            return _explained(_raw_of(item), now_ms)
+            raw = _raw_of(item)
+            return _explained(raw, now_ms, [hint_of_joined(raw)] if item.value is None else [])
         return _read(item, organization, writing, now_ms)
     except (ValueError, RecursionError):
         return Refusal(Rejection.NOT_JSON, None, _UNUSABLE)
@@ -223,7 +227,7 @@ def _read(item: Item, organization: str, writing: Writing, now_ms: int) -> Read 
         event = decode(value, now_ms)
     except EventError:
         whole = {name: part for name, part in given.items() if name not in _OWN_NAMES}
-        return _explained(_encode({**whole, **made}), now_ms)
+        return _explained(_encode({**whole, **made}), now_ms, _hints_of_own(given) if len(names) > 1 else [])
     assert not isinstance(event, UserErased | StepCorrected)  # noqa: S101 - they were refused above
     return Read(item, event, made, value, distinct_id, session_id, is_without_server)
 
@@ -290,8 +294,15 @@ def _raw_of(item: Item) -> bytes:
     return item.raw if item.raw is not None else _encode(item.value)
 
 
-def _explained(value: bytes, now_ms: int) -> Refusal:
-    """What the contract says of what is no event.
+def _hints_of_own(given: Mapping[str, Any]) -> list[str]:
+    """That ids of the producer's own will do, where both are missing, and which names perhaps are these."""
+    missing = [(name, own) for name, own in _OWN.items() if name not in given and own not in given]
+    told = [f"{own}, an id of your own, may stand for {name}" for name, own in missing]
+    return told + hints(given, {name for pair in missing for name in pair}, _NAMES)
+
+
+def _explained(value: bytes, now_ms: int, more: Sequence[str]) -> Refusal:
+    """What the contract says of what is no event, and what more there is to say that it does not.
 
     Raises:
         ValueError: it is one.
@@ -299,7 +310,9 @@ def _explained(value: bytes, now_ms: int) -> Refusal:
     try:
         decode(value, now_ms)
     except EventError as error:
-        return Refusal(error.rejection, error.fields[0] if error.fields else None, str(error))
+        text = str(error)
+        told = [text, *(one for one in more if one and one.partition("` is perhaps")[0] not in text)]
+        return Refusal(error.rejection, error.fields[0] if error.fields else None, "; ".join(told))
     raise ValueError
 
 
@@ -334,22 +347,26 @@ def unregistered(reads: Iterable[Read], known: Known) -> list[Read]:
 
 
 def _lacks_registration(read: Read, problems: Sequence[Problem]) -> bool:
-    return bool(problems) and all(
-        (problem.rejection is Rejection.UNKNOWN_USER and read.distinct_id is not None)
-        or (problem.rejection is Rejection.UNKNOWN_SESSION and read.session_id is not None)
-        for problem in problems
+    return bool(problems) and all(_is_of_registration(read, problem) for problem in problems)
+
+
+def _is_of_registration(read: Read, problem: Problem) -> bool:
+    """Whether it is that a person or session is unknown whom an id of the producer's own names."""
+    return (problem.rejection is Rejection.UNKNOWN_USER and read.distinct_id is not None) or (
+        problem.rejection is Rejection.UNKNOWN_SESSION and read.session_id is not None
     )
 
 
-def judge(reads: Iterable[Read], found: Found, organization: str) -> Judged:
+def judge(reads: Iterable[Read], found: Found, organization: str, *, registers: bool = False) -> Judged:
     """Judges the events of a batch, after `settle`, in their order.
 
+    Where the key `registers` people and sessions, that these are unknown is no problem beside another one.
     Of those with one id that are of different people, steps or walkthroughs, the first in the batch is good.
     """
     judged, known = Judged(), found.known(organization)
     firsts: dict[tuple[str, str], tuple[str, str]] = {}
     for read in reads:
-        refusal = _problem_of_references(read, known) or _problem_of_id(read, firsts, found)
+        refusal = _problem_of_references(read, known, registers) or _problem_of_id(read, firsts, found)
         if refusal is not None:
             judged.refused[read.item.index] = refusal
             continue
@@ -359,12 +376,23 @@ def judge(reads: Iterable[Read], found: Found, organization: str) -> Judged:
     return judged
 
 
-def _problem_of_references(read: Read, known: Known) -> Refusal | None:
+#: What registering people and sessions does not mend.
+_OF_OTHER_ROWS: Final = frozenset(
+    {
+        *(Rejection.UNKNOWN_WALKTHROUGH, Rejection.UNKNOWN_STEP, Rejection.STEP_OF_ANOTHER_WALKTHROUGH),
+        *(Rejection.UNKNOWN_SERVER, Rejection.SERVER_OF_ANOTHER_ORGANIZATION),
+    }
+)
+
+
+def _problem_of_references(read: Read, known: Known, registers: bool) -> Refusal | None:
     if read.fields[_SERVER] == _LATER:
         return Refusal(IntakeRejection.AMBIGUOUS_SERVER, _SERVER, "none, or several, may be meant: name one")
     problems = problems_with(read.event, known)
     if not problems:
         return None
+    if registers and any(one.rejection in _OF_OTHER_ROWS for one in problems):
+        problems = [one for one in problems if not _is_of_registration(read, one)]
     fields = [_name_in(read, problem.field) for problem in problems]
     message = "; ".join(f"{name}: {problem.message}" for name, problem in zip(fields, problems, strict=True))
     return Refusal(problems[0].rejection, fields[0], message)
