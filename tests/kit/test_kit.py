@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from schemas.generate import FOLDER
+from tests.clients.building import run
 from tests.kit.catalogue import KIT_CLIENTS, NEEDS, TOOLS, KitClient, installed
 from tests.support.world import World
 
@@ -152,6 +154,16 @@ def test_the_page_has_every_client_and_installs_the_version_that_is_tried() -> N
     for client in KIT_CLIENTS:
         installs = pom if client.name == "Java" else client.install
         assert client.needs.version() in installs, f"{client}: {client.install}"
+
+
+def test_a_client_installs_where_another_of_its_language_is(tmp_path: Path) -> None:
+    if shutil.which("go") is None:
+        pytest.skip("no go here")
+    ours = [client for client in KIT_CLIENTS if client.needs.tools == ("go",)]
+    for client in ours:
+        run("bash", "-ec", client.install, folder=tmp_path, path=str(TOOLS))
+    needed = (tmp_path / "go.mod").read_text("utf-8")
+    assert all(client.needs.version().partition("@")[2] in needed for client in ours)
 
 
 async def test_examples_count_where_kafka_puts_them_and_first_mistakes_are_explained(kit: Kit) -> None:

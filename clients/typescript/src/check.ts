@@ -156,7 +156,11 @@ function ofProblems(problems: readonly Problem[], fields: Fields, form: Form): R
   if (form === "contract") told.push(...ofOwnIds(fields, missing));
   const names = [...missing, ...own.map(([name]) => name)];
   const known = new Set(FIELDS_OF[String(fields.type)]);
-  const others = new Set(Object.values(FIELDS_OF).flat().filter((name) => !known.has(name)));
+  const others = new Set(
+    Object.values(FIELDS_OF)
+      .flat()
+      .filter((name) => !known.has(name)),
+  );
   told.push(...ofTimeOfAnotherType(fields, missing, others), ...ofMissing(fields, names, known));
   for (const { field } of problems) {
     const cause = isTime(field) ? ofTime(field, fields[field]) : undefined;
