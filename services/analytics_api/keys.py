@@ -96,7 +96,9 @@ async def create(
     *,
     trusted_sources: Collection[str] = (),
 ) -> Key:
-    """Makes a key of an organization, which is named by id or slug, valid for so many seconds, or until it is revoked.
+    """Makes a key of an organization, valid for so many seconds, or until it is revoked.
+
+    The organization is named by id or slug.
 
     Raises:
         UsageError: there is no such organization, or server of it; the time is not ahead; or what it may do

@@ -126,7 +126,7 @@ class Listing:
         newest = [[tell(x) for tell in columns.values()] for x in sorted(self._newest, reverse=True)]
         print_table("newest first", list(columns), newest, _SHOWN, self.count)
         if advise:
-            show_advice(self._classes)
+            show_advice(name for name, *_ in rows)
         say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
 
 
