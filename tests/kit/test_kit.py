@@ -211,3 +211,16 @@ async def test_what_kafka_does_not_take_is_told_by_the_program(kit: Kit) -> None
     assert done.returncode == 1, done.stdout
     assert "large.json: not sent: " in done.stdout + done.stderr
     assert await kit.world.events() == []
+
+
+async def test_what_is_no_json_is_not_sent_and_no_traceback(kit: Kit) -> None:
+    files = {"no.json": b"no json", "bytes.json": b"\xff\xfe"}
+    for name, value in files.items():
+        (kit.folder / name).write_bytes(value)
+    for name in (*files, "nowhere.json"):
+        done = await kit.send([name])
+        told = done.stdout + done.stderr
+        assert done.returncode == 1, told
+        assert f"{name}: not sent: " in told
+        assert not re.search(r"Traceback|^\s+at |goroutine", told, re.MULTILINE), told
+    assert await kit.world.events() == []
