@@ -21,15 +21,15 @@ ADVICE: Final[Mapping[str, str]] = {
     Rejection.NOT_ALLOWED: "Only an operator decides about a person: `stepstream erase` and `stepstream "
     "completions` send such events.",
     Rejection.REUSED_EVENT_ID: "Give each event an `event_id` of its own, and every copy of it the same.",
-    Rejection.UNKNOWN_USER: "Send events after the row of `mcp_server_user` is committed, with its id. "
-    + _SEND_AGAIN,
+    Rejection.UNKNOWN_USER: "Send events after the row of `mcp_server_user` is committed, with its id. An id "
+    "of your own (`distinct_id`) is none: registering it tells the id. " + _SEND_AGAIN,
     Rejection.UNKNOWN_WALKTHROUGH: "Check the walkthrough's id: it was never there, or the walkthrough was "
     "deleted. " + _SEND_AGAIN,
     Rejection.UNKNOWN_STEP: "Check the step's id: it was never there, or the step was deleted. "
     + _SEND_AGAIN,
     Rejection.UNKNOWN_SERVER: "Send the id of the MCP server, not its slug or name. " + _SEND_AGAIN,
     Rejection.UNKNOWN_SESSION: "Send events after the row of `mcp_server_session` is committed, with its id. "
-    + _SEND_AGAIN,
+    "An id of your own (`session_id`) is none: registering it tells the id. " + _SEND_AGAIN,
     Rejection.STEP_OF_ANOTHER_WALKTHROUGH: "Send the step together with the walkthrough that it belongs to.",
     Rejection.SERVER_OF_ANOTHER_ORGANIZATION: "Send a server and a walkthrough of the same organization.",
     Rejection.SESSION_OF_ANOTHER_SERVER: "Send the server on which the session was opened.",

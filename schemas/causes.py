@@ -186,6 +186,7 @@ def _of_missing(
     """Under which other name a field is, or in what the event is wrapped."""
     known = {name for names in fields.values() for name in names}
     strange = _safe_names(name for name in found if name not in known)
+    yield from _of_times_of_other_types(found, missing, fields)
     if renamed := _alike(strange, tuple(missing)):
         told = ", ".join(f"{name} is perhaps `{given}`" for name, given in renamed.items())
         yield f"names are other ones here: {told}"
@@ -194,6 +195,18 @@ def _of_missing(
         if held or (isinstance(inner, dict) and any(name in inner for name in missing)):
             yield f"the event is perhaps inside `{wrapper}`; send that alone" + (", as JSON" if held else "")
             return
+
+
+def _of_times_of_other_types(
+    found: Mapping[str, Any], missing: Sequence[str], fields: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Under the name of another type's time the time is, say `completed_at` for `skipped_at`."""
+    own = fields.get(str(found.get("type")), ())
+    others = {name for names in fields.values() for name in names if name.endswith("_at")} - set(own)
+    given = next((name for name in found if name in others), None)
+    wanted = next((name for name in missing if name.endswith("_at")), None)
+    if given and wanted:
+        yield f"you sent `{given}`; it is `{wanted}` in this type"
 
 
 def _inner(found: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -253,7 +266,20 @@ def _of_time(given: object) -> str | None:
     if isinstance(given, float) and not math.isfinite(given):
         return "is a number that JSON does not have, or too large"
     ms, zone = _milliseconds(given)
-    return None if ms is None else f"would be {ms} in milliseconds{zone}"
+    form, instead = _form_of_number(given)
+    would_be = "" if ms is None else f"would be {ms} in milliseconds{zone}"
+    return (" and ".join(filter(None, (form, would_be))) + instead) or None
+
+
+def _form_of_number(given: object) -> tuple[str, str]:
+    """How a number is written that is no whole one, and what to do about that."""
+    if isinstance(given, float):
+        return ("is written with a fraction or an exponent" if given.is_integer() else "has a fraction"), ""
+    try:
+        is_number = isinstance(given, str) and len(given) <= 80 and math.isfinite(float(given))
+    except ValueError:
+        is_number = False
+    return ("is text", ": send it without quotes") if is_number else ("", "")
 
 
 def _milliseconds(given: object) -> tuple[int | None, str]:

@@ -32,7 +32,7 @@ class Problem(NamedTuple):
 def problems_with(event: OfStep | WalkthroughStarted, known: Known) -> Sequence[Problem]:
     """All that is wrong, from the outside in; the event's class is that of the first.
 
-    What a row belongs to is asked only where the row exists. A session without a user is everybody's: the
+    What a row belongs to is asked only where both rows exist. A session without a user is everybody's: the
     platform makes sessions before it knows who is there. Whether the server still offers the walkthrough is
     not asked: it may have, when it happened.
     """
@@ -55,7 +55,7 @@ def problems_with(event: OfStep | WalkthroughStarted, known: Known) -> Sequence[
             of_server == of_walkthrough or None in {of_server, of_walkthrough},
             Rejection.SERVER_OF_ANOTHER_ORGANIZATION,
         ),
-        (session_server == server, Rejection.SESSION_OF_ANOTHER_SERVER),
+        (session_server == server or server not in known.servers, Rejection.SESSION_OF_ANOTHER_SERVER),
         (session_user in {None, user}, Rejection.SESSION_OF_ANOTHER_USER),
     )
     return [Problem(rejection, *_MESSAGES[rejection]) for holds, rejection in checks if not holds]

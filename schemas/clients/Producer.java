@@ -1,3 +1,4 @@
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -23,15 +24,17 @@ public class Producer {
     StringSerializer text = new StringSerializer();
     try (KafkaProducer<String, String> producer = new KafkaProducer<>(settings, text, text)) {
       for (String file : files) {
-        String value = Files.readString(Path.of(file));
-        String key = user.matcher(value).results().map(found -> found.group(1)).findFirst().orElse(null);
-        ProducerRecord<String, String> record = new ProducerRecord<>(topic, key, value);
-        record.headers().add("ce_source", "/kit".getBytes(StandardCharsets.UTF_8));
         try {
+          String value = Files.readString(Path.of(file));
+          if (!value.strip().startsWith("{")) throw new IOException("it is no JSON object");
+          String key = user.matcher(value).results().map(found -> found.group(1)).findFirst().orElse(null);
+          ProducerRecord<String, String> record = new ProducerRecord<>(topic, key, value);
+          record.headers().add("ce_source", "/kit".getBytes(StandardCharsets.UTF_8));
           RecordMetadata sent = producer.send(record).get();
           System.out.printf("%s: partition %d, offset %d%n", file, sent.partition(), sent.offset());
-        } catch (ExecutionException refused) {
-          System.out.printf("%s: not sent: %s%n", file, refused.getCause().getMessage());
+        } catch (IOException | ExecutionException refused) {
+          Throwable why = refused.getCause() == null ? refused : refused.getCause();
+          System.out.printf("%s: not sent: %s%n", file, why);
           System.exit(1);
         }
       }

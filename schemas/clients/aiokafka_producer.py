@@ -17,14 +17,14 @@ async def main(*files: str) -> int:
     # Idempotence brings acks=all; its partitioner is Kafka's murmur2.
     async with AIOKafkaProducer(bootstrap_servers=servers, enable_idempotence=True) as producer:
         for file in files:
-            value = Path(file).read_bytes()
-            key = json.loads(value).get("mcp_server_user_id")
             try:
+                value = Path(file).read_bytes()
+                key = json.loads(value).get("mcp_server_user_id")
                 sent = await producer.send_and_wait(
                     topic, value, key and key.encode(), headers=[("ce_source", b"/kit")]
                 )
                 print(f"{file}: partition {sent.partition}, offset {sent.offset}")
-            except KafkaError as error:
+            except (OSError, ValueError, AttributeError, KafkaError) as error:
                 print(f"{file}: not sent: {error}")
                 failed += 1
     return failed

@@ -12,9 +12,9 @@ producer.setPollInterval(20)
 producer.connect({}, (error) => {
   if (error) throw error
   for (const file of process.argv.slice(2)) {
-    const value = readFileSync(file)
-    const key = JSON.parse(value).mcp_server_user_id
     try {
+      const value = readFileSync(file)
+      const key = JSON.parse(value).mcp_server_user_id
       producer.produce(topic, null, value, key, null, file, [{ ce_source: '/kit' }])
     } catch (refused) {
       said(file, refused)

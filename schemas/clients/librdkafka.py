@@ -28,11 +28,11 @@ def report(file: str, error: KafkaError | None, sent: Message) -> None:
 
 
 for file in sys.argv[1:]:
-    value = Path(file).read_bytes()
-    key, told = json.loads(value).get("mcp_server_user_id"), functools.partial(report, file)
     try:
+        value, told = Path(file).read_bytes(), functools.partial(report, file)
+        key = json.loads(value).get("mcp_server_user_id")
         producer.produce(topic, value, key, headers={"ce_source": "/kit"}, on_delivery=told)
-    except KafkaException as refused:
+    except (OSError, ValueError, AttributeError, KafkaException) as refused:
         failed.append(f"{file}: not sent: {refused}")
 if waiting := producer.flush(30):
     failed.append(f"{waiting} not sent: no acknowledgement within 30 s")

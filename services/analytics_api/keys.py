@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from schemas import OPERATOR_SOURCES
+from services.analytics_api.registering import find_organization
 from services.runtime.api_keys import hash_of, new_key, parts_of, text_of
 from services.runtime.database import Connection, load_queries
 from services.runtime.errors import UsageError
@@ -97,13 +98,14 @@ async def create(
 ) -> Key:
     """Makes a key of an organization, valid for so many seconds, or until it is revoked.
 
+    The organization is named by id or slug.
+
     Raises:
         UsageError: there is no such organization, or server of it; the time is not ahead; or what it may do
             makes no sense.
     """
     grant.check(trusted_sources)
-    if await db.fetchval(SQL["find_organization"], organization) is None:
-        raise UsageError(f"there is no organization with the id `{organization}`")
+    organization = await find_organization(db, organization)
     if seconds is not None and seconds <= 0:
         raise UsageError("--expires-in: a key has to be valid for some time")
     identifier, secret = new_key()
@@ -152,8 +154,13 @@ def says(key: dict[str, Any]) -> str:
 
 
 async def list_keys(db: Connection, organization: str | None) -> list[dict[str, Any]]:
-    """The keys of one organization, or of all, without secrets."""
-    return [dict(row) for row in await db.fetch(SQL["list_keys"], organization)]
+    """The keys of one organization, which is named by id or slug, or of all, without secrets.
+
+    Raises:
+        UsageError: there is no such organization.
+    """
+    owner = None if organization is None else await find_organization(db, organization)
+    return [dict(row) for row in await db.fetch(SQL["list_keys"], owner)]
 
 
 async def find(db: Connection, identifier: str) -> dict[str, Any]:

@@ -1,6 +1,3 @@
--- name: find_organization
-select name from organization where id = $1;
-
 -- name: create_key
 insert into api_keys (
   id, organization_id, name, hash, expires_at, may_edit, may_read, may_write, may_register, write_types,

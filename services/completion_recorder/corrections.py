@@ -56,14 +56,16 @@ class Correction:
     recorded: bool | None = None
 
 
-async def show(settings: Settings, who: str, step: str | None) -> list[Entry]:
-    """What is known of a person's completions, by step.
+async def show(
+    settings: Settings, who: str, step: str | None, *, organization: str | None = None
+) -> list[Entry]:
+    """What is known of a person's completions, by step; `organization` says whose person it is.
 
     Raises:
         UsageError: there is no such person, or it means several people.
     """
     async with connected(settings) as db:
-        return await _entries(db, await _person(db, who), step)
+        return await _entries(db, await _person(db, who, organization), step)
 
 
 async def correct(
@@ -74,16 +76,18 @@ async def correct(
     session: str | None = None,
     *,
     execute: bool,
+    organization: str | None = None,
 ) -> Correction:
     """Says when a person completed a step, or that they did not; without `execute`, what would change.
 
     Args:
         settings: where everything is.
-        who: id, tracking id or e-mail address.
+        who: as `find_person` takes it.
         step: id of the step.
         completed_at: milliseconds since the epoch; None is that they did not.
         session: where it was, if no completion of the step is known.
         execute: whether to send it.
+        organization: whose person it is; None is anybody's.
 
     Raises:
         UsageError: there is no such person, step or session, or nothing to remove; or several people.
@@ -91,7 +95,7 @@ async def correct(
         StepstreamError: the database or Kafka cannot be reached.
     """
     async with connected(settings) as db:
-        user = await _person(db, who)
+        user = await _person(db, who, organization)
         entries = await _entries(db, user, step)
         if completed_at is None and not entries:
             raise UsageError(f"nothing is known of {user} and step `{step}`: there is nothing to remove")
@@ -107,8 +111,8 @@ async def correct(
     return Correction(event, before, after if recorded else _expected(event, entries), True, recorded)
 
 
-async def _person(db: Connection, who: str) -> str:
-    user = await find_person(db, who)
+async def _person(db: Connection, who: str, organization: str | None) -> str:
+    user = await find_person(db, who, organization)
     if not await db.fetchval(SQL["person"], user):
         raise UsageError(f"there is no such person: `{who}`")
     return user

@@ -40,6 +40,7 @@ from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES, Record, admin_client, unreachable
 from services.runtime.producer import NULL, producer
 from services.runtime.settings import Settings
+from services.runtime.text import plural
 from services.sankey_aggregator import counting
 
 SQL = load_queries(__file__)
@@ -71,6 +72,8 @@ class Names:
     user: str
     tracking_id: str = ""
     email: str = ""
+    #: The ids under which organizations have registered them. Another's may be the same, and many are short.
+    registered: tuple[str, ...] = ()
     #: Others have the address in another case: what is in neither may be theirs.
     is_email_exact: bool = False
 
@@ -161,8 +164,11 @@ class Receipt:
 
     @property
     def nothing_known(self) -> bool:
-        """Whether there is no trace of such a person; a source of that name, or a word, is none."""
-        traces = any(n for what, n in self.removed.items() if what != "sources")
+        """Whether there is no trace of such a person; a source of that name, or a word, is none.
+
+        Nor is a dead letter: whoever sends a wrong id has dead letters under it.
+        """
+        traces = any(n for what, n in self.removed.items() if what not in {"sources", "dead_letters"})
         return not self.known and self.erased_at is None and not traces
 
     @property
@@ -171,15 +177,19 @@ class Receipt:
         return self.removed["sources"] > 0
 
 
-async def plan(settings: Settings, who: str, *, unknown_too: bool = False) -> Receipt:
+async def plan(
+    settings: Settings, who: str, *, unknown_too: bool = False, organization: str | None = None
+) -> Receipt:
     """What there is of a person; of a name that is nobody's, the sources, unless it is meant as an id.
+
+    `who` and `organization` are as `find_person` takes them.
 
     Raises:
         UsageError: it means several people.
         StepstreamError: the database or Kafka cannot be reached.
     """
     async with connected(settings) as db:
-        user = await find_person(db, who)
+        user = await find_person(db, who, organization)
         names = await _names_of(db, user)
         counts = await _count(db, names)
     known, erased_at = bool(counts.pop("known")), counts.pop("erased_at")
@@ -197,7 +207,8 @@ async def _names_of(db: Connection, user: str) -> Names:
     row = await db.fetchrow(SQL["erase_names"], user)
     if row is None:
         return Names(user)
-    return Names(user, row["distinct_id"] or "", row["email"] or "", row["is_email_exact"])
+    registered = tuple(row["registered"])
+    return Names(user, row["distinct_id"] or "", row["email"] or "", registered, row["is_email_exact"])
 
 
 def _found_by(who: str, names: Names) -> list[str]:
@@ -205,7 +216,10 @@ def _found_by(who: str, names: Names) -> list[str]:
     notes = [_SHARED_ADDRESS] if names.is_email_exact else []
     if who == names.user:
         return notes
-    by = "tracking id" if who == names.tracking_id else f"e-mail address {names.email}"
+    if who in names.registered:
+        by = "id under which their organization registered them"
+    else:
+        by = "tracking id" if who == names.tracking_id else f"e-mail address {names.email}"
     return [f"`{who}` is {names.user}, by the {by}", *notes]
 
 
@@ -219,7 +233,9 @@ async def _count_sources(db: Connection, names: Names) -> int:
     return await source_names.count_names(db, names.source_pattern, names.pattern)
 
 
-async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
+async def erase(
+    settings: Settings, who: str, *, unknown_too: bool, organization: str | None = None
+) -> Receipt:
     """Forgets a person. Doing it again removes what came since, and changes nothing else.
 
     Where nobody is known by what is given, and it is a source, or an e-mail address in one, only that is
@@ -229,14 +245,15 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
         UsageError: nothing is known of such a person, and `unknown_too` is not set.
         StepstreamError: the database or Kafka cannot be reached.
     """
-    found = await plan(settings, who, unknown_too=unknown_too)
+    found = await plan(settings, who, unknown_too=unknown_too, organization=organization)
     if found.nothing_known and not unknown_too:
-        if found.is_source:
+        under_it = found.removed["dead_letters"]
+        if found.is_source and not under_it:
             return await _forget_source(settings, found)
+        only = f", but {plural(under_it, 'dead letter')} with this id" if under_it else ""
         raise UsageError(
-            f"nothing is known of `{found.user}`: is it right? To have events of somebody whose rows are "
-            "gone "
-            "already refused for good, add --even-if-unknown"
+            f"nothing is known of `{found.user}`{only}: is it right? To have events of somebody whose rows "
+            "are gone already refused for good, and to remove their dead letters, add --even-if-unknown"
         )
     async with connected(settings, counting.prepare, counting.SERVER_SETTINGS | _LOCK) as db:
         receipt, names = await _forget(db, found)
@@ -257,8 +274,8 @@ async def erase(settings: Settings, who: str, *, unknown_too: bool) -> Receipt:
             receipt.named_in = [str(letter.source) for letter in letters.naming]
         except StepstreamError as error:
             raise StepstreamError(
-                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. {left} the "
-                "same command again for the dead letters"
+                f"{receipt.user} is erased from the database, and not yet from Kafka: {error}. {left} "
+                f"`stepstream erase {receipt.user} --execute` for the dead letters"
             ) from error
     receipt.executed = True
     return receipt
@@ -376,6 +393,8 @@ def is_of(record: Record, names: Names) -> bool:
 
 def speaks_of(record: Record, names: Names) -> bool:
     """Whether a dead letter names a person anywhere: in key, value, headers, or why it was refused."""
+    if any(_has_key(record, own) for own in names.registered):
+        return True
     parts = [record.key, record.value, *(name.encode(errors="replace") for name, _ in record.headers)]
     parts += [value for _, value in record.headers]
     if any(names.are_in(part.decode(errors="replace")) for part in parts if part):
@@ -386,6 +405,20 @@ def speaks_of(record: Record, names: Names) -> bool:
         return names.are_in(json.dumps(json.loads(record.value), ensure_ascii=False))
     except _UNREADABLE:
         return False
+
+
+def _has_key(record: Record, own: str) -> bool:
+    """Whether somebody sent an organization's own id as the user's: as the key, or in the value."""
+    if record.key == own.encode():
+        return True
+    value = record.value or b""
+    if own.encode() not in value and b"\\" not in value:
+        return False
+    try:
+        event = json.loads(value)
+    except _UNREADABLE:
+        return False
+    return isinstance(event, dict) and event.get("mcp_server_user_id") == own
 
 
 async def _letters_of(settings: Settings, names: Names) -> Letters:

@@ -9,6 +9,10 @@ for update;
 select
   distinct_id,
   email,
+  array(
+    select distinct registered.distinct_id from registered_people as registered
+    where registered.mcp_server_user_id = person.id
+  ) as registered,
   exists (
     select from mcp_server_user as other
     where lower(other.email) = lower(person.email) and other.email <> person.email

@@ -244,6 +244,8 @@ _WORDS = {
 
 
 def _show(checked: "Checked", first: "Sequence[Finding]") -> None:
+    from services.operator_cli.letter_tables import show_advice
+
     rows = [(_WORDS[o], checked.outcomes[o]) for o in _WORDS if checked.outcomes[o]]  # type: ignore[index]
     print_table("", ("what would become of them", "events"), rows)
     if checked.classes:
@@ -274,6 +276,7 @@ def _show(checked: "Checked", first: "Sequence[Finding]") -> None:
             _SHOWN,
             checked.problems,
         )
+        show_advice(name for name, _ in checked.classes.most_common())
     for name, of in checked.sources.items():
         for told in of.habits.told():
             where = f"{escape(safe(name))}: " if len(checked.sources) > 1 else ""

@@ -9,8 +9,10 @@ import typer
 
 from services.operator_cli.options import (
     ExecuteOption,
+    OfOrganizationOption,
     Output,
     OutputOption,
+    PersonArgument,
     current_settings,
     examples,
     not_executed,
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="What counts of a person: see it, and mend what is wrong.", no_args_is_help=True)
 
-PersonArgument = Annotated[
-    str, typer.Argument(metavar="PERSON", help="A person: id, tracking id or e-mail address.")
-]
 StepArgument = Annotated[str, typer.Argument(metavar="STEP", help="Id of the step.")]
 
 
@@ -36,12 +35,13 @@ StepArgument = Annotated[str, typer.Argument(metavar="STEP", help="Id of the ste
 def completions_show(
     person: PersonArgument,
     step: Annotated[str | None, typer.Option(help="Only of this step.")] = None,
+    organization: OfOrganizationOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List what counts of a person, what would count if that did not, and what was corrected."""
     from services.completion_recorder import corrections
 
-    entries = asyncio.run(corrections.show(current_settings(), person, step))
+    entries = asyncio.run(corrections.show(current_settings(), person, step, organization=organization))
     _show_entries(entries, as_json=output is Output.JSON)
 
 
@@ -60,6 +60,7 @@ def completions_correct(
         str | None, typer.Option(help="Id of the session; else that of the completion that is known.")
     ] = None,
     execute: ExecuteOption = False,
+    organization: OfOrganizationOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say when a person completed a step. No other completion up to now counts then; later ones do.
@@ -68,7 +69,9 @@ def completions_correct(
     """
     from services.completion_recorder import corrections
 
-    work = corrections.correct(current_settings(), person, step, completed_at, session, execute=execute)
+    work = corrections.correct(
+        current_settings(), person, step, completed_at, session, execute=execute, organization=organization
+    )
     _report(asyncio.run(work), as_json=output is Output.JSON)
 
 
@@ -80,6 +83,7 @@ def completions_remove(
     person: PersonArgument,
     step: StepArgument,
     execute: ExecuteOption = False,
+    organization: OfOrganizationOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say that a person did not complete a step. No completion up to now counts then; later ones do.
@@ -88,7 +92,9 @@ def completions_remove(
     """
     from services.completion_recorder import corrections
 
-    work = corrections.correct(current_settings(), person, step, None, execute=execute)
+    work = corrections.correct(
+        current_settings(), person, step, None, execute=execute, organization=organization
+    )
     _report(asyncio.run(work), as_json=output is Output.JSON)
 
 

@@ -128,7 +128,7 @@ def dlq_list(
     if output is Output.JSON:
         as_json.end()
     else:
-        listing.show()
+        listing.show(advise=True)
 
 
 @app.command("summary", epilog=examples("dlq summary", "dlq summary --from -24h --json"))

@@ -10,8 +10,10 @@ from rich.markup import escape
 
 from services.operator_cli.options import (
     ExecuteOption,
+    OfOrganizationOption,
     Output,
     OutputOption,
+    PersonArgument,
     current_settings,
     examples,
     not_executed,
@@ -33,8 +35,9 @@ app = typer.Typer()
 
 @app.command(epilog=examples("erase mcpu_k3Jd82LsQ0aZ", "erase mcpu_k3Jd82LsQ0aZ --execute -o json"))
 def erase(
-    user: Annotated[str, typer.Argument(help="A person: id, tracking id or e-mail address, in any case.")],
+    user: PersonArgument,
     execute: ExecuteOption = False,
+    organization: OfOrganizationOption = None,
     even_if_unknown: Annotated[
         bool, typer.Option("--even-if-unknown", help="Also where nothing is known of such an id (any more).")
     ] = False,
@@ -51,7 +54,8 @@ def erase(
     settings = current_settings()
     arm(settings.crash_at)
     work = act.erase if execute else act.plan
-    _report(asyncio.run(work(settings, user, unknown_too=even_if_unknown)), as_json=output is Output.JSON)
+    receipt = asyncio.run(work(settings, user, unknown_too=even_if_unknown, organization=organization))
+    _report(receipt, as_json=output is Output.JSON)
 
 
 def _named_in(ids: Sequence[str]) -> str:
@@ -61,6 +65,13 @@ def _named_in(ids: Sequence[str]) -> str:
         f"{plural(len(ids), 'dead letter')} of others name this person and stay until their retention "
         f"removes them: {named}. `stepstream dlq show ID` shows one; Kafka lets nobody remove it alone"
     )
+
+
+def _only(receipt: "Receipt") -> str:
+    """Where else the name is found, of somebody of whom nothing is known."""
+    if letters := receipt.removed["dead_letters"]:
+        return f"; only {plural(letters, 'dead letter')} {'has' if letters == 1 else 'have'} this id"
+    return "; only sources are called so" if receipt.is_source else ""
 
 
 def _report(receipt: "Receipt", *, as_json: bool) -> None:
@@ -81,8 +92,7 @@ def _report(receipt: "Receipt", *, as_json: bool) -> None:
         if receipt.erased_at is not None:
             say(f"erased before, at {format_time(receipt.erased_at)}")
         if receipt.nothing_known:
-            only = "; only sources are called so" if receipt.is_source else ""
-            say(f"[yellow]nothing is known of such a person[/]{only}: is the id right?")
+            say(f"[yellow]nothing is known of such a person[/]{_only(receipt)}: is the id right?")
         not_executed()
         return
     if receipt.event_id is None and not receipt.nothing_known:

@@ -31,7 +31,7 @@ app = typer.Typer(help="API keys of organizations.", no_args_is_help=True)
     ),
 )
 def keys_create(
-    organization: Annotated[str, typer.Option(help="Id of the organization that it is of.")],
+    organization: Annotated[str, typer.Option(help="The organization that it is of: id or slug.")],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     expires_in: Annotated[
         float | None,
@@ -109,7 +109,7 @@ def keys_create(
 
 @app.command("list", epilog=examples("keys list", "keys list --organization org_demo -o json"))
 def keys_list(
-    organization: Annotated[str | None, typer.Option(help="Only of this one.")] = None,
+    organization: Annotated[str | None, typer.Option(help="Only of this one: id or slug.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List keys, without their secrets."""

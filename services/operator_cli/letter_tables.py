@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
+from schemas import advice_on
 from services.completion_recorder.cutting import Cut
 from services.completion_recorder.dead_letters import (
     Letter,
@@ -21,6 +22,7 @@ from services.completion_recorder.dead_letters import (
 from services.completion_recorder.letter_summary import Tally
 from services.completion_recorder.mending import MendedFile, RedrivePlan
 from services.completion_recorder.redriving import Redriven
+from services.consumers.batches import ERROR_CLASS as UNREADABLE_BATCH
 from services.operator_cli.options import JsonList, print_json, print_table, safe, say
 from services.runtime.errors import StepstreamError
 from services.runtime.sources import NO_SOURCE
@@ -33,6 +35,7 @@ _SUMMARY_SHOWN = 40
 _CLASSES = 100
 _OTHER_CLASSES = "(other classes)"
 _BODY_SHOWN = 4_000
+_OF_BATCHES = "Have the producer send the events of this batch again: nobody could read it."
 #: Ids are kept in memory up to so many bytes, then in a file.
 _IDS_BYTES = 1024 * 1024
 
@@ -107,8 +110,8 @@ class Listing:
         else:
             heapq.heappushpop(self._newest, row)
 
-    def show(self) -> None:
-        """Prints them for people."""
+    def show(self, *, advise: bool = False) -> None:
+        """Prints them for people; `advise` is with what to do about each class."""
         if not self.count:
             say("no dead letters wait here")
             return
@@ -136,7 +139,20 @@ class Listing:
             columns["cut"] = lambda x: x.cut
         newest = [[tell(x) for tell in columns.values()] for x in sorted(self._newest, reverse=True)]
         print_table("newest first", list(columns), newest, _SHOWN, self.count)
+        if advise:
+            show_advice(name for name, *_ in rows)
         say("[dim]`stepstream dlq show ID` shows one with what it holds[/]")
+
+
+def show_advice(classes: Iterable[str]) -> None:
+    """What to do about each of these error classes, once."""
+    rows = [(name, _advice(name)) for name in dict.fromkeys(classes) if not name.startswith("(")]
+    if rows:
+        print_table("what to do", ("error class", "what to do"), rows)
+
+
+def _advice(error_class: str) -> str:
+    return _OF_BATCHES if error_class == UNREADABLE_BATCH else advice_on(error_class)
 
 
 @dataclass
@@ -243,6 +259,7 @@ def letter_json(letter: Letter, *, body: bool = False) -> dict[str, Any]:
         "topic": letter.source.topic,
         "error_class": letter.last.error_class,
         "error": letter.last.error,
+        "advice": _advice(letter.last.error_class),
         "source": letter.sender,
         "came_at": format_time(letter.last.timestamp),
         "key": _key(letter),
@@ -281,6 +298,7 @@ def show_one(letter: Letter, *, as_json: bool) -> None:
             (f"failure {i}", f"{f.error_class} at {f.source}: {f.error}")
             for i, f in enumerate(letter.failures, 1)
         ),
+        ("what to do", _advice(letter.last.error_class)),
         ("value", _shown(letter.record.value)),
     ]
     print_table("", ("", ""), facts)
@@ -345,12 +363,14 @@ def show_summary(tallies: Sequence[Tally], *, as_json: bool) -> None:
     # Beside all the others an error would have few characters.
     errors = [(str(t.example), t.error) for t in tallies[:_SUMMARY_SHOWN]]
     print_table("what was wrong", ("example", "its error"), errors)
+    show_advice(tally.error_class for tally in tallies[:_SUMMARY_SHOWN])
 
 
 def _tally_json(tally: Tally) -> dict[str, Any]:
     return {
         "source": tally.sender,
         "error_class": tally.error_class,
+        "advice": _advice(tally.error_class),
         "letters": tally.letters,
         "cut": tally.cut,
         "since": format_time(tally.since),

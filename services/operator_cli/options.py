@@ -94,6 +94,22 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+PersonArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="PERSON",
+        help="A person: id, tracking id, the id under which an organization registered them, or e-mail "
+        "address, in any case.",
+    ),
+]
+OfOrganizationOption = Annotated[
+    str | None,
+    typer.Option(
+        "--organization",
+        metavar="NAME",
+        help="Whose person it is, by id or slug: for an id that several have registered.",
+    ),
+]
 ExecuteOption = Annotated[
     bool, typer.Option("--execute", help="Do it. Without this the plan is shown and nothing changes.")
 ]

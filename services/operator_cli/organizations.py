@@ -42,7 +42,7 @@ def organizations_create(
     typer.echo(made.id)
     say(
         f"[dim]next: stepstream servers create --organization {made.slug} NAME; "
-        f"a key for its figures: stepstream keys create --organization {made.id}[/]"
+        f"a key for its figures: stepstream keys create --organization {made.slug}[/]"
     )
 
 

@@ -62,7 +62,7 @@ def servers_create(
         str | None, typer.Option(metavar="URL", help="Who issues tokens for it, where people sign in.")
     ] = None,
 ) -> None:
-    """Make an MCP server, and print the address that agents connect to."""
+    """Make an MCP server, and print the address that agents connect to, and the id, which events name."""
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 
@@ -76,6 +76,7 @@ def servers_create(
 
     made = asyncio.run(work())
     typer.echo(_address(settings, made.slug))
+    say(f"its id, which events name as mcp_server_id: {made.id}")
     say(
         f'[dim]next: stepstream walkthroughs create "TITLE" --server {made.slug}, or stepstream import FILE '
         f"--server {made.slug}; then stepstream servers connect {made.slug}[/]"
@@ -98,9 +99,9 @@ def servers_list(organization: OrganizationOption = None, output: OutputOption =
     if output is Output.JSON:
         print_json([asdict(s) | {"address": _address(settings, s.slug)} for s in found])
         return
-    columns = ("slug", "name", "organization", "how it knows people", "walkthroughs", "address")
+    columns = ("id", "slug", "name", "organization", "how it knows people", "walkthroughs", "address")
     rows = [
-        (s.slug, s.name, s.organization_id, s.auth_type, s.walkthroughs, _address(settings, s.slug))
+        (s.id, s.slug, s.name, s.organization_id, s.auth_type, s.walkthroughs, _address(settings, s.slug))
         for s in found
     ]
     print_table("", columns, rows)
@@ -126,6 +127,7 @@ def servers_show(
         print_json(asdict(server) | {"address": address, "offers": [w.id for w in offered]})
         return
     facts = [
+        ("id", server.id),
         ("address", address),
         ("name", server.name),
         ("product", server.product),

@@ -123,14 +123,14 @@ def walkthroughs_add_step(
     walkthrough: WalkthroughArgument,
     title: Annotated[str, typer.Argument(help="Title of the step.")],
     for_user: Annotated[
-        Path | None, typer.Option("--for-user", metavar="FILE", help="What the person is shown: Markdown.")
+        Path | None, typer.Option("--for-user", metavar="FILE", help="What the person is shown: Markdown.*")
     ] = None,
-    introduction: Annotated[str | None, typer.Option(help="How the agent introduces it.")] = None,
-    context: Annotated[str | None, typer.Option(help="What the agent should know.")] = None,
-    operations: Annotated[str | None, typer.Option(help="What the agent does.")] = None,
+    introduction: Annotated[str | None, typer.Option(help="How the agent introduces it.*")] = None,
+    context: Annotated[str | None, typer.Option(help="What the agent should know.*")] = None,
+    operations: Annotated[str | None, typer.Option(help="What the agent does.*")] = None,
     optional: Annotated[bool, typer.Option("--optional", help="People may leave it out.")] = False,
 ) -> None:
-    """Add a step behind the last one, and print its id."""
+    """Add a step behind the last one, and print its id. One of the options marked with * is required."""
     from services.runtime.database import connected
     from services.walkthrough_mcp import catalog
 

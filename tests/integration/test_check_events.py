@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from schemas import advice_on
 from schemas.generate import FOLDER
 from services.completion_recorder.dead_letters import encoded
 from services.runtime.kafka import Record
@@ -388,6 +389,8 @@ async def test_a_table_has_the_summary_first_and_then_the_first_problems(world: 
     assert done.stdout.index("unknown-user") < done.stdout.index("not-json") < done.stdout.index("line 1 ")
     assert "mcp_server_user_id: there is no such user" in " ".join(done.stdout.split())
     assert "and 25 more; -o json lists them all" in done.stdout
+    told = " ".join(done.stdout.split())
+    assert f"unknown-user {advice_on('unknown-user')} not-json {advice_on('not-json')}" in told
     assert "45 of 45 events would not count" in done.stderr
     whole = json.loads(
         world.command("check-events", "-", "-o", "json", stdin="\n".join(lines).encode()).stdout

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from schemas import advice_on
 from tests.support.world import RECORDER, Message, World, completed, eventually
 
 pytestmark = pytest.mark.integration
@@ -72,6 +73,19 @@ async def test_listed_by_class_partition_time_and_key(some: World) -> None:
     wrong = await some.invoke("dlq", "list", "--class", "nonsense")
     assert wrong.returncode == 2
     assert "there are empty-value, not-json" in wrong.stderr
+
+
+async def test_what_to_do_is_told_beside_what_was_refused(some: World) -> None:
+    found = await letters(some)
+    assert all(letter["advice"] == advice_on(letter["error_class"]) for letter in found)
+    for args in (("list",), ("summary",), ("show", found[0]["id"])):
+        told = " ".join((await some.invoke("dlq", *args)).stdout.split())
+        classes = {found[0]["error_class"]} if args[0] == "show" else {x["error_class"] for x in found}
+        assert all(told.count(advice_on(name)) == 1 for name in classes), told
+    summary = json.loads((await some.invoke("dlq", "summary", "-o", "json")).stdout)
+    assert {(one["error_class"], one["advice"]) for one in summary} == {
+        (letter["error_class"], letter["advice"]) for letter in found
+    }
 
 
 async def test_a_body_cannot_speak_to_the_terminal(some: World) -> None:

@@ -274,6 +274,63 @@ async def test_nobody_known_is_a_mistake_until_it_is_meant(world: World) -> None
     assert "is 2 people: x, y" in several.stderr
 
 
+async def test_somebody_is_found_by_the_id_under_which_they_were_registered(world: World) -> None:
+    await world.offer()
+    await world.people(["mcpu_1", "mcpu_2", "bob"])
+    await world.db.execute(
+        "update organization set slug = 'acme' where id = 'org';"
+        "insert into organization (id, name, slug, created_at) values ('org_2', 'Contoso', 'contoso', now());"
+        "insert into registered_people (organization_id, distinct_id, mcp_server_user_id)"
+        " values ('org', 'alice', 'mcpu_1'), ('org_2', 'alice', 'mcpu_2'), ('org', 'carl', 'bob')"
+    )
+    world.start_both()
+    await world.produce([completed("mcpu_1", "a", 1), completed("alice", "a", 1)])
+    await world.drained()
+    for command in (("erase",), ("completions", "show")):
+        several = await world.invoke(*command, "alice")
+        assert several.returncode == 2, several.stderr
+        told = " ".join(several.stderr.split())
+        assert "`alice` is 2 people: mcpu_1 (registered by acme), mcpu_2 (registered by contoso)" in told
+        assert "or say whose with --organization" in told
+        nobody = await world.invoke(*command, "alice", "--organization", "nowhere")
+        assert nobody.returncode == 2
+        assert "there is no organization with the id or slug `nowhere`" in " ".join(nobody.stderr.split())
+        strange = await world.invoke(*command, "carl", "--organization", "contoso")
+        assert strange.returncode == 2
+        assert "the organization `contoso` knows nobody by `carl`" in " ".join(strange.stderr.split())
+        assert (await world.invoke(*command, "carl")).returncode == 0
+    shown = await world.invoke("completions", "show", "alice", "--organization", "acme", "-o", "json")
+    assert [entry["step_id"] for entry in json.loads(shown.stdout)] == ["a"]
+    plan = await world.invoke("erase", "alice", "--organization", "acme", "-o", "json")
+    found = json.loads(plan.stdout)
+    assert (found["user"], found["removed"]["completions"], len(found["named_in"])) == ("mcpu_1", 1, 1)
+    told = " ".join(plan.stderr.split())
+    assert "`alice` is mcpu_1, by the id under which their organization registered them" in told
+    done = await world.invoke("erase", "alice", "--organization", "acme", "--execute")
+    assert done.returncode == 0, done.stderr
+    assert {r["id"] for r in await world.db.fetch("select id from mcp_server_user")} == {"mcpu_2", "bob"}
+    assert "mcpu_2" in (await world.invoke("erase", "alice")).stdout
+
+
+async def test_who_has_dead_letters_alone_is_not_taken_for_somebody(world: World) -> None:
+    """They come from whoever sends a wrong id, too: an operator would believe that somebody is erased."""
+    await world.offer()
+    world.start_both()
+    await world.produce([completed("alice", "a", 1)])
+    await world.drained()
+    plan = await world.invoke("erase", "alice")
+    assert plan.returncode == 0, plan.stderr
+    told = " ".join(plan.stderr.split())
+    assert "nothing is known of such a person; only 1 dead letter has this id: is the id right?" in told
+    refused = await world.invoke("erase", "alice", "--execute")
+    assert refused.returncode == 2
+    assert "nothing is known of `alice`, but 1 dead letter with this id" in " ".join(refused.stderr.split())
+    assert len(await world.dead_letters()) == 1
+    meant = await world.invoke("erase", "alice", "--execute", "--even-if-unknown")
+    assert meant.returncode == 0, meant.stderr
+    assert await world.dead_letters() == []
+
+
 async def test_who_comes_back_by_the_same_tracking_id_is_somebody_new(world: World) -> None:
     await world.offer()
     url = f"http://127.0.0.1:{(await world.start_mcp()).port}/mcp/srv_1/visitor-9"
@@ -475,7 +532,7 @@ async def test_who_waits_in_vain_for_the_dead_letters_is_told_what_is_done_and_w
         await be_alone(other, Act.HANDLE_LETTERS)
         with pytest.raises(StepstreamError, match="handles the dead letters") as caught:
             await erasing.erase(world.settings_of(OPERATOR), "ann", unknown_too=False)
-    assert str(caught.value).endswith("Run the same command again for the dead letters")
+    assert str(caught.value).endswith("Run `stepstream erase ann --execute` for the dead letters")
     assert "outbox" not in str(caught.value)
     assert await world.db.fetchval("select count(*) from outbox") == 0, "the event was sent"
 

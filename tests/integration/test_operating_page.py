@@ -105,6 +105,7 @@ def _steady(text: str) -> str:
     text = re.sub(r"sst_[0-9a-f]{12}_[\w-]{43}", "sst_1f9c3a7b20de_" + "k3J" * 14 + "9", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "1f9c3a7b20de", text)
     text = re.sub(r"\b(org|wt|wts)_[0-9a-f]{8,12}\b", _numbered, text)
+    text = re.sub(r"(mcp_server_id: |\n id {20})[0-9a-f]{8}\b", r"\g<1>5e1f2a3b", text)
     text = re.sub(r"\b(mcpu)_[0-9a-f]{20}\b", _numbered, text)
     text = re.sub(r"\b\d+\.\d\d s\b", "0.01 s", text)
     text = re.sub(r", [\d,]+ a second$", ", 2,000 a second", text, flags=re.MULTILINE)
@@ -223,8 +224,11 @@ async def tell(world: World) -> str:  # noqa: PLR0915 - a story from start to en
     await run("verify")
     part(
         "Forget a person",
-        "By id, tracking id or e-mail address; of addresses upper and lower case are the same, and the plan says whom it "
-        "found. A\nplatform may have people whose id no event can have (over 64 characters): they are erased as well, "
+        "By id, tracking id, the id under which an organization registered them, or e-mail address; of addresses upper and "
+        "lower case are\nthe same, and the plan says whom it found. Where several organizations have registered the same id, "
+        "`--organization` says whose\nis meant; so it does for `stepstream completions`. Of a name that only dead letters have, "
+        "nothing is known: whoever sends a wrong\nid has dead letters under it. `--even-if-unknown` says that it is meant as an "
+        "id, and removes them. A\nplatform may have people whose id no event can have (over 64 characters): they are erased as well, "
         "without an event.",
     )
 

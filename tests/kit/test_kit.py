@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from schemas.generate import FOLDER
+from tests.clients.building import run
 from tests.kit.catalogue import KIT_CLIENTS, NEEDS, TOOLS, KitClient, installed
 from tests.support.world import World
 
@@ -154,6 +156,16 @@ def test_the_page_has_every_client_and_installs_the_version_that_is_tried() -> N
         assert client.needs.version() in installs, f"{client}: {client.install}"
 
 
+def test_a_client_installs_where_another_of_its_language_is(tmp_path: Path) -> None:
+    if shutil.which("go") is None:
+        pytest.skip("no go here")
+    ours = [client for client in KIT_CLIENTS if client.needs.tools == ("go",)]
+    for client in ours:
+        run("bash", "-ec", client.install, folder=tmp_path, path=str(TOOLS))
+    needed = (tmp_path / "go.mod").read_text("utf-8")
+    assert all(client.needs.version().partition("@")[2] in needed for client in ours)
+
+
 async def test_examples_count_where_kafka_puts_them_and_first_mistakes_are_explained(kit: Kit) -> None:
     world = kit.world
     assert (await world.invoke("examples")).stdout == "org_examples\n"
@@ -198,4 +210,17 @@ async def test_what_kafka_does_not_take_is_told_by_the_program(kit: Kit) -> None
     done = await kit.send(["large.json"])
     assert done.returncode == 1, done.stdout
     assert "large.json: not sent: " in done.stdout + done.stderr
+    assert await kit.world.events() == []
+
+
+async def test_what_is_no_json_is_not_sent_and_no_traceback(kit: Kit) -> None:
+    files = {"no.json": b"no json", "bytes.json": b"\xff\xfe"}
+    for name, value in files.items():
+        (kit.folder / name).write_bytes(value)
+    for name in (*files, "nowhere.json"):
+        done = await kit.send([name])
+        told = done.stdout + done.stderr
+        assert done.returncode == 1, told
+        assert f"{name}: not sent: " in told
+        assert not re.search(r"Traceback|^\s+at |goroutine", told, re.MULTILINE), told
     assert await kit.world.events() == []

@@ -170,8 +170,20 @@ def test_an_error_names_the_field_and_never_the_content() -> None:
     ("changes", "told"),
     [
         ({"completed_at": "2026-11-24T09:00:00"}, "completed_at would be 1795510800000 in milliseconds, if"),
-        ({"completed_at": "1764000000000"}, "completed_at would be 1764000000000 in milliseconds"),
-        ({"completed_at": 1764000000000.5}, "completed_at would be 1764000000000 in milliseconds"),
+        (
+            {"completed_at": "1764000000000"},
+            "completed_at is text and would be 1764000000000 in milliseconds: send it without quotes",
+        ),
+        ({"completed_at": "17"}, "completed_at is text: send it without quotes"),
+        (
+            {"completed_at": 1764000000000.5},
+            "completed_at has a fraction and would be 1764000000000 in milliseconds",
+        ),
+        (
+            {"completed_at": 1.764e12},
+            "completed_at is written with a fraction or an exponent and would be 17",
+        ),
+        ({"completed_at": 0.5}, "completed_at has a fraction"),
         ({"completed_at": 1_764_000_000_000_000}, "completed_at would be 1764000000000 in milliseconds"),
         (
             {"completed_at": "Tue, 24 Nov 2026 09:00:00 GMT"},
@@ -225,6 +237,16 @@ def test_what_other_tools_send_is_told_for_what_it_is(value: bytes, told: str) -
     with pytest.raises(EventError) as caught:
         decode(value, NOW)
     assert told in str(caught.value)
+
+
+def test_the_time_of_another_type_is_told_by_the_names_of_both() -> None:
+    event = skipped("u", "a", 1)
+    event["completed_at"] = event.pop("skipped_at")
+    with pytest.raises(EventError) as caught:
+        decode(json.dumps(event).encode(), NOW)
+    assert str(caught.value) == (
+        "skipped_at: Field required; you sent `completed_at`; it is `skipped_at` in this type"
+    )
 
 
 def test_a_name_that_is_like_none_of_the_contract_is_not_told() -> None:

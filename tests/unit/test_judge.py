@@ -202,7 +202,6 @@ def test_all_that_is_wrong_with_references_is_told_and_the_class_is_of_the_first
         "mcp_server_user_id: there is no such user",
         "step_id: the step belongs to another walkthrough",
         "mcp_server_id: there is no such server",
-        "mcp_server_session_id: the session belongs to another server",
         "mcp_server_session_id: the session belongs to another user",
     ]
 

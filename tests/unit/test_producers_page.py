@@ -4,7 +4,10 @@ import json
 import re
 from pathlib import Path
 
+from aiokafka.partitioner import DefaultPartitioner
+
 from schemas import Rejection, StepCompleted, decode
+from schemas.documents import TOPIC_PARTITIONS
 from schemas.generate import EXAMPLES, FOLDER
 
 PAGE = (FOLDER / "README.md").read_text("utf-8")
@@ -25,6 +28,19 @@ def test_its_example_is_an_event_with_every_field_of_a_completion() -> None:
     assert event.model_fields_set == set(StepCompleted.model_fields)
     sent = json.loads((EXAMPLES / "valid" / "step-completed.json").read_bytes())
     assert json.loads(example) | {"metadata": None} == sent | {"metadata": None}
+
+
+def test_it_says_to_which_partition_its_example_goes() -> None:
+    told = re.findall(
+        r"`(examples/[\w/.-]+): partition (\d+), offset 0`.*?in a topic of (\d+) partitions", PAGE, re.DOTALL
+    )
+    assert [(file, int(size)) for file, _, size in told] == [
+        ("examples/valid/step-completed.json", TOPIC_PARTITIONS)
+    ]
+    for file, partition, size in told:
+        key = json.loads((FOLDER / file).read_bytes())["mcp_server_user_id"].encode()
+        partitions = list(range(int(size)))
+        assert DefaultPartitioner()(key, partitions, partitions) == int(partition)
 
 
 def test_it_needs_nothing_but_its_folder() -> None:

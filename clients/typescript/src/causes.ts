@@ -1,3 +1,4 @@
+import { isTime } from "./findings.js";
 import { alike } from "./text.js";
 
 /** Times outside of these are not guessed at, in milliseconds: the beginning of 2000, and of 2100. */
@@ -24,7 +25,18 @@ export function ofTime(field: string, given: unknown): string | undefined {
     return `${field} is a number that JSON does not have`;
   }
   const ms = inMilliseconds(given);
-  return ms === undefined ? undefined : `${field} would be ${ms} in milliseconds`;
+  const wouldBe = ms === undefined ? "" : `would be ${ms} in milliseconds`;
+  const { form, instead } = formOfNumber(given);
+  const told = [form, wouldBe].filter(Boolean).join(" and ");
+  return told === "" ? undefined : `${field} ${told}${instead}`;
+}
+
+/** How a number is written that is no whole one, and what to do about that. */
+function formOfNumber(given: unknown): { form: string; instead: string } {
+  const isText = typeof given === "string" && given.trim() !== "" && Number.isFinite(Number(given));
+  if (isText) return { form: "is text", instead: ": send it without quotes" };
+  const isBroken = typeof given === "number" && !Number.isInteger(given);
+  return { form: isBroken ? "has a fraction" : "", instead: "" };
 }
 
 function inMilliseconds(given: unknown): number | undefined {
@@ -55,6 +67,17 @@ export function ofEarlyTime(at: number): string {
 
 function dayOf(ms: number): string {
   return new Date(ms).toISOString().replace(/T.*/, "");
+}
+
+/** Under the name of another type's time the time is, say `completed_at` for `skipped_at`. */
+export function ofTimeOfAnotherType(
+  found: Readonly<Record<string, unknown>>,
+  missing: readonly string[],
+  others: ReadonlySet<string>,
+): string[] {
+  const given = Object.keys(found).find((name) => isTime(name) && others.has(name));
+  const wanted = missing.find(isTime);
+  return given && wanted ? [`you sent \`${given}\`; it is \`${wanted}\` in this type`] : [];
 }
 
 /** Under which other names the missing fields are, or in what the event is wrapped. */

@@ -1,4 +1,4 @@
-import { ofEarlyTime, ofMissing, ofTime } from "./causes.js";
+import { ofEarlyTime, ofMissing, ofTime, ofTimeOfAnotherType } from "./causes.js";
 import type { Fields, Finding, Problem } from "./findings.js";
 import { isTime, ofFindings } from "./findings.js";
 import { FIELDS, VALIDATORS } from "./generated/validators.js";
@@ -155,7 +155,13 @@ function ofProblems(problems: readonly Problem[], fields: Fields, form: Form): R
   for (const [name, of] of own) told.push(`${name}, your own id, may stand for ${of}`);
   if (form === "contract") told.push(...ofOwnIds(fields, missing));
   const names = [...missing, ...own.map(([name]) => name)];
-  told.push(...ofMissing(fields, names, new Set(FIELDS_OF[String(fields.type)])));
+  const known = new Set(FIELDS_OF[String(fields.type)]);
+  const others = new Set(
+    Object.values(FIELDS_OF)
+      .flat()
+      .filter((name) => !known.has(name)),
+  );
+  told.push(...ofTimeOfAnotherType(fields, missing, others), ...ofMissing(fields, names, known));
   for (const { field } of problems) {
     const cause = isTime(field) ? ofTime(field, fields[field]) : undefined;
     if (cause) told.push(cause);
