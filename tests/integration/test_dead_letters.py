@@ -126,6 +126,7 @@ async def test_redriven_once_mended_they_count(some: World) -> None:
         "executed": True,
         "sent": 0,
         "sent_before": 0,
+        "cut": 0,
         "ids": [],
     }
 

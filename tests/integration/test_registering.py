@@ -211,7 +211,7 @@ async def test_people_come_in_by_http_each_with_a_verdict(world: World) -> None:
 
 async def test_what_is_no_batch_is_a_problem_and_nothing_is_taken(world: World) -> None:
     await world.offer()
-    api = await world.start_api(api_write_rate="1000/minute")
+    api = await world.start_api()
     key = await key_of(world, WRITES)
     many = [{"distinct_id": f"u-{n}"} for n in range(1_001)]
     tried: list[tuple[int, Any, dict[str, str]]] = [
@@ -229,6 +229,13 @@ async def test_what_is_no_batch_is_a_problem_and_nothing_is_taken(world: World) 
                 status,
                 "application/problem+json",
             )
+
+
+async def test_people_who_are_more_than_the_rate_are_told_when_to_come_again(world: World) -> None:
+    await world.offer()
+    api = await world.start_api(api_write_rate="1000/minute")
+    key = await key_of(world, WRITES)
+    many = [{"distinct_id": f"u-{n}"} for n in range(1_000)]
     assert (await post(api, "people", many[:900], key)).status_code == 200
     over = await post(api, "people", many[:200], key)
     assert over.status_code == 429
