@@ -799,26 +799,36 @@ async def test_metrics_say_what_came_and_what_became_of_it(world: World) -> None
 
 
 async def test_the_curl_lines_of_the_page_work_as_they_stand(world: World) -> None:
-    """The first register the person and the session that the others name."""
+    """The first register the person and the session that the others name; the last shows what is counted."""
     page = (Path(__file__).parents[2] / "docs" / "producers.md").read_text()
     blocks = re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)
-    commands = [block for block in blocks if "$API/" in block]
-    assert len(commands) == 3
+    commands = [block for block in blocks if "$STEPSTREAM_URL/" in block]
+    assert len(commands) == 4
     await world.offer("wt_9fQ2xL7b", ["wts_Rt41vKp8"])
-    api = await writing(world)
+    api = await writing(world, Grant(may_write=True))
     mine = {"mcp_server_user_id": None, "mcp_server_session_id": None, "mcp_server_id": None}
     named = event(
         step="wts_Rt41vKp8", walkthrough_id="wt_9fQ2xL7b", distinct_id="u-1", session_id="s-1", **mine
     )
     (world.folder / "events.ndjson").write_bytes(lines([named]))
-    for command in commands:
-        done = await asyncio.to_thread(
+
+    async def run(command: str) -> "subprocess.CompletedProcess[bytes]":
+        return await asyncio.to_thread(
             subprocess.run,
             ["sh", "-c", command],
             cwd=world.folder,
-            env={**os.environ, "KEY": api.key, "API": api.url},
+            env={**os.environ, "STEPSTREAM_KEY": api.key, "STEPSTREAM_URL": api.url},
             capture_output=True,
             timeout=60,
         )
+
+    *sending, looking = commands
+    for command in sending:
+        done = await run(command)
         assert done.stdout.count(b'"accepted":1,"refused":0') == command.count("curl "), done
     assert len(await world.events()) == 2
+    world.start_both()
+    await world.drained()
+    person = await world.db.fetchval("select mcp_server_user_id from registered_people")
+    shown = json.loads((await run(looking.replace("mcpu_4f1d0c2b9a8e7f6d5c4b", person))).stdout)
+    assert shown["journey"]["step_ids"] == ["wts_Rt41vKp8"], shown
