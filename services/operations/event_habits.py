@@ -53,6 +53,14 @@ _OTHER_PARTITIONERS: Final[dict[str, Callable[[bytes, int], int]]] = {
 }
 
 
+#: A rule that fits fewer different keys may do so by chance.
+_ENOUGH_KEYS: Final = 10
+_SET_MURMUR2: Final = (
+    "set the producer's partitioner to murmur2 (of kafkajs `Partitioners.DefaultPartitioner`, not the legacy "
+    "one)"
+)
+
+
 @dataclass
 class Habits:
     """Counts of one source's records, from which `told` says what is odd.
@@ -69,6 +77,8 @@ class Habits:
     #: Of those that are events: the key is not the person.
     other_key: int = 0
     placed: int = 0
+    #: Some of the keys that have a partition.
+    placed_keys: set[bytes] = field(default_factory=set)
     elsewhere: int = 0
     by_other_rule: Counter[str] = field(default_factory=Counter)
     codecs: Counter[str] = field(default_factory=Counter)
@@ -109,6 +119,8 @@ class Habits:
         self.other_key += event is not None and key != event.mcp_server_user_id.encode()
         if item.known.partition and self.partitions:
             self.placed += 1
+            if len(self.placed_keys) < _ENOUGH_KEYS:
+                self.placed_keys.add(key)
             numbers = list(range(self.partitions))
             if _murmur2(key, numbers, numbers) != item.record.partition:
                 self.elsewhere += 1
@@ -187,7 +199,8 @@ class Habits:
             )
         if self.elsewhere:
             rule = next((name for name, fits in self.by_other_rule.items() if fits == self.placed), None)
-            told = f"they are placed {rule}" if rule else "set the producer's partitioner to murmur2"
+            is_named = rule is not None and len(self.placed_keys) >= _ENOUGH_KEYS
+            told = f"they are placed {rule}" if is_named else _SET_MURMUR2
             yield (
                 f"{_of(self.elsewhere, self.placed)} records are in another partition than Kafka's default "
                 f"partitioner (murmur2) chooses for their key: {told}"

@@ -235,6 +235,16 @@ async def test_one_may_be_given_where_several_may() -> None:
         assert at.asked == 6
 
 
+@pytest.mark.parametrize("given", [{"distinct_id": "u"}, [{"distinct_id": "u"}], b"u", ["u", 7], 7])
+async def test_people_that_are_no_ids_are_refused_before_anybody_is_made(given: Any) -> None:
+    async with api() as at, AsyncHttpProducer(at.url, "key") as producer:
+        with pytest.raises(TypeError, match=r'give ids, as in register_people\(\["customer 18"\]\)'):
+            await producer.register_people(given)
+        with pytest.raises(TypeError, match="give sessions, as in register_sessions"):
+            await producer.register_sessions(given)
+        assert at.asked == 0
+
+
 @pytest.mark.parametrize(
     ("url", "key", "told"),
     [
@@ -246,6 +256,7 @@ async def test_one_may_be_given_where_several_may() -> None:
         ("127.0.0.1:8085", "sst_secret", "url: '127.0.0.1:8085' is no address"),
         ("stepstream.example", "sst_secret", "give that of analytics-api"),
         ("ftp://x", "sst_secret", "is no address"),
+        ("sst_secret", "http://x", "url: an API key is no address"),
         ("http://", "sst_secret", "is no address"),
         ("", "sst_secret", "url: '' is no address"),
         (None, "sst_secret", "url: None is no address"),

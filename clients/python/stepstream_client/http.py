@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_before_delay
@@ -75,6 +75,10 @@ class RegisteredSession:
     created: bool
 
 
+#: What a key begins with: what begins so is not shown.
+_KEY_PREFIX: Final = "sst_"
+
+
 def check_address(url: object, key: object, url_name: str = "url", key_name: str = "key") -> None:
     """Looks at where events go by HTTP, and with which key; what it says never has the key.
 
@@ -88,7 +92,8 @@ def check_address(url: object, key: object, url_name: str = "url", key_name: str
     except httpx2.InvalidURL:
         is_address = False
     if not is_address:
-        raise ValueError(f"{url_name}: {url!r} is no address; give that of analytics-api, https://...")
+        given = "an API key" if isinstance(url, str) and url.startswith(_KEY_PREFIX) else repr(url)
+        raise ValueError(f"{url_name}: {given} is no address; give that of analytics-api, https://...")
     if not isinstance(key, str) or not key:
         is_what = "empty" if key == "" else "None" if key is None else "no text"
         raise ValueError(f"{key_name}: it is {is_what}; {_MAKES_A_KEY}")
@@ -96,6 +101,21 @@ def check_address(url: object, key: object, url_name: str = "url", key_name: str
         raise ValueError(
             f"{key_name}: it has a space, a line's end or a character that no key has; {_MAKES_A_KEY}"
         )
+
+
+_T = TypeVar("_T")
+
+
+def _several(given: _T | Iterable[_T], kind: type[_T], told: str) -> list[_T]:
+    """One or several of a type as a list."""
+    if isinstance(given, kind):
+        return [given]
+    if isinstance(given, Mapping | bytes | str) or not isinstance(given, Iterable):
+        raise TypeError(f"this is {type(given).__name__}: {told}")
+    found = list(given)
+    if wrong := next((one for one in found if not isinstance(one, kind)), None):
+        raise TypeError(f"one of them is {type(wrong).__name__}: {told}")
+    return found
 
 
 class _TryAgain(Exception):  # noqa: N818 - no error: a reason to wait
@@ -217,10 +237,13 @@ class AsyncHttpProducer(Buffered):
     async def register_people(self, distinct_ids: str | Iterable[str]) -> list[Person | Refused]:
         """Makes one or several known by your own ids; what became of each, in order. Again changes nothing.
 
+        One that is refused is answered as `Refused`, and the others are made.
+
         Raises:
+            TypeError: it is no text, or no texts.
             NotAcknowledged: the API is away or busy; `NotAllowed`, the key may not.
         """
-        given = [distinct_ids] if isinstance(distinct_ids, str) else distinct_ids
+        given = _several(distinct_ids, str, 'give ids, as in register_people(["customer 18"])')
         items = [{"distinct_id": one} for one in given]
         found = [r async for r in self._register("/v1/people", "people", items)]
         return [
@@ -235,10 +258,13 @@ class AsyncHttpProducer(Buffered):
     ) -> list[RegisteredSession | Refused]:
         """Makes one or several known by your own ids; what became of each, in order. Again changes nothing.
 
+        One that is refused is answered as `Refused`, and the others are made.
+
         Raises:
+            TypeError: it is no `Session`, or no sessions.
             NotAcknowledged: the API is away or busy; `NotAllowed`, the key may not.
         """
-        given = [sessions] if isinstance(sessions, Session) else sessions
+        given = _several(sessions, Session, 'give sessions, as in register_sessions([Session("s-1")])')
         items = [session.as_dict() for session in given]
         found = [r async for r in self._register("/v1/sessions", "sessions", items)]
         return [

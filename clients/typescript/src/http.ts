@@ -115,8 +115,9 @@ export function createHttpClient(options: HttpClientOptions): HttpClient {
 
 function transportOf({ url, key, timeoutMs, retryForMs, fetch: given }: HttpClientOptions): Transport {
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
+    const given = String(url).startsWith("sst_") ? "an API key" : JSON.stringify(url);
     throw new StepstreamError(
-      `url is ${JSON.stringify(url)}; give the address of analytics-api, https://...`,
+      `url is ${given}; give the address of analytics-api, https://...`,
     );
   }
   if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key)) {
