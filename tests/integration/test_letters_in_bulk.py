@@ -157,11 +157,11 @@ async def test_what_is_mended_keeps_key_event_id_and_headers_and_is_checked_befo
     )
     assert code == 1
     assert {p["line"]: p["error"].partition(": ")[2] or p["error"] for p in told["problems"]} == {
-        2: "invalid-event: completed_at: Input should be a valid integer; completed_at would be "
-        "946684800005 in milliseconds",
+        2: "invalid-event: completed_at: Input should be a valid integer; completed_at is text "
+        "and would be 946684800005 in milliseconds: send it without quotes",
         3: "event_id is another one than the letter's; it has to stay, so that the event counts once",
         4: "invalid-event: event: it has no `type`; there are step-completed, walkthrough-started, step-skipped, "
-        "step-shown, user-erased, step-corrected",
+        "step-shown",
         5: "the key is another one than the letter's; it has to stay",
         6: "it is no JSON",
         8: "line 1 mends this letter, too",

@@ -115,10 +115,8 @@ export function createHttpClient(options: HttpClientOptions): HttpClient {
 
 function transportOf({ url, key, timeoutMs, retryForMs, fetch: given }: HttpClientOptions): Transport {
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
-    const given = String(url).startsWith("sst_") ? "an API key" : JSON.stringify(url);
-    throw new StepstreamError(
-      `url is ${given}; give the address of analytics-api, https://...`,
-    );
+    const shown = String(url).startsWith("sst_") ? "an API key" : JSON.stringify(url);
+    throw new StepstreamError(`url is ${shown}; give the address of analytics-api, https://...`);
   }
   if (typeof key !== "string" || !/^[\x21-\x7e]+$/.test(key)) {
     throw new StepstreamError(`key is empty or no key; ${MAKES_A_KEY}`);
