@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stepstream.shell")
 
+#: A batch of so many records has more behind it. What comes while a smaller one is handled is the next batch,
+#: all of it: fetched ahead, the first that came would be a batch by itself.
+_MANY = 1_000
 #: How long a cancelled batch may take to roll back.
 _ROLL_BACK_SECONDS = 5.0
 
@@ -89,7 +92,8 @@ class InHand:
             batch.left = len(mine)
             mine = await shell.placing.records_that_follow(owned, mine) if mine else []
             if mine:
-                shell.fetches.fetch_ahead()
+                if len(mine) >= _MANY:
+                    shell.fetches.fetch_ahead()
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {shell.settings.topic}"
                 with message_spans(service, name, SpanKind.CONSUMER, parents, len(mine)):
