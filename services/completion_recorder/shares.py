@@ -26,6 +26,8 @@ def share_out(records: Sequence[Record], size: int, shares: int) -> list[list[Se
         size: the most records of a load.
         shares: the most shares.
     """
+    if len(records) <= size:
+        return [[records]]
     parts: dict[int, list[Record]] = {}
     for record in records:
         parts.setdefault(record.partition, []).append(record)
@@ -33,8 +35,6 @@ def share_out(records: Sequence[Record], size: int, shares: int) -> list[list[Se
     given: list[list[Record]] = [[] for _ in range(count)]
     for part in sorted(parts.values(), key=len, reverse=True):
         min(given, key=len).extend(part)
-    if count == 1 and len(records) <= size:
-        return [[given[0]]]
     return [_loads(share, size) for share in given]
 
 
