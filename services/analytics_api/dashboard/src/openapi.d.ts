@@ -8771,9 +8771,9 @@ export interface operations {
                     title?: string | null;
                     /**
                      * Started At
-                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     * @description Milliseconds since the epoch, or RFC 3339 with an offset; from 2000 on, at most 24 hours ahead; now without it.
                      */
-                    started_at?: number | null;
+                    started_at?: number | string | null;
                 } | {
                     /**
                      * Session Id
@@ -8799,9 +8799,9 @@ export interface operations {
                     title?: string | null;
                     /**
                      * Started At
-                     * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                     * @description Milliseconds since the epoch, or RFC 3339 with an offset; from 2000 on, at most 24 hours ahead; now without it.
                      */
-                    started_at?: number | null;
+                    started_at?: number | string | null;
                 }[] | {
                     sessions: {
                         /**
@@ -8828,9 +8828,9 @@ export interface operations {
                         title?: string | null;
                         /**
                          * Started At
-                         * @description Milliseconds since the epoch, from 2000 on, at most 24 hours ahead; now without it.
+                         * @description Milliseconds since the epoch, or RFC 3339 with an offset; from 2000 on, at most 24 hours ahead; now without it.
                          */
-                        started_at?: number | null;
+                        started_at?: number | string | null;
                     }[];
                 };
                 "application/jsonl": string;
