@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -16,7 +17,20 @@ from schemas import encode
 from services.runtime.kafka import connection
 from services.runtime.producer import producer
 
-EACH_SECONDS = 0.005
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How events come: so many at once, so many seconds apart; of each the first is watched."""
+
+    case: str
+    each: float
+    at_once: int = 1
+
+    def ticks(self, seconds: float) -> int:
+        return int(seconds / self.each)
+
+
+PACES = (Pace("one each 25 ms", 0.025), Pace("one each 5 ms", 0.005), Pace("10,000 a second", 0.005, 50))
 _USER = "mcp_server_user_id"
 #: How often a query looks for what is not there yet.
 LOOK_SECONDS = 0.002
@@ -36,17 +50,25 @@ class Waiting:
 
 
 async def freshness(bench: Bench, number: int) -> list[Measurement]:
-    """The same events twice: to a bare consumer, and to the services."""
-    seconds = 2 if bench.options.quick else 20
-    count = int(seconds / EACH_SECONDS)
+    """The same events twice, at each pace: to a bare consumer, and to the services."""
+    if bench.options.quick:
+        return await _at(bench, number, PACES[1], 2)
+    found = []
+    for pace in PACES:
+        found += await _at(bench, number, pace, 5 if pace.at_once > 1 else 15)
+    return found
+
+
+async def _at(bench: Bench, number: int, pace: Pace, seconds: float) -> list[Measurement]:
+    count = pace.ticks(seconds) * pace.at_once
     workload = distinct(count * STEPS, number)
     async with bench.world(workload) as world:
-        bare = await _to_consumer(world, workload)
+        bare = await _to_consumer(world, workload, pace, seconds)
     async with bench.world(workload) as world:
         running = await world.start_ready(RECORDER, AGGREGATOR)
-        await _through(world, workload, 0, 0.5)  # what is made at the first event is there
+        await _through(world, workload, 0, pace, 0.5)  # what is made at the first event is there
         meters = {one.name: world.meter(one) for one in running}
-        row, counted = await _through(world, workload, 1, seconds)
+        row, counted = await _through(world, workload, 1, pace, seconds)
         # What PostgreSQL and Kafka use is told nowhere: most of it is looking.
         uses = {name: _own(meter.values(count)) for name, meter in meters.items()}
         world.stop(*running)
@@ -59,7 +81,7 @@ async def freshness(bench: Bench, number: int) -> list[Measurement]:
     return [
         Measurement(
             "freshness",
-            f"one each {EACH_SECONDS * 1000:g} ms",
+            pace.case,
             line,
             quantiles_ms(took) | values,
             None if line == FLOOR else FLOOR,
@@ -73,25 +95,28 @@ def _own(values: dict[str, float]) -> dict[str, float]:
     return {name: values[name] for name in ("service_us", "memory_mib")}
 
 
-def _steps(workload: Workload, step: int, seconds: float) -> list[dict[str, object]]:
-    """One step of as many people as have time."""
+def _steps(workload: Workload, step: int, pace: Pace, seconds: float) -> list[list[dict[str, object]]]:
+    """One step of as many people as have time, by when they are sent."""
     of_step = [event for event in workload.events if int(event["step_id"][-1]) == step]
-    return of_step[: int(seconds / EACH_SECONDS)]
+    ticks = [of_step[i : i + pace.at_once] for i in range(0, len(of_step), pace.at_once)]
+    return ticks[: pace.ticks(seconds)]
 
 
-async def _send(world: World, events: list[dict[str, object]], *waiting: Waiting) -> None:
+async def _send(world: World, pace: Pace, ticks: list[list[dict[str, object]]], *waiting: Waiting) -> None:
     async with producer(world.settings, linger_ms=0) as sending:
         sender = await sending.start()
         began = time.monotonic()
-        for number, event in enumerate(events):
-            user = str(event["mcp_server_user_id"])
+        for number, events in enumerate(ticks):
+            watched = str(events[0]["mcp_server_user_id"])
             for one in waiting:
-                one.sent[user] = time.monotonic()
-            await sender.send(world.settings.topic, encode(event), key=user.encode())
-            await asyncio.sleep(max(0.0, began + (number + 1) * EACH_SECONDS - time.monotonic()))
+                one.sent[watched] = time.monotonic()
+            for event in events:
+                key = str(event["mcp_server_user_id"]).encode()
+                await sender.send(world.settings.topic, encode(event), key=key)
+            await asyncio.sleep(max(0.0, began + (number + 1) * pace.each - time.monotonic()))
 
 
-async def _to_consumer(world: World, workload: Workload) -> list[float]:
+async def _to_consumer(world: World, workload: Workload, pace: Pace, seconds: float) -> list[float]:
     waiting = Waiting()
     consumer = AIOKafkaConsumer(**connection(world.settings), auto_offset_reset="latest")
     await consumer.start()
@@ -105,11 +130,10 @@ async def _to_consumer(world: World, workload: Workload) -> list[float]:
                 waiting.seen(record.key.decode())
 
         async with _beside(consume):
-            await _send(world, _steps(workload, 0, 0.5), waiting)
+            await _send(world, pace, _steps(workload, 0, pace, 0.5), waiting)
             await _all_seen(waiting)
             waiting.took.clear()
-            seconds = len(workload.events) / STEPS * EACH_SECONDS
-            await _send(world, _steps(workload, 1, seconds), waiting)
+            await _send(world, pace, _steps(workload, 1, pace, seconds), waiting)
             await _all_seen(waiting)
     finally:
         await consumer.stop()
@@ -117,11 +141,11 @@ async def _to_consumer(world: World, workload: Workload) -> list[float]:
 
 
 async def _through(
-    world: World, workload: Workload, step: int, seconds: float
+    world: World, workload: Workload, step: int, pace: Pace, seconds: float
 ) -> tuple[list[float], list[float]]:
-    events = _steps(workload, step, seconds)
+    ticks = _steps(workload, step, pace, seconds)
     row, counted = Waiting(), Waiting()
-    name = str(events[0]["step_id"])[-7:]
+    name = str(ticks[0][0]["step_id"])[-7:]
     of_row = f"select {_USER} from {TABLE} where {_USER} = any($1) and right(step_id, 7) = '{name}'"
     of_count = (
         f"select {_USER} from sankey_journeys where {_USER} = any($1)"
@@ -141,7 +165,7 @@ async def _through(
 
     (first, second), (one, other) = queries, sessions
     async with _beside(watch(*first, one)), _beside(watch(*second, other)):
-        await _send(world, events, row, counted)
+        await _send(world, pace, ticks, row, counted)
         await _all_seen(row, counted)
     for session in sessions:
         await session.close()

@@ -24,7 +24,7 @@ def draw(summaries: Sequence[Summary], folder: Path) -> list[Path]:
     for section, paint in pictures.items():
         if section in sections:
             drawn.append((section, paint(plt, sections[section])))
-    if any("service_us" in one.values for one in summaries):
+    if any("postgres_us" in one.values for one in summaries):
         drawn.append(("processor", _processor(plt, summaries)))
     files = []
     for name, figure in drawn:
@@ -93,8 +93,9 @@ def _instances(plt: Any, lines: Sequence[Summary]) -> Any:
 
 
 def _delays(plt: Any, lines: Sequence[Summary]) -> Any:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 1 + 0.25 * len(lines)), sharey=True, layout="constrained")
     for axis, name in zip(axes, ("p50_ms", "p99_ms"), strict=True):
-        _bars(axis, [one.line for one in lines], [one.values[name] for one in lines])
+        shown = lines[::-1]
+        _bars(axis, [f"{one.case}: {one.line}" for one in shown], [one.values[name] for one in shown])
         axis.set_xlabel(f"{name[:3]}, ms")
     return figure
