@@ -41,7 +41,7 @@ class Batches(Protocol):
         """
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
-        """Commits their offsets to Kafka, once all of them that must outlive a crash is committed."""
+        """Their offsets may be committed to Kafka: all of them that must outlive a crash is committed."""
 
     async def recheck(self, records: Sequence[Record]) -> None:
         """Looks whether these records, which wait, are still what comes next.

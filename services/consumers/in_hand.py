@@ -21,9 +21,8 @@ from services.consumers.placing import CHECK_SECONDS
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.errors import StepstreamError
-from services.runtime.kafka import Record, commit_offsets, kafka_may_return
-from services.runtime.retrying import retrying
-from services.runtime.telemetry import BATCH_EVENTS, BATCH_SECONDS, CANCELLED, PAUSED, PHASE_SECONDS
+from services.runtime.kafka import Record, kafka_may_return
+from services.runtime.telemetry import BATCH_EVENTS, BATCH_SECONDS, CANCELLED, PAUSED
 from services.runtime.tracing import message_spans, parents_of
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stepstream.shell")
 
-#: A batch of so many records has more behind it. What comes while a smaller one is handled is the next batch,
-#: all of it: fetched ahead, the first that came would be a batch by itself.
-_MANY = 1_000
 #: How long a cancelled batch may take to roll back.
 _ROLL_BACK_SECONDS = 5.0
 
@@ -92,8 +88,7 @@ class InHand:
             batch.left = len(mine)
             mine = await shell.placing.records_that_follow(owned, mine) if mine else []
             if mine:
-                if len(mine) >= _MANY:
-                    shell.fetches.fetch_ahead()
+                shell.fetches.fetch_ahead()
                 parents = parents_of(r.headers for r in mine)
                 name = f"process {shell.settings.topic}"
                 with message_spans(service, name, SpanKind.CONSUMER, parents, len(mine)):
@@ -158,6 +153,19 @@ class InHand:
         if shell.interrupt.is_set():
             raise Interrupted
 
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Waits inside a handler for something that comes soon, so long at most; fetching goes on.
+
+        Raises:
+            Interrupted: as `pause`, when the wait is over.
+        """
+        self.progress = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        if self._shell.interrupt.is_set():
+            raise Interrupted
+
     def _resume(self) -> None:
         shell = self._shell
         self.is_waiting = False
@@ -183,27 +191,6 @@ class InHand:
         if moved:
             raise MovedError(f"partitions {', '.join(map(str, moved))}, while events of theirs waited")
 
-    # --- committing -----------------------------------------------------------------------------------
-
-    async def commit(self, advance: Advance) -> None:
-        """Commits offsets; while Kafka is away, again and again.
-
-        What they cover is in the database: should the process end before, they are read again, and
-        change nothing.
-        """
-        shell = self._shell
-        shell.keeper.committed(advance)
-        with PHASE_SECONDS.labels(shell.service, "commit").time():
-            async for attempt in retrying(shell.service, self.pause, kafka_may_return):
-                with attempt:
-                    await commit_offsets(
-                        shell.consumer,
-                        advance.offsets,
-                        shell.settings.commit_timeout_seconds,
-                        shell.keeper.commit_metadata(advance),
-                    )
-        self.progress = time.monotonic()
-
 
 class _Batch:
     """A batch in hand, as its handler sees the shell."""
@@ -220,7 +207,9 @@ class _Batch:
 
     async def commit(self, records: Sequence[Record], advance: Advance | None) -> None:
         if advance is not None:
-            await self._shell.in_hand.commit(advance)
+            self._shell.keeper.committed(advance)
+            self._shell.commits.soon(advance)
+        self._shell.in_hand.progress = time.monotonic()
         self.left -= len(records)
         if self.left and self._shell.interrupt.is_set():
             raise Interrupted

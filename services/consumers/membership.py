@@ -30,11 +30,12 @@ class Membership(ConsumerRebalanceListener):
         if revoked:
             self._shell.interrupt.set()
             await self._shell.in_hand.end()
+            await self._shell.commits.finish()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """New partitions: handlers may wait again."""
         shell = self._shell
-        bound_the_end(shell.consumer)
+        bound_the_end(shell.consumer, shell.commits.finish)
         shell.fetches.watch(shell.consumer)
         shell.paused_partitions.assigned(shell.consumer, assigned)
         shell.keeper.forget()

@@ -65,7 +65,10 @@ class PausedPartitions:
     def assigned(self, consumer: AIOKafkaConsumer, partitions: Collection[TopicPartition]) -> None:
         """New partitions: none stands still yet."""
         if self._reading is None:
-            self._reading = Reading(consumer, self._log_unreadable)
+            fetches = self._shell.fetches
+            self._reading = Reading(
+                consumer, self._log_unreadable, asks_anew=lambda: not fetches.are_of_one_batch
+            )
         self._reading.assigned(partitions)
         for partition in list(self.held):
             self.forget(partition)

@@ -20,7 +20,7 @@ from tenacity import AsyncRetrying
 from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.stored_positions import Advance, MovedError, PositionLockedError
 from services.runtime.database_errors import may_pass
-from services.runtime.kafka import Record, commit_offsets, kafka_may_return
+from services.runtime.kafka import Record, kafka_may_return
 from services.runtime.retrying import retrying
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Placing:
         #: Held while partitions are looked at and placed: no batch begins in between.
         self.lock = asyncio.Lock()
         self._rechecked_at = -math.inf
-        #: How often something was placed or sought; and how often when the newest batch was fetched. Where
-        #: they differ, the batch was fetched before, and may not begin where the database is.
+        #: How often something was placed or sought; and how often when the batch was fetched that is handled
+        #: next. Where they differ, it was fetched before, and may not begin where the database is.
         self._placed_times = 0
         self._fetched_after = 0
         #: Whether partitions are new, and the consumer reads them from where the group has committed.
@@ -54,9 +54,14 @@ class Placing:
         """The consumer was told to read elsewhere: what was fetched before does not follow."""
         self._placed_times += 1
 
-    def fetched(self) -> None:
-        """Something was fetched just now."""
-        self._fetched_after = self._placed_times
+    @property
+    def moment(self) -> int:
+        """Another one whenever something was placed or sought."""
+        return self._placed_times
+
+    def is_next(self, moment: int) -> None:
+        """The batch that was fetched at this moment is handled next."""
+        self._fetched_after = moment
 
     async def records_that_follow(
         self, owned: Collection[TopicPartition], records: list[Record]
@@ -177,13 +182,7 @@ class Placing:
             shell.paused_partitions.hold_locked(locked)
             return
         keeper.committed(advance)
-        with interrupted_by_rebalance():
-            await commit_offsets(
-                shell.consumer,
-                advance.offsets,
-                shell.settings.commit_timeout_seconds,
-                keeper.commit_metadata(advance),
-            )
+        shell.commits.soon(advance)
 
 
 @contextlib.contextmanager

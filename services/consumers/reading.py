@@ -89,6 +89,7 @@ class Reading:
         tell: called once for each batch.
         passes_over: what ends somewhere is left out, and reading goes on behind it.
         fetched: called with the bytes of each partition of each answer.
+        asks_anew: whether who asks for records has none yet: then as much may be unpacked again.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Reading:
         *,
         passes_over: bool = False,
         fetched: Fetched = lambda *_: None,
+        asks_anew: Callable[[], bool] = lambda: True,
     ) -> None:
         self._consumer = consumer
         self._tell = tell
@@ -111,6 +113,7 @@ class Reading:
         #: What was left out.
         self.passed: list[Unreadable] = []
         self._budget = Budget()
+        self._asks_anew = asks_anew
         fetcher: Any = consumer._fetcher  # noqa: SLF001 - the one place where batches are opened
         fetcher.fetched_records = self._asking(fetcher.fetched_records)
         fetcher._records = _Handed(self)  # noqa: SLF001
@@ -123,7 +126,8 @@ class Reading:
 
     def _asking(self, fetched_records: Any) -> Any:
         async def asking(*args: Any, **options: Any) -> Any:
-            self._budget.renew()
+            if self._asks_anew():
+                self._budget.renew()
             return await fetched_records(*args, **options)
 
         return asking

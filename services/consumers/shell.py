@@ -17,6 +17,7 @@ from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from starlette.routing import Router
 
+from services.consumers.commits import Commits
 from services.consumers.fetches import Fetches
 from services.consumers.handling import BatchHandler, Interrupted
 from services.consumers.in_hand import InHand
@@ -63,6 +64,7 @@ class ConsumerShell(Process[H_co]):
         self._polling: asyncio.Task[None] | None = None
         self.keeper = PositionKeeper(service, settings, self._around_discontinuity, names)
         self.reached = Progress(service)
+        self.commits = Commits(self)
         self.in_hand = InHand(self)
         self.paused_partitions = PausedPartitions(self)
         self.placing = Placing(self)

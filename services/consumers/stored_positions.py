@@ -15,6 +15,9 @@ SQL = load_queries(__file__)
 #: The table of positions of each service. The statements are written for the first.
 TABLES = {"completion-recorder": "recorded_offsets", "sankey-aggregator": "counted_offsets"}
 
+#: Where the recorder says that its positions move on: the aggregator waits for that.
+TOLD = "stepstream_recorded"
+
 _63_BITS = 2**63
 _64_BITS = 2**64
 
@@ -146,8 +149,8 @@ class Advance:
         """Where the partitions go on."""
         return {TopicPartition(self._topic, p): new.reads_from for p, (_, new) in self.moves.items()}
 
-    async def write(self, connection: Connection) -> None:
-        """Moves the stored positions on.
+    async def write(self, connection: Connection, *also: str) -> list[asyncpg.Record]:
+        """Moves the stored positions on; returns the partitions, and these columns of their rows.
 
         Raises:
             PositionLockedError: somebody else has locked one of them.
@@ -165,10 +168,11 @@ class Advance:
             )
             for partition, (old, new) in self.moves.items()
         ]
-        statement = _statement("advance_positions", self._service)
+        statement = ", ".join((_statement("advance_positions", self._service).rstrip(";\n "), *also))
         written = await connection.fetch(statement, self._topic, *columns(rows))
         if len(written) < len(rows):
             absent = sorted(self.moves.keys() - {r["partition"] for r in written})
             if locked := await lock_free_positions(connection, self._service, self._topic, absent):
                 raise PositionLockedError(locked)
             raise MovedError(f"partitions {', '.join(map(str, absent))}")
+        return written

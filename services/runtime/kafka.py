@@ -269,7 +269,7 @@ def subscriber_options(settings: Settings) -> dict[str, Any]:
         "fetch_max_wait_ms": 250,
         "fetch_max_bytes": 64 * 1024 * 1024,
         # What was fetched is handled first: a partition with a long backlog delays the others by this much.
-        "max_partition_fetch_bytes": 2 * 1024 * 1024,
+        "max_partition_fetch_bytes": 512 * 1024,
         "session_timeout_ms": int(settings.session_timeout_seconds * 1000),
         # aiokafka would take the session's timeout, which is shorter than a revoke may wait for a batch.
         "rebalance_timeout_ms": 30_000,

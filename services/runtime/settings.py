@@ -100,13 +100,13 @@ class Settings(BaseSettings):
     )
     group_prefix: str = Field(default="", description="Put before the names of the consumer groups.")
     poll_max_records: int = Field(
-        default=60_000, ge=1, le=400_000, description="The most events that a consumer takes at once."
+        default=20_000, ge=1, le=400_000, description="The most events that a consumer takes at once."
     )
     batch_max_records: int = Field(
-        default=20_000,
+        default=10_000,
         ge=1,
         le=200_000,
-        description="The most events in one transaction of the recorder; offsets are committed after it.",
+        description="The most events in one transaction of the recorder.",
     )
     recorder_connections: int = Field(
         default=2,
@@ -134,7 +134,7 @@ class Settings(BaseSettings):
     revoke_wait_seconds: float = Field(
         default=15,
         gt=0,
-        le=25,
+        le=20,
         description="How long a rebalance waits for the batch in hand before that is rolled back.",
     )
     metadata_max_age_seconds: float = Field(

@@ -4,14 +4,16 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
+from services.consumers.fetches import Fetches
 from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import ensure_topics
 from tests.support.world import AGGREGATOR, RECORDER, World, completed, eventually, metric, moment
@@ -288,3 +290,66 @@ async def test_a_topic_that_vanishes_is_waited_for_and_readiness_says_so(
     await world.produce(traffic(13, 100))
     await exact(world)
     assert [service.terminate() for service in services] == [0, 0]
+
+
+async def test_a_batch_that_is_fetched_ahead_ends_where_kafka_has_removed_what_comes_next(
+    world: World, admin: AIOKafkaAdminClient
+) -> None:
+    """With a gap in the middle it would seem to follow on, and the events in the gap would not be missed."""
+    shell: Any = SimpleNamespace(
+        in_hand=SimpleNamespace(is_on_its_way=False),
+        placing=SimpleNamespace(moment=0, is_next=lambda _: None),
+        paused_partitions=SimpleNamespace(show_unreadable=lambda: None),
+        keeper=SimpleNamespace(fetched=lambda _: None),
+    )
+    fetches: Any = Fetches(shell)
+    tp = TopicPartition(world.settings.topic, 0)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=world.settings.kafka_bootstrap_servers,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=50,
+    )
+    await consumer.start()
+    try:
+        consumer.assign([tp])
+        fetches.watch(consumer)
+        async with world.producing() as producer:
+
+            async def produce(count: int) -> None:
+                for _ in range(count):
+                    await producer.send_and_wait(tp.topic, b"e", partition=0)
+
+            async def batch() -> list[int]:
+                while not (found := await consumer.getmany(timeout_ms=10, max_records=100)):
+                    pass
+                return [record.offset for record in found[tp]]
+
+            await produce(1)
+            assert await batch() == [0]
+            fetches.fetch_ahead()
+            await produce(2)
+
+            async def has_collected() -> bool:
+                return fetches._batch is not None and fetches._batch.size == 2
+
+            await eventually(has_collected, "what came is collected")
+            consumer.pause(tp)
+            fetcher: Any = consumer._fetcher
+
+            async def asks_for_nothing() -> bool:
+                return not fetcher._in_flight
+
+            await eventually(asks_for_nothing, "no fetch is under way")
+            await produce(3)
+            await remove_head(world, admin, {0: 6})
+            await produce(2)
+            consumer.resume(tp)
+
+            async def has_more() -> bool:
+                return fetches._following is not None or fetches._batch.size > 2
+
+            await eventually(has_more, "what is behind the gap is collected")
+            assert await batch() == [1, 2]
+            assert (await batch())[0] == 6
+    finally:
+        await consumer.stop()
