@@ -29,11 +29,11 @@ from services.analytics_api.live import Changes, Streams
 from services.analytics_api.pages import dashboard_routes
 from services.analytics_api.routes import Shared, router
 from services.analytics_api.sign_in import METADATA_PATH, PATH
-from services.analytics_api.store import Store, keep_as_it_is, server_of, server_settings
+from services.analytics_api.store import Store, server_of, server_settings
 from services.analytics_api.tools import AnalyticsMcpEndpoint
 from services.analytics_api.writing import opened_writer
 from services.runtime import http_layers
-from services.runtime.database import Connection, Pool, Setup, opened_pool
+from services.runtime.database import Connection, Pool, Setup, keep_as_it_is, opened_pool
 from services.runtime.faults import route_of
 from services.runtime.http import (
     REQUEST_ID,

@@ -120,10 +120,6 @@ async def server_of(connection: Connection) -> str:
     return str(await connection.fetchval(SQL["server"]))
 
 
-async def keep_as_it_is(_: Connection) -> None:
-    """A connection that is given back: no statement here leaves anything in its session."""
-
-
 @dataclass(frozen=True, slots=True)
 class Context:
     """A walkthrough as it is now, with the number that changes with its figures.

@@ -10,9 +10,9 @@ import asyncpg
 
 from services.analytics_api.fair import writers
 from services.analytics_api.problems import ProblemError, in_short
-from services.analytics_api.store import keep_as_it_is, server_settings
+from services.analytics_api.store import server_settings
 from services.runtime.bounds import OUTAGE_SECONDS, Seldom
-from services.runtime.database import Connection, Pool, close_pool, open_pool
+from services.runtime.database import Connection, Pool, close_pool, keep_as_it_is, open_pool
 from services.runtime.database_errors import DATABASE_ERRORS, is_away
 from services.runtime.errors import StepstreamError
 from services.runtime.refusals import Refusals

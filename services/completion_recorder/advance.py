@@ -12,16 +12,15 @@ SQL = load_queries(__file__)
 _MARK_ALL_SECONDS = 3600.0
 
 
-async def advance_positions(connection: Connection, topic: str, advance: Advance) -> dict[int, Before]:
+async def advance_positions(connection: Connection, advance: Advance) -> dict[int, Before]:
     """Moves positions on; returns what was known of each partition before.
 
     Raises:
         PositionLockedError: somebody else has locked one of them.
         MovedError: one of them is not where the load begins.
     """
-    await advance.write(connection)
-    rows = await connection.fetch(SQL["find_recent"], topic, list(advance.moves))
-    recent = {r["partition"]: Chunk(r["recent_events"], r["recent_refused"]) for r in rows}
+    rows = await advance.write(connection, "recent_events", "recent_broken")
+    recent = {r["partition"]: Chunk(r["recent_events"], r["recent_broken"]) for r in rows}
     return {
         partition: Before(max(old.next_offset, old.marks_until), recent[partition])
         for partition, (old, _) in advance.moves.items()

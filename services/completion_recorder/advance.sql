@@ -16,15 +16,6 @@ returning
   coalesce(old.recent_events, 0) as recent_events,
   coalesce(old.recent_broken, 0) as recent_refused;
 
--- name: find_recent
--- How bad recent events were, up to where each partition is.
-select
-  partition,
-  recent_events,
-  recent_broken as recent_refused
-from recorded_offsets
-where topic = $1 and partition = any($2::integer[]);
-
 -- name: mark_all
 -- Every journey that there is: of completions, starts, skips and showings.
 insert into sankey_dirty (mcp_server_user_id, walkthrough_id)

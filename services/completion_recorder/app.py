@@ -13,7 +13,7 @@ from services.consumers.failover import leave_silent_servers
 from services.consumers.lag import RECORDER
 from services.consumers.positions import Cause, Placement
 from services.consumers.shell import ConsumerShell
-from services.runtime.database import Connection, bounded_beyond_stuck, opened_pool
+from services.runtime.database import Connection, bounded_beyond_stuck, keep_as_it_is, opened_pool
 from services.runtime.kafka import DEAD_LETTER_MAX_BYTES
 from services.runtime.migrate import check_migrated
 from services.runtime.producer import producer
@@ -30,7 +30,9 @@ class RecorderShell(ConsumerShell[Recorder]):
         settings = self.settings
         server_settings = connections.SERVER_SETTINGS | bounded_beyond_stuck(settings)
         async with (
-            opened_pool(settings, connections.prepare, server_settings, refusals=self.refusals) as pool,
+            opened_pool(
+                settings, connections.prepare, server_settings, keep_as_it_is, refusals=self.refusals
+            ) as pool,
             producer(
                 settings,
                 settings.dead_letter_topic,

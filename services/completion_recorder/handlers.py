@@ -17,10 +17,11 @@ from services.completion_recorder.source_tally import SourceTally, Unwritten
 from services.completion_recorder.transaction import Recorded, record
 from services.consumers.handling import Batches
 from services.consumers.lag import RECORDER
-from services.consumers.stored_positions import Advance
+from services.consumers.stored_positions import TOLD, Advance
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool
 from services.runtime.kafka import Record, next_offsets
+from services.runtime.listening import Notifier
 from services.runtime.producer import Producer
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
@@ -52,6 +53,7 @@ class Recorder:
         self._pause = pause
         self._partitions = partitions
         self.letters = DeadLetterSender(settings, producer, pause)
+        self._notifier = Notifier(pool, TOLD)
         self._tally = SourceTally()
         self._tallied_at = -math.inf
         self._labels: set[str] = {OTHERS}
@@ -90,7 +92,6 @@ class Recorder:
             ahead, _ = await asyncio.gather(self._read(following), self._write(load, *judged, advance))
             judged = ahead
             await batches.commit(load, advance)
-            crash_point("recorder.offsets-committed")
 
     def _take_counts(self, *, at_once: bool = False) -> Unwritten | None:
         """What is to be written now; None where that is not due."""
@@ -170,6 +171,7 @@ class Recorder:
             raise
         if recorded.counted is not None:
             self._note(context, recorded.counted, accepted, is_noted=recorded.is_noted)
+        self._notifier.soon()
         self._by_parts = recorded.waiting > 0
         self._recorded_partitions |= {partition.partition for partition in load.offsets}
         await self.letters.send(recorded.refused)

@@ -1,9 +1,9 @@
 """The rows of other tables that events refer to: looked up, and locked until the commit."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
-from schemas import Known, OfStep, UserErased
+from schemas import Known, OfStep, StepCompleted, UserErased
 from services.completion_recorder.erasure import find_erased
 from services.completion_recorder.first_sight import (
     Sight,
@@ -27,12 +27,21 @@ from services.runtime.database import Connection, fetch_one, load_queries
 SQL = load_queries(__file__)
 
 
+class Checked(NamedTuple):
+    """Events whose references are there, and what becomes of the others."""
+
+    good: Sequence[Accepted]
+    not_written: NotWritten
+    #: Whether one of the good may have the id of a completion that an earlier one has beaten.
+    may_name_later: bool
+
+
 async def check(
     connection: Connection,
     accepted: Sequence[Accepted],
     unreadable: Sequence[Refused],
     registering: Set[str] = frozenset(),
-) -> tuple[Sequence[Accepted], NotWritten]:
+) -> Checked:
     """The events whose references are there, locked until the commit; what becomes of the others.
 
     People and sessions that events of the sources `registering` name are made where they are missing.
@@ -43,15 +52,18 @@ async def check(
     not_written = await _check_unreadable(connection, unreadable)
     wanted = References.of(accepted)
     if not wanted.users:
-        return [], not_written
-    if await _all_there(connection, wanted):
-        return accepted, not_written
+        return Checked([], not_written, may_name_later=False)
+    ids = ["wtsc_" + event.event_id for event, _ in accepted if isinstance(event, StepCompleted)]
+    are_there, names_later = await _all_there(connection, wanted, ids)
+    if are_there:
+        return Checked(accepted, not_written, names_later)
     if sights := await _sights(connection, accepted, registering):
         await register(connection, sights)
-        if await _all_there(connection, wanted):
-            return accepted, not_written
+        are_there, _ = await _all_there(connection, wanted, ids)
+        if are_there:
+            return Checked(accepted, not_written, names_later)
     good, others = _judge(accepted, *await _find(connection, _ids(wanted)))
-    return good, not_written + others
+    return Checked(good, not_written + others, names_later)
 
 
 async def _sights(
@@ -104,17 +116,19 @@ def _judge(accepted: Iterable[Accepted], known: Known, erased: set[str]) -> tupl
     return good, NotWritten(refused, erased=erased)
 
 
-async def _all_there(connection: Connection, wanted: References) -> bool:
-    counts = await fetch_one(
+async def _all_there(connection: Connection, wanted: References, ids: Sequence[str]) -> tuple[bool, bool]:
+    """Whether all that is wanted is there; and whether later completions have one of these ids."""
+    *counts, names_later = await fetch_one(
         connection,
         SQL["count_references"],
         list(wanted.users),
         *_columns(wanted.sessions, 3),
         *_columns(wanted.server_walkthroughs, 2),
         *_columns(wanted.steps, 2),
+        ids,
     )
     expected = (wanted.users, wanted.sessions, wanted.server_walkthroughs, wanted.steps, ())
-    return tuple(counts.values()) == tuple(len(part) for part in expected)
+    return counts == [len(part) for part in expected], names_later
 
 
 def _columns(tuples: Collection[tuple[str, ...]], width: int) -> list[list[str]]:

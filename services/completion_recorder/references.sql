@@ -3,7 +3,7 @@
 -- user where it has one; a server and a walkthrough to one organization; a step to its walkthrough. They stay
 -- locked until the commit, so that none vanishes under the foreign keys; `nowait`, because a recorder that
 -- waited for a deletion while holding other parents could deadlock with it. A row that somebody else has locked
--- ends the transaction.
+-- ends the transaction. And whether a completion that does not count because an earlier one does has one of these ids.
 with
 users as (
   select from mcp_server_user where id = any($1::text[]) for key share nowait
@@ -36,7 +36,16 @@ select
   (select count(*) from sessions) as sessions,
   (select count(*) from server_walkthroughs) as server_walkthroughs,
   (select count(*) from steps) as steps,
-  (select count(*) from erased_users where mcp_server_user_id = any($1::text[])) as erased;
+  (select count(*) from erased_users where mcp_server_user_id = any($1::text[])) as erased,
+  exists (
+    select
+    from unnest($9::text[]) as given (id)
+    cross join lateral (
+      select from later_completions as later
+      where later.id = given.id
+      limit 1 -- one after another, through the index, however large the table is
+    ) as later
+  ) as names_later;
 
 -- name: lock_references
 -- Those of the rows that nobody else has locked; they are locked until the commit.

@@ -3,7 +3,7 @@
 Of completions and starts: in the tables of skips and showings no id has to be unique.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -55,12 +55,6 @@ class SeenId(NamedTuple):
     #: When that happened, in milliseconds since the epoch, and the organization of its server.
     holder_at: int | None
     holder_organization: str | None
-
-
-async def names_later(connection: Connection, merged: Iterable[Accepted]) -> bool:
-    """Whether one of these completions has the id of one that does not count because an earlier one does."""
-    ids = ["wtsc_" + event.event_id for event, _ in merged if isinstance(event, StepCompleted)]
-    return bool(ids) and bool(await connection.fetchval(SQL["names_later"], ids))
 
 
 def doubled_ids(merged: Sequence[Accepted]) -> set[tuple[Table, str]]:

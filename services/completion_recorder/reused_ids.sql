@@ -1,7 +1,3 @@
--- name: names_later
--- Whether one of these ids is that of a completion that does not count because an earlier one does.
-select exists (select from later_completions where id = any($1::text[]));
-
 -- name: find_reused_ids_of_completions
 -- Of these events those whose id another row has, or that are doubled ($7): whether they claim the id, and whose row
 -- it is. A completion that an earlier one has beaten keeps its id. What is recorded under its id already claims it no

@@ -71,7 +71,7 @@ async def _record(pool: Pool, load: Load, context: LoadContext | None, *, by_par
         if load.advance is None:
             before = await advance_offsets(connection, load.topic, load.offsets)
         else:
-            before = await advance_positions(connection, load.topic, load.advance)
+            before = await advance_positions(connection, load.advance)
         replayed_before = {partition: known.replayed_before for partition, known in before.items()}
         write = write_by_parts if by_parts else write_at_once
         not_written = await write(

@@ -1,7 +1,7 @@
 """Events as rows: of a user and step, or walkthrough, the first counts, of showings the last as well."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import asyncpg
 
@@ -10,9 +10,18 @@ from services.completion_recorder.event_rows import SHAPES, TABLE_OF, Row, Shape
 from services.completion_recorder.judge import Accepted, Refused, RowKey, Table, row_of
 from services.completion_recorder.locks import IMPATIENCE, wait_at_most
 from services.completion_recorder.not_written import NotWritten, Waiting
+from services.consumers.stored_positions import columns
 from services.runtime.database import Connection, load_queries
+from services.runtime.landing import in_place, with_given
 
 SQL = load_queries(__file__)
+
+#: So many rows of a table are given to its statement; more land in a temporary table.
+_FEW: Final = 500
+_TYPES: Final = dict.fromkeys(("completed_at", "started_at", "skipped_at", "shown_at"), "bigint") | {
+    "metadata": "jsonb",
+    "is_replayed": "boolean",
+}
 
 #: Errors by which PostgreSQL refuses a row for what it holds. A foreign key can only be one that the
 #: platform added: those that we know were checked, and what they refer to is locked.
@@ -29,6 +38,24 @@ REFUSED_BY_DATABASE = (
 _HALVES = 150
 
 Rows: TypeAlias = list[Row]
+
+
+def _incoming(table: Table) -> str:
+    return "incoming" if table is Table.COMPLETIONS else f"incoming_{SHAPES[table].name}"
+
+
+def _upsert_of_few(table: Table) -> str:
+    """The upsert of a table, of rows that it is given."""
+    shape = SHAPES[table]
+    types = {name: _TYPES.get(name, "text") for name in (*shape.columns, "is_replayed")}
+    upsert = SQL[f"upsert_{shape.name}"]
+    if table is Table.COMPLETIONS:
+        return with_given(in_place(upsert, _incoming(table), SQL["not_covered"]), "given", types)
+    return with_given(upsert, _incoming(table), types)
+
+
+#: By their tables.
+_UPSERT_OF_FEW: Final = {table: _upsert_of_few(table) for table in SHAPES}
 
 
 async def copy_and_upsert(
@@ -48,6 +75,8 @@ async def copy_and_upsert(
             continue
         shape, given = SHAPES[table], landing[table]
         is_replay = any(row[-1] for row in given)
+        if not is_replay and len(given) <= _FEW and await _upsert_few(connection, table, given):
+            continue
         await connection.copy_records_to_table(
             _incoming(table), records=given, columns=(*shape.columns, "is_replayed")
         )
@@ -59,8 +88,10 @@ async def copy_and_upsert(
     return covered
 
 
-def _incoming(table: Table) -> str:
-    return "incoming" if table is Table.COMPLETIONS else f"incoming_{SHAPES[table].name}"
+async def _upsert_few(connection: Connection, table: Table, given: Rows) -> bool:
+    """Upserts new rows; whether that is all: each completion is its row now."""
+    changed = await connection.fetchval(_UPSERT_OF_FEW[table], *columns(given))
+    return table is not Table.COMPLETIONS or changed == len(given)
 
 
 async def upsert_candidates(connection: Connection, candidates: int) -> None:

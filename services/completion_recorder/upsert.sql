@@ -13,6 +13,18 @@ where
   incoming.mcp_server_user_id = correction.mcp_server_user_id and incoming.step_id = correction.step_id
   and incoming.completed_at <= correction.covers_until and not incoming.of_correction;
 
+-- name: not_covered
+-- Of completions that are given, those that `drop_covered` leaves.
+select given.*
+from given
+where not exists (
+  select
+  from completion_corrections as correction
+  where
+    given.mcp_server_user_id = correction.mcp_server_user_id and given.step_id = correction.step_id
+    and given.completed_at <= correction.covers_until
+);
+
 -- name: drop_recorded
 -- Completions of a replay that are rows already, as they are: nothing is left to do for them.
 delete from incoming

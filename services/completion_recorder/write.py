@@ -20,7 +20,7 @@ from services.completion_recorder.judge import DECIDING, Accepted, Refused, merg
 from services.completion_recorder.locks import PATIENCE, wait_at_most
 from services.completion_recorder.not_written import NotWritten
 from services.completion_recorder.references import check, check_by_parts
-from services.completion_recorder.reused_ids import doubled_ids, names_later, without_reused_ids
+from services.completion_recorder.reused_ids import doubled_ids, without_reused_ids
 from services.completion_recorder.upsert import (
     REFUSED_BY_DATABASE,
     apart_from_locked,
@@ -55,12 +55,13 @@ async def write_at_once(
     deciding = [item for item in accepted if type(item.event) in DECIDING]
     await erase(connection, deciding)
     await lock_corrected(connection, deciding)
-    good, not_written = await check(connection, accepted, unreadable, registering)
+    good, not_written, may_name_later = await check(connection, accepted, unreadable, registering)
     if deciding:
         await correct(connection, corrections(good))
     merged = merge(good)
     doubled = doubled_ids(merged)
-    if doubled or await names_later(connection, merged):
+    # What a correction takes a row from is a later one since that was looked up.
+    if doubled or may_name_later or deciding:
         merged, refused = await without_reused_ids(connection, merged, doubled)
         not_written += NotWritten(refused)
     return not_written + NotWritten(covered=await copy_and_upsert(connection, merged, replayed_before))

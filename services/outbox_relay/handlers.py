@@ -14,9 +14,10 @@ from services.consumers.database_identity import DatabaseIdentity, read_identity
 from services.outbox_relay import store
 from services.outbox_relay.sender import Message, Sender, UnreadableError
 from services.runtime.crashpoints import crash_point
-from services.runtime.database import Pool, connect
+from services.runtime.database import Pool
 from services.runtime.database_errors import DATABASE_ERRORS, may_pass
 from services.runtime.kafka import NOT_ALLOWED, unreachable
+from services.runtime.listening import listening
 from services.runtime.process import Handler, Process, Stopped
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
@@ -157,21 +158,9 @@ class Relay:
         return await task
 
     async def _listen_once(self) -> None:
-        connection = await connect(
-            self._settings,
-            None,
-            self._settings.dsn,
-            server_settings=store.server_settings(3600),
-            timeout=10,
-        )
-        lost = asyncio.Event()
-        try:
-            connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(store.CHANNEL, lambda *_: self._wake.set())
-            self._wake.set()  # what was written before we listened
+        told = listening(self._settings, store.CHANNEL, self._wake.set, store.server_settings(3600))
+        async with told as lost:
             await self._process.until(lost)
-        finally:
-            connection.terminate()
 
 
 def _headers(message: Message) -> list[tuple[str, str]]:

@@ -53,6 +53,10 @@ async def fetch_one(connection: "Connection | Pool", query: str, *arguments: obj
     return row
 
 
+async def keep_as_it_is(_: Connection) -> None:
+    """Resets nothing when a connection goes back to its pool: no statement has left anything behind."""
+
+
 def bounded(seconds: float) -> dict[str, str]:
     """Settings of connections whose transactions end: whoever hangs in one, or is cut off, lets its locks go.
 

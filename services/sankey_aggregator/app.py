@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from services.consumers.failover import leave_silent_servers
 from services.consumers.positions import Placement
 from services.consumers.shell import ConsumerShell
-from services.runtime.database import Connection, bounded_beyond_stuck, opened_pool
+from services.runtime.database import Connection, bounded_beyond_stuck, keep_as_it_is, opened_pool
 from services.runtime.migrate import check_migrated
 from services.runtime.settings import Settings
 from services.runtime.tasks import beside
@@ -27,13 +27,16 @@ class AggregatorShell(ConsumerShell[Aggregator]):
         """The pool, and what looks for marks beside the handler."""
         settings = self.settings
         server_settings = counting.SERVER_SETTINGS | bounded_beyond_stuck(settings)
-        async with opened_pool(settings, counting.prepare, server_settings, refusals=self.refusals) as pool:
+        async with opened_pool(
+            settings, counting.prepare, server_settings, keep_as_it_is, refusals=self.refusals
+        ) as pool:
             await check_migrated(pool)  # the shell asks too, but marks are looked for before
             await counting.follow_showings(pool)
-            aggregator = Aggregator(settings, pool, self.pause)
+            aggregator = Aggregator(settings, pool, self.pause, self.in_hand.wait)
             async with (
                 beside(leave_silent_servers(settings, pool)),
                 beside(transactions.watch(pool)),
+                beside(aggregator.listen()),
                 self.background(functools.partial(_drain_marks, aggregator)),
             ):
                 yield aggregator

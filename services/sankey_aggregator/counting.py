@@ -8,14 +8,15 @@ import random
 import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import asyncpg
 
-from services.consumers.stored_positions import Advance
+from services.consumers.stored_positions import Advance, columns
 from services.journeys import Delta, Journey, accumulate
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import PLANNED_ANEW, Connection, Pool, fetch_one, load_queries, no_longer_than
+from services.runtime.landing import with_given
 
 SQL = load_queries(__file__)
 #: A lock is given up before PostgreSQL looks for deadlocks.
@@ -53,31 +54,41 @@ _JOURNEY_COLUMNS = (
 )
 #: So many columns of `read_changed` say what was counted of a journey; as many say what its rows come to.
 _OF_JOURNEY = len(_JOURNEY_COLUMNS) - 2
-_TRANSITION_COLUMNS = (
-    "walkthrough_id",
-    "mcp_server_id",
-    "began_on",
-    "position",
-    "from_step_id",
-    "to_step_id",
-    "skipped",
-    "journeys",
-    "elapsed_ms",
-    "timed_journeys",
-    "active_ms",
-    "active_journeys",
-)
-_ENDING_COLUMNS = (
-    "walkthrough_id",
-    "mcp_server_id",
-    "began_on",
-    "steps_done",
-    "step_id",
-    "last_active_on",
-    "steps_skipped",
-    "shown_step_id",
-    "journeys",
-)
+_TRANSITION_COLUMNS: Final = {
+    "walkthrough_id": "text",
+    "mcp_server_id": "text",
+    "began_on": "date",
+    "position": "integer",
+    "from_step_id": "text",
+    "to_step_id": "text",
+    "skipped": "boolean",
+    "journeys": "bigint",
+    "elapsed_ms": "bigint",
+    "timed_journeys": "bigint",
+    "active_ms": "bigint",
+    "active_journeys": "bigint",
+}
+_ENDING_COLUMNS: Final = {
+    "walkthrough_id": "text",
+    "mcp_server_id": "text",
+    "began_on": "date",
+    "steps_done": "integer",
+    "step_id": "text",
+    "last_active_on": "date",
+    "steps_skipped": "integer",
+    "shown_step_id": "text",
+    "journeys": "bigint",
+}
+#: Of so many journeys rows are given to the statements; of more they land in temporary tables.
+_FEW: Final = 100
+_OF_FEW: Final = {
+    name: with_given(SQL[name], table, columns_of)
+    for table, columns_of, names in (
+        ("transition_deltas", _TRANSITION_COLUMNS, ("add_transitions", "delete_empty_transitions")),
+        ("ending_deltas", _ENDING_COLUMNS, ("add_endings", "delete_empty_endings")),
+    )
+    for name in names
+}
 
 
 async def prepare(connection: Connection) -> None:
@@ -349,7 +360,10 @@ async def recount_within(
     delta, new_journeys, empty = _compare(changed)
     empty |= inserted - {(row["mcp_server_user_id"], row["walkthrough_id"]) for row in changed}
     await _write_journeys(connection, new_journeys, empty)
-    await _add(connection, delta)
+    if len(changed) <= _FEW:
+        await _add_few(connection, delta)
+    else:
+        await _add(connection, delta)
     await _note_changes(connection, changed, walkthroughs if marked else ())
     return len(changed)
 
@@ -393,7 +407,9 @@ def _compare(
 async def _write_journeys(
     connection: Connection, new_journeys: Collection[tuple[object, ...]], empty: Collection[JourneyKey]
 ) -> None:
-    if new_journeys:
+    if 0 < len(new_journeys) <= _FEW:
+        await connection.executemany(SQL["write_journey"], new_journeys)
+    elif new_journeys:
         await connection.copy_records_to_table("new_journeys", records=new_journeys, columns=_JOURNEY_COLUMNS)
         await connection.execute(SQL["write_journeys"])
     if empty:
@@ -404,12 +420,26 @@ async def _add(connection: Connection, delta: Delta) -> None:
     """Adds the deltas last, so that other instances wait for hot counters only briefly."""
     if delta.transitions:
         rows = [(*key, *flow) for key, flow in delta.transitions.items()]
-        await connection.copy_records_to_table("transition_deltas", records=rows, columns=_TRANSITION_COLUMNS)
+        await connection.copy_records_to_table(
+            "transition_deltas", records=rows, columns=[*_TRANSITION_COLUMNS]
+        )
         await _add_transitions(connection)
     if delta.endings:
         endings = [(*key, journeys) for key, journeys in delta.endings.items()]
-        await connection.copy_records_to_table("ending_deltas", records=endings, columns=_ENDING_COLUMNS)
+        await connection.copy_records_to_table("ending_deltas", records=endings, columns=[*_ENDING_COLUMNS])
         await _add_endings(connection)
+
+
+async def _add_few(connection: Connection, delta: Delta) -> None:
+    """As `_add`, of few journeys."""
+    for table, rows in (
+        ("transitions", [(*key, *flow) for key, flow in delta.transitions.items()]),
+        ("endings", [(*key, journeys) for key, journeys in delta.endings.items()]),
+    ):
+        if rows:
+            given = columns(rows)
+            if await connection.fetchval(_OF_FEW[f"add_{table}"], *given):
+                await connection.execute(_OF_FEW[f"delete_empty_{table}"], *given)
 
 
 async def add_filled_deltas(connection: Connection) -> None:

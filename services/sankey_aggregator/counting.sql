@@ -285,6 +285,20 @@ set
 from new_journeys
 where kept.mcp_server_user_id = new_journeys.mcp_server_user_id and kept.walkthrough_id = new_journeys.walkthrough_id;
 
+-- name: write_journey
+-- One of `write_journeys`.
+update sankey_journeys
+set
+  mcp_server_id = $3,
+  step_ids = $4,
+  completed_at = $5,
+  started_at = $6,
+  first_shown_at = $7,
+  skipped = $8,
+  shown_at = $9,
+  shown_step_id = $10
+where mcp_server_user_id = $1 and walkthrough_id = $2;
+
 -- name: delete_journeys
 -- Journeys without a start, a step or a showing.
 delete from sankey_journeys as kept

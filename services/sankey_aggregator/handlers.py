@@ -1,17 +1,23 @@
 """What becomes of a batch: wait until the recorder has judged it, recount its journeys; and the marks."""
 
+import asyncio
+import contextlib
 import functools
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Never
 
 from schemas import EventError, UserErased, decode
 from services.consumers.handling import Batches
-from services.consumers.stored_positions import Advance
+from services.consumers.stored_positions import TOLD, Advance
 from services.runtime.crashpoints import crash_point
 from services.runtime.database import Pool
+from services.runtime.database_errors import DATABASE_ERRORS
+from services.runtime.errors import ConfigurationError
 from services.runtime.kafka import Record
+from services.runtime.listening import listening
 from services.runtime.retrying import retrying
 from services.runtime.settings import Settings
 from services.runtime.telemetry import (
@@ -34,6 +40,10 @@ SERVICE = "sankey-aggregator"
 _ANY_TIME = 2**63
 #: Between two looks at how far the recorder is, in seconds: short at first, then patient.
 _CHECK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
+#: So long it is looked again when the recorder says that it came on, at the latest so often; and while that
+#: is not known to be heard, as above. Fetching goes on.
+_SOON = 1.0
+_TOLD_AGAIN = 0.1
 #: Between two looks for marks when there were none, in seconds.
 MARKS_INTERVAL = 0.25
 #: Seconds of waiting for the recorder after which a line is logged.
@@ -52,10 +62,20 @@ _LONGEST_SECONDS = 60.0
 class Aggregator:
     """Follows the completions: told by events, and by the marks of changes that no event tells of."""
 
-    def __init__(self, settings: Settings, pool: Pool, pause: Callable[[float], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        pause: Callable[[float], Awaitable[None]],
+        wait: Callable[[asyncio.Event, float], Awaitable[None]] | None = None,
+    ) -> None:
         self._settings = settings
         self.pool = pool
         self._pause = pause
+        self._wait = wait
+        #: Set when the recorder says that it came on.
+        self._told = asyncio.Event()
+        self._is_listening = False
         self._newest = 0
         #: The walkthroughs whose counts somebody else has locked: what is locked, and when that was found.
         self._locked: dict[str, tuple[str, float]] = {}
@@ -73,6 +93,7 @@ class Aggregator:
         began = asked = stands_since = time.monotonic()
         elsewhere: Mapping[int, int] | None = None
         while rest:
+            self._told.clear()
             horizon = await self._recorded()
             passed = [r for r in rest if r.offset < horizon.get(r.partition, 0)]
             if passed:
@@ -81,7 +102,6 @@ class Aggregator:
                 await self._recount(passed, advance)
                 crash_point("aggregator.database-committed")
                 await batches.commit(passed, advance)
-                crash_point("aggregator.offsets-committed")
                 looks = 0
                 self._left -= {r.partition for r in passed}
                 self._show_waiting()
@@ -101,9 +121,28 @@ class Aggregator:
                     # The recorder may be in another log or database by now: then it never comes here.
                     await batches.recheck(rest)
                     asked = time.monotonic()
-                await self._pause(_CHECK_AGAIN[min(looks, len(_CHECK_AGAIN) - 1)])
+                await self._until_told(looks, time.monotonic() - stands_since)
                 looks += 1
         self._show_waiting()
+
+    async def _until_told(self, looks: int, seconds: float) -> None:
+        """Waits until it is worth looking again how far the recorder is."""
+        again = _CHECK_AGAIN[min(looks, len(_CHECK_AGAIN) - 1)]
+        if self._wait is None or seconds > _SOON:
+            await self._pause(again)
+        else:
+            await self._wait(self._told, _TOLD_AGAIN if self._is_listening else again)
+
+    async def listen(self) -> Never:
+        """Hears what the recorder says, until it is cancelled."""
+        settings = {"application_name": "stepstream sankey-aggregator"}
+        while True:
+            with contextlib.suppress(*DATABASE_ERRORS, ConfigurationError):
+                async with listening(self._settings, TOLD, self._told.set, settings) as lost:
+                    self._is_listening = True
+                    await lost.wait()
+            self._is_listening = False
+            await asyncio.sleep(_CHECK_SECONDS)
 
     def _leave(self, rest: Sequence[Record], batches: Batches) -> bool:
         """Leaves what the recorder does not judge, so that the other partitions go on."""

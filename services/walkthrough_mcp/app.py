@@ -11,7 +11,7 @@ from mcp.server.stdio import stdio_server
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Scope
 
-from services.runtime.database import Pool, opened_pool
+from services.runtime.database import Pool, keep_as_it_is, opened_pool
 from services.runtime.errors import StepstreamError, UsageError
 from services.runtime.http import (
     Answered,
@@ -90,7 +90,7 @@ async def _opened(settings: Settings, refusals: Refusals | None = None) -> Async
         settings.model_copy(update={"database_pool_size": settings.mcp_database_pool_size}),
         setup=store.prepare,
         server_settings=store.SERVER_SETTINGS,
-        reset=store.keep_as_it_is,
+        reset=keep_as_it_is,
         command_timeout=store.WAIT_SECONDS,
         refusals=refusals,
         keep_statements=True,

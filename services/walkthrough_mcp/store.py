@@ -139,10 +139,6 @@ class _Moment:
         return self.monotonic + (wait + _ROUNDING_MS) / 1000 if wait else 0.0
 
 
-async def keep_as_it_is(_: Connection) -> None:
-    """Resets nothing when a connection goes back to the pool: no statement here leaves anything behind."""
-
-
 async def prepare(connection: Connection) -> None:
     """Prepares the look on a new connection: the time of one that is prepared first comes too late.
 

@@ -142,8 +142,11 @@ async def test_round_trips_do_not_grow_with_the_batch(world: World, changed: boo
     )
     pool = await world.aggregator_pool()
     journeys = [(p, "wt_a") for p in people]
-    if not changed:
-        await counting.recount_from_events(pool, journeys)
+    # The client asks once what types the statements have.
+    first = 3 if changed else len(journeys)
+    await counting.recount_from_events(pool, journeys[:first])
+    if changed:
+        journeys = journeys[first:]
     counts = []
     for size in (2, 20, 800):
         batch, journeys = journeys[:size], journeys[size:]
@@ -156,7 +159,7 @@ async def test_round_trips_do_not_grow_with_the_batch(world: World, changed: boo
                 await counting.recount_within(connection, batch)
             connection.remove_query_logger(logger)
         counts.append(logger.statements)
-    assert max(counts) <= (13 if changed else 4)
+    assert max(counts) <= (8 if changed else 4)
     assert counts[1] == counts[2]
 
 

@@ -432,3 +432,23 @@ async def test_a_row_that_a_correction_covers_is_found(world: World) -> None:
     assert (await world.invoke("verify", "--against-topic")).returncode == 3
     await replayed(world)
     await agrees(world)
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_id_whose_completion_a_correction_beats_in_the_same_load_stays_taken(
+    world: World, together: bool
+) -> None:
+    await world.offer()
+    await world.people(["ann", "bob"])
+    pool = await world.recorder_pool()
+    first = completed("ann", "a", 20)
+    await record(world, pool, [first], 0)
+    # What it says is before the row, which is a later completion from then on.
+    correction = corrected("ann", "a", 30, 10, 5)
+    again = completed("bob", "b", 40, event_id=first["event_id"])
+    if together:
+        refused = (await record(world, pool, [correction, again], 1)).refused
+    else:
+        await record(world, pool, [correction], 1)
+        refused = (await record(world, pool, [again], 2)).refused
+    assert [r.rejection for r in refused] == [Rejection.REUSED_EVENT_ID]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services.runtime import database
-from services.runtime.database import Pool, open_pool
+from services.runtime.database import Pool, keep_as_it_is, open_pool
 from services.walkthrough_mcp import store
 from services.walkthrough_mcp.guide import CallEffect, CallOutcome, Offer, advance, outline, start
 from services.walkthrough_mcp.people import Caller
@@ -159,9 +159,7 @@ async def test_what_is_kept_of_offers_is_never_what_was_there_for_a_moment_betwe
 
 
 async def pool_of(world: World) -> Pool:
-    pool = await open_pool(
-        world.settings_of(MCP), server_settings=store.SERVER_SETTINGS, reset=store.keep_as_it_is
-    )
+    pool = await open_pool(world.settings_of(MCP), server_settings=store.SERVER_SETTINGS, reset=keep_as_it_is)
     world.pools.append(pool)
     return pool
 
