@@ -30,8 +30,8 @@ _CRASH_POINTS: Final = {
 class Commits:
     """The commits of a shell, one at a time.
 
-    While Kafka is away they are tried again and again. Should the process end before, what they cover is
-    known from the database, and not read again.
+    While Kafka is away they are tried again and again. What they cover is in the database: should the process
+    end before, it is read again, and changes nothing.
     """
 
     def __init__(self, shell: "ConsumerShell[BatchHandler]") -> None:
@@ -56,14 +56,6 @@ class Commits:
             task.cancel()
         self._due.clear()
 
-    async def _pause(self, seconds: float) -> None:
-        """Sleeps; raises `Interrupted` where the service stops, or its partitions are being taken away."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._shell.interrupt.wait()
-        if self._shell.interrupt.is_set():
-            raise Interrupted
-
     async def _commit_due(self) -> None:
         shell = self._shell
         try:
@@ -71,7 +63,7 @@ class Commits:
                 began = time.monotonic()
                 due, self._due = self._due, {}
                 with PHASE_SECONDS.labels(shell.service, "commit").time():
-                    async for attempt in retrying(shell.service, self._pause, kafka_may_return):
+                    async for attempt in retrying(shell.service, shell.rest, kafka_may_return):
                         with attempt:
                             await commit_offsets(
                                 shell.consumer,

@@ -148,10 +148,7 @@ class InHand:
             shell.consumer.pause(*shell.consumer.assignment())
             self.is_waiting = True
             PAUSED.labels(shell.service).set(1)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(shell.interrupt.wait(), seconds)
-        if shell.interrupt.is_set():
-            raise Interrupted
+        await shell.rest(seconds)
 
     async def wait(self, event: asyncio.Event, seconds: float) -> None:
         """Waits inside a handler for something that comes soon, so long at most; fetching goes on.
@@ -160,11 +157,7 @@ class InHand:
             Interrupted: as `pause`, when the wait is over.
         """
         self.progress = time.monotonic()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        if self._shell.interrupt.is_set():
-            raise Interrupted
+        await self._shell.rest(seconds, event)
 
     def _resume(self) -> None:
         shell = self._shell

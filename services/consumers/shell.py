@@ -124,6 +124,18 @@ class ConsumerShell(Process[H_co]):
         """
         await self.in_hand.pause(seconds)
 
+    async def rest(self, seconds: float, until: asyncio.Event | None = None) -> None:
+        """Waits so long at most; until something happens, where that is given.
+
+        Raises:
+            Interrupted: the service stops, or its partitions are being taken away.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await (until or self.interrupt).wait()
+        if self.interrupt.is_set():
+            raise Interrupted
+
     @contextlib.asynccontextmanager
     async def background(self, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         """Runs `work` again and again beside the batches; when it fails, the service stops."""

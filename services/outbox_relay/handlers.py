@@ -158,8 +158,9 @@ class Relay:
         return await task
 
     async def _listen_once(self) -> None:
-        told = listening(self._settings, store.CHANNEL, self._wake.set, store.server_settings(3600))
-        async with told as lost:
+        async with listening(
+            self._settings, store.CHANNEL, self._wake.set, store.server_settings(3600)
+        ) as lost:
             await self._process.until(lost)
 
 

@@ -81,13 +81,11 @@ _ENDING_COLUMNS: Final = {
 }
 #: Of so many journeys rows are given to the statements; of more they land in temporary tables.
 _FEW: Final = 100
+#: What adds the deltas of a table, and deletes what came to nothing: of rows that are given.
 _OF_FEW: Final = {
-    name: with_given(SQL[name], table, columns_of)
-    for table, columns_of, names in (
-        ("transition_deltas", _TRANSITION_COLUMNS, ("add_transitions", "delete_empty_transitions")),
-        ("ending_deltas", _ENDING_COLUMNS, ("add_endings", "delete_empty_endings")),
-    )
-    for name in names
+    name: with_given(SQL[name], f"{kind}_deltas", types)
+    for kind, types in (("transition", _TRANSITION_COLUMNS), ("ending", _ENDING_COLUMNS))
+    for name in (f"add_{kind}s", f"delete_empty_{kind}s")
 }
 
 
@@ -360,10 +358,7 @@ async def recount_within(
     delta, new_journeys, empty = _compare(changed)
     empty |= inserted - {(row["mcp_server_user_id"], row["walkthrough_id"]) for row in changed}
     await _write_journeys(connection, new_journeys, empty)
-    if len(changed) <= _FEW:
-        await _add_few(connection, delta)
-    else:
-        await _add(connection, delta)
+    await _add(connection, delta, few=len(changed) <= _FEW)
     await _note_changes(connection, changed, walkthroughs if marked else ())
     return len(changed)
 
@@ -416,43 +411,29 @@ async def _write_journeys(
         await connection.execute(SQL["delete_journeys"], [u for u, _ in empty], [w for _, w in empty])
 
 
-async def _add(connection: Connection, delta: Delta) -> None:
+async def _add(connection: Connection, delta: Delta, *, few: bool) -> None:
     """Adds the deltas last, so that other instances wait for hot counters only briefly."""
-    if delta.transitions:
-        rows = [(*key, *flow) for key, flow in delta.transitions.items()]
-        await connection.copy_records_to_table(
-            "transition_deltas", records=rows, columns=[*_TRANSITION_COLUMNS]
-        )
-        await _add_transitions(connection)
-    if delta.endings:
-        endings = [(*key, journeys) for key, journeys in delta.endings.items()]
-        await connection.copy_records_to_table("ending_deltas", records=endings, columns=[*_ENDING_COLUMNS])
-        await _add_endings(connection)
-
-
-async def _add_few(connection: Connection, delta: Delta) -> None:
-    """As `_add`, of few journeys."""
-    for table, rows in (
-        ("transitions", [(*key, *flow) for key, flow in delta.transitions.items()]),
-        ("endings", [(*key, journeys) for key, journeys in delta.endings.items()]),
+    transitions = [(*key, *flow) for key, flow in delta.transitions.items()]
+    endings = [(*key, journeys) for key, journeys in delta.endings.items()]
+    for kind, rows, types in (
+        ("transition", transitions, _TRANSITION_COLUMNS),
+        ("ending", endings, _ENDING_COLUMNS),
     ):
-        if rows:
-            given = columns(rows)
-            if await connection.fetchval(_OF_FEW[f"add_{table}"], *given):
-                await connection.execute(_OF_FEW[f"delete_empty_{table}"], *given)
+        if rows and few:
+            await _add_rows(connection, kind, _OF_FEW, columns(rows))
+        elif rows:
+            await connection.copy_records_to_table(f"{kind}_deltas", records=rows, columns=[*types])
+            await _add_rows(connection, kind, SQL)
 
 
 async def add_filled_deltas(connection: Connection) -> None:
     """Adds what the caller's transaction has put into `transition_deltas` and `ending_deltas`."""
-    await _add_transitions(connection)
-    await _add_endings(connection)
+    for kind in ("transition", "ending"):
+        await _add_rows(connection, kind, SQL)
 
 
-async def _add_transitions(connection: Connection) -> None:
-    if await connection.fetchval(SQL["add_transitions"]):
-        await connection.execute(SQL["delete_empty_transitions"])
-
-
-async def _add_endings(connection: Connection) -> None:
-    if await connection.fetchval(SQL["add_endings"]):
-        await connection.execute(SQL["delete_empty_endings"])
+async def _add_rows(
+    connection: Connection, kind: str, statements: Mapping[str, str], given: Sequence[Sequence[object]] = ()
+) -> None:
+    if await connection.fetchval(statements[f"add_{kind}s"], *given):
+        await connection.execute(statements[f"delete_empty_{kind}s"], *given)

@@ -40,9 +40,9 @@ SERVICE = "sankey-aggregator"
 _ANY_TIME = 2**63
 #: Between two looks at how far the recorder is, in seconds: short at first, then patient.
 _CHECK_AGAIN = (0.005, 0.01, 0.02, 0.05, 0.1)
-#: So long it is looked again when the recorder says that it came on, at the latest so often; and while that
-#: is not known to be heard, as above. Fetching goes on.
+#: So long it waits to be told that the recorder came on, and fetching goes on; then it is patient.
 _SOON = 1.0
+#: How often it looks all the same while it can be told: what tells may be lost.
 _TOLD_AGAIN = 0.1
 #: Between two looks for marks when there were none, in seconds.
 MARKS_INTERVAL = 0.25

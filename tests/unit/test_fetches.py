@@ -70,6 +70,12 @@ class Case:
             {TopicPartition("t", int(p[1:])): [Record(n) for n in offsets] for p, offsets in of.items()}
         )
 
+    async def take_one(self) -> None:
+        """The first batch is in hand."""
+        self.comes(p0=[0])
+        await self.next()
+        self.fetches.fetch_ahead()
+
     async def taken(self) -> None:
         """Until all that has come is taken."""
         while not self.consumer.there.empty():  # noqa: ASYNC110 - it is this loop that is watched
@@ -96,9 +102,7 @@ async def test_what_comes_in_parts_while_a_batch_is_in_hand_is_one_batch(case: C
 
 
 async def test_whether_a_batch_follows_on_is_as_of_its_first_fetch(case: Case) -> None:
-    case.comes(p0=[0])
-    await case.next()
-    case.fetches.fetch_ahead()
+    await case.take_one()
     case.comes(p0=[1])
     await case.taken()
     case.shell.placing.moment = 5  # something is sought
@@ -110,9 +114,7 @@ async def test_whether_a_batch_follows_on_is_as_of_its_first_fetch(case: Case) -
 
 @pytest.mark.parametrize("then", [[5, 6], [1, 2], [0]])
 async def test_a_batch_ends_where_offsets_do_not_follow(case: Case, then: list[int]) -> None:
-    case.comes(p0=[0])
-    await case.next()
-    case.fetches.fetch_ahead()
+    await case.take_one()
     case.comes(p0=[1], p1=[0])
     await case.taken()
     case.shell.placing.moment = 5
@@ -128,9 +130,7 @@ async def test_a_batch_ends_where_offsets_do_not_follow(case: Case, then: list[i
 
 
 async def test_what_follows_behind_such_an_end_is_collected_with_it(case: Case) -> None:
-    case.comes(p0=[0])
-    await case.next()
-    case.fetches.fetch_ahead()
+    await case.take_one()
     case.comes(p0=[1])
     case.comes(p0=[5])
     await case.taken()
@@ -184,9 +184,7 @@ async def test_an_error_while_a_batch_is_in_hand_is_told_when_the_next_is_asked_
 
 
 async def test_after_an_error_what_was_fetched_before_it_is_handed_out(case: Case) -> None:
-    case.comes(p0=[0])
-    await case.next()
-    case.fetches.fetch_ahead()
+    await case.take_one()
     case.comes(p0=[1])
     await case.taken()
     case.consumer.error = ConnectionError("gone")
